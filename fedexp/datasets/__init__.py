@@ -1,7 +1,38 @@
 """Datasets by name, and partitions of them among clients."""
 
 from fedexp.datasets.dataset import Dataset
-from fedexp.datasets.partition import Parts, dirichlet_equal, iid
+from fedexp.datasets.partition import (
+    PARTITIONERS,
+    by_key,
+    classes_per_client,
+    dirichlet,
+    dirichlet_equal,
+    iid,
+    quantity_dirichlet,
+    quantity_lognormal,
+    shards,
+    split,
+)
+from fedexp.datasets.parts import Parts
+from fedexp.datasets.skew import heterogeneity, label_counts, plot
 from fedexp.datasets.sources import SOURCES, load
 
-__all__ = ["SOURCES", "Dataset", "Parts", "dirichlet_equal", "iid", "load"]
+__all__ = [
+    "PARTITIONERS",
+    "SOURCES",
+    "Dataset",
+    "Parts",
+    "by_key",
+    "classes_per_client",
+    "dirichlet",
+    "dirichlet_equal",
+    "heterogeneity",
+    "iid",
+    "label_counts",
+    "load",
+    "plot",
+    "quantity_dirichlet",
+    "quantity_lognormal",
+    "shards",
+    "split",
+]

@@ -1,0 +1,112 @@
+"""The result of a partition, and what all partitioners share: checks, dealing, regrouping."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts(Sequence[Indices]):
+    """Index arrays of all clients, as views of one array; behaves as a list.
+
+    Attributes:
+        indices: rows of the dataset, client after client, ascending within a client; read-only.
+        offsets: ``[num_clients + 1]``; client ``i`` holds ``indices[offsets[i]:offsets[i + 1]]``.
+    """
+
+    indices: Indices
+    offsets: Indices
+
+    @property
+    def sizes(self) -> Indices:
+        """Examples of each client, ``[num_clients]``."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, client: int) -> Indices: ...
+    @overload
+    def __getitem__(self, client: slice) -> list[Indices]: ...
+    def __getitem__(self, client: int | slice) -> Indices | list[Indices]:
+        if isinstance(client, slice):
+            return [self[i] for i in range(*client.indices(len(self)))]
+        i = range(len(self))[client]
+        return self.indices[self.offsets[i] : self.offsets[i + 1]]
+
+
+def grouped(owner: Array, num_clients: int) -> Parts:
+    """The examples of every client, from the owner of every example (-1: nobody's).
+
+    Raises:
+        ValueError: a client owns nothing.
+    """
+    num_unused = np.count_nonzero(owner < 0)
+    sizes = np.bincount(owner[owner >= 0] if num_unused else owner, minlength=num_clients)
+    if not sizes.all():
+        raise ValueError(
+            f"partition(num_clients={num_clients}): client {sizes.argmin()} gets no example. "
+            "Use fewer clients, a larger alpha, or the equal-size `dirichlet`."
+        )
+    indices = np.argsort(owner, kind="stable")[num_unused:]
+    indices.flags.writeable = False
+    return Parts(indices, np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def dealt(labels: Array, counts: Indices, rng: np.random.Generator) -> Parts:
+    """Deal each class at random so that client ``i`` gets ``counts[i, k]`` of class ``k``."""
+    num_clients, num_classes = counts.shape
+    owner = np.empty(len(labels), np.int32)
+    clients = np.tile(np.arange(num_clients, dtype=np.int32), num_classes)
+    owner[by_class(labels, rng)] = np.repeat(clients, counts.T.ravel())
+    return grouped(owner, num_clients)
+
+
+def by_class(labels: Array, rng: np.random.Generator) -> Indices:
+    """Rows sorted by class, in random order within a class."""
+    order = rng.permutation(len(labels))
+    return order[np.argsort(classes(labels)[order], kind="stable")]
+
+
+def classes(labels: Array) -> Array:
+    """Classes as small non-negative integers: numpy sorts 8 and 16 bits in linear time.
+
+    Raises:
+        ValueError: labels that are not classes.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iub" or labels.min(initial=0) < 0:
+        raise ValueError(
+            f"partition(labels={labels.dtype}): classes must be integers from 0. "
+            "Use `iid`, `natural` or a quantity partitioner for other targets."
+        )
+    return labels.astype(np.min_scalar_type(labels.max(initial=0)), copy=False)
+
+
+def apportioned(total: Array | int, shares: Array) -> Indices:
+    """Integers in proportion to the shares, which sum to ``total`` along the first axis."""
+    cuts = np.rint(np.cumsum(shares, axis=0) * total).astype(np.int64)
+    return np.diff(cuts, axis=0, prepend=0)
+
+
+def check(owner: str, labels: Array, num_clients: int, **positive: float) -> None:
+    """Raise unless there is an example for every client and each argument is positive."""
+    if not 1 <= num_clients <= len(labels):
+        raise ValueError(
+            f"{owner}(num_clients={num_clients}): must be 1 to {len(labels)}, the number of "
+            "examples. Use fewer clients or more data."
+        )
+    for name, value in positive.items():
+        if not 0 < value < np.inf:
+            raise ValueError(f"{owner}({name}={value}): must be positive and finite.")
+
+
+def generator(seed: int) -> np.random.Generator:
+    """The partition's own stream of random numbers."""
+    return np.random.default_rng(np.random.SeedSequence(seed))

@@ -162,7 +162,9 @@ def _fold_update(
     """``out + Σ pᵢ (w - wᵢ)`` in place, block by block; adds ``‖w - wᵢ‖²`` to ``sq_norms``."""
     before, rows = np.ravel(w), [np.ravel(x) for x in columns]
     # A merged reply's sums are read-only; only those are copied.
-    result = np.zeros(before.size) if out is None else np.require(out, requirements="CW").ravel()
+    result = (
+        np.zeros(before.size) if out is None else np.require(out, requirements=["C", "W"]).ravel()
+    )
     terms = np.empty((len(rows), min(_BLOCK, before.size)))
     # The difference of two float32 is taken in float32, where it is exact or nearly so, and
     # twice as fast as a mixed-precision subtraction; all sums are float64.

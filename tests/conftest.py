@@ -10,11 +10,7 @@ from fedexp.simulation.grid import identify
 
 settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("tests")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _identified() -> None:
-    identify()
+identify()
 
 
 @pytest.fixture

@@ -40,6 +40,6 @@ class SerialGrid(LocalGrid):
         node = message.metadata.dst_node_id
         context = context_of(node, self.num_nodes, self.run_config, self.states.get(node))
         reply = answer(self.client_app, message, context)
-        if context.state:
+        if context.state or node in self.states:
             self.states[node] = context.state
         return reply

@@ -1,6 +1,6 @@
 """Datasets by name, and partitions of them among clients."""
 
-from fedexp.datasets.dataset import Dataset
+from fedexp.datasets.dataset import Dataset, from_arrays, from_torch
 from fedexp.datasets.partition import (
     PARTITIONERS,
     by_key,
@@ -26,6 +26,8 @@ __all__ = [
     "classes_per_client",
     "dirichlet",
     "dirichlet_equal",
+    "from_arrays",
+    "from_torch",
     "heterogeneity",
     "iid",
     "label_counts",

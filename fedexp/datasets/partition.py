@@ -205,7 +205,7 @@ def named(name: str, dataset: Dataset, *, num_clients: int, seed: int, **setting
     if name == "natural" and dataset.keys is None:
         raise ValueError(
             "named(name='natural'): this dataset has no natural clients. "
-            "Use another partitioner, or a dataset with keys."
+            "Use another partitioner, or a dataset with keys (MNIST needs qmnist/ beside it)."
         )
     function = PARTITIONERS[name]
     known_settings = settings.keys() & inspect.signature(function).parameters.keys()

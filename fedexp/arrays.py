@@ -1,0 +1,78 @@
+"""Named arrays: the model as the server sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+"""Array by name, in model order."""
+
+Float64s = Mapping[str, NDArray[np.float64]]
+"""Sums, updates and rule state by name, always float64."""
+
+_BUFFER_SUFFIXES = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def trainable_names(arrays: Arrays) -> frozenset[str]:
+    """Names that a server step may move: floating point, and no batch-norm buffer.
+
+    A buffer is a name that ends in ``running_mean``, ``running_var`` or ``num_batches_tracked``;
+    PyTorch's own names, and the ones every published app uses.
+    """
+    return frozenset(
+        name
+        for name, x in arrays.items()
+        if np.issubdtype(x.dtype, np.floating) and not name.endswith(_BUFFER_SUFFIXES)
+    )
+
+
+def sq_norm(arrays: Arrays) -> float:
+    """``‖x‖²`` over all entries of all ``arrays``, summed in float64."""
+    return float(sum(_sq_norm(x) for x in arrays.values()))
+
+
+def _sq_norm(x: NDArray[Any]) -> float:
+    flat = np.ravel(x).astype(np.float64, copy=False)
+    return float(flat @ flat)
+
+
+def check_alike(arrays: Arrays, expected: Arrays) -> None:
+    """Raise ``ValueError`` unless both have the same names, shapes and kinds of number."""
+    if arrays.keys() != expected.keys():
+        missing, extra = expected.keys() - arrays.keys(), arrays.keys() - expected.keys()
+        raise ValueError(f"array names differ: missing {_few(missing)}, unexpected {_few(extra)}.")
+    for name, want in expected.items():
+        got = arrays[name]
+        if got.shape != want.shape:
+            raise ValueError(f"array {name!r} has shape {got.shape}, expected {want.shape}.")
+        if got.dtype.kind not in "fiub":
+            raise ValueError(f"array {name!r} has dtype {got.dtype}, expected {want.dtype}.")
+
+
+def first_non_finite(arrays: Arrays) -> str | None:
+    """Name of the first array that holds NaN or infinity, or None."""
+    return next((name for name, x in arrays.items() if not _is_finite(x)), None)
+
+
+def _is_finite(x: NDArray[Any]) -> bool:
+    if x.dtype.kind != "f":
+        return True
+    # A finite sum proves finite entries without a mask the size of the array; an overflowing
+    # sum of finite entries is told apart by the slow test.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.sum(x)) or np.isfinite(x).all())
+
+
+def cast_like(value: NDArray[np.float64], like: NDArray[Any]) -> NDArray[Any]:
+    """``value`` in the dtype of ``like``; integers are rounded to the nearest one."""
+    rounded = np.rint(value) if like.dtype.kind in "iub" else value
+    return np.asarray(rounded).astype(like.dtype, copy=False).reshape(like.shape)
+
+
+def _few(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    return str(shown[:3])[:-1] + ", ...]" if len(shown) > 3 else str(shown)

@@ -1,0 +1,138 @@
+"""A Flower ClientApp from a model, data and a local optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from fedexp.clients.module import load_arrays, module_arrays
+from fedexp.clients.training import (
+    Examples,
+    LocalOptimizer,
+    LocalTraining,
+    Loss,
+    default_loss,
+    evaluate,
+    sgd,
+    train,
+)
+from fedexp.records import from_record, to_record
+
+ModelFn = Callable[[Context], nn.Module]
+DataFn = Callable[[Context], tuple[Examples, Examples]]
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """The parts of a client, and its answers to ``train`` and ``evaluate`` messages.
+
+    Settings are the run config's, overridden by the message's ``config`` record; see
+    ``LocalTraining.of`` for their keys. A client is a pure function of the message, its
+    partition, the run's ``seed`` and the round.
+
+    Attributes:
+        model: ``context -> module``; called once per process and run config.
+        data: ``context -> (train, test)`` examples of ``context.node_config["partition-id"]``.
+        optimizer: ``(parameters, settings) -> torch optimizer``, made anew every round.
+        loss: ``(outputs, targets) -> scalar``, a mean over the batch.
+    """
+
+    model: ModelFn
+    data: DataFn
+    optimizer: LocalOptimizer = sgd
+    loss: Loss = default_loss
+    _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+
+    def train(self, message: Message, context: Context) -> Message:
+        """Take the local steps from the received arrays; reply arrays and ``train-loss``.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the server gets this as an error reply.
+        """
+        config = self.config(message, context)
+        settings = LocalTraining.of(config)
+        rng = self.generator(config, context)
+        module = self._module(message, context)
+        examples, _ = self.data(context)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**63)))  # of dropout and the like
+            params = [p for p in module.parameters() if p.requires_grad]
+            optimizer = self.optimizer(params, settings)
+            loss = train(module, examples, settings, optimizer, self.loss, rng)
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"train loss is {loss} with learning-rate {settings.lr}. Use a smaller one."
+            )
+        metrics = MetricRecord(
+            {"num-examples": len(examples), "train-loss": loss, "learning-rate": settings.lr}
+        )
+        arrays = to_record(module_arrays(module))
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Reply ``eval-loss`` and ``eval-accuracy`` of the received arrays on the test examples."""
+        _, examples = self.data(context)
+        values = evaluate(self._module(message, context), examples, self.loss)
+        metrics = {f"eval-{name}": value for name, value in values.items()}
+        record = MetricRecord({"num-examples": len(examples), **metrics})
+        return Message(RecordDict({"metrics": record}), reply_to=message)
+
+    def query(self, message: Message, context: Context) -> Message:
+        """Reply the node's ``partition-id`` and ``num-partitions``."""
+        keys = "partition-id", "num-partitions"
+        record = MetricRecord({key: int(context.node_config[key]) for key in keys})
+        return Message(RecordDict({"metrics": record}), reply_to=message)
+
+    def config(self, message: Message, context: Context) -> Mapping[str, Any]:
+        """The settings of this message."""
+        sent = next(iter(message.content.config_records.values()), ConfigRecord())
+        return {**context.run_config, **sent}
+
+    def generator(self, config: Mapping[str, Any], context: Context) -> np.random.Generator:
+        """The generator of this client in this round."""
+        partition = int(context.node_config.get("partition-id", context.node_id))
+        return np.random.default_rng(
+            [int(config.get("seed", 0)), int(config.get("server-round", 0)), partition]
+        )
+
+    def _module(self, message: Message, context: Context) -> nn.Module:
+        key = repr(sorted(context.run_config.items()))
+        if key not in self._modules:
+            self._modules[key] = self.model(context)
+        (record,) = message.content.array_records.values()
+        load_arrays(self._modules[key], from_record(record))
+        return self._modules[key]
+
+
+def client_app(
+    model: ModelFn,
+    data: DataFn,
+    optimizer: LocalOptimizer = sgd,
+    loss: Loss = default_loss,
+    **kwargs: Any,
+) -> ClientApp:
+    """A ClientApp that trains ``model`` on ``data`` for exactly ``local-steps`` steps.
+
+    The same object runs on ``SerialGrid``, ``RayGrid``, under ``flwr run`` and on a SuperNode.
+
+    Args:
+        model: ``context -> module``.
+        data: ``context -> (train examples, test examples)`` of one client.
+        optimizer: ``(parameters, settings) -> torch optimizer``; plain SGD by default.
+        loss: ``(outputs, targets) -> scalar``; cross-entropy or squared error by default.
+        **kwargs: ClientApp's, e.g. ``mods``.
+    """
+    trainer = Trainer(model, data, optimizer, loss)
+    app = ClientApp(**kwargs)
+    app.train()(trainer.train)
+    app.evaluate()(trainer.evaluate)
+    app.query()(trainer.query)
+    app.trainer = trainer  # type: ignore[attr-defined]  # for grids that run whole cohorts at once
+    return app

@@ -1,0 +1,140 @@
+"""The local loop: a fixed number of minibatch steps on a client's own examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Rows of a dataset that belong to one client; the dataset is shared, not copied.
+
+    Attributes:
+        inputs: ``[num_rows, ...]``, of the whole dataset.
+        targets: ``[num_rows, ...]``: classes as int64, or values as floats.
+        rows: indices of the client's rows; all of them if None.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets if self.rows is None else self.rows)
+
+    def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets at ``positions`` among the client's own rows."""
+        rows = positions if self.rows is None else self.rows[positions]
+        return self.inputs[rows], self.targets[rows]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """What a client does with the model it gets.
+
+    Attributes:
+        num_steps: ``τ``, minibatch steps; not epochs.
+        batch_size: examples a step.
+        lr: ``η_l`` of this round.
+        weight_decay: factor of the parameters added to their gradient.
+        max_grad_norm: gradients are scaled down to this norm; 0 for no clipping.
+    """
+
+    num_steps: int = 20
+    batch_size: int = 32
+    lr: float = 0.01
+    weight_decay: float = 0.0
+    max_grad_norm: float = 0.0
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """From kebab-case keys; ``learning-rate`` decays by ``learning-rate-decay`` every round.
+
+        ``η_l(t) = learning-rate · learning-rate-decay^t`` in round ``t = 1, 2, …``: the first
+        round is decayed already, as in the FedExP authors' code.
+        """
+        decay = config.get("learning-rate-decay", 1.0) ** config.get("server-round", 0)
+        return cls(
+            num_steps=int(config.get("local-steps", cls.num_steps)),
+            batch_size=int(config.get("batch-size", cls.batch_size)),
+            lr=float(config.get("learning-rate", cls.lr)) * decay,
+            weight_decay=float(config.get("weight-decay", cls.weight_decay)),
+            max_grad_norm=float(config.get("max-grad-norm", cls.max_grad_norm)),
+        )
+
+    def batches(self, num_examples: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Positions of every step's batch, ``[num_steps, batch_size]``.
+
+        The examples are shuffled, gone through, shuffled again and so on; a batch may run from
+        one pass into the next, so every batch is full even for a client smaller than a batch.
+        """
+        wanted = self.num_steps * self.batch_size
+        passes = -(-wanted // num_examples)
+        order = [rng.permutation(num_examples) for _ in range(passes)]
+        return np.concatenate(order)[:wanted].reshape(self.num_steps, self.batch_size)
+
+
+LocalOptimizer = Callable[[Iterable[nn.Parameter], LocalTraining], torch.optim.Optimizer]
+
+
+def sgd(params: Iterable[nn.Parameter], settings: LocalTraining) -> torch.optim.Optimizer:
+    """Plain SGD: ``w ← w - η_l (g + weight_decay · w)``."""
+    return torch.optim.SGD(params, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy for classes (int64), mean squared error for values."""
+    if targets.is_floating_point():
+        return nn.functional.mse_loss(outputs, targets)
+    return nn.functional.cross_entropy(outputs, targets)
+
+
+def train(
+    model: nn.Module,
+    examples: Examples,
+    settings: LocalTraining,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: Loss,
+    rng: np.random.Generator,
+) -> float:
+    """Take the local steps; the mean of the minibatch losses, each before its step."""
+    model.train()
+    params = [p for p in model.parameters() if p.requires_grad]
+    total = torch.zeros((), dtype=torch.float64)
+    for positions in torch.from_numpy(settings.batches(len(examples), rng)):
+        inputs, targets = examples.take(positions)
+        optimizer.zero_grad()
+        loss = loss_fn(model(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if settings.max_grad_norm:
+            nn.utils.clip_grad_norm_(params, settings.max_grad_norm)
+        optimizer.step()
+        total += loss.detach()
+    return float(total) / settings.num_steps
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, examples: Examples, loss_fn: Loss, batch_size: int = 1024
+) -> dict[str, float]:
+    """Mean ``loss`` over ``examples``, and ``accuracy`` if targets are classes."""
+    model.eval()
+    loss, correct, labels = 0.0, 0, 0
+    for positions in torch.split(torch.arange(len(examples)), batch_size):
+        inputs, targets = examples.take(positions)
+        outputs = model(inputs)
+        loss += float(loss_fn(outputs, targets)) * len(positions)
+        if not targets.is_floating_point():
+            correct += int((outputs.argmax(1) == targets).sum())
+            labels += targets.numel()
+    accuracy = {"accuracy": correct / labels} if labels else {}
+    return {"loss": loss / len(examples)} | accuracy

@@ -1,0 +1,84 @@
+"""Arrays to Flower's records and back, without copies where none is needed."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
+
+from fedexp.arrays import Arrays
+
+_STYPE = "numpy.ndarray"  # Flower's tag for bytes in NumPy's .npy format
+_HEADER = 4096  # bytes; no .npy header of a numeric array is longer
+
+
+class _Lazy(Array):
+    """An ``Array`` that keeps the ndarray it was made of and encodes it only if asked."""
+
+    def __init__(self, ndarray: NDArray[Any]) -> None:
+        self.__dict__.update(
+            dtype=str(ndarray.dtype), shape=ndarray.shape, stype=_STYPE, _ndarray=ndarray
+        )
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The .npy encoding, made on first use."""
+        if "_data" not in self.__dict__:
+            self.__dict__["_data"] = Array(np.asarray(self.__dict__["_ndarray"])).data
+        return cast(bytes, self.__dict__["_data"])
+
+    def numpy(self) -> NDArray[Any]:
+        """A copy, as ``Array.numpy`` gives one."""
+        return np.array(self.__dict__["_ndarray"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _lazy, (self.__dict__["_ndarray"],)
+
+
+def _lazy(ndarray: NDArray[Any]) -> _Lazy:
+    return _Lazy(ndarray)
+
+
+# Flower writes the class name into the object's header and looks it up again on the other side,
+# where this is a plain Array.
+_Lazy.__qualname__ = Array.__qualname__
+
+
+def to_record(arrays: Arrays) -> ArrayRecord:
+    """``arrays`` as a record that shares their memory; do not change them afterwards."""
+    return ArrayRecord({name: _Lazy(np.asarray(x)) for name, x in arrays.items()})
+
+
+def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """Arrays of ``record`` without a copy; read-only.
+
+    Raises:
+        ValueError: an array is not in NumPy's .npy encoding.
+    """
+    return {name: _view(name, array) for name, array in record.items()}
+
+
+def _view(name: str, array: Array) -> NDArray[Any]:
+    if isinstance(array, _Lazy):
+        view = cast(NDArray[Any], array.__dict__["_ndarray"]).view()
+        view.flags.writeable = False
+        return view
+    try:
+        return _decode(memoryview(array.data))
+    except (ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"array {name!r} cannot be decoded: {error}.") from error
+
+
+def _decode(data: memoryview) -> NDArray[Any]:
+    head = BytesIO(data[:_HEADER])
+    version = np.lib.format.read_magic(head)
+    if version != (1, 0):  # long headers only; none that a model needs
+        return cast(NDArray[Any], np.load(BytesIO(data), allow_pickle=False))
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(head)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    flat = np.frombuffer(data, dtype, offset=head.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")

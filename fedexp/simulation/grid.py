@@ -1,0 +1,165 @@
+"""Flower's Grid without Flower's processes. All use of Flower's private API is here."""
+
+from __future__ import annotations
+
+import itertools
+import traceback
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from threading import RLock
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedexp import wire
+
+FIRST_NODE_ID = 2  # 0 and 1 are Flower's own
+_RAISED = 2  # Flower's error code for a ClientApp that raised
+_RUN_ID = 1
+
+
+class LocalGrid(Grid):
+    """A Grid whose nodes are virtual: node ``p + 2`` is the client of partition ``p``.
+
+    Registering a node costs nothing; a node is its id until a message comes. ``Context.state`` of
+    a node is kept between messages.
+
+    Args:
+        client_app: what the nodes run.
+        num_nodes: how many there are.
+        run_config: ``context.run_config`` of every node.
+    """
+
+    streams = True
+    merges = True
+
+    def __init__(
+        self, client_app: ClientApp, num_nodes: int, *, run_config: Mapping[str, Any] | None = None
+    ) -> None:
+        if num_nodes < 1:
+            raise ValueError(f"{type(self).__name__}(num_nodes={num_nodes}): must be at least 1.")
+        identify()
+        self.client_app = client_app
+        self.num_nodes = num_nodes
+        self.run_config = dict(run_config or {})
+        self.states: dict[int, RecordDict] = {}
+        self._run = Run.create_empty(_RUN_ID)
+        self._ids = (f"message-{i}" for i in itertools.count(1))
+        self._pushed: dict[str, Message] = {}
+        self._lock = RLock()  # Flower's older API sends from many threads
+
+    @abstractmethod
+    def _execute(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        """Run ``messages`` on their nodes and yield a reply to each, in any order."""
+
+    @abstractmethod
+    def _execute_merged(
+        self, messages: list[Message], reading: wire.Reading, timeout: float | None
+    ) -> Iterator[Message]:
+        """As ``_execute``, with one reply for all usable ones (``wire.Merged``)."""
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> range:
+        """Node ids in partition order."""
+        return range(FIRST_NODE_ID, FIRST_NODE_ID + self.num_nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Accept messages; they run when their replies are pulled."""
+        with self._lock:
+            accepted = [self._numbered(message) for message in messages]
+            self._pushed.update((m.metadata.message_id, m) for m in accepted)
+        return [m.metadata.message_id for m in accepted]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Run the messages of these ids that have not run yet; return their replies."""
+        with self._lock:
+            found = [self._pushed.pop(i) for i in message_ids if i in self._pushed]
+        return list(self._execute(found, None))
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Run the messages; ``timeout`` seconds later at most, return the replies there are.
+
+        A strategy of ours gets them as a stream, merged into one where it asked for that; any
+        other gets the list that Flower's grids return.
+        """
+        sent = [self._numbered(message) for message in messages]
+        if not sent:
+            return []
+        if request := sent[0].content.config_records.get(wire.REQUEST):
+            return self._execute_merged(sent, wire.Reading.from_record(request), timeout)
+        return list(self._execute(sent, timeout))
+
+    def _numbered(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        if node not in self.get_node_ids():
+            raise ValueError(
+                f"message to node {node}: this grid's nodes are {FIRST_NODE_ID} to "
+                f"{FIRST_NODE_ID + self.num_nodes - 1}."
+            )
+        message.metadata.__dict__["_message_id"] = next(self._ids)
+        return message
+
+
+def identify() -> None:
+    """Tell Flower who this process is; without it no Message can be made."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, 1
+
+
+def context_of(
+    node: int, num_nodes: int, run_config: Mapping[str, Any], state: RecordDict | None
+) -> Context:
+    """The Context of a node of a ``LocalGrid``."""
+    node_config: UserConfig = {"partition-id": node - FIRST_NODE_ID, "num-partitions": num_nodes}
+    return Context(_RUN_ID, node, node_config, state or RecordDict(), dict(run_config))
+
+
+def answer(client_app: ClientApp, message: Message, context: Context) -> Message:
+    """The client's reply; an exception becomes an error reply."""
+    # Strategies send one RecordDict to all; a client may change its own.
+    own = RecordDict({key: record.copy() for key, record in message.content.items()})
+    private = Message(metadata=message.metadata, content=own)  # type: ignore[call-overload]
+    try:
+        reply = client_app(private, context)
+        return reply if isinstance(reply, Message) else _no_message(reply, message)
+    except Exception as error:
+        return Message(Error(_RAISED, _reason(error)), reply_to=message)
+
+
+def error_reply(message: Message, reason: str) -> Message:
+    """The reply in place of one that cannot be had."""
+    return Message(Error(_RAISED, reason), reply_to=message)
+
+
+def _no_message(reply: object, message: Message) -> Message:
+    return error_reply(message, f"the ClientApp returned {type(reply).__name__}, not a Message.")
+
+
+def _reason(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    name = last.filename.rsplit("/", 1)[-1]
+    return f"{type(error).__name__}: {error} ({name}, line {last.lineno})"

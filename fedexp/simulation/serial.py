@@ -1,0 +1,45 @@
+"""Clients one after the other, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flwr.app import Message
+
+from fedexp.simulation import cohort
+from fedexp.simulation.grid import LocalGrid, answer, context_of
+from fedexp.wire import Reading
+
+
+class SerialGrid(LocalGrid):
+    """Flower's Grid in one process and one thread.
+
+    Needs no Ray; a breakpoint in a client works, and so does a notebook. The same seed gives the
+    same bits as ``RayGrid``.
+
+    Args:
+        client_app: what the nodes run.
+        num_nodes: how many there are; node ``p + 2`` is the client of partition ``p``.
+        run_config: ``context.run_config`` of every node.
+    """
+
+    def _execute(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        return (self._answer(message) for message in messages)
+
+    def _execute_merged(
+        self, messages: list[Message], reading: Reading, timeout: float | None
+    ) -> Iterator[Message]:
+        before = cohort.broadcast_of(messages[0], reading)
+        share = cohort.Share(
+            lambda span: [(m, self._answer(m)) for m in messages[slice(*span)]], reading, before
+        )
+        merged = share.merged((0, len(messages)), cohort.group_size(before))
+        yield from cohort.replies(messages[0], merged, share.errors)
+
+    def _answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        context = context_of(node, self.num_nodes, self.run_config, self.states.get(node))
+        reply = answer(self.client_app, message, context)
+        if context.state:
+            self.states[node] = context.state
+        return reply

@@ -1,0 +1,211 @@
+"""Pseudo-gradient statistics: what the server keeps of a round, as sums that add."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedexp.arrays import Arrays, Float64s
+
+_BLOCK = 1 << 14  # entries; one float64 block of each client of a fold stays in the cache
+
+
+@dataclass(frozen=True, eq=False)
+class PseudoGradientStats:
+    """Weighted sums over the clients of one round; a commutative monoid under ``+``.
+
+    The pseudo-gradient of client ``i`` is ``Δᵢ = w - wᵢ``, where ``w`` is what the server
+    broadcast and ``wᵢ`` what the client returned, trainable arrays only. With ``Z`` the zero
+    ``PseudoGradientStats()``: ``a + b == b + a``, ``(a + b) + c == a + (b + c)`` up to float64
+    rounding, and ``a + Z == a``. Adding never changes its operands.
+
+    Attributes:
+        count: ``M``, number of clients. Dimensionless.
+        weight: ``Σ pᵢ``, in examples when clients are weighted by data.
+        update: ``Σ pᵢ Δᵢ`` by name, float64, each of its parameter's shape.
+        sq_norm: ``Σ pᵢ ‖Δᵢ‖²``, in squared parameter units.
+        norm: ``Σ pᵢ ‖Δᵢ‖``, in parameter units.
+        buffers: ``Σ pᵢ bᵢ`` by name, float64: values, not differences, of whatever is not
+            trainable (batch-norm statistics, counters).
+    """
+
+    count: int = 0
+    weight: float = 0.0
+    update: Float64s = field(default_factory=dict)
+    sq_norm: float = 0.0
+    norm: float = 0.0
+    buffers: Float64s = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, before: Arrays, after: Arrays, *, weight: float, trainable: frozenset[str]
+    ) -> PseudoGradientStats:
+        """Statistics of one client that got ``before`` and returned ``after``."""
+        return cls.fold(before, [after], weights=[weight], trainable=trainable)
+
+    @classmethod
+    def fold(
+        cls,
+        before: Arrays,
+        afters: Sequence[Arrays],
+        *,
+        weights: Sequence[float],
+        trainable: frozenset[str],
+        onto: PseudoGradientStats | None = None,
+    ) -> PseudoGradientStats:
+        """Statistics of several clients in one pass over memory.
+
+        Bit for bit ``onto + tree_sum`` of the single clients' statistics.
+
+        Args:
+            before: ``w``, what every one of them got.
+            afters: ``wᵢ``, what each returned; names and shapes of ``before``.
+            weights: ``pᵢ > 0``, or 0 for a client to be left out in its place.
+            trainable: names that count as update; the rest are buffers.
+            onto: a running total to add to. Its arrays are reused for the result: a server that
+                folds reply after reply holds one float64 model, however many there are.
+        """
+        onto = onto or cls()
+        sq_norms = np.zeros(len(afters))
+        update, buffers = {}, {}
+        for name, w in before.items():
+            columns = [after[name] for after in afters]
+            if name in trainable:
+                out = onto.update.get(name)
+                update[name] = _fold_update(w, columns, weights, sq_norms, out)
+            else:
+                terms = [p * x.astype(np.float64) for p, x in zip(weights, columns, strict=True)]
+                buffers[name] = np.asarray(tree_sum(terms))
+        folded = cls(
+            count=sum(weight > 0 for weight in weights),
+            weight=float(tree_sum(weights)),
+            sq_norm=float(tree_sum([p * s for p, s in zip(weights, sq_norms, strict=True)])),
+            norm=float(tree_sum([p * s**0.5 for p, s in zip(weights, sq_norms, strict=True)])),
+            buffers=buffers,
+        )
+        return replace(replace(onto, update={}) + folded, update=update)
+
+    def __add__(self, other: PseudoGradientStats) -> PseudoGradientStats:
+        return PseudoGradientStats(
+            count=self.count + other.count,
+            weight=self.weight + other.weight,
+            update=_sum(self.update, other.update),
+            sq_norm=self.sq_norm + other.sq_norm,
+            norm=self.norm + other.norm,
+            buffers=_sum(self.buffers, other.buffers),
+        )
+
+    merge = add = __add__
+
+    @property
+    def mean_update(self) -> Float64s:
+        """``Δ̄ = Σ pᵢ Δᵢ / Σ pᵢ``, the pseudo-gradient of the round."""
+        return _Mean(self.update, self.weight)
+
+    @property
+    def mean_buffers(self) -> Float64s:
+        """``Σ pᵢ bᵢ / Σ pᵢ``."""
+        return _Mean(self.buffers, self.weight)
+
+    @property
+    def mean_sq_norm(self) -> float:
+        """``Σ pᵢ ‖Δᵢ‖² / Σ pᵢ``."""
+        return self.sq_norm / self.weight
+
+    @property
+    def mean_norm(self) -> float:
+        """``Σ pᵢ ‖Δᵢ‖ / Σ pᵢ``."""
+        return self.norm / self.weight
+
+
+class _Adds(Protocol):
+    def __add__(self, other: Self, /) -> Self: ...
+
+
+_T = TypeVar("_T", bound=_Adds)
+
+
+def tree_sum(parts: Sequence[_T]) -> _T:
+    """Sum by halves: that of the first half of ``parts`` plus that of the second.
+
+    The rounding is that of this tree however the work is spread, as long as whoever sums a part
+    of the list sums whole subtrees of it; and it grows with ``log n`` instead of ``n``.
+
+    Raises:
+        IndexError: ``parts`` is empty; there is no zero of an unknown type.
+    """
+    if len(parts) < 2:
+        return parts[0]
+    middle = len(parts) // 2
+    return tree_sum(parts[:middle]) + tree_sum(parts[middle:])
+
+
+def total(parts: Iterable[PseudoGradientStats]) -> PseudoGradientStats:
+    """Sum of ``parts`` in their order, holding the running sum and one part at a time."""
+    result = PseudoGradientStats()
+    for part in parts:
+        result = result + part
+    return result
+
+
+def _fold_update(
+    w: NDArray[Any],
+    columns: Sequence[NDArray[Any]],
+    weights: Sequence[float],
+    sq_norms: NDArray[np.float64],
+    out: NDArray[np.float64] | None,
+) -> NDArray[np.float64]:
+    """``out + Σ pᵢ (w - wᵢ)`` in place, block by block; adds ``‖w - wᵢ‖²`` to ``sq_norms``."""
+    before, rows = np.ravel(w), [np.ravel(x) for x in columns]
+    result = np.zeros(before.size) if out is None else out.reshape(-1)
+    terms = np.empty((len(rows), min(_BLOCK, before.size)))
+    # The difference of two float32 is taken in float32, where it is exact or nearly so, and
+    # twice as fast as a mixed-precision subtraction; all sums are float64.
+    difference = np.empty(terms.shape[1], np.result_type(w.dtype, np.float32))
+    for start in range(0, before.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        size = before[block].size
+        for i, row in enumerate(rows):
+            np.subtract(before[block], row[block], out=difference[:size])
+            term = terms[i, :size]
+            term[:] = difference[:size]
+            sq_norms[i] += term @ term
+            term *= weights[i]
+        result[block] += _tree_sum_in_place(terms[:, :size])
+    return result.reshape(w.shape)
+
+
+def _tree_sum_in_place(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``tree_sum`` of the rows; overwrites them."""
+    if len(rows) < 2:
+        return np.asarray(rows[0])
+    middle = len(rows) // 2
+    result: NDArray[np.float64] = _tree_sum_in_place(rows[:middle])
+    result += _tree_sum_in_place(rows[middle:])
+    return result
+
+
+def _sum(a: Float64s, b: Float64s) -> Float64s:
+    if not a or not b:
+        return a or b
+    return {name: np.asarray(a[name] + b[name]) for name in a}
+
+
+class _Mean(Float64s):
+    """Sums over a weight, divided when asked for: a second model is never held."""
+
+    def __init__(self, sums: Float64s, weight: float) -> None:
+        self._sums, self._weight = sums, weight
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        return np.asarray(self._sums[name] / self._weight)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sums)
+
+    def __len__(self) -> int:
+        return len(self._sums)

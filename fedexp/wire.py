@@ -1,0 +1,135 @@
+"""Reading clients' replies, and the one reply of a merged cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+
+from fedexp.arrays import Arrays, check_alike, first_non_finite
+from fedexp.records import from_record, to_record
+from fedexp.stats import PseudoGradientStats
+
+REQUEST, MERGED = "fedexp-merge", "fedexp-sums"
+
+
+class BadReply(ValueError):
+    """A client's reply that cannot enter the round; its text says why."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How replies of a round are to be read.
+
+    Attributes:
+        weighted_by: key of the weight in the reply's MetricRecord.
+        uniform: give every client weight 1 in the step, whatever its examples.
+        trainable: names that move; the rest are buffers.
+        arrays_key: record key of what was broadcast.
+    """
+
+    weighted_by: str
+    uniform: bool
+    trainable: frozenset[str]
+    arrays_key: str
+
+    def to_record(self) -> ConfigRecord:
+        """As a record of a message, see ``from_record``."""
+        return ConfigRecord(
+            {
+                "weighted-by": self.weighted_by,
+                "uniform": self.uniform,
+                "trainable": sorted(self.trainable),
+                "arrays-key": self.arrays_key,
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: ConfigRecord) -> Reading:
+        """The inverse of ``to_record``."""
+        return cls(
+            weighted_by=cast(str, record["weighted-by"]),
+            uniform=cast(bool, record["uniform"]),
+            trainable=frozenset(cast(list[str], record["trainable"])),
+            arrays_key=cast(str, record["arrays-key"]),
+        )
+
+    def read(self, content: RecordDict, before: Arrays) -> tuple[Arrays, float]:
+        """What a client returned, and its weight ``pᵢ``.
+
+        Raises:
+            BadReply: not one ArrayRecord and one MetricRecord, other names or shapes than
+                ``before``, NaN or infinity, or a weight that is not a positive number.
+        """
+        try:
+            arrays = from_record(_only(content.array_records, "ArrayRecord"))
+            check_alike(arrays, before)
+        except BadReply:
+            raise
+        except ValueError as error:
+            raise BadReply(str(error)) from error
+        if name := first_non_finite(arrays):
+            raise BadReply(f"array {name!r} holds NaN or infinity.")
+        weight = self.weight(content)
+        return arrays, 1.0 if self.uniform else weight
+
+    def weight(self, content: RecordDict) -> float:
+        """The client's weight as it reported it."""
+        value = _only(content.metric_records, "MetricRecord").get(self.weighted_by)
+        if isinstance(value, list) or value is None or not 0 < value < float("inf"):
+            raise BadReply(f"{self.weighted_by} is {value}, it must be a positive number.")
+        return float(value)
+
+
+def _only(records: Mapping[str, Any], kind: str) -> Any:
+    if len(records) != 1:
+        raise BadReply(f"it has {len(records)} records of kind {kind}, expected one.")
+    return next(iter(records.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """The replies of several clients as one value that adds.
+
+    Attributes:
+        stats: their statistics.
+        metrics: node id and reported metrics of each, in cohort order.
+    """
+
+    stats: PseudoGradientStats = field(default_factory=PseudoGradientStats)
+    metrics: tuple[tuple[int, Mapping[str, Any]], ...] = ()
+
+    def __add__(self, other: Merged) -> Merged:
+        return Merged(self.stats + other.stats, self.metrics + other.metrics)
+
+    def to_content(self) -> RecordDict:
+        """As the content of one reply, read back by ``from_content``."""
+        s = self.stats
+        return RecordDict(
+            {
+                MERGED: MetricRecord(
+                    {"count": s.count, "weight": s.weight, "sq-norm": s.sq_norm, "norm": s.norm}
+                ),
+                "update-sum": to_record(s.update),
+                "buffer-sum": to_record(s.buffers),
+                **{str(node): MetricRecord(dict(m)) for node, m in self.metrics},
+            }
+        )
+
+    @classmethod
+    def from_content(cls, content: RecordDict) -> Merged:
+        """The inverse of ``to_content``."""
+        sums = content.metric_records[MERGED]
+        return cls(
+            PseudoGradientStats(
+                count=int(cast(int, sums["count"])),
+                weight=float(cast(float, sums["weight"])),
+                update=cast(Any, from_record(content.array_records["update-sum"])),
+                sq_norm=float(cast(float, sums["sq-norm"])),
+                norm=float(cast(float, sums["norm"])),
+                buffers=cast(Any, from_record(content.array_records["buffer-sum"])),
+            ),
+            tuple((int(k), dict(m)) for k, m in content.metric_records.items() if k != MERGED),
+        )

@@ -22,7 +22,7 @@ def characters():
 def fitting(name):
     if name == "char-lstm":
         return characters()
-    return dataset((1, 28, 28) if name == "emnist-cnn" else (3, 16, 16), 7)
+    return dataset((1, 28, 28) if name == "emnist-cnn" else (3, 8, 8), 7)
 
 
 @pytest.mark.parametrize("name", MODELS)

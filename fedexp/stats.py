@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from fedexp.arrays import Arrays, Float64s
 
-_BLOCK = 1 << 14  # entries; one float64 block of each client of a fold stays in the cache
+_BLOCK = (
+    1 << 13
+)  # entries; a block of each client of a fold stays in cache, and BLAS uses one thread
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,16 +17,16 @@ from fedexp.records import from_record
 from fedexp.simulation import SerialGrid
 from fedexp.strategies import FedAvg, FedExP
 
-M, ROWS, D, TAU, LR, ROUNDS = 20, 30, 1000, 20, 0.1, 10
+M, ROWS, D, TAU, LR = 20, 30, 1000, 20, 0.1
 DATA = regression(num_clients=M, num_rows=ROWS, num_features=D, seed=3, dtype=torch.float64)
 
 
-def slow(extrapolate):
+def slow(extrapolate, num_rounds):
     """Every client's full-batch gradient descent written out; losses after each round, and η."""
     x = DATA.train[0].numpy().reshape(M, ROWS, D)
     y = DATA.train[1].numpy().reshape(M, ROWS)
     w, losses, etas = np.zeros(D), [], []
-    for _ in range(ROUNDS):
+    for _ in range(num_rounds):
         updates = []
         for i in range(M):
             local = w.copy()
@@ -64,18 +64,19 @@ def loss_of(_, arrays):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "extrapolate"), [(FedExP(epsilon=0.0), True), (FedAvg(), False)]
+    ("strategy", "extrapolate", "num_rounds"),
+    [(FedExP(epsilon=0.0), True, 10), (FedAvg(), False, 3)],
 )
-def test_training_losses_are_those_of_the_formula(strategy, extrapolate):
+def test_training_losses_are_those_of_the_formula(strategy, extrapolate, num_rounds):
     # A batch of all 30 rows: every step is a full gradient, so no draw enters.
     settings = {"local-steps": TAU, "batch-size": ROWS, "learning-rate": LR}
     grid = SerialGrid(client_app(lambda _: Linear(), examples), M, run_config=settings)
     strategy.fraction_evaluate = 0.0
     model = record({"w": np.zeros(D)})
-    result = strategy.start(grid, model, num_rounds=ROUNDS, evaluate_fn=loss_of)
+    result = strategy.start(grid, model, num_rounds=num_rounds, evaluate_fn=loss_of)
 
-    losses, etas = slow(extrapolate)
-    rounds = range(1, ROUNDS + 1)
+    losses, etas = slow(extrapolate, num_rounds)
+    rounds = range(1, num_rounds + 1)
     got = [result.evaluate_metrics_serverapp[t]["loss"] for t in rounds]
     steps = [result.train_metrics_clientapp[t]["server-step-size"] for t in rounds]
     np.testing.assert_allclose(got, losses, rtol=1e-6)

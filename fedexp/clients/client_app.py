@@ -104,9 +104,8 @@ class Trainer:
         """This process's module for the run config; its arrays are whatever it held last."""
         key = repr(sorted(context.run_config.items()))
         if key not in self._modules:
-            self._modules[key] = self.model(context).to(
-                str(context.run_config.get("device", "cpu"))
-            )
+            device = str(context.run_config.get("device") or "cpu")
+            self._modules[key] = self.model(context).to(device)
         return self._modules[key]
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import WARNING
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from flwr.app import Error, Message
@@ -81,23 +81,12 @@ class RayGrid(LocalGrid):
             num_gpus=num_gpus,
             address=ray_address,
         )
-        self._states: dict[int, Packed] = {}
         self._costs = Costs()
         self._unit: int | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the workers, and Ray if this grid started it."""
         self._workers.close()
-
-    def forget(self) -> None:
-        """Drop what nodes keep in ``Context.state``, for another run on the same workers."""
-        self._states.clear()
 
     def _execute(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         contents, jobs = self._jobs(messages)
@@ -140,7 +129,7 @@ class RayGrid(LocalGrid):
             if key not in index:
                 index[key] = len(packed)
                 packed.append(pack(message.content))
-            state = self._states.get(message.metadata.dst_node_id)
+            state = self.states.get(message.metadata.dst_node_id)
             jobs[position] = Job(message.metadata, index[key], state)
         return self._workers.put(packed), jobs
 
@@ -151,7 +140,7 @@ class RayGrid(LocalGrid):
         for task, ticket in zip(tasks, tickets, strict=True):
             outcome = self._outcome(task, ticket, start, timeout)
             for node, state in outcome.states.items():
-                self._states[node] = _own(state)
+                self.states[node] = _own(state)
             self._costs.learn(outcome.seconds)
             yield outcome
 

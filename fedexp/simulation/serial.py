@@ -8,6 +8,7 @@ from flwr.app import Message
 
 from fedexp.simulation import cohort
 from fedexp.simulation.grid import LocalGrid, answer, context_of, one_thread
+from fedexp.simulation.transport import pack, unpack
 from fedexp.wire import Reading
 
 
@@ -38,9 +39,10 @@ class SerialGrid(LocalGrid):
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        context = context_of(node, self.num_nodes, self.run_config, self.states.get(node))
+        state = unpack(self.states[node]) if node in self.states else None
+        context = context_of(node, self.num_nodes, self.run_config, state)
         with one_thread():
             reply = answer(self.client_app, message, context)
         if context.state or node in self.states:
-            self.states[node] = context.state
+            self.states[node] = pack(context.state)
         return reply

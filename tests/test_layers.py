@@ -29,10 +29,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": TOOLS | LEARNING - {"clients"},
     "clients": RECORDS | LEARNING,
     "config": TOOLS,
-    "app": SERVER | LEARNING | {"config"},
-    "simulation": SERVER | LEARNING | {"config", "app"},
     "report": TOOLS,
     "console": TOOLS,
+    "app": SERVER | LEARNING | {"config"},
+    "simulation": SERVER | LEARNING | {"config", "app", "report"},
     "cli": SERVER | LEARNING | {"config", "app", "simulation", "report", "console"},
 }
 # Testable with NumPy alone: no Flower, no Ray, no torch, and of ours only each other.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from fedexp.arrays import Arrays
 from fedexp.clients.module import load_arrays, module_arrays
 from fedexp.clients.training import (
     Examples,
@@ -59,27 +61,23 @@ class Trainer:
         config = self.config(message, context)
         settings = LocalTraining.of(config)
         rng = self.generator(config, context)
-        module = self._module(message, context)
+        module = self.module(context)
+        load_arrays(module, _sent(message))
         examples, _ = self.data(context)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))  # of dropout and the like
             params = [p for p in module.parameters() if p.requires_grad]
             optimizer = self.optimizer(params, settings)
             loss = train(module, examples, settings, optimizer, self.loss, rng)
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"train loss is {loss} with learning-rate {settings.lr}. Use a smaller one."
-            )
-        metrics = MetricRecord(
-            {"num-examples": len(examples), "train-loss": loss, "learning-rate": settings.lr}
-        )
-        arrays = to_record(module_arrays(module))
-        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+        metrics = {"num-examples": len(examples), "train-loss": loss, "learning-rate": settings.lr}
+        return trained(message, module_arrays(module), metrics)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Reply ``eval-loss`` and ``eval-accuracy`` of the received arrays on the test examples."""
         _, examples = self.data(context)
-        values = evaluate(self._module(message, context), examples, self.loss)
+        module = self.module(context)
+        load_arrays(module, _sent(message))
+        values = evaluate(module, examples, self.loss)
         metrics = {f"eval-{name}": value for name, value in values.items()}
         record = MetricRecord({"num-examples": len(examples), **metrics})
         return Message(RecordDict({"metrics": record}), reply_to=message)
@@ -102,13 +100,34 @@ class Trainer:
             [int(config.get("seed", 0)), int(config.get("server-round", 0)), partition]
         )
 
-    def _module(self, message: Message, context: Context) -> nn.Module:
+    def module(self, context: Context) -> nn.Module:
+        """This process's module for the run config; its arrays are whatever it held last."""
         key = repr(sorted(context.run_config.items()))
         if key not in self._modules:
-            self._modules[key] = self.model(context)
-        (record,) = message.content.array_records.values()
-        load_arrays(self._modules[key], from_record(record))
+            self._modules[key] = self.model(context).to(
+                str(context.run_config.get("device", "cpu"))
+            )
         return self._modules[key]
+
+
+def trained(message: Message, arrays: Arrays, metrics: Mapping[str, int | float]) -> Message:
+    """The reply of a client that has trained.
+
+    Raises:
+        FloatingPointError: the loss among ``metrics`` is not finite.
+    """
+    if not math.isfinite(metrics["train-loss"]):
+        raise FloatingPointError(
+            f"train loss is {metrics['train-loss']} with learning-rate "
+            f"{metrics['learning-rate']}. Use a smaller one."
+        )
+    record = RecordDict({"arrays": to_record(arrays), "metrics": MetricRecord(dict(metrics))})
+    return Message(record, reply_to=message)
+
+
+def _sent(message: Message) -> Arrays:
+    (record,) = message.content.array_records.values()
+    return from_record(record)
 
 
 def client_app(

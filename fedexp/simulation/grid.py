@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import traceback
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
@@ -149,6 +151,21 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
         return reply if isinstance(reply, Message) else _no_message(reply, message)
     except Exception as error:
         return Message(Error(_RAISED, _reason(error)), reply_to=message)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch, if loaded, use one thread: two do not round alike on every machine."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 1
+    if torch is None or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def error_reply(message: Message, reason: str) -> Message:

@@ -11,6 +11,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedexp import wire
 from fedexp.arrays import Arrays, sq_norm, trainable_names
@@ -25,7 +26,8 @@ class FedOpt(FlowerFedAvg):
     """Any server step ``w ← w - η d`` in place of FedAvg's, with FedAvg's arguments.
 
     Takes every argument of ``flwr.serverapp.strategy.FedAvg``, in the same order and with the
-    same defaults, and these by keyword. The train metrics of a round gain
+    same defaults, and these by keyword. ``train_metrics_aggr_fn`` gets the replies' metrics only:
+    their arrays are gone by then. The train metrics of a round gain
     ``server-step-size`` (``η``), ``update-norm`` (``‖Δ̄‖``), ``mean-update-norm``
     (``Σ pᵢ‖Δᵢ‖ / Σ pᵢ``), ``num-clients`` and ``num-failures``.
 
@@ -59,6 +61,7 @@ class FedOpt(FlowerFedAvg):
         self.seed = seed
         self.state: State = {}
         self.params: Arrays = {}
+        self.merges = False
 
     def summary(self) -> None:
         """Log the server rule, then FedAvg's settings."""
@@ -103,9 +106,10 @@ class FedOpt(FlowerFedAvg):
         A reply that cannot be used is logged with its node and left out; if none is left the
         model is unchanged and the metrics say ``num-clients`` 0.
         """
-        round_ = _Round(self.params, self._reading())
+        round_ = _Round(self.params, self._reading(), merges=self.merges)
         for reply in replies:
             round_.take(reply)
+            del reply  # the next one is in the making
         log(
             INFO,
             "aggregate_train: Received %s results and %s failures",
@@ -159,32 +163,47 @@ class FedOpt(FlowerFedAvg):
         )
 
     def _ask_to_merge(self, messages: list[Message], grid: Grid) -> list[Message]:
-        """Let a grid that can do it answer once for all clients (see ``wire.Merged``)."""
-        if messages and getattr(grid, "merges", False):
+        """Let a grid that can do it answer once for all clients (see ``wire.Merged``).
+
+        Not if an app's own code wants to see the single replies.
+        """
+        plain = (
+            type(self).aggregate_train is FedOpt.aggregate_train
+            and self.train_metrics_aggr_fn is aggregate_metricrecords
+        )
+        self.merges = bool(messages) and plain and getattr(grid, "merges", False)
+        if self.merges:
             messages[0].content[wire.REQUEST] = self._reading().to_record()
         return messages
 
     def _nothing(self, server_round: int, num_failures: int) -> tuple[None, MetricRecord | None]:
-        log(WARNING, "Round %d: no usable reply, the model is unchanged.", server_round)
-        if not num_failures:
+        if self.fraction_train == 0.0:  # nobody was asked
             return None, None
+        log(WARNING, "Round %d: no usable reply, the model is unchanged.", server_round)
         return None, MetricRecord({"num-clients": 0, "num-failures": num_failures})
 
 
 class _Round:
-    """The running sums of one round."""
+    """The running sums of one round.
 
-    def __init__(self, before: Arrays, reading: wire.Reading) -> None:
-        self.before, self.reading = before, reading
+    Args:
+        before: what was broadcast.
+        reading: how replies are read.
+        merges: the grid was asked for merged replies; from anybody else they are not believed.
+    """
+
+    def __init__(self, before: Arrays, reading: wire.Reading, *, merges: bool = False) -> None:
+        self.before, self.reading, self.merges = before, reading, merges
         self.stats = PseudoGradientStats()
         self.metrics: list[tuple[int, Mapping[str, Any]]] = []
+        self.metrics_key = "metrics"
         self.num_failures = 0
 
     def take(self, reply: Message) -> None:
         """Fold a train reply, or log why not."""
         if (content := self._content(reply)) is None:
             return
-        if wire.MERGED in content:
+        if self.merges and wire.MERGED in content:
             merged = wire.Merged.from_content(content)
             self.stats = self.stats + merged.stats
             self.metrics.extend(merged.metrics)
@@ -213,15 +232,15 @@ class _Round:
         self._keep_metrics(reply, content)
 
     def alike(self) -> list[RecordDict]:
-        """Metrics for Flower's aggregation functions: those with the first client's keys."""
-        keys = self.metrics[0][1].keys()
+        """Metrics for Flower's aggregation functions: those of the first client's form."""
+        form = _form(self.metrics[0][1])
         for node, metrics in self.metrics:
-            if metrics.keys() != keys:
-                log(WARNING, "Metrics of node %d left out: keys %s.", node, sorted(metrics))
+            if _form(metrics) != form:
+                log(WARNING, "Metrics of node %d left out: they are %s.", node, sorted(metrics))
         return [
-            RecordDict({"metrics": MetricRecord(dict(m))})
+            RecordDict({self.metrics_key: MetricRecord(dict(m))})
             for _, m in self.metrics
-            if m.keys() == keys
+            if _form(m) == form
         ]
 
     def _content(self, reply: Message) -> RecordDict | None:
@@ -231,12 +250,17 @@ class _Round:
         return reply.content
 
     def _keep_metrics(self, reply: Message, content: RecordDict) -> None:
-        (metrics,) = content.metric_records.values()
+        ((self.metrics_key, metrics),) = content.metric_records.items()
         self.metrics.append((reply.metadata.src_node_id, dict(metrics)))
 
     def _leave_out(self, reply: Message, reason: str) -> None:
         self.num_failures += 1
         log(WARNING, "Reply of node %d left out: %s", reply.metadata.src_node_id, reason)
+
+
+def _form(metrics: Mapping[str, Any]) -> dict[str, int | None]:
+    """Names, and the length of each that is a list."""
+    return {key: len(x) if isinstance(x, list) else None for key, x in metrics.items()}
 
 
 def _step_metrics(stats: PseudoGradientStats, eta: float, num_failures: int) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def classes_per_client(
     if classes_per_client > num_all or num_clients * classes_per_client < num_all:
         raise ValueError(
             f"classes_per_client(classes_per_client={classes_per_client}): {num_clients} clients "
-            f"must hold all {num_all} classes, each at most once. Use more clients or another number."
+            f"must hold all {num_all} classes, each at most once. Use more clients."
         )
     rank = rng.random((num_clients, num_all))
     slot = np.arange(max(num_clients, num_all))

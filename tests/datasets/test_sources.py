@@ -187,6 +187,21 @@ def test_a_truncated_table_is_an_error(tmp_path, data_dir):
         load("heart-disease", data_dir=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "message"),
+    [
+        ("wisdm", "wisdm/WISDM_ar_v1.1_transformed.arff", ",Sitting", ",Flying", "Flying"),
+        ("mushrooms", "libsvm/mushrooms", "\n2 ", "\n3 ", r"two classes, found \[1.0, 2.0, 3.0\]"),
+    ],
+)
+def test_an_unknown_class_is_an_error(tmp_path, data_dir, name, file, old, new, message):
+    (tmp_path / file).parent.mkdir()
+    content = Path(data_dir, file).read_bytes().decode()
+    (tmp_path / file).write_bytes(content.replace(old, new, 5).encode())
+    with pytest.raises(ValueError, match=message):
+        load(name, data_dir=str(tmp_path))
+
+
 def write_idx(path, values):
     head = bytes([0, 0, {1: 0x08, 4: 0x0C}[values.itemsize], values.ndim])
     sizes = struct.pack(f">{values.ndim}I", *values.shape)

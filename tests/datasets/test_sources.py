@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedexp.datasets import SOURCES, Dataset, from_arrays, from_torch, load, partition, text
+from fedexp.datasets import (
+    SOURCES,
+    Dataset,
+    from_arrays,
+    from_torch,
+    load,
+    partition,
+    synthetic,
+    text,
+)
 
 REAL = [  # name, training rows, test rows, shape of a row, classes, natural clients
     ("mnist", 60_000, 10_000, (1, 28, 28), 10, 539),
@@ -377,3 +386,24 @@ def test_synthetic_classification_has_at_least_fifty_examples_per_client():
     assert len(total) == 30
     assert total.min() >= 45  # a tenth of fifty is in the test set
     assert not torch.equal(data.train[0][:9], load("synthetic-lr", seed=2).train[0][:9])
+
+
+def test_on_synthetic_regression_the_authors_losses_after_50_rounds_come_back():
+    data = synthetic.regression(dtype=torch.float64)
+    x, y = data.train[0].numpy().reshape(20, 30, -1), data.train[1].numpy().reshape(20, 30)
+    # 20 local gradient steps of 0.1 are one linear map of the residuals
+    gram = np.eye(30) - 0.1 * x @ x.mT
+    summed = 0.1 * sum(np.linalg.matrix_power(gram, k) for k in range(20))
+
+    def loss_at_50(step_size):
+        w = np.zeros(1_000)
+        for _ in range(50):
+            updates = (x.mT @ (summed @ (x @ w - y)[..., None]))[..., 0]
+            w = w - step_size(updates) * updates.mean(0)
+        return np.square(x @ w - y).sum() / 20
+
+    def extrapolated(updates):
+        return 0.5 * np.square(updates).sum(1).mean() / np.square(updates.mean(0)).sum()
+
+    assert loss_at_50(lambda _: 10) == pytest.approx(3e-3, rel=0.5)
+    assert loss_at_50(extrapolated) == pytest.approx(1e-5, rel=0.5)

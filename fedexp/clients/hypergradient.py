@@ -20,7 +20,7 @@ from torch.optim.optimizer import ParamsT
 
 from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
 from fedexp.clients.foreach_steps import STEPS, Values, tuned
-from fedexp.clients.moves import inner_products, move_lists, move_one
+from fedexp.clients.moves import inner_products, move_lists, move_one, norm_products
 from fedexp.clients.towers import Levels, climb, hypergradient, settled, start
 from fedexp.clients.update_rules import SGD, Rule
 
@@ -147,9 +147,11 @@ class Hypergradient(torch.optim.Optimizer):
             for grad, state in zip(grads, states, strict=True)
             if state.get("seen") == group["steps"]
         ]
-        inner, norms = inner_products(self.rule, fresh)
+        inner, norms = inner_products(self.rule, fresh), {}
+        if self.rule.normalised:
+            norms = norm_products(self.rule, fresh)
         grads = {
-            h: hypergradient(self.rule, h, value, inner[h], norms[h])
+            h: hypergradient(self.rule, h, value, inner[h], norms.get(h, 0.0))
             for h, value in levels["values"].items()
         }
         group, live = batches[0][0], dict(levels["values"])

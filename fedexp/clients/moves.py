@@ -4,7 +4,7 @@ The state of a parameter is a dict: ``slots`` is the rule's own, ``kept`` and ``
 derivative of the last step (`fedexp.clients.foreach_steps`), ``seen`` is when that was.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -14,27 +14,24 @@ from fedexp.clients.foreach_steps import STEPS, Values, tuned
 from fedexp.clients.update_rules import Rule
 
 States: TypeAlias = Sequence[dict[str, Any]]
+Pair: TypeAlias = tuple[Tensor, dict[str, Any]]
 
 
 def move_lists(
     rule: Rule, params: list[Tensor], grads: list[Tensor], states: States, values: Values
 ) -> None:
     """Step with lists of tensors, those of one age at a time: Adam's corrections depend on it."""
+    if "step" not in states[0]["slots"]:
+        _move_same_age(rule, params, grads, states, values, 0.0)
+        return
     ages: dict[float, list[int]] = {}
     for i, state in enumerate(states):
-        ages.setdefault(state["slots"].get("step", 0.0), []).append(i)
-    for age, members in ages.items():
-        some = [states[i] for i in members]
-        slots = {k: [s["slots"][k] for s in some] for k in some[0]["slots"] if k != "step"}
+        ages.setdefault(state["slots"]["step"] + 1, []).append(i)
+    for age, at in ages.items():
+        some = [states[i] for i in at]
         for state in some:
-            state.pop("kept", None)  # Freed before its successor is made.
-        lists = [params[i] for i in members], [grads[i] for i in members]
-        kept, weights = STEPS[type(rule)](rule, *lists, slots, values, age + 1)
-        for i, state in enumerate(some):
-            if "step" in state["slots"]:
-                state["slots"]["step"] = age + 1
-            if rule.hyper:
-                state["kept"], state["weights"] = {k: x[i] for k, x in kept.items()}, weights
+            state["slots"]["step"] = age
+        _move_same_age(rule, [params[i] for i in at], [grads[i] for i in at], some, values, age)
 
 
 def move_one(
@@ -49,34 +46,58 @@ def move_one(
     param.copy_(new)
 
 
-def inner_products(
-    rule: Rule, pairs: Iterable[tuple[Tensor, dict[str, Any]]]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """``⟨g', ∂w/∂h⟩`` and ``‖g'‖ ‖∂w/∂h‖`` for each tuned ``h``; one transfer from the device.
-
-    Norms are taken for a normalised rule only.
-    """
-    dots: list[Tensor] = []
-    adds: list[tuple[dict[str, float], Mapping[str, float]]] = []
-    inner, squares = dict.fromkeys(rule.tuned, 0.0), dict.fromkeys(rule.tuned, 0.0)
-    length = {"g": 0.0}
+def inner_products(rule: Rule, pairs: Sequence[Pair]) -> dict[str, float]:
+    """``⟨g', ∂w/∂h⟩`` for each tuned ``h``; one transfer from the device."""
+    terms, dots = [], []
     for grad, state in pairs:
-        vectors = state["slots"] | state["kept"]
+        slots, kept = state["slots"], state["kept"]
         for name, weights in state["weights"].items():
-            dots.append(_dot(grad, vectors[name]))
-            adds.append((inner, weights))
-        if not rule.normalised:
-            continue
-        dots.append(_dot(grad, grad))
-        adds.append((length, {"g": 1.0}))
+            terms.append(weights)
+            dots.append(_dot(grad, kept[name] if name in kept else slots[name]))
+    return _sums(rule, terms, dots)
+
+
+def norm_products(rule: Rule, pairs: Sequence[Pair]) -> dict[str, float]:
+    """``‖g'‖ ‖∂w/∂h‖`` for each tuned ``h``."""
+    terms: list[dict[str, float]] = []
+    dots: list[Tensor] = []
+    for _, state in pairs:
+        vectors = state["slots"] | state["kept"]
         for h in rule.tuned:
-            slope = sum(by[h] * vectors[name] for name, by in state["weights"].items() if h in by)
+            parts = [(by[h], vectors[name]) for name, by in state["weights"].items() if h in by]
+            factor, slope = parts[0]
+            if len(parts) > 1:
+                factor, slope = 1.0, sum(c * vector for c, vector in parts)
+            terms.append({h: factor**2})
             dots.append(_dot(slope, slope))
-            adds.append((squares, {h: 1.0}))
-    for number, (sums, weights) in zip(_floats(dots), adds, strict=True):
-        for h in sums.keys() & weights.keys():
-            sums[h] += weights[h] * number
-    return inner, {h: (length["g"] * square) ** 0.5 for h, square in squares.items()}
+    sq_norm = sum(_floats([_dot(grad, grad) for grad, _ in pairs]))
+    return {h: (sq_norm * square) ** 0.5 for h, square in _sums(rule, terms, dots).items()}
+
+
+def _move_same_age(
+    rule: Rule,
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: States,
+    values: Values,
+    age: float,
+) -> None:
+    slots = {k: [s["slots"][k] for s in states] for k in states[0]["slots"] if k != "step"}
+    for state in states:
+        state.pop("kept", None)  # Freed before its successor is made.
+    kept, weights = STEPS[type(rule)](rule, params, grads, slots, values, age)
+    if rule.hyper:
+        for i, state in enumerate(states):
+            state["kept"], state["weights"] = {k: x[i] for k, x in kept.items()}, weights
+
+
+def _sums(rule: Rule, terms: Sequence[Mapping[str, float]], dots: list[Tensor]) -> dict[str, float]:
+    sums = dict.fromkeys(rule.tuned, 0.0)
+    for weights, number in zip(terms, _floats(dots), strict=True):
+        for h, weight in weights.items():
+            if h in sums:
+                sums[h] += weight * number
+    return sums
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -135,7 +135,9 @@ def peak_copies(height: int | None) -> float:
     weights = [nn.Parameter(torch.zeros(2**21)) for _ in range(8)]
     grads = [torch.ones(2**21) for _ in weights]
     rule = SGD(1e-3, hyper=tower(height or 0))
-    optimizer = Hypergradient(weights, rule) if height is not None else torch.optim.SGD(weights, 1e-3)
+    optimizer = (
+        Hypergradient(weights, rule) if height is not None else torch.optim.SGD(weights, 1e-3)
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
         for weight, grad in zip(weights, grads, strict=True):

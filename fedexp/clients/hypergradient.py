@@ -83,6 +83,8 @@ class Hypergradient(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move the hyperparameters, top of the tower first, then the weights."""
         loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            self._absorb(group)
         for towers, index, members in self._units():
             batches = [b for group, params in members if (b := self._batch(group, params))[1]]
             if batches:
@@ -154,11 +156,7 @@ class Hypergradient(torch.optim.Optimizer):
             h: hypergradient(self.rule, h, value, inner[h], norms.get(h, 0.0))
             for h, value in levels["values"].items()
         }
-        group, live = batches[0][0], dict(levels["values"])
-        for h, shown in group["shown"].items():
-            if group[h] != shown:  # Set from outside, e.g. by a scheduler.
-                live[h] = live[h] * group[h] / shown if self.per == "tensor" and shown else group[h]
-        return climb(self.rule, {**levels, "values": live}, grads)
+        return climb(self.rule, levels, grads)
 
     def _move(self, batch: Batch, values: Values) -> None:
         group, params, grads, states = batch
@@ -170,6 +168,21 @@ class Hypergradient(torch.optim.Optimizer):
                 move_one(self.rule, p, g, state, values)
         for state in states:
             state["seen"] = group["steps"] + 1
+
+    def _absorb(self, group: Group) -> None:
+        """Take over what was set from outside since the last step, as schedulers do."""
+        for h, shown in group["shown"].items():
+            if (now := group[h]) != shown:
+                group["towers"] = [
+                    {
+                        **t,
+                        "values": {
+                            **t["values"],
+                            h: t["values"][h] / shown * now if shown else now,
+                        },
+                    }
+                    for t in group["towers"]
+                ]
 
     def _show(self, group: Group) -> None:
         group["steps"] += 1

@@ -32,9 +32,9 @@ def sgd(
     lr, mu, decay = (values[k] for k in rule.names)
     borrowed, grads = grads, _decayed(grads, params, decay)
     if not slots:
-        torch._foreach_add_(params, grads, alpha=-lr)
         if grads is borrowed and rule.hyper:  # The next backward pass may write into them.
             grads = [g.clone() for g in grads]
+        torch._foreach_add_(params, grads, alpha=-lr)
         return {"direction": grads}, {"direction": {"lr": -1.0}}
     buffer, kept = slots["momentum"], Lists()
     weights: Weights = {"momentum": {"lr": -1.0}}

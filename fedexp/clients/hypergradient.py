@@ -20,7 +20,7 @@ from torch.optim.optimizer import ParamsT
 
 from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
 from fedexp.clients.foreach_steps import STEPS, Values, tuned
-from fedexp.clients.moves import inner_products, move_lists, move_one, norm_products
+from fedexp.clients.moves import inner_products, move_lists, move_one, norm_product
 from fedexp.clients.towers import Levels, climb, hypergradient, settled, start
 from fedexp.clients.update_rules import SGD, Rule
 
@@ -149,11 +149,10 @@ class Hypergradient(torch.optim.Optimizer):
             for grad, state in zip(grads, states, strict=True)
             if state.get("seen") == group["steps"]
         ]
-        inner, norms = inner_products(self.rule, fresh), {}
-        if self.rule.normalised:
-            norms = norm_products(self.rule, fresh)
+        inner = inner_products(self.rule, fresh)
+        norm = norm_product(fresh) if self.rule.normalised else 0.0
         grads = {
-            h: hypergradient(self.rule, h, value, inner[h], norms.get(h, 0.0))
+            h: hypergradient(self.rule, h, value, inner[h], norm)
             for h, value in levels["values"].items()
         }
         return climb(self.rule, levels, grads)

@@ -4,6 +4,7 @@ The state of a parameter is a dict: ``slots`` is the rule's own, ``kept`` and ``
 derivative of the last step (`fedexp.clients.foreach_steps`), ``seen`` is when that was.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -57,21 +58,16 @@ def inner_products(rule: Rule, pairs: Sequence[Pair]) -> dict[str, float]:
     return _sums(rule, terms, dots)
 
 
-def norm_products(rule: Rule, pairs: Sequence[Pair]) -> dict[str, float]:
-    """``‖g'‖ ‖∂w/∂h‖`` for each tuned ``h``."""
-    terms: list[dict[str, float]] = []
-    dots: list[Tensor] = []
+def norm_product(pairs: Sequence[Pair]) -> float:
+    """``‖g'‖ ‖∂w/∂η‖``."""
+    slopes, factors = [], []
     for _, state in pairs:
-        vectors = state["slots"] | state["kept"]
-        for h in rule.tuned:
-            parts = [(by[h], vectors[name]) for name, by in state["weights"].items() if h in by]
-            factor, slope = parts[0]
-            if len(parts) > 1:
-                factor, slope = 1.0, sum(c * vector for c, vector in parts)
-            terms.append({h: factor**2})
-            dots.append(_dot(slope, slope))
-    sq_norm = sum(_floats([_dot(grad, grad) for grad, _ in pairs]))
-    return {h: (sq_norm * square) ** 0.5 for h, square in _sums(rule, terms, dots).items()}
+        [(name, factor)] = [(j, by["lr"]) for j, by in state["weights"].items() if "lr" in by]
+        slopes.append(state["kept"].get(name, state["slots"].get(name)))
+        factors.append(factor)
+    squares = _floats([_dot(x, x) for x in (*slopes, *(grad for grad, _ in pairs))])
+    sq_slope = sum(c * c * square for c, square in zip(factors, squares, strict=False))
+    return math.sqrt(sq_slope * sum(squares[len(slopes) :]))
 
 
 def _move_same_age(

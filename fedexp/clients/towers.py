@@ -171,7 +171,7 @@ class Tower:
     def learning_rate(self, state: Levels) -> Tensor:
         """``η`` now: 0-d, or the mean over tensors."""
         rates = [t["values"].get("lr", self.rule.values()["lr"]) for t in state["towers"].values()]
-        return torch.stack([torch.as_tensor(rate) for rate in rates]).mean()
+        return torch.stack([torch.as_tensor(rate, dtype=torch.float64) for rate in rates]).mean()
 
     def _units(self, params: Params) -> dict[str, list[str]]:
         return {k: [k] for k in params} if self.per_tensor else {"all": list(params)}

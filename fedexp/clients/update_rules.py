@@ -8,8 +8,10 @@ weights by SGD, their learning rate by SGD, and that one's by Adam.
 To add a rule, subclass `Rule` and write `init` and `update`; its derivatives come by forward mode.
 """
 
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -28,9 +30,9 @@ class Rule:
         hyper: The rule one level up, which tunes this one's hyperparameters.
         tuned: Their names; the others stay as given.
         lr_form: ``additive`` as in Chandra et al. 2022, or ``log``, where steps are factors.
-        normalised: Replace a hypergradient ``⟨g, d⟩`` by the cosine of ``g`` and ``d`` (times the
-            value, if additive), so that one hyper learning rate fits losses of any scale:
-            Baydin et al. 2018's multiplicative rule.
+        normalised: Replace the hypergradient ``⟨g, d⟩`` of the learning rate by the cosine of
+            ``g`` and ``d`` (times the rate, if additive), so that one hyper learning rate fits
+            losses of any scale: Baydin et al. 2018's multiplicative rule.
         max_lr: Greatest learning rate; the least is 0 (``log``: ``1e-12``).
     """
 
@@ -48,6 +50,11 @@ class Rule:
         if unknown := [n for n in self.tuned if n not in (*self.scales, "lr")]:
             raise ValueError(
                 f"{owner}(tuned={unknown}): not tunable. Choose from {['lr', *self.scales]}."
+            )
+        if self.normalised and self.tuned != ("lr",):
+            raise ValueError(
+                f"{owner}(tuned={self.tuned}): normalised, only lr is tuned: the slopes of others "
+                "vanish at first, and have no angle. Tune lr alone."
             )
         for name, value in self.values().items():
             low, high = self._range(name)
@@ -99,7 +106,7 @@ class Rule:
 
         def slope(name: str) -> Tensor:
             at = torch.as_tensor(values[name], dtype=torch.float64, device=param.device)
-            tangent = torch.func.jvp(
+            tangent = forward_mode()(
                 lambda h: self.update(param, grad, slots, {**values, name: h})[0],
                 (at,),
                 (torch.ones_like(at),),
@@ -116,6 +123,15 @@ class Rule:
         # A value that does not move may sit on the end, e.g. beta1 = 0.
         moves = self.hyper is not None and name in self.tuned
         return (self.scales[name].low if moves else 0.0), self.scales[name].high
+
+
+@cache
+def forward_mode() -> Callable[..., tuple[Any, ...]]:
+    """`torch.func.jvp`, past the deprecation that torch raises at itself on the first call."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.neg, (torch.zeros(()),), (torch.zeros(()),))
+    return torch.func.jvp
 
 
 UNIT = Scale("tanh", 1e-6, 1 - 1e-6)

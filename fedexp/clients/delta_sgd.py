@@ -43,19 +43,20 @@ class DeltaSGD(torch.optim.Optimizer):
         for name, value in (("lr", lr), ("gamma", gamma), ("delta", delta)):
             if not 0 < value < float("inf"):
                 raise ValueError(f"DeltaSGD({name}={value}): must be positive and finite.")
-        super().__init__(params, {"lr": lr, "theta": 1.0, "gamma": gamma, "delta": delta})
-        self.first_lr, self.same_batch = lr, same_batch
+        rates = {"lr": lr, "first_lr": lr, "theta": 1.0, "gamma": gamma, "delta": delta}
+        super().__init__(params, {**rates, "same_batch": same_batch})
 
     def reset(self) -> None:
         """Begin a round: the first step size, no past."""
         self.state.clear()
         for group in self.param_groups:
-            group["lr"], group["theta"] = self.first_lr, 1.0
+            group["lr"], group["theta"] = group["first_lr"], 1.0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Set the step size from the last two iterates, and step."""
-        if self.same_batch and closure is None:
+        same_batch = self.defaults["same_batch"]
+        if same_batch and closure is None:
             raise ValueError("DeltaSGD(same_batch=True): `step` needs a closure. Pass one.")
         evaluate = torch.enable_grad()(closure) if closure else None
         loss = evaluate() if evaluate else None
@@ -66,7 +67,7 @@ class DeltaSGD(torch.optim.Optimizer):
         if params and all(self.state[p] for p in params):
             before = [self.state[p]["param"] for p in params]
             dx = torch._foreach_sub(params, before)
-            if self.same_batch and evaluate:
+            if same_batch and evaluate:
                 self._at(before, params, evaluate)
                 old = [p.grad for p in params]
             else:
@@ -74,7 +75,8 @@ class DeltaSGD(torch.optim.Optimizer):
             self._resize(norm(dx), norm(torch._foreach_sub(grads, old)))
         for p, g in zip(params, grads, strict=True):
             self.state[p] = {"param": p.clone(), "grad": g}
-            p.grad = g
+            if same_batch:
+                p.grad = g.clone()
         if params:
             torch._foreach_add_(params, grads, alpha=-self.param_groups[0]["lr"])
         return loss

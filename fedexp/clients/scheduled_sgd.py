@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -49,18 +49,16 @@ class ScheduledSGD(torch.optim.Optimizer):
             raise ValueError(
                 f"ScheduledSGD(bound={bound}, max_growth={max_growth}): must be at least 1."
             )
-        super().__init__(params, {"lr": lr, "first_lr": lr, "beta": 1.0})
-        self.global_weight, self.max_growth = global_weight, max_growth
-        self.bound, self.normalised = bound, normalised
-        params = [p for group in self.param_groups for p in group["params"]]
-        if global_update is not None and [d.shape for d in global_update] != [
-            p.shape for p in params
-        ]:
+        knobs = {"weight": global_weight, "max_growth": max_growth, "bound": bound}
+        super().__init__(params, {"lr": lr, "beta": 1.0, "normalised": normalised, **knobs})
+        wanted = [p for group in self.param_groups for p in group["params"]]
+        shapes = [p.shape for p in wanted]
+        if global_update is not None and [d.shape for d in global_update] != shapes:
             raise ValueError(
-                f"ScheduledSGD(global_update={len(global_update)} tensors): must have the shapes of "
-                f"the {len(params)} parameters, in their order."
+                f"ScheduledSGD(global_update={len(global_update)} tensors): must have the shapes "
+                f"of the {len(wanted)} parameters, in their order."
             )
-        for p, delta in zip(params, global_update or (), strict=False):
+        for p, delta in zip(wanted, global_update or (), strict=False):
             self.state[p]["global"] = delta.to(p)
 
     @torch.no_grad()
@@ -69,17 +67,18 @@ class ScheduledSGD(torch.optim.Optimizer):
         loss = None if closure is None else torch.enable_grad()(closure)()
         groups = self.param_groups
         params = [p for group in groups for p in group["params"] if p.grad is not None]
-        if any(p.grad.is_sparse for p in params):
+        if any(cast(Tensor, p.grad).is_sparse for p in params):
             raise ValueError("ScheduledSGD(gradient=sparse): only dense. Use sparse=False.")
+        knobs = self.defaults
         agreement = self._agreement(params, "grad")
-        if agreement is not None:
-            globally = self._agreement(params, "global") or 0.0
-            growth = min(self.max_growth, 1 + agreement + self.global_weight * globally)
-            for group in groups:
-                beta = group["beta"] * growth
-                if math.isfinite(beta):
-                    group["beta"] = min(max(beta, 1 / self.bound), self.bound)
-                    group["lr"] = group["first_lr"] * group["beta"]
+        globally = self._agreement(params, "global") or 0.0
+        growth = 1.0 if agreement is None else 1 + agreement + knobs["weight"] * globally
+        for group in groups:
+            if math.isfinite(growth):
+                grown = group["beta"] * min(growth, knobs["max_growth"])
+                beta = min(max(grown, 1 / knobs["bound"]), knobs["bound"])
+                group["lr"] *= beta / group["beta"]
+                group["beta"] = beta
         for group in groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -88,16 +87,17 @@ class ScheduledSGD(torch.optim.Optimizer):
         return loss
 
     def _agreement(self, params: list[Tensor], other: str) -> float | None:
-        """``⟨g, x⟩`` over the parameters whose state holds `x`, or its cosine."""
-        pairs = [(p.grad, self.state[p][other]) for p in params if other in self.state[p]]
+        """``⟨g, x⟩`` over the parameters whose state holds ``x``, or its cosine."""
+        pairs = [
+            (cast(Tensor, p.grad), self.state[p][other]) for p in params if other in self.state[p]
+        ]
         if not pairs:
             return None
-
-        def inner(i: int, j: int) -> float:
-            return float(sum((pair[i] * pair[j]).sum() for pair in pairs))
-
-        product = inner(0, 1)
-        if not self.normalised:
+        product = sum(float((g * x).sum()) for g, x in pairs)
+        if not self.defaults["normalised"]:
             return product
-        norm = math.sqrt(inner(0, 0) * inner(1, 1))
+        norms = [
+            torch.cat([x.reshape(-1) for x in side]).norm() for side in zip(*pairs, strict=True)
+        ]
+        norm = float(norms[0] * norms[1])
         return product / norm if norm else 0.0

@@ -42,11 +42,9 @@ class Scale:
 
     def natural(self, raw: Number, otherwise: Number) -> Number:
         """``h`` of ``θ``, inside the range; the value ``otherwise`` where ``θ`` is not finite."""
-        raw = clip(raw, self.raw(self.low), self.raw(self.high))
-        if self.form == "log":
-            raw = math.e**raw
-        elif self.form == "tanh":
-            raw = 1 / (1 + math.e ** (-2 * raw))
+        if self.form != "additive":
+            raw = clip(raw, self.raw(self.low), self.raw(self.high))
+            raw = math.e**raw if self.form == "log" else 1 / (1 + math.e ** (-2 * raw))
         return finite(clip(raw, self.low, self.high), otherwise)
 
     def speed(self, value: Number) -> Number:

@@ -11,7 +11,7 @@ To add a rule, subclass `Rule` and write `init` and `update`; its derivatives co
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -67,8 +67,10 @@ class Rule:
 
     def scale(self, name: str) -> Scale:
         """The axis that a hyperparameter is tuned on."""
-        if name != "lr":
-            return self.scales[name]
+        return self._lr_scale if name == "lr" else self.scales[name]
+
+    @cached_property
+    def _lr_scale(self) -> Scale:
         return Scale(self.lr_form, 0.0 if self.lr_form == "additive" else 1e-12, self.max_lr)
 
     def moved(self, values: Mapping[str, float]) -> Self:

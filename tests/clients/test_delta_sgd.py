@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedexp.clients.delta_sgd import DeltaSGD
@@ -21,6 +21,7 @@ def weight(*values):
     return torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 100), st.floats(0.5, 2))
 def test_on_a_quadratic_the_step_is_at_most_half_gamma_over_the_smoothness(smoothness, gamma):
     w = weight(1.0)
@@ -72,6 +73,7 @@ def test_one_batch_for_both_gradients_sees_through_the_noise_between_batches():
         torch.testing.assert_close(w.grad, before - c)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([0.0, 1.0, -2.0, 1e300, float("inf"), float("nan")]), min_size=1))
 def test_the_step_stays_positive_and_finite_whatever_the_gradients(gradients):
     w = weight(1.0)

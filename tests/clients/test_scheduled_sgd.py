@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedexp.clients.scheduled_sgd import ScheduledSGD
@@ -45,6 +45,7 @@ def test_the_rate_stays_within_ten_times_of_its_start():
     assert rates(ScheduledSGD([w], 0.01), w, [[9.0], [-9.0]] * 3)[-1] == pytest.approx(0.001)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-3, 1e3))
 def test_normalised_the_scale_of_the_loss_does_not_matter(scale):
     gradients = [[0.2, 0.1], [0.1, 0.2], [-0.3, 0.2], [0.5, 0.9]]
@@ -58,6 +59,7 @@ def test_normalised_the_scale_of_the_loss_does_not_matter(scale):
     assert seen[0] == pytest.approx(seen[1])
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([0.0, 1.0, -2.0, 1e300, math.inf, math.nan]), min_size=1))
 @pytest.mark.parametrize("normalised", [False, True])
 def test_the_rate_stays_in_range_whatever_the_gradients(normalised, gradients):

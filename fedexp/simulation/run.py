@@ -73,7 +73,7 @@ def simulate(
 
     Args:
         config: what to run.
-        folder: as ``begin`` made it, or of an interrupted run. Each strategy's files are in the subfolder of its key.
+        folder: as ``begin`` made it, or of an interrupted run. Each strategy has a subfolder.
         grid: that of ``grid_of``.
         on_round: called after each round with the strategy's key and the line just written.
     """

@@ -54,6 +54,7 @@ class Checkpoint:
         meta = {
             "round": str(self.server_round),
             "owners": json.dumps(list(self.state)),
+            "order": json.dumps(list(arrays)),  # the file's own is another, and sums would differ
             "records": json.dumps(records),
         }
         whole = {name: np.array(x, order="C") for name, x in arrays.items()}
@@ -64,7 +65,7 @@ class Checkpoint:
         """Read what ``save`` wrote."""
         with safe_open(path, framework="numpy") as file:
             meta = file.metadata()
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in json.loads(meta["order"])}
         clients: dict[int, dict[str, Any]] = {}
         for node, kinds in json.loads(meta["records"]).items():
             clients[int(node)] = {k: _KINDS[kind](value) for k, (kind, value) in kinds.items()}

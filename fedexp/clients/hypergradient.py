@@ -123,13 +123,13 @@ class Hypergradient(torch.optim.Optimizer):
     def _batch(self, group: Group, params: Iterable[Tensor]) -> Batch:
         params = [p for p in params if p.grad is not None]
         grads = [cast(Tensor, p.grad) for p in params]
-        if any(g.is_sparse for g in grads):
+        if any([g.is_sparse for g in grads]):  # A list: the short ones are faster so.
             raise ValueError(
                 f"{type(self).__name__}(gradient=sparse): only dense gradients have a "
                 "hypergradient here. Use Embedding(sparse=False)."
             )
         states = [self.state[p] for p in params]
-        if any(p.is_complex() for p in params):
+        if any([p.is_complex() for p in params]):
             params = [torch.view_as_real(p) if p.is_complex() else p for p in params]
             grads = [torch.view_as_real(g) if g.is_complex() else g for g in grads]
         for p, state in zip(params, states, strict=True):

@@ -1,36 +1,82 @@
 """Every dataset by name: one table for the command line, the documentation and the tests."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
 
 import torch
 
-from fedexp.datasets import synthetic
-from fedexp.datasets.dataset import Dataset
+from fedexp.datasets import images, synthetic, tables, text
+from fedexp.datasets.dataset import Dataset, from_arrays
+from fedexp.datasets.formats import read_npz
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset comes from.
+
+    Attributes:
+        about: one line for listings.
+        read: of the run's seed if there are no files, else of the data folder.
+        files: what ``read`` needs, as paths or patterns below the data folder.
+        published: where anyone gets them.
+    """
+
+    about: str
+    read: Callable[..., Dataset]
+    files: tuple[str, ...] = ()
+    published: str = ""
 
 
 def load(name: str, *, data_dir: str | None = None, seed: int = 0) -> Dataset:
     """Train and test sets by name; one copy per process, shared by all clients.
 
     Args:
-        name: a key of `SOURCES`.
+        name: a key of `SOURCES`, or the path of an ``.npz`` file.
         data_dir: folder that holds one folder per dataset, for the sources that read files.
         seed: of the synthetic sources; all others are the same for every seed.
 
     Raises:
         ValueError: unknown name, missing or damaged files.
     """
+    if name.endswith(".npz"):
+        return _from_npz(name)
     if name not in SOURCES:
         raise ValueError(f"load(name={name!r}): unknown dataset. Known: {', '.join(SOURCES)}.")
-    return _loaded(name, data_dir, seed)
+    if SOURCES[name].files:
+        return _from_files(name, data_dir)
+    return _drawn(name, seed)
 
 
 @lru_cache(maxsize=4)
-def _loaded(name: str, data_dir: str | None, seed: int) -> Dataset:
-    return SOURCES[name](data_dir, seed)
+def _drawn(name: str, seed: int) -> Dataset:
+    return SOURCES[name].read(seed)
 
 
-def digits() -> Dataset:
+@lru_cache(maxsize=4)
+def _from_files(name: str, data_dir: str | None) -> Dataset:
+    source = SOURCES[name]
+    folder = Path(data_dir) if data_dir else None
+    absent = [file for file in source.files if folder is None or not any(folder.glob(file))]
+    if folder is None or absent:
+        raise ValueError(
+            f"load(name={name!r}, data_dir={data_dir!r}): the data folder lacks "
+            f"{', '.join(absent)}. Published at {source.published}."
+        )
+    return source.read(folder)
+
+
+@lru_cache(maxsize=4)
+def _from_npz(path: str) -> Dataset:
+    if not Path(path).exists():
+        raise ValueError(f"load(name={path!r}): there is no such file.")
+    arrays = read_npz(Path(path))
+    names = ("x_train", "y_train", "x_test", "y_test")
+    return from_arrays(*(arrays[name] for name in names), keys=arrays.get("keys"))
+
+
+def digits(_seed: int = 0) -> Dataset:
     """The 1,797 handwritten digits (8 x 8) that come with scikit-learn; a fifth is the test set."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -45,8 +91,110 @@ def digits() -> Dataset:
     )
 
 
-SOURCES: dict[str, Callable[[str | None, int], Dataset]] = {
-    "digits": lambda _, __: digits(),
-    "synthetic-regression": lambda _, seed: synthetic.regression(seed=seed),
-    "synthetic-lr": lambda _, seed: synthetic.classification(seed=seed),
+def _idx_files(folder: str, train: str, test: str) -> tuple[str, ...]:
+    kinds = ("images-idx3", "labels-idx1")
+    return tuple(f"{folder}/{part}-{kind}-ubyte.gz" for part in (train, test) for kind in kinds)
+
+
+_UCI = "https://archive.ics.uci.edu/dataset"
+_LIBSVM = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary.html"
+_LEAF = "https://github.com/TalwalkarLab/leaf (its preprocess.sh writes them)"
+_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html (python version)"
+
+SOURCES: dict[str, Source] = {
+    "digits": Source("handwritten digits 8 x 8, comes with scikit-learn", digits),
+    "synthetic-regression": Source(
+        "FedExP's overparameterised regression, 20 clients", lambda s: synthetic.regression(seed=s)
+    ),
+    "synthetic-lr": Source(
+        "LEAF's synthetic(1, 1), 30 clients", lambda s: synthetic.classification(seed=s)
+    ),
+    "mnist": Source(
+        "handwritten digits, by writer with QMNIST's labels in qmnist/",
+        images.mnist,
+        _idx_files("mnist", "train", "t10k"),
+        "https://ossci-datasets.s3.amazonaws.com/mnist/; writers: "
+        "https://github.com/facebookresearch/qmnist",
+    ),
+    "fashion-mnist": Source(
+        "clothing",
+        images.fashion_mnist,
+        _idx_files("fashion-mnist", "train", "t10k"),
+        "https://github.com/zalandoresearch/fashion-mnist",
+    ),
+    **{
+        f"emnist-{split}": Source(
+            f"handwritten characters, {num_classes} classes",
+            partial(images.emnist, split=split),
+            _idx_files("emnist", f"emnist-{split}-train", f"emnist-{split}-test"),
+            "https://www.nist.gov/itl/products-and-services/emnist-dataset",
+        )
+        for split, num_classes in images.EMNIST_CLASSES.items()
+    },
+    "cifar10": Source(
+        "small colour images, 10 classes",
+        partial(images.cifar, num_classes=10),
+        tuple(
+            f"cifar10/cifar-10-batches-py/{name}"
+            for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+        ),
+        _CIFAR,
+    ),
+    "cifar100": Source(
+        "small colour images, 100 classes",
+        partial(images.cifar, num_classes=100),
+        ("cifar100/cifar-100-python/train", "cifar100/cifar-100-python/test"),
+        _CIFAR,
+    ),
+    "femnist": Source(
+        "handwritten characters by writer",
+        images.femnist,
+        ("femnist/train/*.json", "femnist/test/*.json"),
+        _LEAF,
+    ),
+    "shakespeare": Source(
+        "next character, by role of a play",
+        text.shakespeare,
+        ("shakespeare/*/full.html",),
+        "http://shakespeare.mit.edu (each play's page 'Entire play in one page')",
+    ),
+    "tinyshakespeare": Source(
+        "next character, by role",
+        text.tiny_shakespeare,
+        ("tinyshakespeare/input.txt",),
+        "https://github.com/karpathy/char-rnn (data/tinyshakespeare/input.txt)",
+    ),
+    "leaf-shakespeare": Source(
+        "next character, by role, as LEAF cuts it",
+        text.leaf_shakespeare,
+        ("leaf-shakespeare/train/*.json", "leaf-shakespeare/test/*.json"),
+        _LEAF,
+    ),
+    "heart-disease": Source(
+        "patients by hospital",
+        tables.heart_disease,
+        tuple(f"heart-disease/processed.{name}.data" for name in tables.HOSPITALS),
+        f"{_UCI}/45/heart+disease",
+    ),
+    "adult": Source(
+        "census income by education",
+        tables.adult,
+        tuple(f"adult/{name}" for name in tables.ADULT_ROWS),
+        f"{_UCI}/2/adult",
+    ),
+    "wisdm": Source(
+        "activities by phone user",
+        tables.wisdm,
+        ("wisdm/WISDM_ar_v1.1_transformed.arff",),
+        "https://www.cis.fordham.edu/wisdm/dataset.php",
+    ),
+    **{
+        name: Source(
+            "convex benchmark, two classes",
+            partial(tables.libsvm, name=name),
+            (f"libsvm/{name}", "libsvm/a9a.t") if name == "a9a" else (f"libsvm/{name}",),
+            _LIBSVM,
+        )
+        for name in tables.LIBSVM_SHAPES
+    },
 }

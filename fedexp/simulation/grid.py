@@ -36,6 +36,7 @@ class LocalGrid(Grid):
 
     streams = True
     merges = True
+    in_order = True
 
     def __init__(
         self, client_app: ClientApp, num_nodes: int, *, run_config: Mapping[str, Any] | None = None

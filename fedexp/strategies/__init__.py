@@ -2,7 +2,7 @@
 
 from fedexp.strategies.evaluation import MeanOfLastTwo
 from fedexp.strategies.fedopt import FedOpt
-from fedexp.strategies.presets import FedAvg, FedExP
+from fedexp.strategies.presets import STRATEGIES, FedAvg, FedExP
 from fedexp.strategies.rules import (
     Capped,
     Constant,
@@ -12,6 +12,7 @@ from fedexp.strategies.rules import (
 )
 
 __all__ = [
+    "STRATEGIES",
     "Capped",
     "Constant",
     "Extrapolation",

@@ -40,6 +40,9 @@ class FedOpt(FlowerFedAvg):
         **kwargs: FedAvg's.
     """
 
+    mean_of_last_two = False
+    """Whether the method's authors report the mean of the last two iterates."""
+
     def __init__(
         self,
         *args: Any,
@@ -141,7 +144,7 @@ class FedOpt(FlowerFedAvg):
         if fraction == 0.0:
             return []
         nodes = wait_for_nodes(grid, max(minimum, self.min_available_nodes))
-        size = max(int(len(nodes) * fraction), minimum)
+        size = max(int(len(nodes) * fraction + 1e-9), minimum)
         assert self.seed is not None
         chosen = sample(nodes, size, seed=self.seed, server_round=server_round, use=message_type)
         log(INFO, "%s: Sampled %s nodes (out of %s)", message_type, size, len(nodes))

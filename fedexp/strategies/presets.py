@@ -43,6 +43,8 @@ class FedExP(FedOpt):
         ValueError: an argument is out of its range.
     """
 
+    mean_of_last_two = True
+
     def __init__(
         self,
         *args: Any,
@@ -56,3 +58,7 @@ class FedExP(FedOpt):
         if max_step_size is not None:
             step = Capped(step, max_step_size)
         super().__init__(*args, optimizer=ServerOptimizer(step_size=step), **kwargs)
+
+
+STRATEGIES: dict[str, type[FedOpt]] = {"fedavg": FedAvg, "fedexp": FedExP}
+"""Key on the command line to strategy."""

@@ -1,0 +1,164 @@
+"""The ClientApp and ServerApp that simulation, ``flwr run`` and a deployment all load."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from functools import lru_cache
+from logging import ERROR, INFO
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.common.logger import log
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+
+from fedexp.clients import Examples, client_app, default_loss, evaluate, load_arrays, module_arrays
+from fedexp.config import Config
+from fedexp.datasets import Dataset, Parts, load
+from fedexp.datasets.partition import named, split
+from fedexp.files import save_model
+from fedexp.logs import level
+from fedexp.models import build
+from fedexp.records import from_record, to_record
+from fedexp.rounds import EvaluateFn, Round, rounds
+from fedexp.strategies import STRATEGIES, FedOpt, MeanOfLastTwo
+from fedexp.strategies.sampling import InPartitionOrder, partitions_of
+
+
+def dataset_of(config: Config) -> Dataset:
+    """The dataset of a run; loaded once per process."""
+    return load(config.dataset, data_dir=config.data_dir or None, seed=config.seed)
+
+
+def partition_of(config: Config) -> Parts:
+    """Every client's rows; computed once per process.
+
+    Raises:
+        ValueError: the dataset cannot be split so.
+    """
+    return _partition(
+        config.dataset,
+        config.data_dir,
+        config.partitioner,
+        config.num_clients,
+        config.alpha,
+        config.seed,
+    )
+
+
+@lru_cache(maxsize=4)
+def _partition(
+    dataset: str, data_dir: str, partitioner: str, num_clients: int, alpha: float, seed: int
+) -> Parts:
+    data = load(dataset, data_dir=data_dir or None, seed=seed)
+    return named(partitioner, data, num_clients=num_clients, seed=seed, alpha=alpha)
+
+
+def examples(context: Context) -> tuple[Examples, Examples]:
+    """Train and test examples of the client that ``context`` belongs to.
+
+    Without ``local-test-fraction`` a client is tested on what it trains on.
+    """
+    partition, num_clients = (
+        int(context.node_config[key]) for key in ("partition-id", "num-partitions")
+    )
+    config = Config.of({**context.run_config, "num-clients": num_clients})
+    rows = partition_of(config)[partition]
+    train, test = rows, rows
+    if config.local_test_fraction:
+        seed = int(np.random.SeedSequence([config.seed, partition]).generate_state(1)[0])
+        train, test = split(rows, fraction=config.local_test_fraction, seed=seed)
+    inputs, targets = dataset_of(config).train
+    return tuple(Examples(inputs, targets, torch.tensor(r)) for r in (train, test))  # type: ignore[return-value]
+
+
+def model_of(config: Config) -> nn.Module:
+    """The model of a run, with its seeded initial weights."""
+    return build(config.model, dataset_of(config), seed=config.seed)
+
+
+client = client_app(lambda context: model_of(Config.of(context.run_config)), examples)
+server = ServerApp()
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Wait for all nodes, then run every strategy of the run config, one after the other."""
+    config = Config.of(context.run_config)
+    partitions = partitions_of(grid)
+    grid = cast(Grid, InPartitionOrder(grid, partitions))
+    for key in strategy_keys(config):
+        for round_ in run(config, key, grid, num_nodes=len(partitions)):
+            log(INFO, "%s round %d: %s", key, round_.server_round, dict(round_.server))
+        if config.out:
+            save(Path(config.out) / key, round_.arrays)
+
+
+def strategy_keys(config: Config) -> list[str]:
+    """The strategies that a run compares.
+
+    Raises:
+        ValueError: one of them is unknown.
+    """
+    wanted = list(STRATEGIES) if config.strategy == "all" else config.strategy.split(",")
+    if unknown := [key for key in wanted if key not in STRATEGIES]:
+        raise ValueError(
+            f"Config(strategy={config.strategy!r}): unknown {unknown[0]!r}. "
+            f"Known: all, {', '.join(STRATEGIES)}."
+        )
+    return wanted
+
+
+def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
+    """The strategy ``key``, its own arguments filled from the config fields of the same name."""
+    cls = STRATEGIES[key]
+    own = inspect.signature(cls.__init__).parameters.keys() & Config.model_fields.keys()
+    options = {name: getattr(config, name) for name in own}
+    if "max_step_size" in options:
+        options["max_step_size"] = config.max_step_size or None
+    with level(ERROR):  # Flower warns when no client evaluates, which is the default here
+        return cls(
+            fraction_train=config.fraction_train,
+            fraction_evaluate=config.fraction_evaluate,
+            min_train_nodes=1,
+            min_evaluate_nodes=1,
+            min_available_nodes=num_nodes,
+            weighted=config.weighted,
+            seed=config.seed,
+            **options,
+        )
+
+
+def run(config: Config, key: str, grid: Grid, *, num_nodes: int) -> Iterator[Round]:
+    """Run the rounds of one strategy, evaluated on the global test set."""
+    strategy = strategy_of(config, key, num_nodes)
+    evaluate_fn = test_evaluation(config)
+    return rounds(
+        strategy,
+        grid,
+        to_record(module_arrays(model_of(config))),
+        num_rounds=config.num_server_rounds,
+        evaluate_fn=MeanOfLastTwo(evaluate_fn) if strategy.mean_of_last_two else evaluate_fn,
+    )
+
+
+def test_evaluation(config: Config) -> EvaluateFn:
+    """``(server_round, arrays) -> test-loss, test-accuracy`` on the global test set."""
+    module, examples = model_of(config), Examples(*dataset_of(config).test)
+
+    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        load_arrays(module, from_record(arrays))
+        values = evaluate(module, examples, default_loss)
+        return MetricRecord({f"test-{name}": value for name, value in values.items()})
+
+    return evaluate_fn
+
+
+def save(folder: Path, arrays: ArrayRecord) -> None:
+    """Write ``model.safetensors``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(folder / "model.safetensors", from_record(arrays))

@@ -1,0 +1,116 @@
+"""One typed configuration: flags, TOML files and Flower's run config have the same flat keys."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Config(BaseModel):
+    """Everything a run depends on. Field names in kebab-case are flags and run-config keys.
+
+    Empty text and 0 stand for "none" where a value may be absent, since Flower's run config knows
+    only numbers, text and truth values.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True
+    )
+
+    strategy: str = Field("fedavg,fedexp", description="strategies, by comma; `all` for every one")
+    dataset: str = Field("digits", description="a key of datasets.SOURCES")
+    data_dir: str = Field("", description="folder with one folder per dataset, for file formats")
+    partitioner: str = Field("dirichlet", description="a key of datasets.PARTITIONERS")
+    alpha: float = Field(0.1, gt=0, description="Dirichlet concentration; small is more skewed")
+    num_clients: int = Field(50, ge=0, description="clients; 0 with natural takes all there are")
+    fraction_train: float = Field(0.2, gt=0, le=1, description="share of clients a round")
+    fraction_evaluate: float = Field(0.0, ge=0, le=1, description="share that evaluates a round")
+    local_test_fraction: float = Field(0.0, ge=0, lt=1, description="of a client's rows, held out")
+    model: str = Field("mlp", description="a key of models.MODELS, or module:function")
+    num_server_rounds: int = Field(40, ge=1, description="rounds")
+    local_steps: int = Field(20, ge=1, description="minibatch steps per client and round")
+    batch_size: int = Field(20, ge=1, description="examples a step")
+    learning_rate: float = Field(0.1, gt=0, description="of the clients")
+    learning_rate_decay: float = Field(1.0, gt=0, le=1, description="factor every round")
+    weight_decay: float = Field(0.0, ge=0, description="of the clients")
+    max_grad_norm: float = Field(0.0, ge=0, description="clip local gradients; 0 for none")
+    server_learning_rate: float = Field(1.0, gt=0, description="server step of fixed-step rules")
+    epsilon: float = Field(1e-3, ge=0, description="FedExP's ε, in squared parameter units")
+    epsilon_decay: float = Field(1.0, gt=0, le=1, description="ε shrinks by its square a round")
+    epsilon_per_client: bool = Field(False, description="M·ε, as in the authors' code")
+    max_step_size: float = Field(0.0, ge=0, description="cap on the server step; 0 for none")
+    weighted: bool = Field(True, description="weigh clients by their examples")
+    target_accuracy: float = Field(0.85, ge=0, le=1, description="the table counts rounds to it")
+    seed: int = Field(0, ge=0, description="fixes everything that is drawn")
+    name: str = Field("", description="of the run, for its folder")
+    out: str = Field("", description="run folder; runs/<time>-<name> if empty")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Build from kebab-case keys, e.g. Flower's ``context.run_config``.
+
+        Raises:
+            ValueError: an unknown key, or a value out of range; one line for the first of them.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ValueError(cls._line(error)) from None
+
+    @classmethod
+    def read(cls, path: str | Path) -> dict[str, Any]:
+        """The keys of a TOML file.
+
+        Raises:
+            ValueError: no such file, or not TOML.
+        """
+        try:
+            return tomllib.loads(Path(path).read_text())
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"Config(config={str(path)!r}): {error}.") from None
+
+    @classmethod
+    def keys(cls) -> dict[str, Any]:
+        """Kebab-case key to pydantic field."""
+        return {_kebab(name): field for name, field in cls.model_fields.items()}
+
+    def values(self) -> dict[str, Any]:
+        """Kebab-case key to value; ``Config.of(c.values()) == c``."""
+        return self.model_dump(by_alias=True)
+
+    def to_toml(self) -> str:
+        """As a TOML file that ``--config`` reads back."""
+        return "".join(f"{key} = {_toml(value)}\n" for key, value in self.values().items())
+
+    @classmethod
+    def _line(cls, error: ValidationError) -> str:
+        first = error.errors()[0]
+        key = _kebab(str(first["loc"][0]))
+        if first["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(key, cls.keys(), 1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(cls.keys())}."
+            return f"Config: unknown key {key!r}. {hint}"
+        default = cls.keys()[key].default
+        rule = first["msg"][0].lower() + first["msg"][1:].replace("Input", "it")
+        return (
+            f"Config({key}={first['input']!r}): {rule.replace('input', 'it')}. "
+            f"The default is {default!r}."
+        )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return repr(value)

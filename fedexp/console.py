@@ -1,0 +1,79 @@
+"""What a person sees of a run in a terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+
+class Progress:
+    """A bar per strategy, with its latest accuracy.
+
+    Args:
+        keys: of the strategies.
+        num_rounds: of each.
+    """
+
+    def __init__(self, keys: list[str], num_rounds: int) -> None:
+        columns = "{task.description}", "{task.fields[accuracy]}"
+        self._bars = Bars(
+            TextColumn(columns[0]),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(columns[1]),
+            TimeRemainingColumn(),
+        )
+        self._tasks = {
+            key: self._bars.add_task(key, total=num_rounds, accuracy="", start=False)
+            for key in keys
+        }
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def advance(self, key: str, row: dict[str, Any]) -> None:
+        """Show that a round has ended."""
+        task = self._tasks[key]
+        self._bars.start_task(task)
+        self._bars.update(task, advance=1, accuracy=_percent(row["test-accuracy"]))
+
+
+def table(summaries: dict[str, dict[str, Any]], target: float) -> None:
+    """Print the summaries of a run, a line per strategy."""
+    view = Table(
+        "strategy", f"rounds to {target:.0%}", "best", "final", "mean server step", "s/round"
+    )
+    for column in view.columns[1:]:
+        column.justify = "right"
+    for key, summary in summaries.items():
+        view.add_row(
+            key,
+            str(summary["rounds-to-target"] or "not reached"),
+            _percent(summary["best-accuracy"]),
+            _percent(summary["final-accuracy"]),
+            _number(summary["mean-server-step-size"]),
+            _number(summary["seconds-a-round"], 3),
+        )
+    Console().print(view)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,207 @@
+"""Models that fit the datasets: functions of (input shape, number of outputs).
+
+``num_outputs`` is the number of classes, or 0 for a regression, whose model returns ``[batch]``.
+All run under ``torch.func.functional_call``, and all but the LSTM under ``vmap`` over parameters
+(with ``randomness="different"`` where there is dropout). None keeps a running statistic.
+"""
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedexp.datasets.dataset import Dataset
+
+Shape = tuple[int, ...]
+
+
+def build(name: str, dataset: Dataset, *, seed: int = 0) -> nn.Module:
+    """A model that fits a dataset, the same for the same seed; global generators stay untouched.
+
+    Args:
+        name: a key of `MODELS`, or ``module:function`` for a function of the same two arguments.
+        dataset: gives the shape of an input and the number of classes.
+        seed: of the initial parameters.
+
+    Raises:
+        ValueError: unknown name, or a model that cannot take these inputs.
+    """
+    inputs = dataset.train[0]
+    if name in MODELS and (name == "char-lstm") != (inputs.dtype == torch.uint8):
+        kind = "characters" if inputs.dtype == torch.uint8 else "numbers"
+        raise ValueError(
+            f"build(name={name!r}): does not fit a dataset of {kind}. "
+            "Use `char-lstm` for characters and another model for numbers."
+        )
+    function = MODELS.get(name) or _imported(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return function(tuple(inputs.shape[1:]), dataset.num_classes)
+
+
+def linear(input_shape: Shape, num_outputs: int) -> nn.Module:
+    """Logistic regression, or linear regression without intercept; starts at zero."""
+    size = math.prod(input_shape)
+    layer = nn.Linear(size, num_outputs or 1, bias=num_outputs > 0)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return nn.Sequential(nn.Flatten(), layer, *_squeeze(num_outputs))
+
+
+def mlp(input_shape: Shape, num_outputs: int, *, width: int = 128) -> nn.Module:
+    """One hidden layer of rectified units."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(input_shape), width),
+        nn.ReLU(),
+        nn.Linear(width, num_outputs or 1),
+        *_squeeze(num_outputs),
+    )
+
+
+def cnn(input_shape: Shape, num_outputs: int) -> nn.Module:
+    """Two 3 x 3 convolutions (16, 32), each halved by pooling, then one linear layer."""
+    channels, height, width = _image("cnn", input_shape, smallest=4)
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), num_outputs or 1),
+        *_squeeze(num_outputs),
+    )
+
+
+def emnist_cnn(input_shape: Shape, num_outputs: int) -> nn.Module:
+    """The CNN of FedExP's EMNIST experiment: 1.2 million parameters at 28 x 28.
+
+    3 x 3 convolutions (32, 64), pooling, dropout ¼, 128 units, dropout ½. It is that of
+    Reddi et al. 2021, arXiv:2003.00295, table 3.
+    """
+    channels, height, width = _image("emnist-cnn", input_shape, smallest=6)
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(128, num_outputs or 1),
+        *_squeeze(num_outputs),
+    )
+
+
+def resnet18(input_shape: Shape, num_outputs: int) -> nn.Module:
+    """ResNet-18 for small images, batch norm replaced by group norm of two groups.
+
+    He et al. 2016, arXiv:1512.03385, in the form for CIFAR (3 x 3 stem, no first pooling); group
+    norm as Hsieh et al. 2020, arXiv:1910.00189, and the experiments of FedExP.
+    """
+    channels, _, _ = _image("resnet18", input_shape, smallest=8)
+    widths = [64, 64, 128, 128, 256, 256, 512, 512]
+    blocks = [
+        ResidualBlock(before, after, stride=1 if before == after else 2)
+        for before, after in zip([64, *widths], widths, strict=False)
+    ]
+    return nn.Sequential(
+        nn.Conv2d(channels, 64, 3, padding=1, bias=False),
+        nn.GroupNorm(2, 64),
+        nn.ReLU(),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(512, num_outputs or 1),
+        *_squeeze(num_outputs),
+    )
+
+
+def char_lstm(input_shape: Shape, num_outputs: int) -> nn.Module:
+    """Next character of a context ``[batch, length]``, whose alphabet is the set of classes."""
+    return CharLSTM(num_outputs)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with group norm, added to a (projected) identity."""
+
+    def __init__(self, before: int, after: int, *, stride: int) -> None:
+        super().__init__()
+        self.path = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+            nn.GroupNorm(2, after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.GroupNorm(2, after),
+        )
+        self.shortcut = nn.Sequential()
+        if before != after:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.GroupNorm(2, after)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images ``[batch, before, height, width]`` to ``after`` channels."""
+        out: torch.Tensor = functional.relu(self.path(x) + self.shortcut(x))
+        return out
+
+
+class CharLSTM(nn.Module):
+    """Embedding of 8, one LSTM layer, logits from its last state."""
+
+    def __init__(self, num_letters: int, *, width: int = 128) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_letters, 8)
+        self.lstm = nn.LSTM(8, width, batch_first=True)
+        self.head = nn.Linear(width, num_letters)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens ``[batch, length]`` to logits ``[batch, num_letters]``."""
+        states, _ = self.lstm(self.embedding(tokens.long()))
+        logits: torch.Tensor = self.head(states[:, -1])
+        return logits
+
+
+MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
+    "linear": linear,
+    "mlp": mlp,
+    "cnn": cnn,
+    "emnist-cnn": emnist_cnn,
+    "resnet18": resnet18,
+    "char-lstm": char_lstm,
+}
+
+
+def _imported(name: str) -> Callable[[Shape, int], nn.Module]:
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(
+            f"build(name={name!r}): unknown model. Known: {', '.join(MODELS)}, "
+            "or `module:function` of your own."
+        )
+    try:
+        function: Callable[[Shape, int], nn.Module] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"build(name={name!r}): {error}. Is it on the Python path?") from error
+    return function
+
+
+def _image(owner: str, shape: Shape, *, smallest: int) -> Shape:
+    if len(shape) != 3 or min(shape[1:]) < smallest:
+        raise ValueError(
+            f"{owner}(input_shape={shape}): must be images [channels, height, width], at least "
+            f"{smallest} x {smallest}. Use `mlp` or `linear`."
+        )
+    return shape
+
+
+def _squeeze(num_outputs: int) -> list[nn.Module]:
+    return [] if num_outputs else [nn.Flatten(0)]

@@ -53,6 +53,11 @@ def check_alike(arrays: Arrays, expected: Arrays) -> None:
             raise ValueError(f"array {name!r} has dtype {got.dtype}, expected {want.dtype}.")
 
 
+def same(a: Arrays, b: Arrays) -> bool:
+    """Whether both have the same names and numbers."""
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
 def first_non_finite(arrays: Arrays) -> str | None:
     """Name of the first array that holds NaN or infinity, or None."""
     return next((name for name, x in arrays.items() if not _is_finite(x)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, TypeVar
@@ -140,7 +141,7 @@ def update_norm(before: Arrays, after: Arrays, trainable: frozenset[str]) -> flo
         for name, w in before.items()
         if name in trainable
     }
-    return sq_norm(differences) ** 0.5
+    return math.sqrt(sq_norm(differences))
 
 
 class _Adds(Protocol):

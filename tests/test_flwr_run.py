@@ -91,9 +91,7 @@ def test_flwr_run_trains_fedexp_and_agrees_with_the_serial_grid(superlink, tmp_p
     assert status == "finished:completed", run.stdout[-3000:]
     theirs = load_file(tmp_path / "out" / "fedexp" / "model.safetensors")
 
-    config = Config(
-        strategy="fedexp", num_clients=4, num_server_rounds=3, fraction_train=0.5
-    )
+    config = Config(strategy="fedexp", num_clients=4, num_server_rounds=3, fraction_train=0.5)
     simulate(config, tmp_path / "serial")
     ours = load_file(tmp_path / "serial" / "fedexp" / "model.safetensors")
     assert theirs.keys() == ours.keys()

@@ -12,6 +12,8 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from fedexp.arrays import Arrays
+from fedexp.clients.control import VARIATE, ControlVariates
 from fedexp.clients.module import load_arrays, module_arrays
 from fedexp.clients.training import (
     Examples,
@@ -65,7 +67,9 @@ class Trainer:
             torch.manual_seed(int(rng.integers(2**63)))  # of dropout and the like
             params = [p for p in module.parameters() if p.requires_grad]
             optimizer = self.optimizer(params, settings)
-            loss = train(module, examples, settings, optimizer, self.loss, rng)
+            control = ControlVariates.of(message, config, context)
+            correction = control.correction(module) if control else None
+            loss = train(module, examples, settings, optimizer, self.loss, rng, correction)
         if not np.isfinite(loss):
             raise FloatingPointError(
                 f"train loss is {loss} with learning-rate {settings.lr}. Use a smaller one."
@@ -73,8 +77,14 @@ class Trainer:
         metrics = MetricRecord(
             {"num-examples": len(examples), "train-loss": loss, "learning-rate": settings.lr}
         )
-        arrays = to_record(module_arrays(module))
-        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+        if config.get("final-loss"):
+            metrics["final-loss"] = evaluate(module, examples, self.loss)["loss"]
+        after = module_arrays(module)
+        if control:
+            metrics["control-step"] = step = settings.num_steps * settings.lr
+            control.keep(context, _received(message), after, step)
+        content = RecordDict({"arrays": to_record(after), "metrics": metrics})
+        return Message(content, reply_to=message)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Reply ``eval-loss`` and ``eval-accuracy`` of the received arrays on the test examples."""
@@ -106,9 +116,13 @@ class Trainer:
         key = repr(sorted(context.run_config.items()))
         if key not in self._modules:
             self._modules[key] = self.model(context)
-        (record,) = message.content.array_records.values()
-        load_arrays(self._modules[key], from_record(record))
+        load_arrays(self._modules[key], _received(message))
         return self._modules[key]
+
+
+def _received(message: Message) -> Arrays:
+    (record,) = (x for key, x in message.content.array_records.items() if key != VARIATE)
+    return from_record(record)
 
 
 def client_app(

@@ -176,7 +176,12 @@ class Polyak:
 
 
 def proximal_step(
-    gamma: float, *, max_smoothness: float, envelope_smoothness: float, num_clients: int, sampled: int
+    gamma: float,
+    *,
+    max_smoothness: float,
+    envelope_smoothness: float,
+    num_clients: int,
+    sampled: int,
 ) -> float:
     """FedExProx's constant step ``η = 1/(γ L_{γ,S})`` for clients of known smoothness.
 

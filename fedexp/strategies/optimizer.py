@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedexp.arrays import Arrays, cast_like
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import Direction, Identity, State
-from fedexp.strategies.step_sizes import Constant, StepSize, check
+from fedexp.strategies.step_sizes import Capped, Constant, Relaxed, StepSize, check
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class ServerOptimizer:
 
     @property
     def averages(self) -> bool:
-        """Whether ``w ← w - η Δ̄`` with a constant ``η ≤ 1``: no client moves ``w`` by more
-        than its share."""
+        """Whether ``w ← w - η Δ̄`` with a constant ``η ≤ 1``, so that no update counts more."""
         step = self.step_size
         return self.direction == Identity() and isinstance(step, Constant) and step.value <= 1
 
@@ -56,3 +55,15 @@ class ServerOptimizer:
             else:
                 new[name] = cast_like(buffers[name], w) if name in buffers else w
         return new, state, eta
+
+
+def limited(
+    optimizer: ServerOptimizer, relaxation: float, max_step_size: float | None
+) -> ServerOptimizer:
+    """``optimizer`` with its step times ``relaxation``, then at most ``max_step_size``."""
+    step = optimizer.step_size
+    if relaxation != 1:
+        step = Relaxed(step, relaxation)
+    if max_step_size is not None:
+        step = Capped(step, max_step_size)
+    return replace(optimizer, step_size=step)

@@ -83,7 +83,9 @@ class Hypergradient:
 
     def __post_init__(self) -> None:
         if not self.rate > 0:
-            raise ValueError(f"Hypergradient(rate={self.rate}): must be > 0. Use Constant for none.")
+            raise ValueError(
+                f"Hypergradient(rate={self.rate}): must be > 0. Use Constant for none."
+            )
         if not -1 < self.low <= self.high:
             raise ValueError(
                 f"Hypergradient(low={self.low}, high={self.high}): must have -1 < low <= high. "

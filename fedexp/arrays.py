@@ -30,6 +30,11 @@ def trainable_names(arrays: Arrays) -> frozenset[str]:
     )
 
 
+def has_batch_norm(arrays: Arrays) -> bool:
+    """Whether there are running statistics among ``arrays``, by their PyTorch names."""
+    return any(name.endswith("running_var") for name in arrays)
+
+
 def sq_norm(arrays: Arrays) -> float:
     """``‖x‖²`` over all entries of all ``arrays``, summed in float64."""
     return float(sum(_sq_norm(x) for x in arrays.values()))

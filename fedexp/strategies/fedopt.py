@@ -16,16 +16,20 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
 
 from fedexp import wire
-from fedexp.arrays import Arrays, same, sq_norm, trainable_names
+from fedexp.arrays import Arrays, has_batch_norm, sq_norm, trainable_names
 from fedexp.records import from_record, to_record
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.control import VARIATE, common_step, next_variate, server_variate
 from fedexp.strategies.directions import State
 from fedexp.strategies.optimizer import ServerOptimizer, limited
+from fedexp.strategies.privacy import check_untouched
 from fedexp.strategies.replies import Replies
 from fedexp.strategies.robustness import Clip
 from fedexp.strategies.sampling import sample, wait_for_nodes
+from fedexp.strategies.step_sizes import Constant
 from fedexp.strategies.streaming import Stream, stream
+
+_BATCH_NORM_MAX_STEP = 2.0  # the best of those tried in experiments/batch_norm.py
 
 
 class FedOpt(FlowerFedAvg):
@@ -50,7 +54,9 @@ class FedOpt(FlowerFedAvg):
             they are Flower's draw.
         buffers: what becomes of arrays that the step does not move: the clients' mean in their own
             dtype (``"average"``), or the server's as they are (``"keep"``).
-        max_step_size: a cap on ``η``; none by default.
+        max_step_size: a cap on ``η``, ``math.inf`` for none. By default none, but 2 for models with
+            batch norm unless ``η`` is constant: with such models the step is what harms, far more
+            than statistics that lag behind (``experiments/batch_norm.py``).
         relaxation: ``λ``, a factor of ``η``, applied before the cap.
         clip: a bound on the norm of each update, see ``robustness``; none by default.
         drop_beyond: leave out updates longer than this multiple of the round's median norm. The
@@ -88,6 +94,8 @@ class FedOpt(FlowerFedAvg):
         if drop_beyond is not None and not drop_beyond >= 1:
             raise ValueError(f"FedOpt(drop_beyond={drop_beyond}): must be >= 1. Use 5.0.")
         self.optimizer = limited(optimizer or ServerOptimizer(), relaxation, max_step_size)
+        constant = isinstance(self.optimizer.step_size, Constant)
+        self._limits_batch_norm = max_step_size is None and not constant
         self.weighted = weighted
         self.trainable = None if trainable is None else frozenset(trainable)
         self.seed = seed
@@ -155,11 +163,7 @@ class FedOpt(FlowerFedAvg):
             ValueError: with control variates, clients that use none or take unlike steps.
         """
         folded = Replies(self.params, self.reading())
-        if self.drop_beyond is None:
-            for reply in replies:
-                folded.take(reply)
-        else:
-            folded.take_near(replies, self.drop_beyond)
+        folded.fold(folded.contents(replies), drop_beyond=self.drop_beyond)
         log(
             INFO,
             "aggregate_train: Received %s results and %s failures",
@@ -181,8 +185,7 @@ class FedOpt(FlowerFedAvg):
     ) -> MetricRecord | None:
         """Aggregate the metrics of the usable replies."""
         folded = Replies({}, self.reading())
-        for reply in replies:
-            folded.take_metrics(reply)
+        folded.fold_metrics(folded.contents(replies))
         if not folded.metrics:
             return None
         return self.evaluate_metrics_aggr_fn(folded.alike(), self.weighted_by_key)
@@ -194,6 +197,8 @@ class FedOpt(FlowerFedAvg):
         if names and not self._warned:
             self._warned = True
             log(WARNING, "Not moved by the server step (buffers=%r): %s", self.buffers, names)
+            if self._limits_batch_norm and has_batch_norm(params):
+                log(WARNING, "Step at most %s: the model has batch norm.", _BATCH_NORM_MAX_STEP)
 
     def reading(self) -> wire.Reading:
         """How the replies of this round are read."""
@@ -215,7 +220,10 @@ class FedOpt(FlowerFedAvg):
         if self.clip:
             clipping = {"max-update-norm": self.clip.bound(state), "num-clipped": stats.num_clipped}
             state = self.clip.adapt(stats, state)
-        params, self.state, eta = self.optimizer.step(self.params, stats, state)
+        optimizer = self.optimizer
+        if self._limits_batch_norm and has_batch_norm(self.params):
+            optimizer = limited(optimizer, max_step_size=_BATCH_NORM_MAX_STEP)
+        params, self.state, eta = optimizer.step(self.params, stats, state)
         return params, {
             "server-step-size": eta,
             "update-norm": sq_norm(stats.mean_update) ** 0.5,
@@ -273,23 +281,8 @@ class FedOpt(FlowerFedAvg):
         return next_variate(folded.stats.mean_update, self.state, step=step, share=share)
 
     def _check_untouched(self, arrays: ArrayRecord) -> None:
-        """Raise if what comes back is not the model that ``aggregate_train`` returned.
-
-        Flower's DP wrappers add noise for a mean of clipped updates. A larger step, or one that
-        remembers earlier rounds, would need more of it.
-        """
-        released = self._released
-        if released is None or released is arrays or self.optimizer.averages:
-            return
-        if type(self).aggregate_train is not FedOpt.aggregate_train:
-            return  # a subclass that changes its own result knows what it does
-        if not same(from_record(released), from_record(arrays)):
-            raise ValueError(
-                f"{type(self).__name__}(optimizer={self.optimizer}): the model was changed after "
-                "the server step, as Flower's differential-privacy wrappers do. Their noise fits a "
-                "plain mean; after this step it is too small for the privacy they state. Wrap "
-                "FedAvg with server_learning_rate at most 1."
-            )
+        if type(self).aggregate_train is FedOpt.aggregate_train:  # else it knows what it changes
+            check_untouched(self.optimizer, self._released, arrays, from_record)
 
     def _nothing(self, server_round: int, num_failures: int) -> tuple[None, MetricRecord | None]:
         log(WARNING, "Round %d: no usable reply, the model is unchanged.", server_round)

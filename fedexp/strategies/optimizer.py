@@ -58,7 +58,7 @@ class ServerOptimizer:
 
 
 def limited(
-    optimizer: ServerOptimizer, relaxation: float, max_step_size: float | None
+    optimizer: ServerOptimizer, relaxation: float = 1.0, max_step_size: float | None = None
 ) -> ServerOptimizer:
     """``optimizer`` with its step times ``relaxation``, then at most ``max_step_size``."""
     step = optimizer.step_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from logging import WARNING
 from typing import Any
@@ -17,6 +17,9 @@ from fedexp.stats import PseudoGradientStats, update_norm
 from fedexp.strategies.robustness import outliers
 
 FINAL_LOSS = "final-loss"
+
+Content = tuple[int, RecordDict]
+"""A node's id and what it sent."""
 
 
 class Replies:
@@ -33,46 +36,55 @@ class Replies:
         self.metrics: list[tuple[int, Mapping[str, Any]]] = []
         self.num_failures = 0
 
-    def take(self, reply: Message) -> None:
-        """Fold a train reply, or log why not."""
-        if (content := self._content(reply)) is None:
-            return
-        if wire.MERGED in content:
-            merged = wire.Merged.from_content(content)
-            self.stats = self.stats + merged.stats
-            self.metrics.extend(merged.metrics)
-        elif (read := self._read(reply, content)) is not None:
-            self._fold(reply, content, *read)
+    def contents(self, replies: Iterable[Message]) -> Iterator[Content]:
+        """Node and content of each reply as it arrives; errors are logged."""
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                self._leave_out(node, reply.error.reason or f"error {reply.error.code}")
+            else:
+                yield node, reply.content
 
-    def take_near(self, replies: Iterable[Message], k: float) -> None:
-        """Fold the train replies whose update is no longer than ``k`` times the median.
+    def fold(self, contents: Iterable[Content], *, drop_beyond: float | None = None) -> None:
+        """Add train replies one by one, or log why not.
 
-        All of them are held until the last has come.
+        With ``drop_beyond`` all of them are held until the last has come, and those whose update
+        is longer than this multiple of the median are left out.
         """
-        contents = [(reply, self._content(reply)) for reply in replies]
+        if drop_beyond is not None:
+            return self._fold_near(contents, drop_beyond)
+        for node, content in contents:
+            if wire.MERGED in content:
+                merged = wire.Merged.from_content(content)
+                self.stats = self.stats + merged.stats
+                self.metrics.extend(merged.metrics)
+            elif (read := self._read(node, content)) is not None:
+                self._add(node, content, *read)
+
+    def _fold_near(self, contents: Iterable[Content], k: float) -> None:
         rows = [
-            (reply, content, read)
-            for reply, content in contents
-            if content is not None and (read := self._read(reply, content)) is not None
+            (node, content, read)
+            for node, content in contents
+            if (read := self._read(node, content)) is not None
         ]
         trainable = self.reading.trainable
         norms = [update_norm(self.before, after, trainable) for _, _, (after, _) in rows]
         for row, norm, is_out in zip(rows, norms, outliers(norms, k), strict=True):
-            reply, content, read = row
+            node, content, read = row
             if is_out:
-                self._leave_out(reply, f"its update's norm {norm:.3g} is over {k} x the median.")
+                self._leave_out(node, f"its update's norm {norm:.3g} is over {k} x the median.")
             else:
-                self._fold(reply, content, *read)
+                self._add(node, content, *read)
 
-    def take_metrics(self, reply: Message) -> None:
-        """Keep the metrics of an evaluate reply, or log why not."""
-        if (content := self._content(reply)) is None:
-            return
-        try:
-            self.reading.weight(content)
-        except wire.BadReply as error:
-            return self._leave_out(reply, str(error))
-        self._keep_metrics(reply, content)
+    def fold_metrics(self, contents: Iterable[Content]) -> None:
+        """Keep the metrics of evaluate replies, or log why not."""
+        for node, content in contents:
+            try:
+                self.reading.weight(content)
+            except wire.BadReply as error:
+                self._leave_out(node, str(error))
+            else:
+                self._keep_metrics(node, content)
 
     def alike(self) -> list[RecordDict]:
         """Metrics for Flower's aggregation functions: those with the first client's keys."""
@@ -98,20 +110,14 @@ class Replies:
     def _weight(self, metrics: Mapping[str, Any]) -> float:
         return 1.0 if self.reading.uniform else float(metrics[self.reading.weighted_by])
 
-    def _content(self, reply: Message) -> RecordDict | None:
-        if reply.has_error():
-            self._leave_out(reply, reply.error.reason or f"error {reply.error.code}")
-            return None
-        return reply.content
-
-    def _read(self, reply: Message, content: RecordDict) -> tuple[Arrays, float] | None:
+    def _read(self, node: int, content: RecordDict) -> tuple[Arrays, float] | None:
         try:
             return self.reading.read(content, self.before)
         except wire.BadReply as error:
-            self._leave_out(reply, str(error))
+            self._leave_out(node, str(error))
             return None
 
-    def _fold(self, reply: Message, content: RecordDict, after: Arrays, weight: float) -> None:
+    def _add(self, node: int, content: RecordDict, after: Arrays, weight: float) -> None:
         self.stats = PseudoGradientStats.fold(
             self.before,
             [after],
@@ -120,12 +126,12 @@ class Replies:
             scales=[self.reading.scale(after, self.before)],
             onto=self.stats,
         )
-        self._keep_metrics(reply, content)
+        self._keep_metrics(node, content)
 
-    def _keep_metrics(self, reply: Message, content: RecordDict) -> None:
+    def _keep_metrics(self, node: int, content: RecordDict) -> None:
         (metrics,) = content.metric_records.values()
-        self.metrics.append((reply.metadata.src_node_id, dict(metrics)))
+        self.metrics.append((node, dict(metrics)))
 
-    def _leave_out(self, reply: Message, reason: str) -> None:
+    def _leave_out(self, node: int, reason: str) -> None:
         self.num_failures += 1
-        log(WARNING, "Reply of node %d left out: %s", reply.metadata.src_node_id, reason)
+        log(WARNING, "Reply of node %s left out: %s", node, reason)

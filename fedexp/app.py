@@ -92,7 +92,7 @@ def main(grid: Grid, context: Context) -> None:
     partitions = partitions_of(grid)
     grid = cast(Grid, InPartitionOrder(grid, partitions))
     for key in strategy_keys(config):
-        for round_ in run(config, key, grid, num_nodes=len(partitions)):
+        for round_ in Run(config, key, len(partitions)).rounds(grid):
             log(INFO, "%s round %d: %s", key, round_.server_round, dict(round_.server))
         if config.out:
             save(Path(config.out) / key, round_.arrays)
@@ -125,17 +125,35 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
         )
 
 
-def run(config: Config, key: str, grid: Grid, *, num_nodes: int) -> Iterator[Round]:
-    """Run the rounds of one strategy, evaluated on the global test set."""
-    strategy = strategy_of(config, key, num_nodes)
-    evaluate_fn = test_evaluation(config)
-    return rounds(
-        strategy,
-        grid,
-        to_record(module_arrays(model_of(config))),
-        num_rounds=config.num_server_rounds,
-        evaluate_fn=MeanOfLastTwo(evaluate_fn) if strategy.mean_of_last_two else evaluate_fn,
-    )
+class Run:
+    """One strategy of a run, evaluated on the global test set.
+
+    Args:
+        config: of the run.
+        key: of the strategy.
+        num_nodes: how many clients there are.
+
+    Attributes:
+        arrays: the initial model, or the one to go on from.
+    """
+
+    def __init__(self, config: Config, key: str, num_nodes: int) -> None:
+        self.config = config
+        self.strategy = strategy_of(config, key, num_nodes)
+        self.mean = MeanOfLastTwo(test_evaluation(config))
+        self.arrays = to_record(module_arrays(model_of(config)))
+
+    def rounds(self, grid: Grid, first: int = 1) -> Iterator[Round]:
+        """The rounds from ``first`` on."""
+        return rounds(
+            self.strategy,
+            grid,
+            self.arrays,
+            num_rounds=self.config.num_server_rounds,
+            first=first,
+            timeout=self.config.timeout,
+            evaluate_fn=self.mean if self.strategy.mean_of_last_two else self.mean.evaluate_fn,
+        )
 
 
 def test_evaluation(config: Config) -> EvaluateFn:

@@ -6,9 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from logging import WARNING
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedexp.config import Config
+from fedexp.extras import need
+
+if TYPE_CHECKING:
+    from fedexp.simulation.grid import LocalGrid
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,17 +33,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run ``fedexp COMMAND --flags``."""
     parser = _Parser(prog="fedexp", description="Federated learning with an adaptive server step.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    _add_flags(commands.add_parser("simulate", help="run strategies on virtual clients"))
-    args = parser.parse_args(argv)
-    values = vars(args)
+    _simulate_flags(commands.add_parser("simulate", help="run strategies on virtual clients"))
+    values = vars(parser.parse_args(argv))
     {"simulate": simulate}[values.pop("command")](values)
 
 
-def _add_flags(parser: argparse.ArgumentParser) -> None:
+def _simulate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder of --out")
+    parser.add_argument("--resume", metavar="FOLDER", help="go on with an interrupted run")
+    _config_flags(parser)
+
+
+def _config_flags(parser: argparse.ArgumentParser) -> None:
     """One flag per configuration key."""
     parser.allow_abbrev = False
-    parser.add_argument("--config", help="TOML file with the same keys as these flags")
-    parser.add_argument("--overwrite", action="store_true", help="replace the folder of --out")
+    parser.add_argument("--config", metavar="FILE", help="TOML file with the keys of these flags")
     for key, field in Config.keys().items():
         default = "" if field.default == "" else f" (default: {field.default})"
         text = f"{field.description}{default}".replace("%", "%%")
@@ -54,26 +63,39 @@ def config_of(values: dict[str, Any]) -> Config:
 
 def simulate(values: dict[str, Any]) -> None:
     """Run, show progress, print the table and draw the picture."""
-    overwrite = values.pop("overwrite")
     try:
-        config = config_of(values)
-        from fedexp import app  # torch and Flower take seconds; a wrong flag should not
-        from fedexp.simulation import run
-
-        keys = app.strategy_keys(config)
-        app.partition_of(config)
-        app.model_of(config)
-        for key in keys:
-            app.strategy_of(config, key, 1)
-        folder = run.run_folder(config, overwrite)
+        config, folder, grid = _prepared(values)
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
+    from fedexp.app import strategy_keys
     from fedexp.console import Progress, table
     from fedexp.logs import level
     from fedexp.report import plot_curves
+    from fedexp.simulation import run
 
-    with level(WARNING), Progress(keys, config.num_server_rounds) as progress:
-        summaries = run.simulate(config, folder, progress.advance)
+    keys = strategy_keys(config)
+    try:
+        with grid, level(WARNING), Progress(keys, config.num_server_rounds) as progress:
+            summaries = run.simulate(config, folder, grid, progress.advance)
+    except KeyboardInterrupt:
+        print(f"Interrupted. Go on with: fedexp simulate --resume {folder}", file=sys.stderr)
+        raise SystemExit(130) from None
     picture = plot_curves(folder, keys, config.target_accuracy)
     table(summaries, config.target_accuracy)
     print(f"Run folder: {folder}\nPicture: {picture}")
+
+
+def _prepared(values: dict[str, Any]) -> tuple[Config, Path, LocalGrid]:
+    """All that can be wrong with what the user asked for is found here, before a round is run."""
+    overwrite, resume = values.pop("overwrite"), values.pop("resume")
+    config = Config.of(Config.read(Path(resume) / "config.toml")) if resume else config_of(values)
+    from fedexp import app  # torch and Flower take seconds; a wrong flag should not
+    from fedexp.simulation import run
+
+    for key in app.strategy_keys(config):
+        app.strategy_of(config, key, 1)
+    app.partition_of(config)
+    app.model_of(config)
+    need("matplotlib", "simulation")
+    folder = Path(resume) if resume else run.new_folder(config, overwrite)
+    return config, folder, run.grid_of(config)

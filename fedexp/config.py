@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -49,6 +49,15 @@ class Config(BaseModel):
     epsilon_per_client: bool = Field(False, description="M·ε, as in the authors' code")
     max_step_size: float = Field(0.0, ge=0, description="cap on the server step; 0 for none")
     weighted: bool = Field(True, description="weigh clients by their examples")
+    engine: Literal["ray", "serial"] = Field("ray", description="where clients run: ray, serial")
+    num_workers: int = Field(0, ge=0, description="Ray workers; 0 for one per CPU")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs that the workers share")
+    ray_address: str = Field("", description="of a Ray cluster: auto or host:port")
+    vectorize: Literal["auto", "on", "off"] = Field(
+        "auto", description="train groups of clients at once: auto, on, off"
+    )
+    device: str = Field("", description="of the clients; cuda with --num-gpus, else cpu")
+    timeout: float = Field(3600.0, gt=0, description="seconds to wait for the clients of a round")
     target_accuracy: float = Field(0.85, ge=0, le=1, description="the table counts rounds to it")
     seed: int = Field(0, ge=0, description="fixes everything that is drawn")
     name: str = Field("", description="of the run, for its folder")

@@ -49,7 +49,10 @@ _Lazy.__qualname__ = Array.__qualname__
 
 def to_record(arrays: Arrays) -> ArrayRecord:
     """``arrays`` as a record that shares their memory; do not change them afterwards."""
-    return ArrayRecord({name: _Lazy(np.asarray(x)) for name, x in arrays.items()})
+    record = ArrayRecord()  # its own constructor would encode and copy every array
+    for name, x in arrays.items():
+        record[name] = _Lazy(np.asarray(x))
+    return record
 
 
 def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
@@ -68,7 +71,7 @@ def _view(name: str, array: Array) -> NDArray[Any]:
         return view
     try:
         return _decode(memoryview(array.data))
-    except (ValueError, TypeError, EOFError) as error:
+    except Exception as error:  # NumPy's header parser raises a tokenizer's errors too
         raise ValueError(f"array {name!r} cannot be decoded: {error}.") from error
 
 

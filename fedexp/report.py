@@ -11,8 +11,11 @@ from fedexp.files import atomically
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a strategy's ``metrics.jsonl``."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The lines of a strategy's ``metrics.jsonl``; none if there is no such file yet."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    # A line cut short by a crash has no end; the round is run again.
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def plot_curves(folder: Path, keys: list[str], target: float) -> Path:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from fedexp.arrays import Arrays, Float64s, sq_norm
 
-_BLOCK = 1 << 14  # entries; one float64 block of each client of a fold stays in the cache
+_BLOCK = (
+    1 << 13
+)  # entries; a block of each client of a fold stays in cache, and BLAS uses one thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +189,10 @@ def _fold_update(
 ) -> NDArray[np.float64]:
     """``out + Σ pᵢ sᵢ (w - wᵢ)`` in place, block by block; adds ``‖w - wᵢ‖²`` to ``sq_norms``."""
     before, rows = np.ravel(w), [np.ravel(x) for x in columns]
-    result = np.zeros(before.size) if out is None else out.reshape(-1)
+    # A merged reply's sums are read-only; only those are copied.
+    result = (
+        np.zeros(before.size) if out is None else np.require(out, requirements=["C", "W"]).ravel()
+    )
     terms = np.empty((len(rows), min(_BLOCK, before.size)))
     # The difference of two float32 is taken in float32, where it is exact or nearly so, and
     # twice as fast as a mixed-precision subtraction; all sums are float64.
@@ -196,7 +201,8 @@ def _fold_update(
         block = slice(start, start + _BLOCK)
         size = before[block].size
         for i, row in enumerate(rows):
-            np.subtract(before[block], row[block], out=difference[:size])
+            # Without dtype, float16 would lose digits and unsigned integers would wrap around.
+            np.subtract(before[block], row[block], difference[:size], dtype=difference.dtype)
             term = terms[i, :size]
             term[:] = difference[:size]
             sq_norms[i] += term @ term
@@ -229,6 +235,9 @@ class _Mean(Float64s):
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         return np.asarray(self._sums[name] / self._weight)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sums
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sums)

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedexp.config import Config
-from fedexp.simulation.run import simulate
+from fedexp.simulation.run import grid_of, new_folder, simulate
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -91,8 +91,15 @@ def test_flwr_run_trains_fedexp_and_agrees_with_the_serial_grid(superlink, tmp_p
     assert status == "finished:completed", run.stdout[-3000:]
     theirs = load_file(tmp_path / "out" / "fedexp" / "model.safetensors")
 
-    config = Config(strategy="fedexp", num_clients=4, num_server_rounds=3, fraction_train=0.5)
-    simulate(config, tmp_path / "serial")
+    config = Config(
+        strategy="fedexp",
+        num_clients=4,
+        num_server_rounds=3,
+        fraction_train=0.5,
+        engine="serial",
+        out=str(tmp_path / "serial"),
+    )
+    simulate(config, new_folder(config), grid_of(config))
     ours = load_file(tmp_path / "serial" / "fedexp" / "model.safetensors")
     assert theirs.keys() == ours.keys()
     for name in ours:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedexp.arrays import Arrays
-from fedexp.clients.control import VARIATE, ControlVariates
+from fedexp.clients.control import STEP, VARIATE, ControlVariates
 from fedexp.clients.module import load_arrays, module_arrays
 from fedexp.clients.training import (
     Examples,
@@ -61,35 +62,27 @@ class Trainer:
         config = self.config(message, context)
         settings = LocalTraining.of(config)
         rng = self.generator(config, context)
-        module = self._module(message, context)
+        module = self.module(context)
+        load_arrays(module, sent(message))
         examples, _ = self.data(context)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))  # of dropout and the like
             params = [p for p in module.parameters() if p.requires_grad]
             optimizer = self.optimizer(params, settings)
             control = ControlVariates.of(message, config, context)
-            correction = control.correction(module) if control else None
+            correction = control.correction(module) if control else {}
             loss = train(module, examples, settings, optimizer, self.loss, rng, correction)
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"train loss is {loss} with learning-rate {settings.lr}. Use a smaller one."
-            )
-        metrics = MetricRecord(
-            {"num-examples": len(examples), "train-loss": loss, "learning-rate": settings.lr}
-        )
+        metrics = {"num-examples": len(examples), "train-loss": loss, "learning-rate": settings.lr}
         if config.get("final-loss"):
             metrics["final-loss"] = evaluate(module, examples, self.loss)["loss"]
-        after = module_arrays(module)
-        if control:
-            metrics["control-step"] = step = settings.num_steps * settings.lr
-            control.keep(context, _received(message), after, step)
-        content = RecordDict({"arrays": to_record(after), "metrics": metrics})
-        return Message(content, reply_to=message)
+        return trained(message, context, module_arrays(module), metrics, control, settings)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Reply ``eval-loss`` and ``eval-accuracy`` of the received arrays on the test examples."""
         _, examples = self.data(context)
-        values = evaluate(self._module(message, context), examples, self.loss)
+        module = self.module(context)
+        load_arrays(module, sent(message))
+        values = evaluate(module, examples, self.loss)
         metrics = {f"eval-{name}": value for name, value in values.items()}
         record = MetricRecord({"num-examples": len(examples), **metrics})
         return Message(RecordDict({"metrics": record}), reply_to=message)
@@ -112,15 +105,43 @@ class Trainer:
             [int(config.get("seed", 0)), int(config.get("server-round", 0)), partition]
         )
 
-    def _module(self, message: Message, context: Context) -> nn.Module:
+    def module(self, context: Context) -> nn.Module:
+        """This process's module for the run config; its arrays are whatever it held last."""
         key = repr(sorted(context.run_config.items()))
         if key not in self._modules:
-            self._modules[key] = self.model(context)
-        load_arrays(self._modules[key], _received(message))
+            device = str(context.run_config.get("device") or "cpu")
+            self._modules[key] = self.model(context).to(device)
         return self._modules[key]
 
 
-def _received(message: Message) -> Arrays:
+def trained(
+    message: Message,
+    context: Context,
+    arrays: Arrays,
+    metrics: Mapping[str, int | float],
+    control: ControlVariates | None,
+    settings: LocalTraining,
+) -> Message:
+    """The reply of a client that has trained; its control variate goes to ``context.state``.
+
+    Raises:
+        FloatingPointError: the loss among ``metrics`` is not finite.
+    """
+    if not math.isfinite(metrics["train-loss"]):
+        raise FloatingPointError(
+            f"train loss is {metrics['train-loss']} with learning-rate "
+            f"{metrics['learning-rate']}. Use a smaller one."
+        )
+    if control:
+        step = settings.num_steps * settings.lr
+        metrics = {**metrics, STEP: step}
+        control.keep(context, sent(message), arrays, step)
+    record = RecordDict({"arrays": to_record(arrays), "metrics": MetricRecord(dict(metrics))})
+    return Message(record, reply_to=message)
+
+
+def sent(message: Message) -> Arrays:
+    """The model in ``message``."""
     (record,) = (x for key, x in message.content.array_records.items() if key != VARIATE)
     return from_record(record)
 

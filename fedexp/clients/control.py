@@ -17,6 +17,9 @@ from fedexp.records import from_record, to_record
 VARIATE = "control-variate"
 """Record key: the server's variate in a message, the client's own in ``Context.state``."""
 
+STEP = "control-step"
+"""Metric by which a client says that it used its variates: ``K η_l``."""
+
 _RUN = "control-run"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -33,8 +34,12 @@ class Examples:
 
     def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets at ``positions`` among the client's own rows."""
-        rows = positions if self.rows is None else self.rows[positions]
+        rows = self.at(positions)
         return self.inputs[rows], self.targets[rows]
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Rows of the dataset at ``positions`` among the client's own."""
+        return positions if self.rows is None else self.rows[positions]
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,50 @@ def sgd(params: Iterable[nn.Parameter], settings: LocalTraining) -> torch.optim.
     return torch.optim.SGD(params, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
+Tensors = dict[str, Tensor]
+
+
+class FunctionalOptimizer(Protocol):
+    """A local optimizer as pure functions, for many clients at once under ``torch.func.vmap``."""
+
+    def init(self, params: Tensors) -> Any:
+        """State before the first step: tensors in any nesting of dicts and tuples."""
+        ...
+
+    def update(self, params: Tensors, grads: Tensors, state: Any) -> tuple[Tensors, Any]:
+        """Parameters and state after a step."""
+        ...
+
+
+@dataclass(frozen=True)
+class FunctionalSgd:
+    """``sgd`` as pure functions.
+
+    Attributes:
+        settings: its learning rate and weight decay.
+    """
+
+    settings: LocalTraining
+
+    def init(self, params: Tensors) -> tuple[()]:
+        """No state."""
+        return ()
+
+    def update(
+        self, params: Tensors, grads: Tensors, state: tuple[()]
+    ) -> tuple[Tensors, tuple[()]]:
+        """``w ← w - η_l (g + weight_decay · w)``."""
+        decay = 1 - self.settings.lr * self.settings.weight_decay
+        lr = self.settings.lr
+        return {name: w * decay - lr * grads[name] for name, w in params.items()}, ()
+
+
+FUNCTIONAL: dict[LocalOptimizer, Callable[[LocalTraining], FunctionalOptimizer]] = {
+    sgd: FunctionalSgd
+}
+"""The functional twin of each local optimizer that has one."""
+
+
 def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy for classes (int64), mean squared error for values."""
     if targets.is_floating_point():
@@ -109,7 +158,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     loss_fn: Loss,
     rng: np.random.Generator,
-    correction: Mapping[str, Tensor] | None = None,
+    correction: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> float:
     """Take the local steps; the mean of the minibatch losses, each before its step.
 
@@ -120,13 +169,14 @@ def train(
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     params = list(named.values())
     start = [p.detach().clone() for p in params] if settings.proximal_mu else []
-    total = torch.zeros((), dtype=torch.float64)
+    device = params[0].device
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for positions in torch.from_numpy(settings.batches(len(examples), rng)):
-        inputs, targets = examples.take(positions)
+        inputs, targets = (x.to(device) for x in examples.take(positions))
         optimizer.zero_grad()
         loss = loss_fn(model(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        for name, term in (correction or {}).items():
+        for name, term in correction.items():
             _add(named[name], term)
         for p, w in zip(params, start, strict=False):
             _add(p, settings.proximal_mu * (p.detach() - w))
@@ -148,8 +198,9 @@ def evaluate(
     """Mean ``loss`` over ``examples``, and ``accuracy`` if targets are classes."""
     model.eval()
     loss, correct, labels = 0.0, 0, 0
+    device = next(model.parameters()).device
     for positions in torch.split(torch.arange(len(examples)), batch_size):
-        inputs, targets = examples.take(positions)
+        inputs, targets = (x.to(device) for x in examples.take(positions))
         outputs = model(inputs)
         loss += float(loss_fn(outputs, targets)) * len(positions)
         if not targets.is_floating_point():

@@ -1,6 +1,7 @@
 """Datasets by name, and partitions of them among clients."""
 
-from fedexp.datasets.dataset import Dataset
+from fedexp.datasets.dataset import Dataset, from_arrays, from_torch
+from fedexp.datasets.hub import flower_partitioner, from_hub, from_table, parts_by
 from fedexp.datasets.partition import (
     PARTITIONERS,
     by_key,
@@ -26,10 +27,16 @@ __all__ = [
     "classes_per_client",
     "dirichlet",
     "dirichlet_equal",
+    "flower_partitioner",
+    "from_arrays",
+    "from_hub",
+    "from_table",
+    "from_torch",
     "heterogeneity",
     "iid",
     "label_counts",
     "load",
+    "parts_by",
     "plot",
     "quantity_dirichlet",
     "quantity_lognormal",

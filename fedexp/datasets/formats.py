@@ -8,6 +8,7 @@ import gzip
 import json
 import math
 import pickle
+import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,12 +43,12 @@ def read_idx(path: Path, shape: tuple[int, ...] = ()) -> Array:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise damaged(path, "a whole gzip file", error) from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
+    header = 4 + 4 * data[3] if len(data) > 3 else 4
+    if len(data) < header or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
         raise damaged(path, "an IDX header (two zero bytes, type, dimensions)", data[:4].hex())
-    dtype, num_dims = np.dtype(_IDX_TYPES[data[2]]), data[3]
-    header = 4 + 4 * num_dims
+    dtype = np.dtype(_IDX_TYPES[data[2]])
     dims = tuple(np.frombuffer(data[4:header], ">u4").tolist())
-    if len(dims) != num_dims or dims[1:] != shape:
+    if dims[1:] != shape or not dims:
         raise damaged(path, f"rows of shape {shape}", dims[1:])
     num_bytes = math.prod(dims) * dtype.itemsize
     if len(data) - header != num_bytes:
@@ -89,8 +90,10 @@ def read_leaf(paths: Iterable[Path]) -> dict[str, tuple[list[Any], list[Any]]]:
     for path in sorted(paths):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            data, sizes = content["user_data"], content["num_samples"]
-            for user, size in zip(content["users"], sizes, strict=True):
+            users, sizes, data = (content[key] for key in ("users", "num_samples", "user_data"))
+            if len(users) != len(sizes):
+                raise damaged(path, f"{len(users)} num_samples", len(sizes))
+            for user, size in zip(users, sizes, strict=True):
                 x, y = data[user]["x"], data[user]["y"]
                 if not len(x) == len(y) == size:
                     raise damaged(path, f"{size} examples of {user}", f"{len(x)} and {len(y)}")
@@ -139,9 +142,9 @@ def read_npz(path: Path) -> dict[str, Array]:
     """Arrays ``x_train, y_train, x_test, y_test`` and perhaps ``keys`` of a NumPy archive."""
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
-    except (OSError, EOFError, ValueError, AttributeError) as error:
+    except (EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise damaged(path, "a NumPy .npz archive", error) from error
     if missing := [name for name in names if name not in arrays]:
         raise damaged(path, f"arrays {', '.join(names)}", f"no {', '.join(missing)}")

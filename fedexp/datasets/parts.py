@@ -15,7 +15,7 @@ class Parts(Sequence[Indices]):
     """Index arrays of all clients, as views of one array; behaves as a list.
 
     Attributes:
-        indices: rows of the dataset, client after client, ascending within a client; read-only.
+        indices: rows of the dataset, client after client, ascending within a client.
         offsets: ``[num_clients + 1]``; client ``i`` holds ``indices[offsets[i]:offsets[i + 1]]``.
     """
 
@@ -55,23 +55,24 @@ def grouped(owner: Array, num_clients: int) -> Parts:
             "Use fewer clients, a larger alpha, or the equal-size `dirichlet`."
         )
     indices = np.argsort(owner, kind="stable")[num_unused:]
-    indices.flags.writeable = False
     return Parts(indices, np.concatenate([[0], np.cumsum(sizes)]))
 
 
 def dealt(labels: Array, counts: Indices, rng: np.random.Generator) -> Parts:
     """Deal each class at random so that client ``i`` gets ``counts[i, k]`` of class ``k``."""
     num_clients, num_classes = counts.shape
-    owner = np.empty(len(labels), np.int32)
     clients = np.tile(np.arange(num_clients, dtype=np.int32), num_classes)
-    owner[by_class(labels, rng)] = np.repeat(clients, counts.T.ravel())
-    return grouped(owner, num_clients)
+    hands = np.repeat(clients, counts.T.ravel())
+    for cards in np.split(hands, np.cumsum(counts.sum(0))[:-1]):
+        rng.shuffle(cards)
+    return grouped(in_order_of_class(labels, hands), num_clients)
 
 
-def by_class(labels: Array, rng: np.random.Generator) -> Indices:
-    """Rows sorted by class, in random order within a class."""
-    order = rng.permutation(len(labels))
-    return order[np.argsort(classes(labels)[order], kind="stable")]
+def in_order_of_class(labels: Array, owner_sorted: Array) -> Array:
+    """The owner of every example, from the owners of the examples sorted by class."""
+    owner = np.empty_like(owner_sorted)
+    owner[np.argsort(classes(labels), kind="stable")] = owner_sorted
+    return owner
 
 
 def classes(labels: Array) -> Array:
@@ -93,6 +94,23 @@ def apportioned(total: Array | int, shares: Array) -> Indices:
     """Integers in proportion to the shares, which sum to ``total`` along the first axis."""
     cuts = np.rint(np.cumsum(shares, axis=0) * total).astype(np.int64)
     return np.diff(cuts, axis=0, prepend=0)
+
+
+def held_out(groups: Array, fraction: float) -> Array:
+    """The same random share of every group, as a mask; the same rows in every run."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(groups))
+    order = order[np.argsort(groups[order], kind="stable")]
+    starts = np.searchsorted(groups[order], groups[order])
+    sizes = np.bincount(groups)[groups[order]]
+    mask = np.zeros(len(groups), bool)
+    mask[order] = np.arange(len(groups)) - starts < np.floor(sizes * fraction)
+    return mask
+
+
+def even_sizes(num_examples: int, num_clients: int) -> Indices:
+    """Sizes that differ by at most one, the larger ones first."""
+    return num_examples // num_clients + (np.arange(num_clients) < num_examples % num_clients)
 
 
 def check(owner: str, labels: Array, num_clients: int, **positive: float) -> None:

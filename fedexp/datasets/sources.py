@@ -10,6 +10,7 @@ import torch
 from fedexp.datasets import images, synthetic, tables, text
 from fedexp.datasets.dataset import Dataset, from_arrays
 from fedexp.datasets.formats import read_npz
+from fedexp.datasets.hub import from_hub
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ def load(name: str, *, data_dir: str | None = None, seed: int = 0) -> Dataset:
     """Train and test sets by name; one copy per process, shared by all clients.
 
     Args:
-        name: a key of `SOURCES`, or the path of an ``.npz`` file.
+        name: a key of `SOURCES`, the path of an ``.npz`` file, or ``hub:owner/name`` (with
+            ``:target:key`` columns if need be, see `from_hub`).
         data_dir: folder that holds one folder per dataset, for the sources that read files.
         seed: of the synthetic sources; all others are the same for every seed.
 
@@ -42,8 +44,13 @@ def load(name: str, *, data_dir: str | None = None, seed: int = 0) -> Dataset:
     """
     if name.endswith(".npz"):
         return _from_npz(name)
+    if name.startswith("hub:"):
+        return _from_hub(name.removeprefix("hub:"))
     if name not in SOURCES:
-        raise ValueError(f"load(name={name!r}): unknown dataset. Known: {', '.join(SOURCES)}.")
+        raise ValueError(
+            f"load(name={name!r}): unknown dataset. Known: {', '.join(SOURCES)}, "
+            "a path ending in .npz, or hub:owner/name."
+        )
     if SOURCES[name].files:
         return _from_files(name, data_dir)
     return _drawn(name, seed)
@@ -74,6 +81,11 @@ def _from_npz(path: str) -> Dataset:
     arrays = read_npz(Path(path))
     names = ("x_train", "y_train", "x_test", "y_test")
     return from_arrays(*(arrays[name] for name in names), keys=arrays.get("keys"))
+
+
+@lru_cache(maxsize=4)
+def _from_hub(spec: str) -> Dataset:
+    return from_hub(spec)
 
 
 def digits(_seed: int = 0) -> Dataset:

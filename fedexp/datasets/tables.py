@@ -10,7 +10,7 @@ import torch
 
 from fedexp.datasets.dataset import Dataset
 from fedexp.datasets.formats import damaged, read_libsvm, read_table
-from fedexp.datasets.parts import Array
+from fedexp.datasets.parts import Array, held_out
 
 HOSPITALS = {"cleveland": 303, "hungarian": 294, "switzerland": 123, "va": 200}
 ADULT_ROWS = {"adult.data": 32_561, "adult.test": 16_281}
@@ -41,7 +41,7 @@ def heart_disease(data_dir: Path) -> Dataset:
     values = _numbers(folder, table[:, [*range(10), 13]])
     x = np.hstack([values[:, [0, 1, 3, 4, 5, 7, 8, 9]], _one_hot(values[:, [2, 6]])])  # cp, restecg
     y = (values[:, 10] > 0).astype(np.int64)
-    return _dataset(x, y, _held_out(hospital, 1 / 3), 2, hospital, tuple(HOSPITALS))
+    return _dataset(x, y, held_out(hospital, 1 / 3), 2, hospital, tuple(HOSPITALS))
 
 
 def adult(data_dir: Path) -> Dataset:
@@ -60,8 +60,8 @@ def adult(data_dir: Path) -> Dataset:
     x = np.hstack([_numbers(folder, table[:, numbers]), _one_hot(table[:, categories])])
     y = np.char.startswith(table[:, 14], ">").astype(np.int64)
     names, keys = np.unique(table[:, 3], return_inverse=True)
-    held_out = np.arange(len(table)) >= ADULT_ROWS["adult.data"]
-    return _dataset(x, y, held_out, 2, keys, tuple(map(str, names)))
+    is_test = np.arange(len(table)) >= ADULT_ROWS["adult.data"]
+    return _dataset(x, y, is_test, 2, keys, tuple(map(str, names)))
 
 
 def wisdm(data_dir: Path) -> Dataset:
@@ -76,7 +76,7 @@ def wisdm(data_dir: Path) -> Dataset:
         raise damaged(path, f"classes {', '.join(_WISDM_CLASSES)}", sorted(set(table[:, 45])))
     users, keys = np.unique(_numbers(path, table[:, 1:2])[:, 0].astype(int), return_inverse=True)
     x = _numbers(path, table[:, 2:45])
-    return _dataset(x, y, _held_out(keys, 0.2), 6, keys, tuple(map(str, users)))
+    return _dataset(x, y, held_out(keys, 0.2), 6, keys, tuple(map(str, users)))
 
 
 def libsvm(data_dir: Path, name: str) -> Dataset:
@@ -87,47 +87,35 @@ def libsvm(data_dir: Path, name: str) -> Dataset:
     values, y = np.unique(labels, return_inverse=True)
     if len(values) != 2:
         raise damaged(folder / name, "two classes", values.tolist())
-    held_out = _held_out(y, 0.2)
+    is_test = held_out(y, 0.2)
     if name == "a9a":
         x_test, test_labels = read_libsvm(folder / "a9a.t", num_features=123, num_rows=16_281)
         x, y = np.concatenate([x, x_test]), np.concatenate([y, (test_labels > 0).astype(int)])
-        held_out = np.arange(len(y)) >= num_rows
-    return _split(x, y, held_out, 2)
+        is_test = np.arange(len(y)) >= num_rows
+    return _split(x, y, is_test, 2)
 
 
 def _dataset(
-    x: Array, y: Array, held_out: Array, num_classes: int, keys: Array, names: tuple[str, ...]
+    x: Array, y: Array, is_test: Array, num_classes: int, keys: Array, names: tuple[str, ...]
 ) -> Dataset:
-    mean, std = np.nanmean(x[~held_out], axis=0), np.nanstd(x[~held_out], axis=0)
+    mean, std = np.nanmean(x[~is_test], axis=0), np.nanstd(x[~is_test], axis=0)
     x = np.nan_to_num((x - mean) / np.where(std > 0, std, 1)).astype(np.float32)
-    return _split(x, y, held_out, num_classes, keys[~held_out], names)
+    return _split(x, y, is_test, num_classes, keys[~is_test], names)
 
 
 def _split(
     x: Array,
     y: Array,
-    held_out: Array,
+    is_test: Array,
     num_classes: int,
     keys: Array | None = None,
     names: tuple[str, ...] = (),
 ) -> Dataset:
     train, test = (
         (torch.from_numpy(x[mask]), torch.from_numpy(y[mask].astype(np.int64)))
-        for mask in (~held_out, held_out)
+        for mask in (~is_test, is_test)
     )
     return Dataset(train, test, num_classes, keys, names)
-
-
-def _held_out(groups: Array, fraction: float) -> Array:
-    """The same random share of every group, as a mask; the same rows in every run."""
-    rng = np.random.default_rng(0)
-    order = rng.permutation(len(groups))
-    order = order[np.argsort(groups[order], kind="stable")]
-    starts = np.searchsorted(groups[order], groups[order])
-    sizes = np.bincount(groups)[groups[order]]
-    mask = np.zeros(len(groups), bool)
-    mask[order] = np.arange(len(groups)) - starts < np.floor(sizes * fraction)
-    return mask
 
 
 def _numbers(path: Path, cells: Array) -> Array:

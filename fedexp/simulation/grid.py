@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import traceback
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from threading import RLock
-from typing import Any
+from typing import Any, Self
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
@@ -16,6 +18,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedexp import wire
+from fedexp.simulation.transport import Packed
 
 FIRST_NODE_ID = 2  # 0 and 1 are Flower's own
 _RAISED = 2  # Flower's error code for a ClientApp that raised
@@ -47,11 +50,24 @@ class LocalGrid(Grid):
         self.client_app = client_app
         self.num_nodes = num_nodes
         self.run_config = dict(run_config or {})
-        self.states: dict[int, RecordDict] = {}
+        self.states: dict[int, Packed] = {}  # Context.state by node, of nodes that have any
         self._run = Run.create_empty(_RUN_ID)
         self._ids = (f"message-{i}" for i in itertools.count(1))
         self._pushed: dict[str, Message] = {}
         self._lock = RLock()  # Flower's older API sends from many threads
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what the grid holds."""
+
+    def forget(self) -> None:
+        """Drop what nodes keep in ``Context.state``, for another run on the same grid."""
+        self.states.clear()
 
     @abstractmethod
     def _execute(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
@@ -149,6 +165,21 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
         return reply if isinstance(reply, Message) else _no_message(reply, message)
     except Exception as error:
         return Message(Error(_RAISED, _reason(error)), reply_to=message)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch, if loaded, use one thread: two do not round alike on every machine."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 1
+    if torch is None or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def error_reply(message: Message, reason: str) -> Message:

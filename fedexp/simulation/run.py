@@ -8,16 +8,22 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from logging import WARNING
 from pathlib import Path
 from typing import Any
+
+from flwr.common.logger import log
 
 from fedexp import app
 from fedexp.config import Config
 from fedexp.files import save_json, save_text
+from fedexp.records import from_record, to_record
+from fedexp.report import read_rows
 from fedexp.rounds import Round
+from fedexp.simulation.checkpoint import Checkpoint
 from fedexp.simulation.grid import LocalGrid
 from fedexp.simulation.serial import SerialGrid
 
@@ -28,8 +34,8 @@ _METRICS = ("train-loss", "test-loss", "test-accuracy", "server-step-size")
 _PACKAGES = ("fedexp", "flwr", "torch", "numpy", "ray", "scikit-learn")
 
 
-def run_folder(config: Config, overwrite: bool = False) -> Path:
-    """The folder that ``--out`` names, or a new ``runs/<time>-<name>``.
+def new_folder(config: Config, overwrite: bool = False) -> Path:
+    """The folder that ``--out`` names, or ``runs/<time>-<name>``; made, with ``config.toml`` in it.
 
     Raises:
         ValueError: it exists, is not empty, and is not an earlier run to overwrite.
@@ -43,52 +49,103 @@ def run_folder(config: Config, overwrite: bool = False) -> Path:
             f"Config(out={str(folder)!r}): exists already. "
             "Name another, or add --overwrite if it is an old run."
         )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_text(folder / "config.toml", config.to_toml())
+    save_json(folder / "environment.json", environment())
     return folder
 
 
 def simulate(
-    config: Config, folder: Path, on_round: Callable[[str, Row], None] = lambda *_: None
+    config: Config,
+    folder: Path,
+    grid: LocalGrid,
+    on_round: Callable[[str, Row], None] = lambda *_: None,
 ) -> dict[str, Row]:
-    """Run every strategy of ``config`` and record it in ``folder``; summaries by strategy.
+    """Run every strategy of ``config`` on ``grid``; summaries by strategy.
+
+    What ``folder`` holds of an interrupted run is not run again: it goes on after the last round
+    that was recorded, to the same bits.
 
     Args:
         config: what to run.
-        folder: made if need be. Each strategy's files are in the subfolder of its key.
+        folder: that of ``new_folder``. Each strategy's files are in the subfolder of its key.
+        grid: that of ``grid_of``.
         on_round: called after each round with the strategy's key and the line just written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    save_text(folder / "config.toml", config.to_toml())
-    save_json(folder / "environment.json", environment())
     summaries = {}
     for key in app.strategy_keys(config):
-        grid = grid_of(config)
-        rounds = app.run(config, key, grid, num_nodes=grid.num_nodes)
-        summaries[key] = record(folder / key, rounds, config, partial(on_round, key))
+        finished = folder / key / "summary.json"
+        if not finished.exists():
+            grid.forget()
+            run = app.Run(config, key, grid.num_nodes)
+            _record(run, folder / key, grid, partial(on_round, key))
+        summaries[key] = json.loads(finished.read_text())
     return summaries
 
 
 def grid_of(config: Config) -> LocalGrid:
-    """The grid of a run."""
+    """The grid of a run: that of ``engine``, or the serial one with a line if Ray is missing.
+
+    Raises:
+        ValueError: more workers or GPUs than there are.
+    """
     num_clients = len(app.partition_of(config))
-    return SerialGrid(app.client, num_clients, run_config=config.values())
+    device = config.device or ("cuda" if config.num_gpus else "cpu")
+    run_config = {**config.values(), "device": device}
+    if config.engine == "ray":
+        try:
+            from fedexp.simulation.ray_grid import RayGrid
+        except ModuleNotFoundError as error:
+            log(WARNING, "Clients run one by one: %s", error)
+        else:
+            return RayGrid(
+                app.client,
+                num_clients,
+                run_config=run_config,
+                num_workers=config.num_workers or None,
+                num_gpus=config.num_gpus,
+                ray_address=config.ray_address or None,
+                vectorize=config.vectorize,
+            )
+    return SerialGrid(app.client, num_clients, run_config=run_config)
 
 
-def record(
-    folder: Path, rounds: Iterable[Round], config: Config, on_row: Callable[[Row], None]
-) -> Row:
+def _record(run: app.Run, folder: Path, grid: LocalGrid, on_row: Callable[[Row], None]) -> None:
     """Write ``metrics.jsonl`` round by round, then ``model.safetensors`` and ``summary.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with open(folder / "metrics.jsonl", "w") as file:
-        for round_ in rounds:
+    folder.mkdir(exist_ok=True)
+    checkpoint = folder / "checkpoint.safetensors"
+    last = _restored(run, checkpoint, grid) if checkpoint.exists() else 0
+    rows = [row for row in read_rows(folder) if row["round"] <= last]
+    save_text(folder / "metrics.jsonl", "".join(map(_line, rows)))
+    with open(folder / "metrics.jsonl", "a") as file:
+        for round_ in run.rounds(grid, last + 1):
             rows.append(row_of(round_))
-            file.write(json.dumps(rows[-1]) + "\n")
+            file.write(_line(rows[-1]))
             file.flush()
+            run.arrays = round_.arrays
+            _saved(run, round_.server_round, grid).save(checkpoint)
             on_row(rows[-1])
-    app.save(folder, round_.arrays)
-    summary = summary_of(rows, config.target_accuracy)
-    save_json(folder / "summary.json", summary)
-    return summary
+    app.save(folder, run.arrays)
+    save_json(folder / "summary.json", summary_of(rows, run.config.target_accuracy))
+    checkpoint.unlink(missing_ok=True)
+
+
+def _saved(run: app.Run, server_round: int, grid: LocalGrid) -> Checkpoint:
+    params, state = from_record(run.arrays), run.strategy.state
+    return Checkpoint(server_round, params, state, run.mean.previous, grid.states)
+
+
+def _restored(run: app.Run, path: Path, grid: LocalGrid) -> int:
+    saved = Checkpoint.load(path)
+    run.arrays = to_record(saved.params)
+    run.strategy.state = dict(saved.state)
+    run.mean.previous = saved.previous
+    grid.states.update(saved.clients)
+    return saved.server_round
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row) + "\n"
 
 
 def row_of(round_: Round) -> Row:

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from flwr.app import Message
 
 from fedexp.simulation import cohort
-from fedexp.simulation.grid import LocalGrid, answer, context_of
+from fedexp.simulation.grid import LocalGrid, answer, context_of, one_thread
+from fedexp.simulation.transport import pack, unpack
 from fedexp.wire import Reading
 
 
 class SerialGrid(LocalGrid):
     """Flower's Grid in one process and one thread.
 
-    Needs no Ray; a breakpoint in a client works, and so does a notebook. The same seed gives the
-    same bits as ``RayGrid``.
+    Needs no Ray; a breakpoint in a client works, and so does a notebook. Gives the same bits as
+    ``RayGrid`` does when that trains its clients one by one.
 
     Args:
         client_app: what the nodes run.
@@ -38,8 +39,10 @@ class SerialGrid(LocalGrid):
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        context = context_of(node, self.num_nodes, self.run_config, self.states.get(node))
-        reply = answer(self.client_app, message, context)
+        state = unpack(self.states[node]) if node in self.states else None
+        context = context_of(node, self.num_nodes, self.run_config, state)
+        with one_thread():
+            reply = answer(self.client_app, message, context)
         if context.state:
-            self.states[node] = context.state
+            self.states[node] = pack(context.state)
         return reply

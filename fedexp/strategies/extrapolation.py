@@ -12,7 +12,7 @@ import numpy as np
 
 from fedexp.arrays import Float64s, sq_norm
 from fedexp.stats import PseudoGradientStats
-from fedexp.strategies.directions import Direction, Identity, Momentum, State
+from fedexp.strategies.directions import Adagrad, Adam, Direction, Identity, Momentum, State, Yogi
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Extrapolation(_Regularised):
     """
 
     def check(self, direction: Direction) -> None:
-        """Raise ``ValueError`` unless ``direction`` is ``Identity``."""
+        """Raise ``ValueError`` for a ``direction`` that is not the mean update."""
         _only_identity(self, direction, "with momentum use RunningExtrapolation")
 
     def __call__(
@@ -125,7 +125,7 @@ class Diversity:
     """
 
     def check(self, direction: Direction) -> None:
-        """Raise ``ValueError`` unless ``direction`` is ``Identity``."""
+        """Raise ``ValueError`` for a ``direction`` that is not the mean update."""
         _only_identity(self, direction, "it measures the mean of proximal steps")
 
     def __call__(
@@ -155,7 +155,7 @@ class Polyak:
         _check_gamma(self, self.gamma)
 
     def check(self, direction: Direction) -> None:
-        """Raise ``ValueError`` unless ``direction`` is ``Identity``."""
+        """Raise ``ValueError`` for a ``direction`` that is not the mean update."""
         _only_identity(self, direction, "it measures the mean of proximal steps")
 
     def __call__(
@@ -209,7 +209,7 @@ def _ratio(numerator: float, direction: Float64s, epsilon: float, *, empty: floa
 
 
 def _only_identity(owner: object, direction: Direction, hint: str) -> None:
-    if direction != Identity():
+    if isinstance(direction, Momentum | Adagrad | Adam | Yogi):
         raise ValueError(
             f"{type(owner).__name__}: has no meaning along {direction}. Use Identity; {hint}."
         )

@@ -14,6 +14,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedexp import wire
 from fedexp.arrays import Arrays, has_batch_norm, sq_norm, trainable_names
@@ -29,14 +30,15 @@ from fedexp.strategies.sampling import sample, wait_for_nodes
 from fedexp.strategies.step_sizes import Constant
 from fedexp.strategies.streaming import Stream, stream
 
-_BATCH_NORM_MAX_STEP = 2.0  # the best of those tried in experiments/batch_norm.py
+_BATCH_NORM_MAX_STEP = 1.5  # the best of those tried in experiments/batch_norm.py
 
 
 class FedOpt(FlowerFedAvg):
     """Any server step ``w ← w - η d`` in place of FedAvg's, with FedAvg's arguments.
 
     Takes every argument of ``flwr.serverapp.strategy.FedAvg``, in the same order and with the
-    same defaults, and these by keyword. The train metrics of a round gain
+    same defaults, and these by keyword. ``train_metrics_aggr_fn`` gets the replies' metrics only:
+    their arrays are gone by then. The train metrics of a round gain
     ``server-step-size`` (``η``), ``update-norm`` (``‖Δ̄‖``), ``mean-update-norm``
     (``Σ pᵢ‖Δᵢ‖ / Σ pᵢ``), ``num-clients`` and ``num-failures``; with ``clip`` also
     ``max-update-norm`` (``C``) and ``num-clipped``.
@@ -54,7 +56,7 @@ class FedOpt(FlowerFedAvg):
             they are Flower's draw.
         buffers: what becomes of arrays that the step does not move: the clients' mean in their own
             dtype (``"average"``), or the server's as they are (``"keep"``).
-        max_step_size: a cap on ``η``, ``math.inf`` for none. By default none, but 2 for models with
+        max_step_size: a cap on ``η``, ``math.inf`` for none. By default none, but 1.5 for models with
             batch norm unless ``η`` is constant: with such models the step is what harms, far more
             than statistics that lag behind (``experiments/batch_norm.py``).
         relaxation: ``λ``, a factor of ``η``, applied before the cap.
@@ -109,6 +111,7 @@ class FedOpt(FlowerFedAvg):
         self._num_nodes = 0
         self._released: ArrayRecord | None = None
         self._warned = False
+        self.merges = False
 
     def summary(self) -> None:
         """Log the server rule, then FedAvg's settings."""
@@ -162,7 +165,7 @@ class FedOpt(FlowerFedAvg):
         Raises:
             ValueError: with control variates, clients that use none or take unlike steps.
         """
-        folded = Replies(self.params, self.reading())
+        folded = Replies(self.params, self.reading(), merges=self.merges)
         folded.fold(folded.contents(replies), drop_beyond=self.drop_beyond)
         log(
             INFO,
@@ -257,11 +260,17 @@ class FedOpt(FlowerFedAvg):
     def _ask_to_merge(self, messages: list[Message], grid: Grid) -> list[Message]:
         """Let a grid that can do it answer once for all clients (see ``wire.Merged``).
 
-        Only where the replies come straight here: a strategy around this one would take the
-        merged reply for a client's.
+        Only where the replies come straight here, a strategy around this one would take the
+        merged reply for a client's; and not if an app's own code wants to see the single replies.
         """
-        direct = isinstance(grid, Stream) and self.drop_beyond is None
-        if messages and direct and getattr(grid, "merges", False):
+        plain = (
+            type(self).aggregate_train is FedOpt.aggregate_train
+            and self.train_metrics_aggr_fn is aggregate_metricrecords
+            and self.drop_beyond is None
+            and isinstance(grid, Stream)
+        )
+        self.merges = bool(messages) and plain and getattr(grid, "merges", False)
+        if self.merges:
             messages[0].content[wire.REQUEST] = self.reading().to_record()
         return messages
 
@@ -285,7 +294,7 @@ class FedOpt(FlowerFedAvg):
             check_untouched(self.optimizer, self._released, arrays, from_record)
 
     def _nothing(self, server_round: int, num_failures: int) -> tuple[None, MetricRecord | None]:
-        log(WARNING, "Round %d: no usable reply, the model is unchanged.", server_round)
-        if not num_failures:
+        if self.fraction_train == 0.0:  # nobody was asked
             return None, None
+        log(WARNING, "Round %d: no usable reply, the model is unchanged.", server_round)
         return None, MetricRecord({"num-clients": 0, "num-failures": num_failures})

@@ -28,12 +28,14 @@ class Replies:
     Args:
         before: what was broadcast.
         reading: how replies are read.
+        merges: the grid was asked for merged replies; from anybody else they are not believed.
     """
 
-    def __init__(self, before: Arrays, reading: wire.Reading) -> None:
-        self.before, self.reading = before, reading
+    def __init__(self, before: Arrays, reading: wire.Reading, *, merges: bool = False) -> None:
+        self.before, self.reading, self.merges = before, reading, merges
         self.stats = PseudoGradientStats()
         self.metrics: list[tuple[int, Mapping[str, Any]]] = []
+        self.metrics_key = "metrics"
         self.num_failures = 0
 
     def contents(self, replies: Iterable[Message]) -> Iterator[Content]:
@@ -43,7 +45,10 @@ class Replies:
             if reply.has_error():
                 self._leave_out(node, reply.error.reason or f"error {reply.error.code}")
             else:
-                yield node, reply.content
+                content = reply.content
+                del reply  # only who iterates may hold it while the next one is in the making
+                yield node, content
+                del content
 
     def fold(self, contents: Iterable[Content], *, drop_beyond: float | None = None) -> None:
         """Add train replies one by one, or log why not.
@@ -54,12 +59,16 @@ class Replies:
         if drop_beyond is not None:
             return self._fold_near(contents, drop_beyond)
         for node, content in contents:
-            if wire.MERGED in content:
-                merged = wire.Merged.from_content(content)
-                self.stats = self.stats + merged.stats
-                self.metrics.extend(merged.metrics)
-            elif (read := self._read(node, content)) is not None:
-                self._add(node, content, *read)
+            self._take(node, content)
+            del content
+
+    def _take(self, node: int, content: RecordDict) -> None:
+        if self.merges and wire.MERGED in content:
+            merged = wire.Merged.from_content(content)
+            self.stats = self.stats + merged.stats
+            self.metrics.extend(merged.metrics)
+        elif (read := self._read(node, content)) is not None:
+            self._add(node, content, *read)
 
     def _fold_near(self, contents: Iterable[Content], k: float) -> None:
         rows = [
@@ -87,15 +96,15 @@ class Replies:
                 self._keep_metrics(node, content)
 
     def alike(self) -> list[RecordDict]:
-        """Metrics for Flower's aggregation functions: those with the first client's keys."""
-        keys = self.metrics[0][1].keys()
+        """Metrics for Flower's aggregation functions: those of the first client's form."""
+        form = _form(self.metrics[0][1])
         for node, metrics in self.metrics:
-            if metrics.keys() != keys:
-                log(WARNING, "Metrics of node %d left out: keys %s.", node, sorted(metrics))
+            if _form(metrics) != form:
+                log(WARNING, "Metrics of node %s left out: they are %s.", node, sorted(metrics))
         return [
-            RecordDict({"metrics": MetricRecord(dict(m))})
+            RecordDict({self.metrics_key: MetricRecord(dict(m))})
             for _, m in self.metrics
-            if m.keys() == keys
+            if _form(m) == form
         ]
 
     def with_loss(self) -> PseudoGradientStats:
@@ -129,9 +138,14 @@ class Replies:
         self._keep_metrics(node, content)
 
     def _keep_metrics(self, node: int, content: RecordDict) -> None:
-        (metrics,) = content.metric_records.values()
+        ((self.metrics_key, metrics),) = content.metric_records.items()
         self.metrics.append((node, dict(metrics)))
 
     def _leave_out(self, node: int, reason: str) -> None:
         self.num_failures += 1
         log(WARNING, "Reply of node %s left out: %s", node, reason)
+
+
+def _form(metrics: Mapping[str, Any]) -> dict[str, int | None]:
+    """Names, and the length of each that is a list."""
+    return {key: len(x) if isinstance(x, list) else None for key, x in metrics.items()}

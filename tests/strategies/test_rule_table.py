@@ -148,7 +148,10 @@ def test_nothing_that_came_in_is_changed(rule):
     params = model(np.random.default_rng(6))
     _, state, _ = rounds(rule, params, {}, 7, 2)
     stats = round_of(params, [model(np.random.default_rng(8))])
-    copies = [{k: x.copy() for k, x in params.items()}, {k: x.copy() for k, x in stats.update.items()}]
+    copies = [
+        {k: x.copy() for k, x in params.items()},
+        {k: x.copy() for k, x in stats.update.items()},
+    ]
     owners = {owner: {k: x.copy() for k, x in xs.items()} for owner, xs in state.items()}
     rule.step(params, stats, state)
     np.testing.assert_equal([params, dict(stats.update), state], [*copies, owners])

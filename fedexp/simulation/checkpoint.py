@@ -1,0 +1,86 @@
+"""All that a run needs to go on to the same bits, in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, MetricRecord
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from fedexp.arrays import Arrays
+from fedexp.files import atomically
+from fedexp.simulation.transport import Packed
+
+_KINDS = {"MetricRecord": MetricRecord, "ConfigRecord": ConfigRecord}
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state of a run after a round. Draws need no state: they depend on seed and round.
+
+    Attributes:
+        server_round: the round.
+        params: the model after it.
+        state: the strategy's, arrays by owner and name.
+        previous: the iterate before, for ``MeanOfLastTwo``; None if there is none.
+        clients: ``Context.state`` by node, of nodes that have any.
+    """
+
+    server_round: int
+    params: Arrays
+    state: Mapping[str, Arrays] = field(default_factory=dict)
+    previous: Arrays | None = None
+    clients: Mapping[int, Packed] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the file whole, or leave the old one."""
+        arrays = {f"params/{name}": x for name, x in self.params.items()}
+        arrays |= {f"previous/{name}": x for name, x in (self.previous or {}).items()}
+        for owner, values in self.state.items():
+            arrays |= {f"state/{owner}/{name}": x for name, x in values.items()}
+        records: dict[str, dict[str, Any]] = {}
+        for node, packed in self.clients.items():
+            for key, record in packed.items():
+                if isinstance(record, dict):
+                    arrays |= {f"client/{node}/{key}/{name}": x for name, x in record.items()}
+                else:
+                    records.setdefault(str(node), {})[key] = [type(record).__name__, dict(record)]
+        meta = {
+            "round": str(self.server_round),
+            "owners": json.dumps(list(self.state)),
+            "order": json.dumps(list(arrays)),  # the file's own is another, and sums would differ
+            "records": json.dumps(records),
+        }
+        whole = {name: np.array(x, order="C") for name, x in arrays.items()}
+        atomically(path, lambda beside: save_file(whole, beside, meta))
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read what ``save`` wrote."""
+        with safe_open(path, framework="numpy") as file:
+            meta = file.metadata()
+            arrays = {name: file.get_tensor(name) for name in json.loads(meta["order"])}
+        clients: dict[int, dict[str, Any]] = {}
+        for node, kinds in json.loads(meta["records"]).items():
+            clients[int(node)] = {k: _KINDS[kind](value) for k, (kind, value) in kinds.items()}
+        for name, x in _under(arrays, "client/").items():
+            node, key, rest = name.split("/", 2)
+            clients.setdefault(int(node), {}).setdefault(key, {})[rest] = x
+        owners = json.loads(meta["owners"])
+        return cls(
+            server_round=int(meta["round"]),
+            params=_under(arrays, "params/"),
+            state={owner: _under(arrays, f"state/{owner}/") for owner in owners},
+            previous=_under(arrays, "previous/") or None,
+            clients=clients,
+        )
+
+
+def _under(arrays: Arrays, prefix: str) -> dict[str, Any]:
+    return {name[len(prefix) :]: x for name, x in arrays.items() if name.startswith(prefix)}

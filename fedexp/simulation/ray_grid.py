@@ -1,0 +1,215 @@
+"""Flower's Grid on Ray: one task per worker and round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from logging import WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import Error, Message
+from flwr.clientapp import ClientApp
+from flwr.common.logger import log
+
+from fedexp.records import from_record
+from fedexp.simulation import cohort
+from fedexp.simulation.cohort import Span
+from fedexp.simulation.grid import LocalGrid
+from fedexp.simulation.ray_workers import RayWorkers, WorkerDied, WorkerHangs
+from fedexp.simulation.shares import Costs, chunks, shares
+from fedexp.simulation.transport import Packed, pack, unpack
+from fedexp.simulation.worker import Failure, Job, Outcome
+from fedexp.wire import Merged, Reading
+
+_CHUNK_BYTES = 1 << 26  # of replies that one task returns
+_ATTEMPTS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """Neighbours of a cohort on their way through a worker."""
+
+    worker: int
+    jobs: Mapping[int, Job]
+    method: str
+    args: tuple[Any, ...]
+    attempt: int = 1
+
+
+class RayGrid(LocalGrid):
+    """Flower's Grid on persistent Ray actors.
+
+    Any Flower ServerApp, strategy and ClientApp runs on it as it is. The model of a round goes
+    to every worker once. For strategies of ours each worker answers once for all its clients,
+    and the result is the same to the last bit for any number of workers. ``Context.state`` lives
+    here, so a worker that dies takes nothing with it.
+
+    Args:
+        client_app: what the nodes run.
+        num_nodes: how many there are; node ``p + 2`` is the client of partition ``p``.
+        run_config: ``context.run_config`` of every node.
+        num_workers: by default one per CPU of this machine, or of the cluster.
+        num_gpus: shared evenly by the workers.
+        ray_address: of a running Ray cluster, ``auto`` or ``host:port``.
+        vectorize: train groups of clients at once: ``auto``, ``on`` or ``off``.
+
+    Raises:
+        ValueError: more workers or GPUs than there are.
+        ModuleNotFoundError: Ray is not installed.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_nodes: int,
+        *,
+        run_config: Mapping[str, Any] | None = None,
+        num_workers: int | None = None,
+        num_gpus: float = 0,
+        ray_address: str | None = None,
+        vectorize: str = "auto",
+    ) -> None:
+        super().__init__(client_app, num_nodes, run_config=run_config)
+        self._workers = RayWorkers(
+            client_app,
+            num_nodes,
+            self.run_config,
+            vectorize,
+            num_workers=num_workers,
+            num_gpus=num_gpus,
+            address=ray_address,
+        )
+        self._costs = Costs()
+        self._unit: int | None = None
+
+    def close(self) -> None:
+        """End the workers, and Ray if this grid started it."""
+        self._workers.close()
+
+    def _execute(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        contents, jobs = self._jobs(messages)
+        size = max(1, _CHUNK_BYTES // max(1, _num_bytes(messages[0])))
+        spans = shares(self._cost_of(messages), self._workers.count)
+        tasks = [
+            _Task(worker, _part(jobs, chunk), "replies", (contents,))
+            for worker, span in enumerate(spans)
+            for chunk in chunks(span, size)
+        ]
+        for outcome in self._outcomes(tasks, timeout):
+            for position, reply in sorted(outcome.replies.items()):
+                yield _message(messages[position], reply)
+
+    def _execute_merged(
+        self, messages: list[Message], reading: Reading, timeout: float | None
+    ) -> Iterator[Message]:
+        contents, jobs = self._jobs(messages)
+        whole, unit = (0, len(messages)), self._unit_of(messages[0], timeout)
+        spans = shares(self._cost_of(messages), self._workers.count, cohort.units(whole, unit))
+        tasks = [
+            _Task(worker, _part(jobs, span), "merge", (contents, whole, reading, unit))
+            for worker, span in enumerate(spans)
+        ]
+        parts: dict[Span, Merged] = {}
+        failures: dict[int, Failure] = {}
+        for outcome in self._outcomes(tasks, timeout):
+            parts |= outcome.merged
+            failures |= outcome.failures
+        errors = [_message(messages[p], failures[p]) for p in sorted(failures)]
+        yield from cohort.replies(messages[0], cohort.combine(whole, parts), errors)
+
+    def _jobs(self, messages: Sequence[Message]) -> tuple[Any, dict[int, Job]]:
+        """The contents, each stored once however many messages share it, and a job per message."""
+        index: dict[int, int] = {}
+        packed: list[Packed] = []
+        jobs: dict[int, Job] = {}
+        for position, message in enumerate(messages):
+            key = id(message.content)
+            if key not in index:
+                index[key] = len(packed)
+                packed.append(pack(message.content))
+            state = self.states.get(message.metadata.dst_node_id)
+            jobs[position] = Job(message.metadata, index[key], state)
+        return self._workers.put(packed), jobs
+
+    def _outcomes(self, tasks: Sequence[_Task], timeout: float | None) -> Iterator[Outcome]:
+        """Outcomes in the order of ``tasks``, which run at the same time."""
+        tickets = [self._submit(task) for task in tasks]
+        start = time.monotonic()
+        for task, ticket in zip(tasks, tickets, strict=True):
+            outcome = self._outcome(task, ticket, start, timeout)
+            for node, state in outcome.states.items():
+                self.states[node] = _own(state)
+            self._costs.learn(outcome.seconds)
+            yield outcome
+
+    def _submit(self, task: _Task) -> Any:
+        contents, *args = task.args
+        return self._workers.submit(task.worker, task.method, contents, task.jobs, *args)
+
+    def _outcome(self, task: _Task, ticket: Any, start: float, timeout: float | None) -> Outcome:
+        """The outcome of a task; a worker that died or hangs is replaced, its clients retried."""
+        left = None if timeout is None else max(0.0, start + timeout - time.monotonic())
+        try:
+            return self._workers.wait(ticket, left)  # type: ignore[no-any-return]
+        except WorkerDied:
+            task = _retried(task, "its worker process ended, twice")
+        except WorkerHangs:
+            hanging = self._workers.running(task.worker)
+            reason = f"no reply within {timeout:g} s"
+            task = _retried(_without(task, hanging, reason), reason)
+        self._workers.replace(task.worker, ticket)
+        return self._outcome(task, self._submit(task), time.monotonic(), timeout)
+
+    def _unit_of(self, message: Message, timeout: float | None) -> int:
+        if self._unit is None:
+            ticket = self._workers.submit(0, "unit", message.metadata.dst_node_id)
+            self._unit = self._workers.wait(ticket, None)
+        return self._unit
+
+    def _cost_of(self, messages: Sequence[Message]) -> list[float]:
+        return self._costs.of([message.metadata.dst_node_id for message in messages])
+
+
+def _retried(task: _Task, reason: str) -> _Task:
+    """The task for another attempt; after the second its clients are given up."""
+    if task.attempt > _ATTEMPTS:
+        raise RuntimeError(f"Workers cannot start: {reason}. Run on SerialGrid to see why.")
+    log(WARNING, "Worker %d is replaced (%s).", task.worker, reason)
+    jobs = task.jobs
+    if task.attempt == _ATTEMPTS:
+        jobs = {p: replace(job, lost=job.lost or reason) for p, job in jobs.items()}
+    return replace(task, jobs=jobs, attempt=task.attempt + 1)
+
+
+def _without(task: _Task, position: int | None, reason: str) -> _Task:
+    if position is None or position not in task.jobs:
+        return task
+    lost = {position: replace(task.jobs[position], lost=reason)}
+    return replace(task, jobs={p: lost.get(p, job) for p, job in task.jobs.items()})
+
+
+def _part(jobs: Mapping[int, Job], span: Span) -> dict[int, Job]:
+    return {p: jobs[p] for p in range(*span)}
+
+
+def _message(request: Message, reply: Packed | Failure) -> Message:
+    if isinstance(reply, tuple):
+        return Message(Error(*reply), reply_to=request)
+    return Message(unpack(reply), reply_to=request)
+
+
+def _num_bytes(message: Message) -> int:
+    records = message.content.array_records.values()
+    return sum(x.nbytes for record in records for x in from_record(record).values())
+
+
+def _own(state: Packed) -> Packed:
+    """A copy that does not pin the object it came in."""
+    return {
+        key: {name: np.array(x) for name, x in record.items()}
+        if isinstance(record, dict)
+        else record
+        for key, record in state.items()
+    }

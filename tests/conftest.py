@@ -1,0 +1,25 @@
+"""Every test may make Flower messages and read what was logged."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+from fedexp.simulation.grid import identify
+
+settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("tests")
+identify()
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Lines of Flower's logger, which does not reach pytest's own capture."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("flwr")
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)

@@ -1,0 +1,116 @@
+import time
+import weakref
+
+import numpy as np
+import pytest
+from builders import content, grid_of, record
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedexp.strategies import FedAvg, streaming
+from fedexp.strategies.streaming import stream
+
+
+class SlowGrid:
+    """As Flower's grids: replies are there when they are there, pulled by message id."""
+
+    def __init__(self, num_nodes, silent=(), late=()):
+        self.num_nodes, self.silent, self.late = num_nodes, set(silent), set(late)
+        self.alive, self.most_alive, self.pulls, self.sent = weakref.WeakSet(), 0, [], {}
+
+    def get_node_ids(self):
+        return range(2, 2 + self.num_nodes)
+
+    def push_messages(self, messages):
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = f"id-{message.metadata.dst_node_id}"
+            self.sent[message.metadata.message_id] = message
+        return [*self.sent, ""]  # Flower gives no id to a message that it refused
+
+    def pull_messages(self, message_ids):
+        self.pulls.append(list(message_ids))
+        replies = [reply for i in message_ids if (reply := self._reply(i))]
+        self.alive.update(replies)
+        self.most_alive = max(self.most_alive, len(self.alive))
+        return replies
+
+    def _reply(self, message_id):
+        message = self.sent[message_id]
+        node = message.metadata.dst_node_id
+        if node in self.silent:
+            return None
+        if node in self.late:
+            self.late.remove(node)
+            return None
+        return Message(content({"w": np.full(2, float(node))}), reply_to=message)
+
+
+Grid.register(SlowGrid)
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch):
+    monkeypatch.setattr(streaming, "_PAUSE", 0.01)
+
+
+def messages(num_nodes):
+    return [Message(RecordDict(), node, "train") for node in range(2, 2 + num_nodes)]
+
+
+def nodes(replies):
+    return sorted(reply.metadata.src_node_id for reply in replies)
+
+
+def test_every_reply_comes_once_though_some_are_late():
+    replies = list(stream(SlowGrid(10, late=[3, 9, 11])).send_and_receive(messages(10)))
+    assert nodes(replies) == list(range(2, 12))
+
+
+def test_at_most_four_replies_are_alive_however_many_clients_there_are():
+    grid = SlowGrid(40, late=range(5, 30))
+    FedAvg(fraction_evaluate=0.0).start(grid, record({"w": np.zeros(2)}), num_rounds=1)
+    # The last of a slice is still held while the next slice is pulled.
+    assert grid.most_alive <= 5
+    assert max(len(ids) for ids in grid.pulls) <= 4
+
+
+def test_silent_nodes_are_given_up_after_the_timeout():
+    start = time.monotonic()
+    replies = list(stream(SlowGrid(5, silent=[4])).send_and_receive(messages(5), timeout=0.1))
+    assert nodes(replies) == [2, 3, 5, 6]
+    assert 0.1 <= time.monotonic() - start < 2
+
+
+def test_messages_leave_at_once_and_nothing_is_pulled_before_somebody_reads():
+    grid = SlowGrid(3)
+    replies = stream(grid).send_and_receive(iter(messages(3)))
+    assert len(grid.sent) == 3
+    assert grid.pulls == []
+    assert nodes(replies) == [2, 3, 4]
+
+
+def test_a_stream_is_a_grid_and_passes_everything_else_on():
+    grid = SlowGrid(3)
+    streamed = stream(grid)
+    assert isinstance(streamed, Grid)
+    assert streamed.get_node_ids() == range(2, 5)
+    assert stream(streamed) is streamed
+
+
+def test_a_grid_that_streams_is_left_alone():
+    grid = grid_of(2, lambda message, context: RecordDict())
+    grid.send_and_receive = lambda messages, timeout: (list(messages), timeout)
+    assert stream(grid).send_and_receive(iter("ab"), timeout=3) == (["a", "b"], 3)
+
+
+def test_a_streamed_round_equals_a_round_on_the_serial_grid():
+    def own(message, context):
+        return content({"w": np.full(2, float(message.metadata.dst_node_id))})
+
+    model = record({"w": np.zeros(2)})
+    results = [
+        FedAvg(fraction_evaluate=0.0, seed=0).start(grid, model, num_rounds=1)
+        for grid in (SlowGrid(6), grid_of(6, own))
+    ]
+    a, b = (result.arrays["w"].numpy() for result in results)
+    np.testing.assert_allclose(a, b, rtol=1e-12)

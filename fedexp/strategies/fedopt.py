@@ -56,9 +56,9 @@ class FedOpt(FlowerFedAvg):
             they are Flower's draw.
         buffers: what becomes of arrays that the step does not move: the clients' mean in their own
             dtype (``"average"``), or the server's as they are (``"keep"``).
-        max_step_size: a cap on ``η``, ``math.inf`` for none. By default none, but 1.5 for models with
-            batch norm unless ``η`` is constant: with such models the step is what harms, far more
-            than statistics that lag behind (``experiments/batch_norm.py``).
+        max_step_size: a cap on ``η``, ``math.inf`` for none. By default none, but 1.5 for models
+            with batch norm unless ``η`` is constant: with such models the step is what harms, far
+            more than statistics that lag behind (``experiments/batch_norm.py``).
         relaxation: ``λ``, a factor of ``η``, applied before the cap.
         clip: a bound on the norm of each update, see ``robustness``; none by default.
         drop_beyond: leave out updates longer than this multiple of the round's median norm. The

@@ -18,7 +18,7 @@ import numpy as np
 from fedexp.datasets import PARTITIONERS, Dataset, Parts, load
 from fedexp.datasets.partition import named
 
-SETTINGS = {"alpha": 0.3, "sigma": 1.0, "shards_per_client": 2, "num_classes": 2}
+SETTINGS = {"alpha": 0.3, "sigma": 1.0, "shards_per_client": 2, "classes_per_client": 2}
 
 
 def measured(make: Callable[[], Parts], num_bytes: int) -> tuple[float, float]:

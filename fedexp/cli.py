@@ -97,5 +97,8 @@ def _prepared(values: dict[str, Any]) -> tuple[Config, Path, LocalGrid]:
     app.partition_of(config)
     app.model_of(config)
     need("matplotlib", "simulation")
-    folder = Path(resume) if resume else run.new_folder(config, overwrite)
-    return config, folder, run.grid_of(config)
+    folder = Path(resume) if resume else run.folder_of(config, overwrite)
+    grid = run.grid_of(config)
+    if not resume:
+        run.begin(config, folder)
+    return config, folder, grid

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedexp.config import Config
-from fedexp.simulation.run import grid_of, new_folder, simulate
+from fedexp.simulation.run import begin, grid_of, simulate
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -97,9 +97,9 @@ def test_flwr_run_trains_fedexp_and_agrees_with_the_serial_grid(superlink, tmp_p
         num_server_rounds=3,
         fraction_train=0.5,
         engine="serial",
-        out=str(tmp_path / "serial"),
     )
-    simulate(config, new_folder(config), grid_of(config))
+    begin(config, tmp_path / "serial")
+    simulate(config, tmp_path / "serial", grid_of(config))
     ours = load_file(tmp_path / "serial" / "fedexp" / "model.safetensors")
     assert theirs.keys() == ours.keys()
     for name in ours:

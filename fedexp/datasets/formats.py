@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fedexp.datasets.parts import Array
+from fedexp.extras import need
 
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _PICKLED = {  # what the pickle of a numpy array names; nothing else may be imported
@@ -125,6 +126,7 @@ def read_table(path: Path, *, num_columns: int, num_rows: int = 0, comment: str 
 
 def read_libsvm(path: Path, *, num_features: int, num_rows: int = 0) -> tuple[Array, Array]:
     """LIBSVM text: dense inputs ``[n, num_features]`` float32 and raw labels ``[n]``."""
+    need("sklearn", "simulation")
     from sklearn.datasets import load_svmlight_file
 
     try:

@@ -1,6 +1,5 @@
 """The Hugging Face Hub through ``flwr-datasets``, and partitioners across that border."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from fedexp.datasets.dataset import Dataset, from_arrays
 from fedexp.datasets.partition import PARTITIONERS
 from fedexp.datasets.parts import Array, Parts, held_out
+from fedexp.extras import need
 
 
 def from_hub(spec: str) -> Dataset:
@@ -21,7 +21,7 @@ def from_hub(spec: str) -> Dataset:
         ModuleNotFoundError: flwr-datasets is not installed.
         ValueError: columns that are not there.
     """
-    need_flwr_datasets()
+    need("flwr_datasets", "hub")
     from flwr_datasets import FederatedDataset
 
     name, target, key = [*spec.split(":"), "", ""][:3]
@@ -43,7 +43,7 @@ def from_table(train: Any, test: Any = None, *, target: str = "", key: str = "")
         target: column of classes or numbers; by default the only ``ClassLabel`` column.
         key: column of natural clients, or none.
     """
-    need_flwr_datasets()
+    need("flwr_datasets", "hub")
     from datasets import concatenate_datasets
 
     target = target or _only_class_column(train)
@@ -69,7 +69,7 @@ def parts_by(partitioner: Any, dataset: Dataset) -> Parts:
             data has natural clients, ``key``; so ``partition_by`` is one of the last two.
         dataset: whose training rows are partitioned.
     """
-    need_flwr_datasets()
+    need("flwr_datasets", "hub")
     import datasets
 
     columns = {"row": np.arange(len(dataset.train[1])), "label": dataset.train[1].numpy()}
@@ -92,7 +92,7 @@ def flower_partitioner(name: str, *, partition_by: str, **settings: Any) -> Any:
         partition_by: column of the labels, or of the keys for ``natural``.
         settings: ``num_clients``, ``seed`` and what else the partitioner takes.
     """
-    need_flwr_datasets()
+    need("flwr_datasets", "hub")
     from flwr_datasets.partitioner import Partitioner
 
     class OurPartitioner(Partitioner):  # type: ignore[misc]
@@ -113,13 +113,6 @@ def flower_partitioner(name: str, *, partition_by: str, **settings: Any) -> Any:
             return self._parts
 
     return OurPartitioner()
-
-
-def need_flwr_datasets() -> None:
-    """Raise ModuleNotFoundError with the remedy unless flwr-datasets is installed."""
-    if find_spec("flwr_datasets") is None:
-        remedy = "flwr_datasets is not installed. Run: pip install 'fedexp[hub]'"
-        raise ModuleNotFoundError(remedy, name="flwr_datasets")
 
 
 def _only_class_column(table: Any) -> str:

@@ -95,7 +95,7 @@ def shards(labels: Array, *, num_clients: int, shards_per_client: int = 2, seed:
     Source: McMahan et al. 2017, arXiv:1602.05629, section 3 (two shards per client).
     """
     num_shards = num_clients * shards_per_client
-    check("shards", labels, num_shards, shards_per_client=shards_per_client)
+    check("shards", labels, num_clients, shards_per_client=shards_per_client)
     client_of_shard = generator(seed).permutation(num_shards) // shards_per_client
     sizes = even_sizes(len(labels), num_shards)
     owner_sorted = np.repeat(client_of_shard.astype(np.int32), sizes)
@@ -103,9 +103,9 @@ def shards(labels: Array, *, num_clients: int, shards_per_client: int = 2, seed:
 
 
 def classes_per_client(
-    labels: Array, *, num_clients: int, num_classes: int = 2, seed: int
+    labels: Array, *, num_clients: int, classes_per_client: int = 2, seed: int
 ) -> Parts:
-    """Each client holds exactly ``num_classes`` classes; holders share a class equally.
+    """Each client holds exactly ``classes_per_client`` classes; holders share a class equally.
 
     Every class has a holder. The first class of each client goes round, the others are random.
 
@@ -114,19 +114,19 @@ def classes_per_client(
 
     Source: Li et al. 2022, arXiv:2102.02079, "quantity-based label imbalance".
     """
-    check("classes_per_client", labels, num_clients, num_classes=num_classes)
+    check("classes_per_client", labels, num_clients, classes_per_client=classes_per_client)
     rng = generator(seed)
     class_sizes = np.bincount(classes(labels))
     num_all = len(class_sizes)
-    if num_classes > num_all or num_clients * num_classes < num_all:
+    if classes_per_client > num_all or num_clients * classes_per_client < num_all:
         raise ValueError(
-            f"classes_per_client(num_classes={num_classes}): {num_clients} clients must hold "
-            f"all {num_all} classes, each at most once. Use more clients or another number."
+            f"classes_per_client(classes_per_client={classes_per_client}): {num_clients} clients "
+            f"must hold all {num_all} classes, each at most once. Use more clients."
         )
     rank = rng.random((num_clients, num_all))
     slot = np.arange(max(num_clients, num_all))
     rank[slot % num_clients, rng.permutation(num_all)[slot % num_all]] = -1
-    holds = rank.argsort(1).argsort(1) < num_classes
+    holds = rank.argsort(1).argsort(1) < classes_per_client
     return dealt(labels, apportioned(class_sizes, holds / holds.sum(0)), rng)
 
 
@@ -191,8 +191,8 @@ def named(name: str, dataset: Dataset, *, num_clients: int, seed: int, **setting
         dataset: its labels, or its keys for ``natural``.
         num_clients: 0 with ``natural`` takes all natural clients.
         seed: of the partition's own generator.
-        settings: ``alpha``, ``sigma``, ``shards_per_client``, ``num_classes``; a partitioner takes
-            those it knows, so that one configuration serves all.
+        settings: ``alpha``, ``sigma``, ``shards_per_client``, ``classes_per_client``; each takes
+            what it knows, so that one configuration serves all.
 
     Raises:
         ValueError: unknown name, no natural clients, more clients than examples, a client left

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from fedexp.datasets.parts import Array, Indices, Parts, classes
+from fedexp.extras import need
 
 
 def label_counts(labels: Array, parts: Parts) -> Indices:
@@ -31,6 +32,7 @@ def plot(labels: Array, parts: Parts, path: str | Path) -> None:
 
     Above 60 clients, the classes are stacked in colours instead, one thin bar per client.
     """
+    need("matplotlib", "simulation")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -11,6 +11,7 @@ from fedexp.datasets import images, synthetic, tables, text
 from fedexp.datasets.dataset import Dataset, from_arrays
 from fedexp.datasets.formats import read_npz
 from fedexp.datasets.hub import from_hub
+from fedexp.extras import need
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def _from_hub(spec: str) -> Dataset:
 
 def digits(_seed: int = 0) -> Dataset:
     """The 1,797 handwritten digits (8 x 8) that come with scikit-learn; a fifth is the test set."""
+    need("sklearn", "simulation")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -16,7 +16,7 @@ from fedexp.datasets.formats import damaged, read_leaf
 from fedexp.datasets.parts import Array
 
 CONTEXT = 80
-STRIDE = 10  # characters from one example of a role to its next
+STRIDE = 10  # characters from one training example of a role to its next
 NUM_PLAYS = 37
 _LEAF_LETTERS = (  # LEAF's alphabet, in its order
     "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
@@ -97,7 +97,7 @@ def next_character(texts: Mapping[str, str], *, test_fraction: float = 0.2) -> D
 
     Args:
         texts: text by client. A client too short for one training example is left out.
-        test_fraction: of the characters of each text; no test context reaches into the training.
+        test_fraction: of the characters of each text; test contexts overlap nothing.
 
     Returns:
         Inputs ``[num_examples, CONTEXT]``; the classes are the characters that occur, sorted.
@@ -107,19 +107,19 @@ def next_character(texts: Mapping[str, str], *, test_fraction: float = 0.2) -> D
     for name, text in texts.items():
         tokens = _tokens(text, alphabet)
         cut = len(tokens) - int(test_fraction * len(tokens))
-        windows = _windows(tokens[:cut])
+        windows = _windows(tokens[:cut], STRIDE)
         if len(windows):
             names.append(name)
             train.append(windows)
-            test.append(_windows(tokens[cut:]))
+            test.append(_windows(tokens[cut:], CONTEXT))
     keys = np.repeat(np.arange(len(names)), [len(windows) for windows in train])
     return Dataset(_last_apart(train), _last_apart(test), len(alphabet), keys, tuple(names))
 
 
-def _windows(tokens: Array) -> Array:
+def _windows(tokens: Array, stride: int) -> Array:
     if len(tokens) <= CONTEXT:
         return np.empty((0, CONTEXT + 1), np.uint8)
-    return np.lib.stride_tricks.sliding_window_view(tokens, CONTEXT + 1)[::STRIDE]
+    return np.lib.stride_tricks.sliding_window_view(tokens, CONTEXT + 1)[::stride]
 
 
 def _last_apart(windows: list[Array]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,25 +34,30 @@ _METRICS = ("train-loss", "test-loss", "test-accuracy", "server-step-size")
 _PACKAGES = ("fedexp", "flwr", "torch", "numpy", "ray", "scikit-learn")
 
 
-def new_folder(config: Config, overwrite: bool = False) -> Path:
-    """The folder that ``--out`` names, or ``runs/<time>-<name>``; made, with ``config.toml`` in it.
+def folder_of(config: Config, overwrite: bool = False) -> Path:
+    """The folder that ``--out`` names, or ``runs/<time>-<name>``; nothing is written yet.
 
     Raises:
         ValueError: it exists, is not empty, and is not an earlier run to overwrite.
     """
     name = config.name or config.strategy.replace(",", "-")
     folder = Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{name}")
-    if overwrite and (folder / "config.toml").exists():
-        shutil.rmtree(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    replaceable = overwrite and (folder / "config.toml").exists()
+    if folder.exists() and not replaceable and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             f"Config(out={str(folder)!r}): exists already. "
             "Name another, or add --overwrite if it is an old run."
         )
+    return folder
+
+
+def begin(config: Config, folder: Path) -> None:
+    """Make ``folder`` with ``config.toml`` and ``environment.json``; an old run in it goes."""
+    if (folder / "config.toml").exists():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_text(folder / "config.toml", config.to_toml())
     save_json(folder / "environment.json", environment())
-    return folder
 
 
 def simulate(
@@ -68,7 +73,7 @@ def simulate(
 
     Args:
         config: what to run.
-        folder: that of ``new_folder``. Each strategy's files are in the subfolder of its key.
+        folder: as ``begin`` made it, or of an interrupted run. Each strategy has a subfolder.
         grid: that of ``grid_of``.
         on_round: called after each round with the strategy's key and the line just written.
     """

@@ -43,6 +43,6 @@ class SerialGrid(LocalGrid):
         context = context_of(node, self.num_nodes, self.run_config, state)
         with one_thread():
             reply = answer(self.client_app, message, context)
-        if context.state:
+        if context.state or node in self.states:
             self.states[node] = pack(context.state)
         return reply

@@ -141,7 +141,7 @@ class _Work:
         start = time.perf_counter()
         context = self._context(job)
         reply = answer(self.worker.client_app, message, context)
-        self._keep(context)
+        self._keep(job, context)
         self.seconds[context.node_id] = time.perf_counter() - start
         self.worker.position = None
         return reply
@@ -156,8 +156,8 @@ class _Work:
         self.worker.position = span[0]
         replies = self.worker.cohort.train(messages, contexts)
         self.worker.position = None
-        for context in contexts:
-            self._keep(context)
+        for p, context in zip(range(*span), contexts, strict=True):
+            self._keep(self.jobs[p], context)
         return list(zip(messages, replies, strict=True))
 
     def _context(self, job: Job) -> Context:
@@ -165,8 +165,8 @@ class _Work:
         worker = self.worker
         return context_of(job.metadata.dst_node_id, worker.num_nodes, worker.run_config, state)
 
-    def _keep(self, context: Context) -> None:
-        if context.state:
+    def _keep(self, job: Job, context: Context) -> None:
+        if context.state or job.state:  # a client may empty its own
             self.states[context.node_id] = pack(context.state)
 
 

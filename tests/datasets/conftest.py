@@ -2,10 +2,6 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-
-settings.register_profile("datasets", deadline=None)
-settings.load_profile("datasets")
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ WRITERS = np.array(list("dcba")).repeat(10)
 
 
 def test_without_flwr_datasets_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("fedexp.datasets.hub.find_spec", lambda _: None)
+    monkeypatch.setattr("fedexp.extras.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'fedexp\[hub\]'"):
         load("hub:owner/name")
 

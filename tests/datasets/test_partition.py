@@ -128,9 +128,13 @@ def test_every_client_holds_k_classes_and_every_class_has_a_holder(num_clients, 
     labels = np.arange(3_000) % 10
     if num_clients * k < 10:
         with pytest.raises(ValueError, match="all 10 classes"):
-            partition.classes_per_client(labels, num_clients=num_clients, num_classes=k, seed=seed)
+            partition.classes_per_client(
+                labels, num_clients=num_clients, classes_per_client=k, seed=seed
+            )
         return
-    parts = partition.classes_per_client(labels, num_clients=num_clients, num_classes=k, seed=seed)
+    parts = partition.classes_per_client(
+        labels, num_clients=num_clients, classes_per_client=k, seed=seed
+    )
     counts = skew.label_counts(labels, parts)
     assert (np.count_nonzero(counts, axis=1) == k).all()
     for column in counts.T:
@@ -183,7 +187,7 @@ def test_parts_are_a_sequence_of_views():
         ("dirichlet", {"num_clients": 3, "alpha": 0.0}, r"alpha=0.0\): must be positive"),
         ("dirichlet-unequal", {"num_clients": 99, "alpha": 1e-3}, r"client \d+ gets no example"),
         ("quantity-lognormal", {"num_clients": 9, "sigma": -1.0}, r"sigma=-1.0"),
-        ("classes", {"num_clients": 9, "num_classes": 11}, r"num_classes=11"),
+        ("classes", {"num_clients": 9, "classes_per_client": 11}, r"classes_per_client=11"),
         ("natural", {"num_clients": 3}, "no natural clients"),
         ("dirichelt", {"num_clients": 3}, r"Known: iid, dirichlet, dirichlet-unequal, shards"),
     ],

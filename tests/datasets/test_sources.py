@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedexp.datasets import SOURCES, Dataset, from_arrays, from_torch, load, partition, text
+from fedexp.datasets import (
+    SOURCES,
+    Dataset,
+    from_arrays,
+    from_torch,
+    load,
+    partition,
+    synthetic,
+    text,
+)
 
 REAL = [  # name, training rows, test rows, shape of a row, classes, natural clients
     ("mnist", 60_000, 10_000, (1, 28, 28), 10, 539),
@@ -185,6 +194,21 @@ def test_a_truncated_table_is_an_error(tmp_path, data_dir):
     path.write_text("".join(lines).replace("63,", "many,", 1))
     with pytest.raises(ValueError, match=r"heart-disease: expected numbers, .*many"):
         load("heart-disease", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "message"),
+    [
+        ("wisdm", "wisdm/WISDM_ar_v1.1_transformed.arff", ",Sitting", ",Flying", "Flying"),
+        ("mushrooms", "libsvm/mushrooms", "\n2 ", "\n3 ", r"two classes, found \[1.0, 2.0, 3.0\]"),
+    ],
+)
+def test_an_unknown_class_is_an_error(tmp_path, data_dir, name, file, old, new, message):
+    (tmp_path / file).parent.mkdir()
+    content = Path(data_dir, file).read_bytes().decode()
+    (tmp_path / file).write_bytes(content.replace(old, new, 5).encode())
+    with pytest.raises(ValueError, match=message):
+        load(name, data_dir=str(tmp_path))
 
 
 def write_idx(path, values):
@@ -362,3 +386,24 @@ def test_synthetic_classification_has_at_least_fifty_examples_per_client():
     assert len(total) == 30
     assert total.min() >= 45  # a tenth of fifty is in the test set
     assert not torch.equal(data.train[0][:9], load("synthetic-lr", seed=2).train[0][:9])
+
+
+def test_on_synthetic_regression_the_authors_losses_after_50_rounds_come_back():
+    data = synthetic.regression(dtype=torch.float64)
+    x, y = data.train[0].numpy().reshape(20, 30, -1), data.train[1].numpy().reshape(20, 30)
+    # 20 local gradient steps of 0.1 are one linear map of the residuals
+    gram = np.eye(30) - 0.1 * x @ x.mT
+    summed = 0.1 * sum(np.linalg.matrix_power(gram, k) for k in range(20))
+
+    def loss_at_50(step_size):
+        w = np.zeros(1_000)
+        for _ in range(50):
+            updates = (x.mT @ (summed @ (x @ w - y)[..., None]))[..., 0]
+            w = w - step_size(updates) * updates.mean(0)
+        return np.square(x @ w - y).sum() / 20
+
+    def extrapolated(updates):
+        return 0.5 * np.square(updates).sum(1).mean() / np.square(updates.mean(0)).sum()
+
+    assert loss_at_50(lambda _: 10) == pytest.approx(3e-3, rel=0.5)
+    assert loss_at_50(extrapolated) == pytest.approx(1e-5, rel=0.5)

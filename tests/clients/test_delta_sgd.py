@@ -1,0 +1,99 @@
+"""Delta-SGD on quadratics, where smoothness is known."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedexp.clients.delta_sgd import DeltaSGD
+
+
+def quadratic(curvature, w, optimizer, num_steps):
+    rates = []
+    for _ in range(num_steps):
+        w.grad = curvature * w.detach()
+        optimizer.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def weight(*values):
+    return torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+@settings(deadline=None)
+@given(st.floats(0.5, 100), st.floats(0.5, 2))
+def test_on_a_quadratic_the_step_is_at_most_half_gamma_over_the_smoothness(smoothness, gamma):
+    w = weight(1.0)
+    rates = quadratic(smoothness, w, DeltaSGD([w], lr=1.0, gamma=gamma), 3)
+    grown = 1.0 * (1 + 0.02) ** 0.5
+    assert rates[0] == 1.0
+    if abs(smoothness - 1) > 1e-3:  # There the first step lands on the minimum.
+        assert rates[1] == pytest.approx(min(gamma / (2 * smoothness), grown))
+
+
+def test_a_small_step_grows_as_the_recursion_says():
+    w = weight(1.0, 1.0)
+    rates = quadratic(0.01, w, DeltaSGD([w], lr=1e-3, delta=0.1), 4)
+    expected, theta = [1e-3], 1.0
+    for _ in range(3):
+        expected.append(expected[-1] * (1 + 0.1 * theta) ** 0.5)
+        theta = expected[-1] / expected[-2]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_round_starts_afresh():
+    w = weight(1.0)
+    optimizer = DeltaSGD([w], lr=0.1)
+    first = quadratic(5.0, w, optimizer, 4)
+    optimizer.reset()
+    with torch.no_grad():
+        w.fill_(1.0)
+    assert quadratic(5.0, w, optimizer, 4) == first
+
+
+def test_one_batch_for_both_gradients_sees_through_the_noise_between_batches():
+    """With ``f_k = (w - c_k)²/2`` the smoothness is 1 whatever the ``c_k``."""
+    generator = torch.Generator().manual_seed(0)
+    w = weight(1.0, -1.0)
+    optimizer = DeltaSGD([w], lr=0.9, delta=10.0, same_batch=True)
+    for step, c in enumerate(torch.randn(5, 2, generator=generator, dtype=torch.float64)):
+
+        def closure(c=c):
+            optimizer.zero_grad()
+            loss = ((w - c) ** 2).sum() / 2
+            loss.backward()
+            return loss
+
+        before = w.detach().clone()
+        assert optimizer.step(closure).item() == pytest.approx(((before - c) ** 2).sum().item() / 2)
+        rate = optimizer.param_groups[0]["lr"]
+        assert rate == pytest.approx(0.9 if step == 0 else 1.0)
+        torch.testing.assert_close(w.detach(), before - rate * (before - c))
+        torch.testing.assert_close(w.grad, before - c)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([0.0, 1.0, -2.0, 1e300, float("inf"), float("nan")]), min_size=1))
+def test_the_step_stays_positive_and_finite_whatever_the_gradients(gradients):
+    w = weight(1.0)
+    optimizer = DeltaSGD([w], lr=0.1)
+    for gradient in gradients:
+        w.grad = torch.full_like(w, gradient)
+        optimizer.step()
+        assert 0 < optimizer.param_groups[0]["lr"] < 1e3
+
+
+@pytest.mark.parametrize("name", ["lr", "gamma", "delta"])
+def test_a_constant_that_is_not_positive_is_refused(name):
+    with pytest.raises(ValueError, match=rf"DeltaSGD\({name}=-1\): must be positive"):
+        DeltaSGD([weight(1.0)], **{name: -1})
+
+
+def test_what_it_cannot_use_is_refused():
+    w = weight(1.0)
+    with pytest.raises(ValueError, match="needs a closure"):
+        DeltaSGD([w], same_batch=True).step()
+    w.grad = torch.ones(1).double().to_sparse()
+    with pytest.raises(ValueError, match="only dense"):
+        DeltaSGD([w]).step()

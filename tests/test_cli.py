@@ -1,0 +1,130 @@
+import json
+import tomllib
+
+import pytest
+
+from fedexp import cli
+
+QUICK = [
+    "--engine",
+    "serial",
+    "--num-server-rounds",
+    "3",
+    "--num-clients",
+    "8",
+    "--local-steps",
+    "2",
+]
+
+
+def run(*flags):
+    cli.main(["simulate", *map(str, flags)])
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_times(path):
+    return [{k: v for k, v in row.items() if k != "round-seconds"} for row in lines(path)]
+
+
+def test_a_run_leaves_its_files_and_prints_its_table(tmp_path, capsys):
+    out = tmp_path / "run"
+    run(*QUICK, "--out", out)
+    assert tomllib.loads((out / "config.toml").read_text())["num-clients"] == 8
+    assert json.loads((out / "environment.json").read_text())["packages"]["flwr"]
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for key in ("fedavg", "fedexp"):
+        rows = lines(out / key / "metrics.jsonl")
+        assert [row["round"] for row in rows] == [1, 2, 3]
+        assert {
+            *("round", "train-loss", "test-loss", "test-accuracy", "server-step-size"),
+            *("num-clients", "num-failures", "round-seconds"),
+        } <= rows[0].keys()
+        assert (out / key / "model.safetensors").exists()
+        assert json.loads((out / key / "summary.json").read_text())["num-rounds"] == 3
+        assert not (out / key / "checkpoint.safetensors").exists()
+    printed = capsys.readouterr().out
+    assert "fedexp" in printed
+    assert str(out) in printed.replace("\n", "")
+
+
+def test_one_seed_gives_one_run_and_another_seed_another(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(*QUICK, "--strategy", "fedexp", "--seed", seed, "--out", tmp_path / name)
+    a, b, c = (without_times(tmp_path / n / "fedexp" / "metrics.jsonl") for n in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    from fedexp.simulation import run as runs
+
+    flags = [*QUICK, "--strategy", "fedexp", "--out"]
+    run(*flags, tmp_path / "whole")
+    row_of = runs.row_of
+
+    def interrupted(round_):
+        if round_.server_round == 2:
+            raise KeyboardInterrupt
+        return row_of(round_)
+
+    monkeypatch.setattr(runs, "row_of", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        run(*flags, tmp_path / "cut")
+    assert caught.value.code == 130
+    assert len(lines(tmp_path / "cut" / "fedexp" / "metrics.jsonl")) == 1
+    monkeypatch.setattr(runs, "row_of", row_of)
+    run("--resume", tmp_path / "cut")
+    whole, cut = (tmp_path / name / "fedexp" for name in ("whole", "cut"))
+    assert without_times(whole / "metrics.jsonl") == without_times(cut / "metrics.jsonl")
+    name = "model.safetensors"
+    assert (whole / name).read_bytes() == (cut / name).read_bytes()
+
+
+def test_flags_override_the_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('num-clients = 8\nlocal-steps = 2\nengine = "serial"\nstrategy = "fedavg"\n')
+    run("--config", file, "--num-server-rounds", 1, "--num-clients", 6, "--out", tmp_path / "out")
+    config = tomllib.loads((tmp_path / "out" / "config.toml").read_text())
+    assert (config["num-clients"], config["local-steps"]) == (6, 2)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--strategy", "fedfoo"],
+        ["--dataset", "nothing"],
+        ["--partitioner", "natural"],
+        ["--model", "transformer"],
+        ["--no-such-key", "1"],
+        ["--epsilon", "-1"],
+        ["--num-clients", "5000"],
+        ["--fraction-train", "1.5"],
+        ["--config", "nowhere.toml"],
+        ["--num-gpus", "64"],
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(flags, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(*flags, "--out", tmp_path / "run")
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert flags[1] in error or flags[0].lstrip("-") in error
+
+
+def test_a_folder_in_use_is_kept_unless_it_is_an_old_run_to_overwrite(tmp_path, capsys):
+    (tmp_path / "precious").write_text("keep")
+    with pytest.raises(SystemExit):
+        run(*QUICK, "--out", tmp_path, "--overwrite")
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "precious").read_text() == "keep"
+
+
+def test_a_round_in_which_every_client_fails_is_recorded_as_failed(tmp_path):
+    run(*QUICK, "--learning-rate", "1e30", "--strategy", "fedavg", "--out", tmp_path / "run")
+    first = lines(tmp_path / "run" / "fedavg" / "metrics.jsonl")[0]
+    assert first["failed"]
+    assert (first["num-clients"], first["num-failures"], first["train-loss"]) == (0, 1, None)

@@ -1,0 +1,58 @@
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedexp.config import Config
+
+
+@given(
+    st.builds(
+        Config,
+        alpha=st.floats(1e-6, 1e6),
+        seed=st.integers(0, 2**40),
+        name=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])),
+        weighted=st.booleans(),
+    )
+)
+def test_toml_and_values_give_the_same_configuration_back(config):
+    assert Config.of(config.values()) == config
+    assert Config.of(tomllib.loads(config.to_toml())) == config
+
+
+def test_text_from_the_command_line_becomes_numbers():
+    config = Config.of({"num-clients": "7", "alpha": "0.5", "weighted": "false"})
+    assert (config.num_clients, config.alpha, config.weighted) == (7, 0.5, False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("fraction-train", 1.5),
+        ("fraction-train", 0),
+        ("epsilon", -1.0),
+        ("alpha", 0.0),
+        ("num-server-rounds", 0),
+        ("engine", "slurm"),
+        ("seed", "x"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_rule_and_a_remedy_in_one_line(key, value):
+    with pytest.raises(ValueError, match="The default is") as caught:
+        Config.of({key: value})
+    line = str(caught.value)
+    assert line.startswith(f"Config({key}={value!r}): it should be ")
+    assert "\n" not in line
+
+
+def test_an_unknown_key_suggests_the_one_that_was_meant():
+    with pytest.raises(
+        ValueError, match=r"unknown key 'num-client'\. Did you mean 'num-clients'\?"
+    ):
+        Config.of({"num-client": 3})
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere\.toml"):
+        Config.read(tmp_path / "nowhere.toml")

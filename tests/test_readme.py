@@ -1,0 +1,26 @@
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_the_examples_run(block, capsys):
+    exec(compile(block, "README.md", "exec"), {})
+    assert float(capsys.readouterr().out.splitlines()[-1]) >= 1
+
+
+def test_every_file_that_the_text_links_to_exists():
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_flag_in_the_commands_is_known():
+    from fedexp.config import Config
+
+    own = {"config", "resume", "overwrite", "help", "engine", "seed", "stream"}
+    for flag in re.findall(r"(?<=\s)`?--([a-z][a-z-]*)", README):
+        assert flag in Config.keys().keys() | own, flag

@@ -115,21 +115,13 @@ def strategy_keys(config: Config) -> list[str]:
 
 def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
     """The strategy ``key``, its own arguments filled from the config fields of the same name."""
-    cls = STRATEGIES[key]
-    own = inspect.signature(cls.__init__).parameters.keys() & Config.model_fields.keys()
-    options = {name: getattr(config, name) for name in own}
-    if "max_step_size" in options:
-        options["max_step_size"] = config.max_step_size or None
+    cls = STRATEGIES[key].strategy
+    known = {name for base in cls.__mro__ for name in inspect.signature(base).parameters}
+    options = {name: getattr(config, name) for name in known & Config.model_fields.keys()}
+    options["max_step_size"] = config.max_step_size or None
     with level(ERROR):  # Flower warns when no client evaluates, which is the default here
         return cls(
-            fraction_train=config.fraction_train,
-            fraction_evaluate=config.fraction_evaluate,
-            min_train_nodes=1,
-            min_evaluate_nodes=1,
-            min_available_nodes=num_nodes,
-            weighted=config.weighted,
-            seed=config.seed,
-            **options,
+            min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=num_nodes, **options
         )
 
 

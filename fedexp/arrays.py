@@ -30,6 +30,11 @@ def trainable_names(arrays: Arrays) -> frozenset[str]:
     )
 
 
+def has_batch_norm(arrays: Arrays) -> bool:
+    """Whether there are running statistics among ``arrays``, by their PyTorch names."""
+    return any(name.endswith("running_var") for name in arrays)
+
+
 def sq_norm(arrays: Arrays) -> float:
     """``‖x‖²`` over all entries of all ``arrays``, summed in float64."""
     return float(sum(_sq_norm(x) for x in arrays.values()))
@@ -51,6 +56,11 @@ def check_alike(arrays: Arrays, expected: Arrays) -> None:
             raise ValueError(f"array {name!r} has shape {got.shape}, expected {want.shape}.")
         if got.dtype.kind not in "fiub":
             raise ValueError(f"array {name!r} has dtype {got.dtype}, expected {want.dtype}.")
+
+
+def same(a: Arrays, b: Arrays) -> bool:
+    """Whether both have the same names and numbers."""
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def first_non_finite(arrays: Arrays) -> str | None:

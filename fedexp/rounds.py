@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.streaming import stream
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -58,7 +59,8 @@ def rounds(
         timeout: seconds to wait for replies.
         evaluate_fn: Flower's ``(server_round, arrays) -> metrics``, after each round.
     """
-    grid = stream(grid)
+    if isinstance(strategy, FedOpt):  # a wrapper may need every single reply
+        grid = stream(grid)
     train_config, evaluate_config = ConfigRecord(), ConfigRecord()
     for server_round in range(first, num_rounds + 1):
         start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedexp.arrays import Arrays, Float64s
+from fedexp.arrays import Arrays, Float64s, sq_norm
 
 _BLOCK = (
     1 << 13
@@ -33,6 +34,8 @@ class PseudoGradientStats:
         norm: ``Σ pᵢ ‖Δᵢ‖``, in parameter units.
         buffers: ``Σ pᵢ bᵢ`` by name, float64: values, not differences, of whatever is not
             trainable (batch-norm statistics, counters).
+        num_clipped: clients whose update was scaled down.
+        loss: ``Σ pᵢ fᵢ(wᵢ)``, the clients' losses at what they returned; None where unknown.
     """
 
     count: int = 0
@@ -41,6 +44,8 @@ class PseudoGradientStats:
     sq_norm: float = 0.0
     norm: float = 0.0
     buffers: Float64s = field(default_factory=dict)
+    num_clipped: int = 0
+    loss: float | None = None
 
     @classmethod
     def of(
@@ -57,6 +62,7 @@ class PseudoGradientStats:
         *,
         weights: Sequence[float],
         trainable: frozenset[str],
+        scales: Sequence[float] | None = None,
         onto: PseudoGradientStats | None = None,
     ) -> PseudoGradientStats:
         """Statistics of several clients in one pass over memory.
@@ -68,26 +74,30 @@ class PseudoGradientStats:
             afters: ``wᵢ``, what each returned; names and shapes of ``before``.
             weights: ``pᵢ > 0``, or 0 for a client to be left out in its place.
             trainable: names that count as update; the rest are buffers.
+            scales: ``sᵢ ≤ 1``; ``sᵢ Δᵢ`` counts in place of ``Δᵢ``. All 1 if left out.
             onto: a running total to add to. Its arrays are reused for the result: a server that
                 folds reply after reply holds one float64 model, however many there are.
         """
         onto = onto or cls()
+        scales = [1.0] * len(afters) if scales is None else scales
+        factors = [p * s for p, s in zip(weights, scales, strict=True)]
         sq_norms = np.zeros(len(afters))
         update, buffers = {}, {}
         for name, w in before.items():
             columns = [after[name] for after in afters]
             if name in trainable:
                 out = onto.update.get(name)
-                update[name] = _fold_update(w, columns, weights, sq_norms, out)
+                update[name] = _fold_update(w, columns, factors, sq_norms, out)
             else:
                 terms = [p * x.astype(np.float64) for p, x in zip(weights, columns, strict=True)]
                 buffers[name] = np.asarray(tree_sum(terms))
         folded = cls(
             count=sum(weight > 0 for weight in weights),
             weight=float(tree_sum(weights)),
-            sq_norm=float(tree_sum([p * s for p, s in zip(weights, sq_norms, strict=True)])),
-            norm=float(tree_sum([p * s**0.5 for p, s in zip(weights, sq_norms, strict=True)])),
+            sq_norm=_dot(factors, [s * q for s, q in zip(scales, sq_norms, strict=True)]),
+            norm=_dot(factors, [q**0.5 for q in sq_norms]),
             buffers=buffers,
+            num_clipped=sum(p > 0 and s < 1 for p, s in zip(weights, scales, strict=True)),
         )
         return replace(replace(onto, update={}) + folded, update=update)
 
@@ -99,6 +109,8 @@ class PseudoGradientStats:
             sq_norm=self.sq_norm + other.sq_norm,
             norm=self.norm + other.norm,
             buffers=_sum(self.buffers, other.buffers),
+            num_clipped=self.num_clipped + other.num_clipped,
+            loss=other.loss if self.loss is None else self.loss + (other.loss or 0.0),
         )
 
     merge = add = __add__
@@ -122,6 +134,16 @@ class PseudoGradientStats:
     def mean_norm(self) -> float:
         """``Σ pᵢ ‖Δᵢ‖ / Σ pᵢ``."""
         return self.norm / self.weight
+
+
+def update_norm(before: Arrays, after: Arrays, trainable: frozenset[str]) -> float:
+    """``‖Δᵢ‖``, of the client that got ``before`` and returned ``after``."""
+    differences = {
+        name: np.subtract(w, after[name], dtype=np.result_type(w.dtype, np.float32))
+        for name, w in before.items()
+        if name in trainable
+    }
+    return math.sqrt(sq_norm(differences))
 
 
 class _Adds(Protocol):
@@ -154,14 +176,18 @@ def total(parts: Iterable[PseudoGradientStats]) -> PseudoGradientStats:
     return result
 
 
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return float(tree_sum([x * y for x, y in zip(a, b, strict=True)]))
+
+
 def _fold_update(
     w: NDArray[Any],
     columns: Sequence[NDArray[Any]],
-    weights: Sequence[float],
+    factors: Sequence[float],
     sq_norms: NDArray[np.float64],
     out: NDArray[np.float64] | None,
 ) -> NDArray[np.float64]:
-    """``out + Σ pᵢ (w - wᵢ)`` in place, block by block; adds ``‖w - wᵢ‖²`` to ``sq_norms``."""
+    """``out + Σ pᵢ sᵢ (w - wᵢ)`` in place, block by block; adds ``‖w - wᵢ‖²`` to ``sq_norms``."""
     before, rows = np.ravel(w), [np.ravel(x) for x in columns]
     # A merged reply's sums are read-only; only those are copied.
     result = (
@@ -180,7 +206,7 @@ def _fold_update(
             term = terms[i, :size]
             term[:] = difference[:size]
             sq_norms[i] += term @ term
-            term *= weights[i]
+            term *= factors[i]
         result[block] += _tree_sum_in_place(terms[:, :size])
     return result.reshape(w.shape)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -10,7 +11,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from fedexp.arrays import Arrays, check_alike, first_non_finite
 from fedexp.records import from_record, to_record
-from fedexp.stats import PseudoGradientStats
+from fedexp.stats import PseudoGradientStats, update_norm
 
 REQUEST, MERGED = "fedexp-merge", "fedexp-sums"
 
@@ -28,12 +29,14 @@ class Reading:
         uniform: give every client weight 1 in the step, whatever its examples.
         trainable: names that move; the rest are buffers.
         arrays_key: record key of what was broadcast.
+        max_norm: ``C``; a longer update counts as ``Δᵢ C/‖Δᵢ‖``.
     """
 
     weighted_by: str
     uniform: bool
     trainable: frozenset[str]
     arrays_key: str
+    max_norm: float = math.inf
 
     def to_record(self) -> ConfigRecord:
         """As a record of a message, see ``from_record``."""
@@ -43,6 +46,7 @@ class Reading:
                 "uniform": self.uniform,
                 "trainable": sorted(self.trainable),
                 "arrays-key": self.arrays_key,
+                "max-norm": self.max_norm,
             }
         )
 
@@ -54,6 +58,7 @@ class Reading:
             uniform=cast(bool, record["uniform"]),
             trainable=frozenset(cast(list[str], record["trainable"])),
             arrays_key=cast(str, record["arrays-key"]),
+            max_norm=cast(float, record["max-norm"]),
         )
 
     def read(self, content: RecordDict, before: Arrays) -> tuple[Arrays, float]:
@@ -74,6 +79,13 @@ class Reading:
             raise BadReply(f"array {name!r} holds NaN or infinity.")
         weight = self.weight(content)
         return arrays, 1.0 if self.uniform else weight
+
+    def scale(self, after: Arrays, before: Arrays) -> float:
+        """``sᵢ = min(1, C/‖Δᵢ‖)`` for what a client returned."""
+        if math.isinf(self.max_norm):
+            return 1.0
+        norm = update_norm(before, after, self.trainable)
+        return self.max_norm / norm if norm > self.max_norm else 1.0
 
     def weight(self, content: RecordDict) -> float:
         """The client's weight as it reported it."""
@@ -110,7 +122,13 @@ class Merged:
         return RecordDict(
             {
                 MERGED: MetricRecord(
-                    {"count": s.count, "weight": s.weight, "sq-norm": s.sq_norm, "norm": s.norm}
+                    {
+                        "count": s.count,
+                        "weight": s.weight,
+                        "sq-norm": s.sq_norm,
+                        "norm": s.norm,
+                        "num-clipped": s.num_clipped,
+                    }
                 ),
                 "update-sum": to_record(s.update),
                 "buffer-sum": to_record(s.buffers),
@@ -130,6 +148,7 @@ class Merged:
                 sq_norm=float(cast(float, sums["sq-norm"])),
                 norm=float(cast(float, sums["norm"])),
                 buffers=cast(Any, from_record(content.array_records["buffer-sum"])),
+                num_clipped=int(cast(int, sums["num-clipped"])),
             ),
             tuple((int(k), dict(m)) for k, m in content.metric_records.items() if k != MERGED),
         )

@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedexp.arrays import Arrays
+from fedexp.clients.control import STEP, VARIATE, ControlVariates
 from fedexp.clients.module import load_arrays, module_arrays
 from fedexp.clients.training import (
     Examples,
@@ -62,22 +63,26 @@ class Trainer:
         settings = LocalTraining.of(config)
         rng = self.generator(config, context)
         module = self.module(context)
-        load_arrays(module, _sent(message))
+        load_arrays(module, sent(message))
         examples, _ = self.data(context)
         with torch.random.fork_rng(devices=[]):
             # Of dropout and the like; torch.manual_seed would note its caller for a GPU to come.
             torch.default_generator.manual_seed(int(rng.integers(2**63)))
             params = [p for p in module.parameters() if p.requires_grad]
             optimizer = self.optimizer(params, settings)
-            loss = train(module, examples, settings, optimizer, self.loss, rng)
+            control = ControlVariates.of(message, config, context)
+            correction = control.correction(module) if control else {}
+            loss = train(module, examples, settings, optimizer, self.loss, rng, correction)
         metrics = {"num-examples": len(examples), "train-loss": loss, "learning-rate": settings.lr}
-        return trained(message, module_arrays(module), metrics)
+        if config.get("final-loss"):
+            metrics["final-loss"] = evaluate(module, examples, self.loss)["loss"]
+        return trained(message, context, module_arrays(module), metrics, control, settings)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Reply ``eval-loss`` and ``eval-accuracy`` of the received arrays on the test examples."""
         _, examples = self.data(context)
         module = self.module(context)
-        load_arrays(module, _sent(message))
+        load_arrays(module, sent(message))
         values = evaluate(module, examples, self.loss)
         metrics = {f"eval-{name}": value for name, value in values.items()}
         record = MetricRecord({"num-examples": len(examples), **metrics})
@@ -110,8 +115,15 @@ class Trainer:
         return self._modules[key]
 
 
-def trained(message: Message, arrays: Arrays, metrics: Mapping[str, int | float]) -> Message:
-    """The reply of a client that has trained.
+def trained(
+    message: Message,
+    context: Context,
+    arrays: Arrays,
+    metrics: Mapping[str, int | float],
+    control: ControlVariates | None,
+    settings: LocalTraining,
+) -> Message:
+    """The reply of a client that has trained; its control variate goes to ``context.state``.
 
     Raises:
         FloatingPointError: the loss among ``metrics`` is not finite.
@@ -121,12 +133,17 @@ def trained(message: Message, arrays: Arrays, metrics: Mapping[str, int | float]
             f"train loss is {metrics['train-loss']} with learning-rate "
             f"{metrics['learning-rate']}. Use a smaller one."
         )
+    if control:
+        step = settings.num_steps * settings.lr
+        metrics = {**metrics, STEP: step}
+        control.keep(context, sent(message), arrays, step)
     record = RecordDict({"arrays": to_record(arrays), "metrics": MetricRecord(dict(metrics))})
     return Message(record, reply_to=message)
 
 
-def _sent(message: Message) -> Arrays:
-    (record,) = message.content.array_records.values()
+def sent(message: Message) -> Arrays:
+    """The model in ``message``."""
+    (record,) = (x for key, x in message.content.array_records.items() if key != VARIATE)
     return from_record(record)
 
 

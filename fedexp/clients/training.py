@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -51,6 +52,8 @@ class LocalTraining:
         lr: ``η_l`` of this round.
         weight_decay: factor of the parameters added to their gradient.
         max_grad_norm: gradients are scaled down to this norm; 0 for no clipping.
+        proximal_mu: ``μ`` of FedProx, which adds ``μ/2 ‖w - w₀‖²`` to the loss, ``w₀`` being the
+            parameters received. Li et al. 2020, arXiv:1812.06127.
     """
 
     num_steps: int = 20
@@ -58,6 +61,7 @@ class LocalTraining:
     lr: float = 0.01
     weight_decay: float = 0.0
     max_grad_norm: float = 0.0
+    proximal_mu: float = 0.0
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
@@ -73,6 +77,7 @@ class LocalTraining:
             lr=float(config.get("learning-rate", cls.lr)) * decay,
             weight_decay=float(config.get("weight-decay", cls.weight_decay)),
             max_grad_norm=float(config.get("max-grad-norm", cls.max_grad_norm)),
+            proximal_mu=float(config.get("proximal-mu", cls.proximal_mu)),
         )
 
     def batches(self, num_examples: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -153,10 +158,17 @@ def train(
     optimizer: torch.optim.Optimizer,
     loss_fn: Loss,
     rng: np.random.Generator,
+    correction: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> float:
-    """Take the local steps; the mean of the minibatch losses, each before its step."""
+    """Take the local steps; the mean of the minibatch losses, each before its step.
+
+    The gradient ``g`` of a minibatch becomes ``g + correction + μ (w - w₀)``, is clipped, and goes
+    to the optimizer; see ``LocalTraining`` for ``μ`` and ``ControlVariates`` for ``correction``.
+    """
     model.train()
-    params = [p for p in model.parameters() if p.requires_grad]
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    params = list(named.values())
+    start = [p.detach().clone() for p in params] if settings.proximal_mu else []
     device = params[0].device
     total = torch.zeros((), dtype=torch.float64, device=device)
     for positions in torch.from_numpy(settings.batches(len(examples), rng)):
@@ -164,11 +176,19 @@ def train(
         optimizer.zero_grad()
         loss = loss_fn(model(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
+        for name, term in correction.items():
+            _add(named[name], term)
+        for p, w in zip(params, start, strict=False):
+            _add(p, settings.proximal_mu * (p.detach() - w))
         if settings.max_grad_norm:
             nn.utils.clip_grad_norm_(params, settings.max_grad_norm)
         optimizer.step()
         total += loss.detach()
     return float(total) / settings.num_steps
+
+
+def _add(param: nn.Parameter, term: Tensor) -> None:
+    param.grad = term.clone() if param.grad is None else param.grad.add_(term)
 
 
 @torch.no_grad()

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from fedexp.arrays import Arrays
-from fedexp.clients.client_app import Trainer, trained
-from fedexp.clients.training import FUNCTIONAL, Examples, LocalTraining, Tensors
-from fedexp.records import from_record
+from fedexp.clients.client_app import Trainer, sent, trained
+from fedexp.clients.control import ControlVariates
+from fedexp.clients.module import load_arrays
+from fedexp.clients.training import FUNCTIONAL, Examples, LocalTraining, Tensors, evaluate
 
 GROUP = 32  # clients trained together; a constant, so that no result depends on the workers
 _TINY = 200_000  # parameters; measured: below it, without convolutions, vmap wins on a CPU
@@ -72,15 +73,28 @@ class Cohort:
                 for e, c in zip(examples, contexts, strict=True)
             ]
         )  # (clients, steps, batch)
-        (record,) = messages[0].content.array_records.values()
         device = next(module.parameters()).device
-        start = {k: torch.tensor(v, device=device) for k, v in from_record(record).items()}
-        params, losses = self._loop(module, start, examples[0], rows, settings)
-        arrays = {name: p.cpu().numpy() for name, p in params.items()}
-        return [
-            _reply(message, {k: v[i] for k, v in arrays.items()}, len(examples[i]), loss, settings)
-            for i, (message, loss) in enumerate(zip(messages, losses.tolist(), strict=True))
+        start = {k: torch.tensor(v, device=device) for k, v in sent(messages[0]).items()}
+        controls = [
+            ControlVariates.of(m, config, c) for m, c in zip(messages, contexts, strict=True)
         ]
+        corrections = [c.correction(module) for c in controls if c]
+        correction = {k: torch.stack([c[k] for c in corrections]) for k in (*corrections, {})[0]}
+        params, losses = self._loop(module, start, examples[0], rows, settings, correction)
+        arrays = {name: p.cpu().numpy() for name, p in params.items()}
+        replies = []
+        for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+            after = {k: v[i] for k, v in arrays.items()}
+            metrics = {
+                "num-examples": len(examples[i]),
+                "train-loss": float(losses[i]),
+                "learning-rate": settings.lr,
+            }
+            if config.get("final-loss"):
+                load_arrays(module, after)
+                metrics["final-loss"] = evaluate(module, examples[i], self.trainer.loss)["loss"]
+            replies.append(_reply(message, context, after, metrics, controls[i], settings))
+        return replies
 
     def _loop(
         self,
@@ -89,6 +103,7 @@ class Cohort:
         data: Examples,
         rows: Tensor,
         settings: LocalTraining,
+        correction: Tensors,
     ) -> tuple[Tensors, Tensor]:
         module.train()
         optimizer = FUNCTIONAL[self.trainer.optimizer](settings)
@@ -98,9 +113,12 @@ class Cohort:
             return self.trainer.loss(functional_call(module, params, (inputs,)), targets)
 
         def step(
-            params: Tensors, state: object, inputs: Tensor, targets: Tensor
+            params: Tensors, state: object, inputs: Tensor, targets: Tensor, correction: Tensors
         ) -> tuple[Tensors, object, Tensor]:
             grads, loss = grad_and_value(loss_of)(params, inputs, targets)
+            grads = grads | {name: grads[name] + term for name, term in correction.items()}
+            if mu := settings.proximal_mu:
+                grads = {name: g + mu * (params[name] - start[name]) for name, g in grads.items()}
             if settings.max_grad_norm:
                 grads = _clipped(grads, settings.max_grad_norm)
             params, state = optimizer.update(params, grads, state)
@@ -112,7 +130,8 @@ class Cohort:
         total = torch.zeros(clients, dtype=torch.float64, device=device)
         for at in range(steps):
             inputs, targets = data.inputs[rows[:, at]], data.targets[rows[:, at]]
-            params, state, loss = vmap(step)(params, state, inputs.to(device), targets.to(device))
+            batch = inputs.to(device), targets.to(device)
+            params, state, loss = vmap(step)(params, state, *batch, correction)
             total += loss.detach()
         return params, total / steps
 
@@ -129,11 +148,15 @@ def _clipped(grads: Tensors, max_norm: float) -> Tensors:
 
 
 def _reply(
-    message: Message, arrays: Arrays, num_examples: int, loss: float, settings: LocalTraining
+    message: Message,
+    context: Context,
+    arrays: Arrays,
+    metrics: dict[str, int | float],
+    control: ControlVariates | None,
+    settings: LocalTraining,
 ) -> Message:
-    metrics = {"num-examples": num_examples, "train-loss": loss, "learning-rate": settings.lr}
     try:
-        return trained(message, arrays, metrics)
+        return trained(message, context, arrays, metrics, control, settings)
     except FloatingPointError as error:
         return Message(Error(_RAISED, str(error)), reply_to=message)
 

@@ -86,6 +86,7 @@ class Share:
             [arrays for arrays, _, _ in rows],
             weights=[weight for _, weight, _ in rows],
             trainable=self.reading.trainable,
+            scales=[self.reading.scale(arrays, self.before) for arrays, _, _ in rows],
         )
         return Merged(stats, tuple(metrics for _, _, metrics in rows if metrics is not None))
 

@@ -1,25 +1,67 @@
 """Flower strategies and the server rules they are made of."""
 
+from fedexp.strategies.directions import Adagrad, Adam, Identity, Momentum, Yogi
 from fedexp.strategies.evaluation import MeanOfLastTwo
-from fedexp.strategies.fedopt import FedOpt
-from fedexp.strategies.presets import STRATEGIES, FedAvg, FedExP
-from fedexp.strategies.rules import (
-    Capped,
-    Constant,
+from fedexp.strategies.extrapolation import (
+    Diversity,
     Extrapolation,
-    Identity,
-    ServerOptimizer,
+    Polyak,
+    RunningExtrapolation,
+    proximal_step,
 )
+from fedexp.strategies.fedopt import FedOpt
+from fedexp.strategies.optimizer import ServerOptimizer
+from fedexp.strategies.presets import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedExP,
+    FedExPM,
+    FedExProx,
+    FedHyper,
+    FedProx,
+    FedProxExP,
+    FedYogi,
+    Scaffold,
+    ScaffoldExP,
+)
+from fedexp.strategies.robustness import FixedClip, QuantileClip
+from fedexp.strategies.step_sizes import Capped, Constant, Hypergradient, Relaxed
+from fedexp.strategies.table import STRATEGIES
 
 __all__ = [
     "STRATEGIES",
+    "Adagrad",
+    "Adam",
     "Capped",
     "Constant",
+    "Diversity",
     "Extrapolation",
+    "FedAdagrad",
+    "FedAdam",
     "FedAvg",
+    "FedAvgM",
     "FedExP",
+    "FedExPM",
+    "FedExProx",
+    "FedHyper",
     "FedOpt",
+    "FedProx",
+    "FedProxExP",
+    "FedYogi",
+    "FixedClip",
+    "Hypergradient",
     "Identity",
     "MeanOfLastTwo",
+    "Momentum",
+    "Polyak",
+    "QuantileClip",
+    "Relaxed",
+    "RunningExtrapolation",
+    "Scaffold",
+    "ScaffoldExP",
     "ServerOptimizer",
+    "Yogi",
+    "proximal_step",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from logging import INFO, WARNING
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
@@ -14,12 +17,20 @@ from flwr.serverapp.strategy import Result
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedexp import wire
-from fedexp.arrays import Arrays, sq_norm, trainable_names
+from fedexp.arrays import Arrays, has_batch_norm, sq_norm, trainable_names
 from fedexp.records import from_record, to_record
 from fedexp.stats import PseudoGradientStats
-from fedexp.strategies.rules import ServerOptimizer, State
+from fedexp.strategies.control import VARIATE, common_step, next_variate, server_variate
+from fedexp.strategies.directions import State
+from fedexp.strategies.optimizer import ServerOptimizer, limited
+from fedexp.strategies.privacy import check_untouched
+from fedexp.strategies.replies import Replies
+from fedexp.strategies.robustness import Clip
 from fedexp.strategies.sampling import sample, wait_for_nodes
-from fedexp.strategies.streaming import stream
+from fedexp.strategies.step_sizes import Constant
+from fedexp.strategies.streaming import Stream, stream
+
+_BATCH_NORM_MAX_STEP = 1.5  # the best of those tried in experiments/batch_norm.py
 
 
 class FedOpt(FlowerFedAvg):
@@ -29,17 +40,35 @@ class FedOpt(FlowerFedAvg):
     same defaults, and these by keyword. ``train_metrics_aggr_fn`` gets the replies' metrics only:
     their arrays are gone by then. The train metrics of a round gain
     ``server-step-size`` (``η``), ``update-norm`` (``‖Δ̄‖``), ``mean-update-norm``
-    (``Σ pᵢ‖Δᵢ‖ / Σ pᵢ``), ``num-clients`` and ``num-failures``.
+    (``Σ pᵢ‖Δᵢ‖ / Σ pᵢ``), ``num-clients`` and ``num-failures``; with ``clip`` also
+    ``max-update-norm`` (``C``) and ``num-clipped``.
+
+    Attribute ``state`` is all that the rules remember, a dict of dicts of arrays: with the model
+    and the round's number it is a checkpoint.
 
     Args:
         *args: FedAvg's.
         optimizer: the server rule; FedAvg's if left out.
         weighted: weigh clients by ``weighted_by_key`` (``pᵢ``, the default) or equally.
         trainable: names of the arrays that the step moves. By default all floating-point arrays
-            but batch-norm buffers. The others become the clients' mean in their own dtype.
+            but batch-norm buffers.
         seed: fixes which nodes are sampled, from the nodes in ascending order of id; by default
             they are Flower's draw.
+        buffers: what becomes of arrays that the step does not move: the clients' mean in their own
+            dtype (``"average"``), or the server's as they are (``"keep"``).
+        max_step_size: a cap on ``η``, ``math.inf`` for none. By default none, but 1.5 for models
+            with batch norm unless ``η`` is constant: with such models the step is what harms, far
+            more than statistics that lag behind (``experiments/batch_norm.py``).
+        relaxation: ``λ``, a factor of ``η``, applied before the cap.
+        clip: a bound on the norm of each update, see ``robustness``; none by default.
+        drop_beyond: leave out updates longer than this multiple of the round's median norm. The
+            server then holds all replies of a round.
+        client_config: settings for the clients' train config record, e.g. ``proximal-mu``.
+        control_variates: SCAFFOLD: send the server's variate, see ``control``.
         **kwargs: FedAvg's.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
 
     mean_of_last_two = False
@@ -52,15 +81,36 @@ class FedOpt(FlowerFedAvg):
         weighted: bool = True,
         trainable: Iterable[str] | None = None,
         seed: int | None = None,
+        buffers: Literal["average", "keep"] = "average",
+        max_step_size: float | None = None,
+        relaxation: float = 1.0,
+        clip: Clip | None = None,
+        drop_beyond: float | None = None,
+        client_config: Mapping[str, int | float | bool | str] | None = None,
+        control_variates: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.optimizer = optimizer or ServerOptimizer()
+        if buffers not in ("average", "keep"):
+            raise ValueError(f"FedOpt(buffers={buffers!r}): unknown. Use 'average' or 'keep'.")
+        if drop_beyond is not None and not drop_beyond >= 1:
+            raise ValueError(f"FedOpt(drop_beyond={drop_beyond}): must be >= 1. Use 5.0.")
+        self.optimizer = limited(optimizer or ServerOptimizer(), relaxation, max_step_size)
+        constant = isinstance(self.optimizer.step_size, Constant)
+        self._limits_batch_norm = max_step_size is None and not constant
         self.weighted = weighted
         self.trainable = None if trainable is None else frozenset(trainable)
         self.seed = seed
+        self.buffers = buffers
+        self.clip = clip
+        self.drop_beyond = drop_beyond
+        self.client_config = dict(client_config or {})
+        self.control_variates = control_variates
         self.state: State = {}
         self.params: Arrays = {}
+        self._num_nodes = 0
+        self._released: ArrayRecord | None = None
+        self._warned = False
         self.merges = False
 
     def summary(self) -> None:
@@ -80,19 +130,25 @@ class FedOpt(FlowerFedAvg):
     ) -> list[Message]:
         """FedAvg's messages; remembers what is broadcast. Round 1 starts afresh."""
         if server_round == 1:
-            self.state = {}
-        self.params = from_record(arrays)
+            self.state, self._released = {}, None
+        self._check_untouched(arrays)
+        self.begin(from_record(arrays))
+        config.update(self.client_config)
         if self.seed is None:
             messages = list(super().configure_train(server_round, arrays, config, grid))
         else:
             sizes = self.fraction_train, self.min_train_nodes
             messages = self._draw(server_round, arrays, config, grid, MessageType.TRAIN, *sizes)
+        if self.control_variates:
+            self._num_nodes = len(list(grid.get_node_ids()))
+            self._send_variate(messages, config)
         return self._ask_to_merge(messages, grid)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """FedAvg's messages."""
+        self._check_untouched(arrays)
         if self.seed is None:
             return list(super().configure_evaluate(server_round, arrays, config, grid))
         sizes = self.fraction_evaluate, self.min_evaluate_nodes
@@ -105,34 +161,79 @@ class FedOpt(FlowerFedAvg):
 
         A reply that cannot be used is logged with its node and left out; if none is left the
         model is unchanged and the metrics say ``num-clients`` 0.
+
+        Raises:
+            ValueError: with control variates, clients that use none or take unlike steps.
         """
-        round_ = _Round(self.params, self._reading(), merges=self.merges)
-        for reply in replies:
-            round_.take(reply)
-            del reply  # the next one is in the making
+        folded = Replies(self.params, self.reading(), merges=self.merges)
+        folded.fold(folded.contents(replies), drop_beyond=self.drop_beyond)
         log(
             INFO,
             "aggregate_train: Received %s results and %s failures",
-            round_.stats.count,
-            round_.num_failures,
+            folded.stats.count,
+            folded.num_failures,
         )
-        if not round_.stats.count:
-            return self._nothing(server_round, round_.num_failures)
-        params, self.state, eta = self.optimizer.step(self.params, round_.stats, self.state)
-        metrics = self.train_metrics_aggr_fn(round_.alike(), self.weighted_by_key)
-        metrics.update(_step_metrics(round_.stats, eta, round_.num_failures))
-        return to_record(params), metrics
+        if not folded.stats.count:
+            return self._nothing(server_round, folded.num_failures)
+        variate: State = self._next_variate(folded) if self.control_variates else {}
+        params, own = self.advance(folded.with_loss())
+        self.state = self.state | variate
+        metrics = self.train_metrics_aggr_fn(folded.alike(), self.weighted_by_key)
+        metrics.update({**own, "num-failures": folded.num_failures})
+        self._released = to_record(params)
+        return self._released, metrics
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Aggregate the metrics of the usable replies."""
-        round_ = _Round({}, self._reading())
-        for reply in replies:
-            round_.take_metrics(reply)
-        if not round_.metrics:
+        folded = Replies({}, self.reading())
+        folded.fold_metrics(folded.contents(replies))
+        if not folded.metrics:
             return None
-        return self.evaluate_metrics_aggr_fn(round_.alike(), self.weighted_by_key)
+        return self.evaluate_metrics_aggr_fn(folded.alike(), self.weighted_by_key)
+
+    def begin(self, params: Arrays) -> None:
+        """Take ``params`` as what is broadcast; name its buffers in the log, once."""
+        self.params = params
+        names = [name for name in params if name not in self.reading().trainable]
+        if names and not self._warned:
+            self._warned = True
+            log(WARNING, "Not moved by the server step (buffers=%r): %s", self.buffers, names)
+            if self._limits_batch_norm and has_batch_norm(params):
+                log(WARNING, "Step at most %s: the model has batch norm.", _BATCH_NORM_MAX_STEP)
+
+    def reading(self) -> wire.Reading:
+        """How the replies of this round are read."""
+        trainable = trainable_names(self.params) if self.trainable is None else self.trainable
+        reading = wire.Reading(
+            self.weighted_by_key, not self.weighted, trainable, self.arrayrecord_key
+        )
+        return replace(reading, max_norm=self.clip.bound(self.state)) if self.clip else reading
+
+    def advance(self, stats: PseudoGradientStats) -> tuple[Arrays, dict[str, Any]]:
+        """The server step after a round of ``stats``: new parameters, and what there is to report.
+
+        Both of Flower's APIs come here; ``begin`` gave the parameters, and ``state`` moves on.
+        """
+        if self.buffers == "keep":
+            stats = replace(stats, buffers={})
+        clipping: dict[str, Any] = {}
+        state = self.state
+        if self.clip:
+            clipping = {"max-update-norm": self.clip.bound(state), "num-clipped": stats.num_clipped}
+            state = self.clip.adapt(stats, state)
+        optimizer = self.optimizer
+        if self._limits_batch_norm and has_batch_norm(self.params):
+            optimizer = limited(optimizer, max_step_size=_BATCH_NORM_MAX_STEP)
+        params, self.state, eta = optimizer.step(self.params, stats, state)
+        return params, {
+            "server-step-size": eta,
+            "update-norm": sq_norm(stats.mean_update) ** 0.5,
+            "mean-update-norm": stats.mean_norm,
+            "num-clients": stats.count,
+            **clipping,
+        }
 
     def _draw(
         self,
@@ -156,118 +257,44 @@ class FedOpt(FlowerFedAvg):
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return list(self._construct_messages(record, chosen, message_type))
 
-    def _reading(self) -> wire.Reading:
-        trainable = trainable_names(self.params) if self.trainable is None else self.trainable
-        return wire.Reading(
-            self.weighted_by_key, not self.weighted, trainable, self.arrayrecord_key
-        )
-
     def _ask_to_merge(self, messages: list[Message], grid: Grid) -> list[Message]:
         """Let a grid that can do it answer once for all clients (see ``wire.Merged``).
 
-        Not if an app's own code wants to see the single replies.
+        Only where the replies come straight here, a strategy around this one would take the
+        merged reply for a client's; and not if an app's own code wants to see the single replies.
         """
         plain = (
             type(self).aggregate_train is FedOpt.aggregate_train
             and self.train_metrics_aggr_fn is aggregate_metricrecords
+            and self.drop_beyond is None
+            and isinstance(grid, Stream)
         )
         self.merges = bool(messages) and plain and getattr(grid, "merges", False)
         if self.merges:
-            messages[0].content[wire.REQUEST] = self._reading().to_record()
+            messages[0].content[wire.REQUEST] = self.reading().to_record()
         return messages
+
+    def _send_variate(self, messages: list[Message], config: ConfigRecord) -> None:
+        """Add the server's variate, and the number by which clients know this run from another."""
+        if "control-run" not in self.state:
+            this: State = {"control-run": {"id": np.asarray(float(time.time_ns()))}}
+            self.state = self.state | this
+        config["control-run"] = float(self.state["control-run"]["id"])
+        variate = to_record(server_variate(self.params, self.reading().trainable, self.state))
+        for message in messages:
+            message.content[VARIATE] = variate
+
+    def _next_variate(self, folded: Replies) -> State:
+        share = folded.stats.count / self._num_nodes
+        step = common_step(folded.metrics)
+        return next_variate(folded.stats.mean_update, self.state, step=step, share=share)
+
+    def _check_untouched(self, arrays: ArrayRecord) -> None:
+        if type(self).aggregate_train is FedOpt.aggregate_train:  # else it knows what it changes
+            check_untouched(self.optimizer, self._released, arrays, from_record)
 
     def _nothing(self, server_round: int, num_failures: int) -> tuple[None, MetricRecord | None]:
         if self.fraction_train == 0.0:  # nobody was asked
             return None, None
         log(WARNING, "Round %d: no usable reply, the model is unchanged.", server_round)
         return None, MetricRecord({"num-clients": 0, "num-failures": num_failures})
-
-
-class _Round:
-    """The running sums of one round.
-
-    Args:
-        before: what was broadcast.
-        reading: how replies are read.
-        merges: the grid was asked for merged replies; from anybody else they are not believed.
-    """
-
-    def __init__(self, before: Arrays, reading: wire.Reading, *, merges: bool = False) -> None:
-        self.before, self.reading, self.merges = before, reading, merges
-        self.stats = PseudoGradientStats()
-        self.metrics: list[tuple[int, Mapping[str, Any]]] = []
-        self.metrics_key = "metrics"
-        self.num_failures = 0
-
-    def take(self, reply: Message) -> None:
-        """Fold a train reply, or log why not."""
-        if (content := self._content(reply)) is None:
-            return
-        if self.merges and wire.MERGED in content:
-            merged = wire.Merged.from_content(content)
-            self.stats = self.stats + merged.stats
-            self.metrics.extend(merged.metrics)
-            return
-        try:
-            after, weight = self.reading.read(content, self.before)
-        except wire.BadReply as error:
-            return self._leave_out(reply, str(error))
-        self.stats = PseudoGradientStats.fold(
-            self.before,
-            [after],
-            weights=[weight],
-            trainable=self.reading.trainable,
-            onto=self.stats,
-        )
-        self._keep_metrics(reply, content)
-
-    def take_metrics(self, reply: Message) -> None:
-        """Keep the metrics of an evaluate reply, or log why not."""
-        if (content := self._content(reply)) is None:
-            return
-        try:
-            self.reading.weight(content)
-        except wire.BadReply as error:
-            return self._leave_out(reply, str(error))
-        self._keep_metrics(reply, content)
-
-    def alike(self) -> list[RecordDict]:
-        """Metrics for Flower's aggregation functions: those of the first client's form."""
-        form = _form(self.metrics[0][1])
-        for node, metrics in self.metrics:
-            if _form(metrics) != form:
-                log(WARNING, "Metrics of node %d left out: they are %s.", node, sorted(metrics))
-        return [
-            RecordDict({self.metrics_key: MetricRecord(dict(m))})
-            for _, m in self.metrics
-            if _form(m) == form
-        ]
-
-    def _content(self, reply: Message) -> RecordDict | None:
-        if reply.has_error():
-            self._leave_out(reply, reply.error.reason or f"error {reply.error.code}")
-            return None
-        return reply.content
-
-    def _keep_metrics(self, reply: Message, content: RecordDict) -> None:
-        ((self.metrics_key, metrics),) = content.metric_records.items()
-        self.metrics.append((reply.metadata.src_node_id, dict(metrics)))
-
-    def _leave_out(self, reply: Message, reason: str) -> None:
-        self.num_failures += 1
-        log(WARNING, "Reply of node %d left out: %s", reply.metadata.src_node_id, reason)
-
-
-def _form(metrics: Mapping[str, Any]) -> dict[str, int | None]:
-    """Names, and the length of each that is a list."""
-    return {key: len(x) if isinstance(x, list) else None for key, x in metrics.items()}
-
-
-def _step_metrics(stats: PseudoGradientStats, eta: float, num_failures: int) -> dict[str, Any]:
-    return {
-        "server-step-size": eta,
-        "update-norm": sq_norm(stats.mean_update) ** 0.5,
-        "mean-update-norm": stats.mean_norm,
-        "num-clients": stats.count,
-        "num-failures": num_failures,
-    }

@@ -17,15 +17,16 @@ def stream(grid: Grid) -> Grid:
     """``grid``, with ``send_and_receive`` handing out replies as they arrive.
 
     Flower's grids return a finished list, so the server holds a model per client. This one pulls
-    four at a time. A grid that streams by itself (attribute ``streams``) is returned as it is.
+    four at a time, unless the grid streams by itself (attribute ``streams``).
     """
-    return grid if getattr(grid, "streams", False) else cast(Grid, _Stream(grid))
+    return grid if isinstance(grid, Stream) else cast(Grid, Stream(grid))
 
 
-class _Stream:
-    """Everything but ``send_and_receive`` is the wrapped grid's."""
+class Stream:
+    """Everything but ``send_and_receive`` is the wrapped grid's.
 
-    streams = True
+    A strategy that is handed one knows that the replies come to it and to no one before it.
+    """
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -35,8 +36,10 @@ class _Stream:
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterator[Message]:
+    ) -> Iterable[Message]:
         """Push now, pull while the caller iterates; after ``timeout`` silent nodes are given up."""
+        if getattr(self._grid, "streams", False):
+            return self._grid.send_and_receive(messages, timeout=timeout)
         pending = [i for i in self._grid.push_messages(list(messages)) if i]
         end = time.monotonic() + timeout if timeout is not None else float("inf")
         return self._pull(pending, end)
@@ -53,4 +56,4 @@ class _Stream:
                 time.sleep(_PAUSE)
 
 
-Grid.register(_Stream)
+Grid.register(Stream)

@@ -99,7 +99,8 @@ def test_a_stream_is_a_grid_and_passes_everything_else_on():
 
 def test_a_grid_that_streams_is_left_alone():
     grid = grid_of(2, lambda message, context: RecordDict())
-    assert stream(grid) is grid
+    grid.send_and_receive = lambda messages, timeout: (list(messages), timeout)
+    assert stream(grid).send_and_receive(iter("ab"), timeout=3) == (["a", "b"], 3)
 
 
 def test_a_streamed_round_equals_a_round_on_the_serial_grid():

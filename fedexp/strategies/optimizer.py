@@ -1,0 +1,69 @@
+"""The server step: a direction times a step size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from fedexp.arrays import Arrays, cast_like
+from fedexp.stats import PseudoGradientStats
+from fedexp.strategies.directions import Direction, Identity, State
+from fedexp.strategies.step_sizes import Capped, Constant, Relaxed, StepSize, check
+
+
+@dataclass(frozen=True)
+class ServerOptimizer:
+    """A server step: ``w ← w - η d`` on trainable arrays, the clients' mean on all others.
+
+    Attributes:
+        direction: gives ``d``.
+        step_size: gives ``η``.
+
+    Raises:
+        ValueError: the step size has no meaning along the direction.
+    """
+
+    direction: Direction = field(default_factory=Identity)
+    step_size: StepSize = field(default_factory=Constant)
+
+    def __post_init__(self) -> None:
+        check(self.step_size, self.direction)
+
+    @property
+    def averages(self) -> bool:
+        """Whether ``w ← w - η Δ̄`` with a constant ``η ≤ 1``, so that no update counts more."""
+        step = self.step_size
+        return self.direction == Identity() and isinstance(step, Constant) and step.value <= 1
+
+    def step(
+        self, params: Arrays, stats: PseudoGradientStats, state: State
+    ) -> tuple[Arrays, State, float]:
+        """New parameters in the dtypes of ``params``, new state, and ``η``.
+
+        Args:
+            params: ``w``, what was broadcast; not changed. Those in neither sum of ``stats`` stay.
+            stats: the sums of the round, of at least one client.
+            state: what the last call returned, ``{}`` in round 1.
+        """
+        direction, state = self.direction(stats.mean_update, state)
+        eta, state = self.step_size(stats, direction, state)
+        buffers = stats.mean_buffers
+        # One array at a time, so that the float64 step of a whole model never exists.
+        new = {}
+        for name, w in params.items():
+            if name in direction:
+                new[name] = cast_like(w - eta * direction[name], w)
+            else:
+                new[name] = cast_like(buffers[name], w) if name in buffers else w
+        return new, state, eta
+
+
+def limited(
+    optimizer: ServerOptimizer, relaxation: float = 1.0, max_step_size: float | None = None
+) -> ServerOptimizer:
+    """``optimizer`` with its step times ``relaxation``, then at most ``max_step_size``."""
+    step = optimizer.step_size
+    if relaxation != 1:
+        step = Relaxed(step, relaxation)
+    if max_step_size is not None:
+        step = Capped(step, max_step_size)
+    return replace(optimizer, step_size=step)

@@ -1,0 +1,151 @@
+"""The replies of one round, folded as they arrive."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from logging import WARNING
+from typing import Any
+
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.common.logger import log
+
+from fedexp import wire
+from fedexp.arrays import Arrays
+from fedexp.stats import PseudoGradientStats, update_norm
+from fedexp.strategies.robustness import outliers
+
+FINAL_LOSS = "final-loss"
+
+Content = tuple[int, RecordDict]
+"""A node's id and what it sent."""
+
+
+class Replies:
+    """The running sums of one round.
+
+    Args:
+        before: what was broadcast.
+        reading: how replies are read.
+        merges: the grid was asked for merged replies; from anybody else they are not believed.
+    """
+
+    def __init__(self, before: Arrays, reading: wire.Reading, *, merges: bool = False) -> None:
+        self.before, self.reading, self.merges = before, reading, merges
+        self.stats = PseudoGradientStats()
+        self.metrics: list[tuple[int, Mapping[str, Any]]] = []
+        self.metrics_key = "metrics"
+        self.num_failures = 0
+
+    def contents(self, replies: Iterable[Message]) -> Iterator[Content]:
+        """Node and content of each reply as it arrives; errors are logged."""
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                self._leave_out(node, reply.error.reason or f"error {reply.error.code}")
+            else:
+                content = reply.content
+                del reply  # only who iterates may hold it while the next one is in the making
+                yield node, content
+                del content
+
+    def fold(self, contents: Iterable[Content], *, drop_beyond: float | None = None) -> None:
+        """Add train replies one by one, or log why not.
+
+        With ``drop_beyond`` all of them are held until the last has come, and those whose update
+        is longer than this multiple of the median are left out.
+        """
+        if drop_beyond is not None:
+            return self._fold_near(contents, drop_beyond)
+        for node, content in contents:
+            self._take(node, content)
+            del content
+
+    def _take(self, node: int, content: RecordDict) -> None:
+        if self.merges and wire.MERGED in content:
+            merged = wire.Merged.from_content(content)
+            self.stats = self.stats + merged.stats
+            self.metrics.extend(merged.metrics)
+        elif (read := self._read(node, content)) is not None:
+            self._add(node, content, *read)
+
+    def _fold_near(self, contents: Iterable[Content], k: float) -> None:
+        rows = [
+            (node, content, read)
+            for node, content in contents
+            if (read := self._read(node, content)) is not None
+        ]
+        trainable = self.reading.trainable
+        norms = [update_norm(self.before, after, trainable) for _, _, (after, _) in rows]
+        for row, norm, is_out in zip(rows, norms, outliers(norms, k), strict=True):
+            node, content, read = row
+            if is_out:
+                self._leave_out(node, f"its update's norm {norm:.3g} is over {k} x the median.")
+            else:
+                self._add(node, content, *read)
+
+    def fold_metrics(self, contents: Iterable[Content]) -> None:
+        """Keep the metrics of evaluate replies, or log why not."""
+        for node, content in contents:
+            try:
+                self.reading.weight(content)
+            except wire.BadReply as error:
+                self._leave_out(node, str(error))
+            else:
+                self._keep_metrics(node, content)
+
+    def alike(self) -> list[RecordDict]:
+        """Metrics for Flower's aggregation functions: those of the first client's form."""
+        form = _form(self.metrics[0][1])
+        for node, metrics in self.metrics:
+            if _form(metrics) != form:
+                log(WARNING, "Metrics of node %s left out: they are %s.", node, sorted(metrics))
+        return [
+            RecordDict({self.metrics_key: MetricRecord(dict(m))})
+            for _, m in self.metrics
+            if _form(m) == form
+        ]
+
+    def with_loss(self) -> PseudoGradientStats:
+        """The statistics, with ``Σ pᵢ fᵢ(wᵢ)`` if every client reports its ``final-loss``."""
+        if not all(FINAL_LOSS in m for _, m in self.metrics):
+            return self.stats
+        # fsum is exact, so the order in which replies arrive changes no bit.
+        return replace(
+            self.stats, loss=math.fsum(self._weight(m) * m[FINAL_LOSS] for _, m in self.metrics)
+        )
+
+    def _weight(self, metrics: Mapping[str, Any]) -> float:
+        return 1.0 if self.reading.uniform else float(metrics[self.reading.weighted_by])
+
+    def _read(self, node: int, content: RecordDict) -> tuple[Arrays, float] | None:
+        try:
+            return self.reading.read(content, self.before)
+        except wire.BadReply as error:
+            self._leave_out(node, str(error))
+            return None
+
+    def _add(self, node: int, content: RecordDict, after: Arrays, weight: float) -> None:
+        self.stats = PseudoGradientStats.fold(
+            self.before,
+            [after],
+            weights=[weight],
+            trainable=self.reading.trainable,
+            scales=[self.reading.scale(after, self.before)],
+            onto=self.stats,
+        )
+        self._keep_metrics(node, content)
+
+    def _keep_metrics(self, node: int, content: RecordDict) -> None:
+        ((self.metrics_key, metrics),) = content.metric_records.items()
+        self.metrics.append((node, dict(metrics)))
+
+    def _leave_out(self, node: int, reason: str) -> None:
+        self.num_failures += 1
+        log(WARNING, "Reply of node %s left out: %s", node, reason)
+
+
+def _form(metrics: Mapping[str, Any]) -> dict[str, int | None]:
+    """Names, and the length of each that is a list."""
+    return {key: len(x) if isinstance(x, list) else None for key, x in metrics.items()}

@@ -1,0 +1,140 @@
+"""Every named strategy by key, with what one asks before choosing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedexp.strategies import presets
+from fedexp.strategies.fedopt import FedOpt
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table of strategies.
+
+    Attributes:
+        strategy: the class.
+        line: what it does, in a line.
+        formula: its server step, or its clients' if that is the point of it.
+        source: authors, year and arXiv number.
+        use: when to use it.
+    """
+
+    strategy: type[FedOpt]
+    line: str
+    formula: str
+    source: str
+    use: str
+
+
+_REDDI = "Reddi et al. 2021, arXiv:2003.00295"
+_EXP = "Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604"
+
+STRATEGIES: dict[str, Entry] = {
+    "fedavg": Entry(
+        presets.FedAvg,
+        "mean of the clients' models",
+        "w ← w - η Δ̄",
+        "McMahan et al. 2017, arXiv:1602.05629",
+        "the baseline; under Flower's differential-privacy wrappers",
+    ),
+    "fedavgm": Entry(
+        presets.FedAvgM,
+        "server momentum",
+        "m ← Δ̄ + β m, w ← w - η m",
+        "Hsu, Qi & Brown 2019, arXiv:1909.06335",
+        "skewed labels, few clients a round",
+    ),
+    "fedadagrad": Entry(
+        presets.FedAdagrad,
+        "step of every coordinate by its past",
+        "v ← v + Δ̄², w ← w - η Δ̄/(√v + τ)",
+        _REDDI,
+        "sparse features, such as word embeddings; η and τ need a search",
+    ),
+    "fedadam": Entry(
+        presets.FedAdam,
+        "Adam on the server",
+        "v ← β₂v + (1-β₂)Δ̄², w ← w - η m/(√v + τ)",
+        _REDDI,
+        "models whose layers differ in scale; η and τ need a search",
+    ),
+    "fedyogi": Entry(
+        presets.FedYogi,
+        "Adam that forgets large rounds slowly",
+        "v ← v - (1-β₂)Δ̄² sign(v - Δ̄²), w ← w - η m/(√v + τ)",
+        _REDDI,
+        "as FedAdam, when rounds are noisy",
+    ),
+    "fedprox": Entry(
+        presets.FedProx,
+        "clients held near the server's model",
+        "clients: fᵢ(y) + μ/2 ‖y - w‖²",
+        "Li et al. 2020, arXiv:1812.06127",
+        "many local steps, or clients that do unequal work",
+    ),
+    "scaffold": Entry(
+        presets.Scaffold,
+        "clients that correct their drift",
+        "clients: y ← y - η_l (g - cᵢ + c)",
+        "Karimireddy et al. 2020, arXiv:1910.06378",
+        "the same clients come back, and can store a model",
+    ),
+    "fedexp": Entry(
+        presets.FedExP,
+        "longer steps when clients disagree",
+        "η = max(1, Σpᵢ‖Δᵢ‖²/Σpᵢ / (2(‖Δ̄‖² + ε))), w ← w - η Δ̄",
+        _EXP,
+        "the first thing to try: no server step to tune, nothing new at the clients",
+    ),
+    "fedexpm": Entry(
+        presets.FedExPM,
+        "FedExP with server momentum",
+        "r ← Σpᵢ‖Δᵢ‖²/Σpᵢ + ½βr, η = r/(2(‖m‖² + ε)), w ← w - η m",
+        _EXP,
+        "where FedAvgM beats FedAvg",
+    ),
+    "fedproxexp": Entry(
+        presets.FedProxExP,
+        "FedExP's step on FedProx's clients",
+        "as FedExP; clients: fᵢ(y) + μ/2 ‖y - w‖²",
+        _EXP,
+        "where FedProx beats FedAvg",
+    ),
+    "scaffoldexp": Entry(
+        presets.ScaffoldExP,
+        "FedExP's step on SCAFFOLD's clients",
+        "as FedExP; clients: y ← y - η_l (g - cᵢ + c)",
+        _EXP,
+        "where SCAFFOLD beats FedAvg",
+    ),
+    "fedexprox": Entry(
+        presets.FedExProx,
+        "extrapolated proximal points",
+        "η = Σpᵢ‖Δᵢ‖²/Σpᵢ / ‖Δ̄‖², w ← w - η Δ̄; clients: prox of γfᵢ",
+        "Li, Acharya & Richtárik 2024, arXiv:2405.13766",
+        "convex problems, clients that solve their part almost exactly",
+    ),
+    "fedhyper": Entry(
+        presets.FedHyper,
+        "a step that follows its own gradient",
+        "a ← clip(a + κ⟨Δ̄, Δ̄₋₁⟩), w ← w - (1 + a) Δ̄",
+        "Wang, Wang & Li 2024, arXiv:2310.03156",
+        "long runs where successive rounds point the same way",
+    ),
+}
+"""Key on the command line to row; ``--strategy``, the documents and the tests read it."""
+
+
+def markdown() -> str:
+    """The table as Markdown."""
+    head = "| `--strategy` | what | formula | when | source |\n|---|---|---|---|---|\n"
+    return head + "".join(
+        f"| `{key}` | {row.strategy.__name__}: {row.line} | {_code(row.formula)} "
+        f"| {row.use} | {row.source} |\n"
+        for key, row in STRATEGIES.items()
+    )
+
+
+def _code(formula: str) -> str:
+    return f"`{formula}`".replace("|", "\\|")

@@ -1,0 +1,238 @@
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server import Server, SimpleClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.strategy import DifferentialPrivacyServerSideFixedClipping
+from flwr.server.strategy import FedAdam as FlowerFedAdam
+from flwr.server.strategy import FedAvg as FlowerFedAvg
+from test_presets import grid_of, run
+
+from fedexp.records import from_record
+from fedexp.strategies import STRATEGIES, FixedClip, legacy
+
+FIRST = {"w": np.linspace(-1, 1, 6).reshape(2, 3), "b": np.asarray(0.5)}
+TWINS = [name for name in vars(legacy) if f"{name.lower()}" in STRATEGIES]
+
+
+def trained(p, server_round, arrays):
+    rng = np.random.default_rng([p, server_round])
+    return [np.asarray(x + rng.normal(size=x.shape)) for x in arrays]
+
+
+class Client(ClientProxy):
+    """A client of the older API, in this process."""
+
+    def __init__(self, p, broken=False):
+        super().__init__(str(p))
+        self.p, self.node_id, self.broken, self.configs = p, p, broken, []
+
+    def fit(self, ins, timeout, group_id):
+        self.configs.append(ins.config)
+        arrays = trained(self.p, int(group_id), parameters_to_ndarrays(ins.parameters))
+        if self.broken:
+            arrays[0][0] = np.nan
+        metrics = {"loss": 1.0, "final_loss": 1.0, "note": "text"}
+        parameters = ndarrays_to_parameters(arrays)
+        return FitRes(Status(Code.OK, ""), parameters, self.p % 3 + 1, metrics)
+
+    def get_properties(self, ins, timeout, group_id):
+        raise NotImplementedError
+
+    get_parameters = evaluate = reconnect = get_properties
+
+
+def fitted(make, num_rounds=4, num_clients=4, broken=(), **kwargs):
+    """Flower's own server loop."""
+    manager = SimpleClientManager()
+    clients = [Client(p, p in broken) for p in range(num_clients)]
+    for client in clients:
+        manager.register(client)
+    settings = {
+        "fraction_evaluate": 0.0,
+        "initial_parameters": ndarrays_to_parameters(list(FIRST.values())),
+    }
+    server = Server(client_manager=manager, strategy=make(**settings | kwargs))
+    history, _ = server.fit(num_rounds, timeout=None)
+    return parameters_to_ndarrays(server.parameters), history, clients
+
+
+def test_there_is_a_twin_of_every_strategy_without_variates():
+    assert {name.lower() for name in TWINS} == STRATEGIES.keys() - {"scaffold", "scaffoldexp"}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_gives_the_same_model_as_the_strategy(name):
+    def client(message, context):
+        arrays = from_record(message.content.array_records["arrays"])
+        server_round = message.content.config_records["config"]["server-round"]
+        new = trained(context.node_config["partition-id"], server_round, arrays.values())
+        return dict(zip(arrays, new, strict=True))
+
+    result = run(
+        STRATEGIES[name.lower()].strategy(fraction_evaluate=0.0), grid_of(client), 4, FIRST
+    )
+    ours, history, _ = fitted(getattr(legacy, name))
+    for x, y in zip(ours, from_record(result.arrays).values(), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+    etas = [value for _, value in history.metrics_distributed_fit["server-step-size"]]
+    newer = [m["server-step-size"] for m in result.train_metrics_clientapp.values()]
+    np.testing.assert_allclose(etas, newer)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (legacy.FedAvg, FlowerFedAvg),
+        (
+            lambda **kw: legacy.FedAdam(flower_compatible=True, tau=1e-4, **kw),
+            lambda **kw: FlowerFedAdam(tau=1e-4, **kw),
+        ),
+    ],
+)
+def test_the_numbers_are_flowers(ours, theirs):
+    # Flower's older FedAdam corrects its bias with server_round + 1 as well.
+    for x, y in zip(fitted(ours)[0], fitted(theirs)[0], strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+def test_a_client_with_a_bad_result_is_left_out_and_counted():
+    with_it, history, _ = fitted(legacy.FedExP, 1, 4, broken={3}, min_fit_clients=4)
+    without, _, _ = fitted(legacy.FedExP, 1, 3)
+    for x, y in zip(with_it, without, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert history.metrics_distributed_fit["num-failures"] == [(1, 1)]
+
+
+def test_settings_and_metrics_go_through_flowers_own_functions():
+    _, history, clients = fitted(
+        legacy.FedProx,
+        1,
+        proximal_mu=0.3,
+        on_fit_config_fn=lambda server_round: {"round": server_round},
+        fit_metrics_aggregation_fn=lambda pairs: {"weight": sum(n for n, _ in pairs)},
+    )
+    assert clients[0].configs == [{"round": 1, "proximal_mu": 0.3}]
+    assert history.metrics_distributed_fit["weight"] == [(1, 1 + 2 + 3 + 1)]
+
+
+def test_defences_work_here_too():
+    _, history, _ = fitted(legacy.FedExP, 1, clip=FixedClip(0.1))
+    assert history.metrics_distributed_fit["num-clipped"] == [(1, 4)]
+
+
+def test_names_tell_buffers_from_weights():
+    ours, _, _ = fitted(legacy.FedExP, 1, names=["weight", "running_var"])
+    mean = np.average(
+        [trained(p, 1, FIRST.values())[1] for p in range(4)], weights=[1, 2, 3, 1], axis=0
+    )
+    np.testing.assert_allclose(ours[1], mean)
+    with pytest.raises(ValueError, match="1 names for 2 arrays"):
+        fitted(legacy.FedExP, 1, names=["weight"])
+
+
+@pytest.mark.parametrize("argument", ["fraction_train", "min_train_nodes", "seed"])
+def test_an_argument_of_the_newer_api_is_refused(argument):
+    with pytest.raises(ValueError, match=rf"legacy.FedExP\({argument}=1\): no such argument"):
+        legacy.FedExP(**{argument: 1})
+
+
+def test_failures_are_not_accepted_where_flower_was_told_so():
+    strategy = legacy.FedExP(accept_failures=False)
+    assert strategy.aggregate_fit(1, [], [RuntimeError()]) == (None, {})
+
+
+def test_a_round_without_results_changes_nothing():
+    strategy = legacy.FedExP()
+    assert strategy.aggregate_fit(1, [], []) == (None, {})
+    assert "Extrapolation" in repr(strategy)
+
+
+def test_flowers_noise_on_a_long_step_is_refused_before_the_model_is_shown():
+    shown = []
+
+    def evaluate_fn(server_round, arrays, config):
+        shown.append(server_round)
+
+    def private(make):
+        return lambda **kwargs: DifferentialPrivacyServerSideFixedClipping(
+            make(evaluate_fn=evaluate_fn, **kwargs), 0.1, 5.0, 4
+        )
+
+    with pytest.raises(ValueError, match="too small for the privacy they state"):
+        fitted(private(legacy.FedExP), min_fit_clients=4)
+    assert shown == [0]
+    fitted(private(legacy.FedAvg), min_fit_clients=4)
+    assert shown == [0, 0, 1, 2, 3, 4]
+
+
+APP = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import numpy as np
+from flwr.client import ClientApp, NumPyClient
+from flwr.common import ndarrays_to_parameters
+from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+from flwr.simulation import run_simulation
+from fedexp.strategies import legacy
+
+class Client(NumPyClient):
+    def __init__(self, p):
+        self.p = p
+    def fit(self, parameters, config):
+        target = np.eye(4)[self.p]
+        return [0.5 * (parameters[0] + target)], 1, {}
+
+def server_fn(context):
+    def evaluate_fn(server_round, arrays, config):
+        with open(sys.argv[1], "a") as file:
+            print(json.dumps(arrays[0].tolist()), file=file)
+    strategy = legacy.FedExP(
+        fraction_fit=1.0, fraction_evaluate=0.0, min_fit_clients=4, min_available_clients=4,
+        initial_parameters=ndarrays_to_parameters([np.zeros(4)]), epsilon=0.0,
+        evaluate_fn=evaluate_fn,
+    )
+    return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=2))
+
+run_simulation(
+    ServerApp(server_fn=server_fn),
+    ClientApp(client_fn=lambda context: Client(int(context.node_config["partition-id"])).to_client()),
+    num_supernodes=4,
+    backend_config={"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}},
+)
+"""
+
+
+@pytest.mark.deploy
+def test_a_numpy_client_app_runs_under_flowers_simulation(tmp_path):
+    # Clients go half the way to e_i from 0: D_i = -e_i/2, so eta = M/2 = 2 and w = 2 mean(e_i/2).
+    (tmp_path / "app.py").write_text(APP)
+    env = os.environ | {
+        "FLWR_HOME": str(tmp_path / "home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    with open(tmp_path / "log.txt", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "app.py", "models.jsonl"],
+            cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        assert process.wait(240) == 0, (tmp_path / "log.txt").read_text()[-2000:]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+    lines = (tmp_path / "models.jsonl").read_text().splitlines()
+    models = [np.array(json.loads(line)) for line in lines]
+    assert len(models) == 3
+    np.testing.assert_allclose(models[1], np.full(4, 0.25))

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.hypergradient
 
 A step is zero_grad, forward, backward and step. The optimizers of a row take turns, step by step,
-each with a model of its own; the ratio is the median of the ratios of neighbouring steps, so a busy
-machine slows both sides of it alike. ``published`` is the package
-gradient-descent-the-ultimate-optimizer, its column empty where that is not installed.
+in rotating order and each with a model of its own. Times are of the processor, in one thread: a
+busy machine disturbs them less than it does the clock. Ratios are of medians. ``published`` is the
+package gradient-descent-the-ultimate-optimizer, its column empty where that is not installed.
 """
 
 import argparse
@@ -96,22 +96,19 @@ def published(build: Callable[[], nn.Module], kind: str, size: int) -> Step | No
 
 
 def medians(steps: dict[str, Step], num_turns: int) -> dict[str, dict[str, float]]:
-    """Median microseconds of each, and its median ratio to the first."""
+    """Median microseconds of each, and their ratio to the first's."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
     for turn in range(num_turns + 20):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
+        names = names[1:] + names[:1]  # Nobody always follows the same neighbour.
+        for name in names:
+            start = time.thread_time()
+            steps[name]()
             if turn >= 20:  # warm-up
-                seconds[name].append(time.perf_counter() - start)
-    first = next(iter(seconds.values()))
-    return {
-        name: {
-            "us": 1e6 * statistics.median(mine),
-            "ratio": statistics.median(m / f for m, f in zip(mine, first, strict=True)),
-        }
-        for name, mine in seconds.items()
-    }
+                seconds[name].append(time.thread_time() - start)
+    middle = {name: 1e6 * statistics.median(mine) for name, mine in seconds.items()}
+    first = next(iter(middle.values()))
+    return {name: {"us": value, "ratio": value / first} for name, value in middle.items()}
 
 
 def contenders(build: Callable[[], nn.Module], kind: str, size: int) -> dict[str, Step]:

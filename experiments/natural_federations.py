@@ -61,7 +61,7 @@ FEDERATIONS = {
         "learning_rate": 1.0,
         "max_grad_norm": 5.0,
         "batch_size": 50,
-        "num_server_rounds": 60,
+        "num_server_rounds": 20,
     },
 }
 

@@ -66,7 +66,8 @@ class Trainer:
         load_arrays(module, sent(message))
         examples, _ = self.data(context)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**63)))  # of dropout and the like
+            # Of dropout and the like; torch.manual_seed would note its caller for a GPU to come.
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))
             params = [p for p in module.parameters() if p.requires_grad]
             optimizer = self.optimizer(params, settings)
             control = ControlVariates.of(message, config, context)

@@ -1,6 +1,6 @@
 """Towers as `torch.optim` optimizers: learning rates that tune themselves, without a second graph.
 
-    optimizer = HyperSGD(model.parameters(), lr=0.01, hyper=SGD(1e-3, hyper=SGD(1e-4)))
+    optimizer = Hypergradient(model.parameters(), SGD(0.01, hyper=SGD(1e-3, hyper=SGD(1e-4))))
 
 is used as any other optimizer. A step first takes the inner products of the new gradients with
 what the last step stored, moves the hyperparameters from the top of the tower down, then the
@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
 from fedexp.clients.foreach_steps import STEPS, Values, tuned
 from fedexp.clients.moves import inner_products, move_lists, move_one, norm_product
 from fedexp.clients.towers import Levels, climb, hypergradient, settled, start
-from fedexp.clients.update_rules import SGD, Rule
+from fedexp.clients.update_rules import Rule
 
 Group: TypeAlias = dict[str, Any]
 Per: TypeAlias = Literal["all", "group", "tensor"]
@@ -123,13 +122,13 @@ class Hypergradient(torch.optim.Optimizer):
     def _batch(self, group: Group, params: Iterable[Tensor]) -> Batch:
         params = [p for p in params if p.grad is not None]
         grads = [cast(Tensor, p.grad) for p in params]
-        if any(g.is_sparse for g in grads):
+        if any([g.is_sparse for g in grads]):  # A list: the short ones are faster so.
             raise ValueError(
                 f"{type(self).__name__}(gradient=sparse): only dense gradients have a "
                 "hypergradient here. Use Embedding(sparse=False)."
             )
         states = [self.state[p] for p in params]
-        if any(p.is_complex() for p in params):
+        if any([p.is_complex() for p in params]):
             params = [torch.view_as_real(p) if p.is_complex() else p for p in params]
             grads = [torch.view_as_real(g) if g.is_complex() else g for g in grads]
         for p, state in zip(params, states, strict=True):
@@ -188,88 +187,3 @@ class Hypergradient(torch.optim.Optimizer):
         towers = group["towers"] if self.per != "all" else self.param_groups[0]["towers"]
         for h in group["shown"]:
             group[h] = group["shown"][h] = sum(t["values"][h] for t in towers) / len(towers)
-
-
-class HyperSGD(Hypergradient):
-    """`Hypergradient` of `SGD`; further keywords are that rule's."""
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        *,
-        per: Per = "group",
-        foreach: bool = True,
-        maximize: bool = False,
-        **rule: Any,
-    ) -> None:
-        super().__init__(params, SGD(lr, **rule), per=per, foreach=foreach, maximize=maximize)
-
-
-class HyperAdam(Hypergradient):
-    """`Hypergradient` of `Adam`; further keywords are that rule's."""
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        *,
-        per: Per = "group",
-        foreach: bool = True,
-        maximize: bool = False,
-        **rule: Any,
-    ) -> None:
-        tower = Adam(lr, **rule)
-        super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
-
-
-class HyperAdamW(Hypergradient):
-    """AdamW: `HyperAdam` with decoupled weight decay."""
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        *,
-        weight_decay: float = 1e-2,
-        per: Per = "group",
-        foreach: bool = True,
-        maximize: bool = False,
-        **rule: Any,
-    ) -> None:
-        tower = Adam(lr, weight_decay=weight_decay, decoupled=True, **rule)
-        super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
-
-
-class HyperRMSprop(Hypergradient):
-    """`Hypergradient` of `RMSprop`; further keywords are that rule's."""
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-2,
-        *,
-        per: Per = "group",
-        foreach: bool = True,
-        maximize: bool = False,
-        **rule: Any,
-    ) -> None:
-        tower = RMSprop(lr, **rule)
-        super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
-
-
-class HyperAdagrad(Hypergradient):
-    """`Hypergradient` of `Adagrad`; further keywords are that rule's."""
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-2,
-        *,
-        per: Per = "group",
-        foreach: bool = True,
-        maximize: bool = False,
-        **rule: Any,
-    ) -> None:
-        tower = Adagrad(lr, **rule)
-        super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)

@@ -5,7 +5,7 @@ derivative of the last step (`fedexp.clients.foreach_steps`), ``seen`` is when t
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +15,7 @@ from fedexp.clients.foreach_steps import STEPS, Values, tuned
 from fedexp.clients.update_rules import Rule
 
 States: TypeAlias = Sequence[dict[str, Any]]
+HALVES = frozenset({torch.float16, torch.bfloat16})
 Pair: TypeAlias = tuple[Tensor, dict[str, Any]]
 
 
@@ -51,11 +52,16 @@ def inner_products(rule: Rule, pairs: Sequence[Pair]) -> dict[str, float]:
     """``⟨g', ∂w/∂h⟩`` for each tuned ``h``; one transfer from the device."""
     terms, dots = [], []
     for grad, state in pairs:
-        slots, kept = state["slots"], state["kept"]
+        kept = state["kept"]
         for name, weights in state["weights"].items():
             terms.append(weights)
-            dots.append(_dot(grad, kept[name] if name in kept else slots[name]))
-    return _sums(rule, terms, dots)
+            dots.append(_dot(grad, kept[name] if name in kept else state["slots"][name]))
+    sums = dict.fromkeys(rule.tuned, 0.0)
+    for weights, number in zip(terms, _floats(dots), strict=True):
+        for h, weight in weights.items():
+            if h in sums:
+                sums[h] += weight * number
+    return sums
 
 
 def norm_product(pairs: Sequence[Pair]) -> float:
@@ -87,22 +93,13 @@ def _move_same_age(
             state["kept"], state["weights"] = {k: x[i] for k, x in kept.items()}, weights
 
 
-def _sums(rule: Rule, terms: Sequence[Mapping[str, float]], dots: list[Tensor]) -> dict[str, float]:
-    sums = dict.fromkeys(rule.tuned, 0.0)
-    for weights, number in zip(terms, _floats(dots), strict=True):
-        for h, weight in weights.items():
-            if h in sums:
-                sums[h] += weight * number
-    return sums
-
-
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    if x.dtype in (torch.float16, torch.bfloat16):
+    if x.dtype in HALVES:
         x, y = x.float(), y.float()
     return torch.dot(x.reshape(-1), y.reshape(-1))
 
 
 def _floats(numbers: list[Tensor]) -> list[float]:
-    if all(x.is_cpu for x in numbers):
+    if not numbers or (numbers[0].is_cpu and numbers[-1].is_cpu):
         return [x.item() for x in numbers]
     return [float(x) for x in torch.stack([x.to(numbers[0].device) for x in numbers]).tolist()]

@@ -22,7 +22,7 @@ class MeanOfLastTwo:
 
     Attributes:
         evaluate_fn: Flower's ``(server_round, arrays) -> metrics``.
-        previous: ``wₜ₋₁``, or None before round 2; save it to resume.
+        previous: ``wₜ₋₁``; save it to resume.
     """
 
     def __init__(self, evaluate_fn: EvaluateFn) -> None:
@@ -35,7 +35,7 @@ class MeanOfLastTwo:
             self.previous = None
         current = from_record(arrays)
         mean = current if self.previous is None else mean_of_two(self.previous, current)
-        self.previous = current if server_round > 0 else None
+        self.previous = current
         return self.evaluate_fn(server_round, to_record(mean))
 
 

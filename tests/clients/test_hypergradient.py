@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.clients.hypergradient import HyperAdam, Hypergradient, HyperSGD
+from fedexp.clients.hyper_optimizers import HyperAdam, HyperSGD
+from fedexp.clients.hypergradient import Hypergradient
 from fedexp.clients.update_rules import SGD
 
 UP = SGD(1e-3)

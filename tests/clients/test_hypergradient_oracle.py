@@ -8,14 +8,14 @@ import torch
 from torch.func import functional_call
 
 from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.clients.hypergradient import (
+from fedexp.clients.hyper_optimizers import (
     HyperAdagrad,
     HyperAdam,
     HyperAdamW,
-    Hypergradient,
     HyperRMSprop,
     HyperSGD,
 )
+from fedexp.clients.hypergradient import Hypergradient
 from fedexp.clients.update_rules import SGD
 
 BETAS = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99}

@@ -10,7 +10,9 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedexp.records import from_record
 from fedexp.simulation import SerialGrid, cohort
+from fedexp.stats import PseudoGradientStats, tree_sum
 from fedexp.strategies import FedAvg, FedExP
+from fedexp.wire import Merged
 
 MODEL = {
     "w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
@@ -260,6 +262,24 @@ def test_units_are_the_largest_subtrees_of_a_size(size, at_most):
     assert [i for lo, hi in units for i in range(lo, hi)] == list(range(size))
     assert all(1 <= hi - lo <= at_most for lo, hi in units)
     assert all(cohort.subtrees(unit, (0, size)) == [unit] for unit in units)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 16])
+def test_sums_of_shares_combine_to_the_bits_of_one_worker(size):
+    def leaf(p):
+        stats = PseudoGradientStats(count=1, weight=0.1 * p, sq_norm=1 / (p + 1))
+        return Merged(stats, ((p, {}),))
+
+    def worker(span):
+        return tree_sum([leaf(p) for p in range(*span)])
+
+    whole = (0, size)
+    for cut in range(size + 1):
+        spans = cohort.subtrees((0, cut), whole) + cohort.subtrees((cut, size), whole)
+        got = cohort.combine(whole, {span: worker(span) for span in spans})
+        assert [node for node, _ in got.metrics] == list(range(size))
+        assert got.stats.weight == worker(whole).stats.weight
+        assert got.stats.sq_norm == worker(whole).stats.sq_norm
 
 
 def test_a_message_is_as_it_was_after_a_round():

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks` runs the quick form of all of them."""

@@ -22,6 +22,9 @@ STEP = "control-step"
 
 _RUN = "control-run"
 
+RUN = "run-id"
+"""Setting by which clients tell one run from another."""
+
 
 @dataclass(frozen=True, eq=False)
 class ControlVariates:
@@ -46,7 +49,7 @@ class ControlVariates:
         if VARIATE not in message.content:
             return None
         server = from_record(message.content.array_records[VARIATE])
-        run = float(config.get(_RUN, 0.0))
+        run = float(config.get(RUN, 0.0))
         known = VARIATE in context.state and context.state.metric_records[_RUN]["id"] == run
         own = from_record(context.state.array_records[VARIATE]) if known else {}
         return cls(server, own or {name: np.zeros_like(c) for name, c in server.items()}, run)

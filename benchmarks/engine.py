@@ -1,6 +1,6 @@
 """Round times of the engine beside Flower's, a loop in two processes and a loop in one.
 
-    python -m benchmarks.engine [--quick] [--only W2,W3] [--systems bare,ours] [--repeats 3]
+python -m benchmarks.engine [--quick] [--only W2,W3] [--systems bare,ours] [--repeats 3]
 """
 
 from __future__ import annotations

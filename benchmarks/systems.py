@@ -1,6 +1,6 @@
 """The systems, each a process of its own that takes rounds when told to.
 
-    python -m benchmarks.systems SYSTEM WORKLOAD ADDRESS
+python -m benchmarks.systems SYSTEM WORKLOAD ADDRESS
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def foreign(workload: Workload, link: Connection) -> None:
 
 
 def ours(workload: Workload, link: Connection) -> None:
-    """fedexp's clients and strategy on RayGrid."""
+    """Fedexp's clients and strategy on RayGrid."""
     from fedexp.simulation.ray_grid import RayGrid
     from fedexp.strategies import FedAvg
 

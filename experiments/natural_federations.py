@@ -8,14 +8,13 @@ federation learns, and whether FedExP is ahead of FedAvg at equal rounds and cli
 """
 
 import argparse
-import shutil
 from logging import ERROR
 from pathlib import Path
 
 from fedexp import app
 from fedexp.config import Config
 from fedexp.logs import level
-from fedexp.simulation.run import simulate
+from fedexp.simulation.run import begin, grid_of, simulate
 
 NATURAL = {"partitioner": "natural", "num_clients": 0}
 FEDERATIONS = {
@@ -71,9 +70,9 @@ def row(name: str, data_dir: str, out: Path) -> str:
     config = Config(data_dir=data_dir, strategy="fedavg,fedexp", **FEDERATIONS[name])
     counts = app.dataset_of(config).test[1].bincount()
     folder = out / config.dataset
-    shutil.rmtree(folder, ignore_errors=True)
-    with level(ERROR):
-        averaged, extrapolated = simulate(config, folder).values()
+    begin(config, folder)
+    with grid_of(config) as grid, level(ERROR):
+        averaged, extrapolated = simulate(config, folder, grid).values()
     cells = [
         name,
         f"{len(app.partition_of(config)):,}",

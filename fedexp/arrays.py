@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ Arrays = Mapping[str, NDArray[Any]]
 
 Float64s = Mapping[str, NDArray[np.float64]]
 """Sums, updates and rule state by name, always float64."""
+
+BLOCK = 1 << 14
+"""Entries of a block that stays in the cache while several operations pass over it."""
 
 _BUFFER_SUFFIXES = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -35,14 +38,63 @@ def has_batch_norm(arrays: Arrays) -> bool:
     return any(name.endswith("running_var") for name in arrays)
 
 
+class Quotient(Float64s):
+    """Arrays over a number, divided when asked for: a second model is never held.
+
+    Args:
+        arrays: the numerators.
+        divisor: of them all, > 0.
+    """
+
+    def __init__(self, arrays: Float64s, divisor: float) -> None:
+        self.arrays, self.divisor = arrays, divisor
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        return np.asarray(self.arrays[name] / self.divisor)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+
 def sq_norm(arrays: Arrays) -> float:
     """``‖x‖²`` over all entries of all ``arrays``, summed in float64."""
+    if isinstance(arrays, Quotient):
+        return sq_norm(arrays.arrays) / arrays.divisor**2
     return float(sum(_sq_norm(x) for x in arrays.values()))
 
 
 def _sq_norm(x: NDArray[Any]) -> float:
     flat = np.ravel(x).astype(np.float64, copy=False)
     return float(flat @ flat)
+
+
+def moved(params: Arrays, direction: Float64s, step: float) -> Iterator[tuple[str, NDArray[Any]]]:
+    """``w - step · d`` for each array of ``direction``, in the dtype of ``w``.
+
+    One array after the other and a cache-sized block at a time, so that the float64 step of a
+    whole model never exists.
+    """
+    over = direction.divisor if isinstance(direction, Quotient) else 1.0
+    arrays = direction.arrays if isinstance(direction, Quotient) else direction
+    for name, d in arrays.items():
+        w = params[name]
+        yield name, _moved(np.ravel(w), np.ravel(d), step / over).reshape(w.shape)
+
+
+def _moved(w: NDArray[Any], d: NDArray[np.float64], step: float) -> NDArray[Any]:
+    new = np.empty_like(w)
+    for start in range(0, w.size, BLOCK):
+        block = slice(start, start + BLOCK)
+        change = d[block] * step
+        np.subtract(w[block], change, out=change)
+        new[block] = change
+    return new
 
 
 def check_alike(arrays: Arrays, expected: Arrays) -> None:

@@ -47,7 +47,9 @@ class Config(BaseModel):
     epsilon: float = Field(1e-3, ge=0, description="FedExP's ε, in squared parameter units")
     epsilon_decay: float = Field(1.0, gt=0, le=1, description="ε shrinks by its square a round")
     epsilon_per_client: bool = Field(False, description="M·ε, as in the authors' code")
-    max_step_size: float = Field(0.0, ge=0, description="cap on the server step; 0 for none")
+    max_step_size: float = Field(
+        0.0, ge=0, description="cap on the server step; 0: the strategy's own"
+    )
     weighted: bool = Field(True, description="weigh clients by their examples")
     engine: Literal["ray", "serial"] = Field("ray", description="where clients run: ray, serial")
     num_workers: int = Field(0, ge=0, description="Ray workers; 0 for one per CPU")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedexp.arrays import Arrays, Float64s, sq_norm
+from fedexp.arrays import BLOCK, Arrays, Float64s, Quotient, sq_norm
 
-_BLOCK = (
-    1 << 13
-)  # entries; a block of each client of a fold stays in cache, and BLAS uses one thread
+_DOT = 1 << 13  # entries; BLAS sums longer vectors in threads, whose number would show
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,12 +116,12 @@ class PseudoGradientStats:
     @property
     def mean_update(self) -> Float64s:
         """``Δ̄ = Σ pᵢ Δᵢ / Σ pᵢ``, the pseudo-gradient of the round."""
-        return _Mean(self.update, self.weight)
+        return Quotient(self.update, self.weight)
 
     @property
     def mean_buffers(self) -> Float64s:
         """``Σ pᵢ bᵢ / Σ pᵢ``."""
-        return _Mean(self.buffers, self.weight)
+        return Quotient(self.buffers, self.weight)
 
     @property
     def mean_sq_norm(self) -> float:
@@ -193,19 +191,19 @@ def _fold_update(
     result = (
         np.zeros(before.size) if out is None else np.require(out, requirements=["C", "W"]).ravel()
     )
-    terms = np.empty((len(rows), min(_BLOCK, before.size)))
+    terms = np.empty((len(rows), min(BLOCK, before.size)))
     # The difference of two float32 is taken in float32, where it is exact or nearly so, and
     # twice as fast as a mixed-precision subtraction; all sums are float64.
     difference = np.empty(terms.shape[1], np.result_type(w.dtype, np.float32))
-    for start in range(0, before.size, _BLOCK):
-        block = slice(start, start + _BLOCK)
+    for start in range(0, before.size, BLOCK):
+        block = slice(start, start + BLOCK)
         size = before[block].size
         for i, row in enumerate(rows):
             # Without dtype, float16 would lose digits and unsigned integers would wrap around.
             np.subtract(before[block], row[block], difference[:size], dtype=difference.dtype)
             term = terms[i, :size]
             term[:] = difference[:size]
-            sq_norms[i] += term @ term
+            sq_norms[i] += sum(part @ part for part in (term[:_DOT], term[_DOT:]))
             term *= factors[i]
         result[block] += _tree_sum_in_place(terms[:, :size])
     return result.reshape(w.shape)
@@ -225,22 +223,3 @@ def _sum(a: Float64s, b: Float64s) -> Float64s:
     if not a or not b:
         return a or b
     return {name: np.asarray(a[name] + b[name]) for name in a}
-
-
-class _Mean(Float64s):
-    """Sums over a weight, divided when asked for: a second model is never held."""
-
-    def __init__(self, sums: Float64s, weight: float) -> None:
-        self._sums, self._weight = sums, weight
-
-    def __getitem__(self, name: str) -> NDArray[np.float64]:
-        return np.asarray(self._sums[name] / self._weight)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._sums
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sums)
-
-    def __len__(self) -> int:
-        return len(self._sums)

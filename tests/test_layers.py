@@ -40,7 +40,7 @@ MATHEMATICS = ["arrays", "stats"] + [
     f"strategies.{name}"
     for name in (
         *("rules", "directions", "step_sizes", "extrapolation", "optimizer", "control"),
-        "robustness",
+        *("robustness", "proximal"),
     )
     if (PACKAGE / "strategies" / f"{name}.py").exists()
 ]

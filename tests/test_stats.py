@@ -194,7 +194,7 @@ def test_uniform_and_weighted_means_agree_for_equal_weights():
 
 def test_the_mean_knows_its_names_without_dividing():
     mean = client(1, 2.0).mean_update
-    mean._sums = dict.fromkeys(mean._sums)  # dividing None would raise
+    mean.arrays = dict.fromkeys(mean.arrays)  # dividing None would raise
     assert "matrix" in mean
     assert "steps" not in mean
 

@@ -133,9 +133,10 @@ class FunctionalSgd:
         self, params: Tensors, grads: Tensors, state: tuple[()]
     ) -> tuple[Tensors, tuple[()]]:
         """``w ← w - η_l (g + weight_decay · w)``."""
-        decay = 1 - self.settings.lr * self.settings.weight_decay
+        if decay := self.settings.weight_decay:
+            grads = {name: g.add(params[name], alpha=decay) for name, g in grads.items()}
         lr = self.settings.lr
-        return {name: w * decay - lr * grads[name] for name, w in params.items()}, ()
+        return {name: w.add(grads[name], alpha=-lr) for name, w in params.items()}, ()
 
 
 FUNCTIONAL: dict[LocalOptimizer, Callable[[LocalTraining], FunctionalOptimizer]] = {

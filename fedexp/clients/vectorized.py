@@ -67,10 +67,11 @@ class Cohort:
         settings = LocalTraining.of(config)
         module = self.trainer.module(contexts[0])
         examples = [self.trainer.data(context)[0] for context in contexts]
+        data, offsets = _one_dataset(examples)
         rows = torch.stack(
             [
-                _rows(e, settings, self.trainer.generator(config, c))
-                for e, c in zip(examples, contexts, strict=True)
+                _rows(e, settings, self.trainer.generator(config, c)) + offset
+                for e, c, offset in zip(examples, contexts, offsets, strict=True)
             ]
         )  # (clients, steps, batch)
         device = next(module.parameters()).device
@@ -80,7 +81,7 @@ class Cohort:
         ]
         corrections = [c.correction(module) for c in controls if c]
         correction = {k: torch.stack([c[k] for c in corrections]) for k in (*corrections, {})[0]}
-        params, losses = self._loop(module, start, examples[0], rows, settings, correction)
+        params, losses = self._loop(module, start, data, rows, settings, correction)
         arrays = {name: p.cpu().numpy() for name, p in params.items()}
         replies = []
         for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
@@ -134,6 +135,16 @@ class Cohort:
             params, state, loss = vmap(step)(params, state, *batch, correction)
             total += loss.detach()
         return params, total / steps
+
+
+def _one_dataset(examples: Sequence[Examples]) -> tuple[Examples, list[int]]:
+    """A dataset with the rows of all clients, and where those of each begin in it."""
+    first = examples[0]
+    if all(e.inputs is first.inputs and e.targets is first.targets for e in examples):
+        return first, [0] * len(examples)
+    sizes = [len(e.inputs) for e in examples]
+    joined = (torch.cat([e.inputs for e in examples]), torch.cat([e.targets for e in examples]))
+    return Examples(*joined), [sum(sizes[:i]) for i in range(len(sizes))]
 
 
 def _rows(examples: Examples, settings: LocalTraining, rng: np.random.Generator) -> Tensor:

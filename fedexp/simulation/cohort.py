@@ -7,19 +7,20 @@ that every other division of labour gives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import Message
 
-from fedexp.arrays import Arrays
+from fedexp.arrays import Arrays, first_non_finite
 from fedexp.records import from_record
 from fedexp.simulation.grid import error_reply
-from fedexp.stats import PseudoGradientStats
+from fedexp.stats import PseudoGradientStats, update_norm
 from fedexp.wire import BadReply, Merged, Reading
 
-_GROUP_BYTES = 1 << 27  # of trained models that wait to be folded together
+_GROUP_BYTES = 1 << 28  # of trained models that wait to be folded together
 
 Span = tuple[int, int]
 """Positions ``lo`` to ``hi - 1`` of a cohort."""
@@ -56,6 +57,16 @@ def combine(span: Span, parts: Mapping[Span, Merged]) -> Merged:
     return combine(left, parts) + combine(right, parts)
 
 
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """What a client returned; the model itself, with weight 0, if that cannot be used."""
+
+    message: Message
+    arrays: Arrays
+    weight: float
+    metrics: tuple[int, Mapping[str, Any]] | None
+
+
 @dataclass(eq=False)
 class Share:
     """A worker's part of a cohort.
@@ -75,35 +86,43 @@ class Share:
     def merged(self, span: Span, size: int) -> Merged:
         """The sum over a subtree, folding at most ``size`` clients at a time."""
         if span[1] - span[0] <= size:
-            return self._folded(span)
+            return self._folded([self._row(*pair) for pair in self.run(span)])
         left, right = halves(span)
         return self.merged(left, size) + self.merged(right, size)
 
-    def _folded(self, span: Span) -> Merged:
-        rows = [self._row(message, reply) for message, reply in self.run(span)]
+    def _folded(self, rows: Sequence[_Row]) -> Merged:
         stats = PseudoGradientStats.fold(
             self.before,
-            [arrays for arrays, _, _ in rows],
-            weights=[weight for _, weight, _ in rows],
+            [row.arrays for row in rows],
+            weights=[row.weight for row in rows],
             trainable=self.reading.trainable,
-            scales=[self.reading.scale(arrays, self.before) for arrays, _, _ in rows],
+            scales=[self.reading.scale(row.arrays, self.before) for row in rows],
         )
-        return Merged(stats, tuple(metrics for _, _, metrics in rows if metrics is not None))
+        if not math.isfinite(stats.sq_norm):
+            return self._folded([self._finite(row) for row in rows])
+        return Merged(stats, tuple(row.metrics for row in rows if row.metrics is not None))
 
-    def _row(
-        self, message: Message, reply: Message
-    ) -> tuple[Arrays, float, tuple[int, Mapping[str, Any]] | None]:
-        """A client's arrays, weight and metrics; nothing, with weight 0, if it cannot be used."""
+    def _row(self, message: Message, reply: Message) -> _Row:
         if reply.has_error():
-            self.errors.append(reply)
-            return self.before, 0.0, None
+            return self._left_out(message, reply)
         try:
-            arrays, weight = self.reading.read(reply.content, self.before)
+            arrays, weight = self.reading.read(reply.content, self.before, look_at_updates=False)
         except BadReply as error:
-            self.errors.append(error_reply(message, str(error)))
-            return self.before, 0.0, None
+            return self._left_out(message, error_reply(message, str(error)))
         (metrics,) = reply.content.metric_records.values()
-        return arrays, weight, (message.metadata.dst_node_id, dict(metrics))
+        return _Row(message, arrays, weight, (message.metadata.dst_node_id, dict(metrics)))
+
+    def _finite(self, row: _Row) -> _Row:
+        """``row``, or nothing in its place if the square of its update is not finite."""
+        if math.isfinite(update_norm(self.before, row.arrays, self.reading.trainable)):
+            return row
+        name = first_non_finite(row.arrays)
+        reason = f"array {name!r} holds NaN or infinity." if name else "its norm overflows."
+        return self._left_out(row.message, error_reply(row.message, reason))
+
+    def _left_out(self, message: Message, error: Message) -> _Row:
+        self.errors.append(error)
+        return _Row(message, self.before, 0.0, None)
 
 
 def group_size(before: Arrays) -> int:

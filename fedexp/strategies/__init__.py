@@ -1,14 +1,16 @@
 """Flower strategies and the server rules they are made of."""
 
+from fedexp.strategies.adaptive_presets import (
+    FedExP,
+    FedExPM,
+    FedExProx,
+    FedHyper,
+    FedProxExP,
+    ScaffoldExP,
+)
 from fedexp.strategies.directions import Adagrad, Adam, Identity, Momentum, Yogi
 from fedexp.strategies.evaluation import MeanOfLastTwo
-from fedexp.strategies.extrapolation import (
-    Diversity,
-    Extrapolation,
-    Polyak,
-    RunningExtrapolation,
-    proximal_step,
-)
+from fedexp.strategies.extrapolation import Extrapolation, RunningExtrapolation
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.presets import (
@@ -16,16 +18,11 @@ from fedexp.strategies.presets import (
     FedAdam,
     FedAvg,
     FedAvgM,
-    FedExP,
-    FedExPM,
-    FedExProx,
-    FedHyper,
     FedProx,
-    FedProxExP,
     FedYogi,
     Scaffold,
-    ScaffoldExP,
 )
+from fedexp.strategies.proximal import Diversity, Polyak, proximal_step
 from fedexp.strategies.robustness import FixedClip, QuantileClip
 from fedexp.strategies.step_sizes import Capped, Constant, Hypergradient, Relaxed
 from fedexp.strategies.table import STRATEGIES

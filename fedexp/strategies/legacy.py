@@ -30,7 +30,7 @@ from flwr.serverapp.strategy import FedAvg as NewFedAvg
 
 from fedexp.arrays import Arrays
 from fedexp.records import to_record
-from fedexp.strategies import fedopt, presets
+from fedexp.strategies import adaptive_presets, fedopt, presets
 from fedexp.strategies.privacy import check_untouched
 from fedexp.strategies.replies import Replies
 
@@ -194,28 +194,28 @@ class FedProx(FedOpt):
 class FedExP(FedOpt):
     """``fedexp.strategies.FedExP`` in the older API."""
 
-    twin = presets.FedExP
+    twin = adaptive_presets.FedExP
 
 
 class FedExPM(FedOpt):
     """``fedexp.strategies.FedExPM`` in the older API."""
 
-    twin = presets.FedExPM
+    twin = adaptive_presets.FedExPM
 
 
 class FedProxExP(FedOpt):
     """``fedexp.strategies.FedProxExP`` in the older API."""
 
-    twin = presets.FedProxExP
+    twin = adaptive_presets.FedProxExP
 
 
 class FedExProx(FedOpt):
     """``fedexp.strategies.FedExProx`` in the older API."""
 
-    twin = presets.FedExProx
+    twin = adaptive_presets.FedExProx
 
 
 class FedHyper(FedOpt):
     """``fedexp.strategies.FedHyper`` in the older API."""
 
-    twin = presets.FedHyper
+    twin = adaptive_presets.FedHyper

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from fedexp.arrays import Arrays, cast_like
+from fedexp.arrays import Arrays, cast_like, moved
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import Direction, Identity, State
 from fedexp.strategies.step_sizes import Capped, Constant, Relaxed, StepSize, check
@@ -46,15 +46,8 @@ class ServerOptimizer:
         """
         direction, state = self.direction(stats.mean_update, state)
         eta, state = self.step_size(stats, direction, state)
-        buffers = stats.mean_buffers
-        # One array at a time, so that the float64 step of a whole model never exists.
-        new = {}
-        for name, w in params.items():
-            if name in direction:
-                new[name] = cast_like(w - eta * direction[name], w)
-            else:
-                new[name] = cast_like(buffers[name], w) if name in buffers else w
-        return new, state, eta
+        buffers = {name: cast_like(b, params[name]) for name, b in stats.mean_buffers.items()}
+        return {**params, **buffers, **dict(moved(params, direction, eta))}, state, eta
 
 
 def limited(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedexp.strategies import presets
+from fedexp.strategies import adaptive_presets, presets
 from fedexp.strategies.fedopt import FedOpt
 
 
@@ -81,42 +81,42 @@ STRATEGIES: dict[str, Entry] = {
         "the same clients come back, and can store a model",
     ),
     "fedexp": Entry(
-        presets.FedExP,
+        adaptive_presets.FedExP,
         "longer steps when clients disagree",
         "η = max(1, Σpᵢ‖Δᵢ‖²/Σpᵢ / (2(‖Δ̄‖² + ε))), w ← w - η Δ̄",
         _EXP,
         "the first thing to try: no server step to tune, nothing new at the clients",
     ),
     "fedexpm": Entry(
-        presets.FedExPM,
+        adaptive_presets.FedExPM,
         "FedExP with server momentum",
         "r ← Σpᵢ‖Δᵢ‖²/Σpᵢ + ½βr, η = r/(2(‖m‖² + ε)), w ← w - η m",
         _EXP,
         "where FedAvgM beats FedAvg",
     ),
     "fedproxexp": Entry(
-        presets.FedProxExP,
+        adaptive_presets.FedProxExP,
         "FedExP's step on FedProx's clients",
         "as FedExP; clients: fᵢ(y) + μ/2 ‖y - w‖²",
         _EXP,
         "where FedProx beats FedAvg",
     ),
     "scaffoldexp": Entry(
-        presets.ScaffoldExP,
+        adaptive_presets.ScaffoldExP,
         "FedExP's step on SCAFFOLD's clients",
         "as FedExP; clients: y ← y - η_l (g - cᵢ + c)",
         _EXP,
         "where SCAFFOLD beats FedAvg",
     ),
     "fedexprox": Entry(
-        presets.FedExProx,
+        adaptive_presets.FedExProx,
         "extrapolated proximal points",
         "η = Σpᵢ‖Δᵢ‖²/Σpᵢ / ‖Δ̄‖², w ← w - η Δ̄; clients: prox of γfᵢ",
         "Li, Acharya & Richtárik 2024, arXiv:2405.13766",
         "convex problems, clients that solve their part almost exactly",
     ),
     "fedhyper": Entry(
-        presets.FedHyper,
+        adaptive_presets.FedHyper,
         "a step that follows its own gradient",
         "a ← clip(a + κ⟨Δ̄, Δ̄₋₁⟩), w ← w - (1 + a) Δ̄",
         "Wang, Wang & Li 2024, arXiv:2310.03156",

@@ -428,7 +428,7 @@ def test_buffers_are_averaged_and_never_extrapolated():
 
     model = {"w": np.zeros(4, np.float32)} | {k: v for k, v in MODEL.items() if "running_var" in k}
     model["bn.num_batches_tracked"] = np.asarray(0)
-    result = start(FedExP(epsilon=0.0), grid_of(4, shrink), model, 1)
+    result = start(FedExP(epsilon=0.0, max_step_size=4.0), grid_of(4, shrink), model, 1)
     assert result.train_metrics_clientapp[1]["server-step-size"] == pytest.approx(2)
     got = arrays_of(result)
     np.testing.assert_allclose(got["bn.running_var"], 0.25)

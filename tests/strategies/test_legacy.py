@@ -191,6 +191,9 @@ class Client(NumPyClient):
         target = np.eye(4)[self.p]
         return [0.5 * (parameters[0] + target)], 1, {}
 
+def client_fn(context):
+    return Client(int(context.node_config["partition-id"])).to_client()
+
 def server_fn(context):
     def evaluate_fn(server_round, arrays, config):
         with open(sys.argv[1], "a") as file:
@@ -204,7 +207,7 @@ def server_fn(context):
 
 run_simulation(
     ServerApp(server_fn=server_fn),
-    ClientApp(client_fn=lambda context: Client(int(context.node_config["partition-id"])).to_client()),
+    ClientApp(client_fn=client_fn),
     num_supernodes=4,
     backend_config={"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}},
 )

@@ -36,6 +36,11 @@ def examples(context):
     return own, own
 
 
+def own_tensors(context):
+    p = int(context.node_config["partition-id"])
+    return (Examples(torch.from_numpy(X[p]), torch.from_numpy(Y[p])),) * 2
+
+
 APP = client_app(model, examples)
 FIRST = {"weight": np.ones((1, D))}
 
@@ -170,7 +175,8 @@ def context_of(p, state=None):
 
 @pytest.mark.parametrize("mu", [0.0, 0.5])
 @pytest.mark.parametrize("with_variate", [False, True])
-def test_clients_trained_as_a_group_do_the_same(mu, with_variate):
+@pytest.mark.parametrize("app", [APP, client_app(model, own_tensors)], ids=["shared", "own"])
+def test_clients_trained_as_a_group_do_the_same(mu, with_variate, app):
     config = {"proximal-mu": mu, "final-loss": True, "control-run": 1.0}
     records = {"arrays": to_record(module_arrays(model(None))), "config": ConfigRecord(config)}
     if with_variate:
@@ -178,8 +184,8 @@ def test_clients_trained_as_a_group_do_the_same(mu, with_variate):
     messages = [Message(RecordDict(records), p + 2, "train") for p in range(3)]
     alone, group = ([context_of(p) for p in range(3)] for _ in range(2))
     for _ in range(2):  # the second time with variates of their own
-        ones = [APP.trainer.train(m, c) for m, c in zip(messages, alone, strict=True)]
-        many = Cohort.of(APP, "on", group[0]).train(messages, group)
+        ones = [app.trainer.train(m, c) for m, c in zip(messages, alone, strict=True)]
+        many = Cohort.of(app, "on", group[0]).train(messages, group)
         for one, other in zip(ones, many, strict=True):
             metrics = dict(one.content["metrics"])
             assert dict(other.content["metrics"]) == pytest.approx(metrics)

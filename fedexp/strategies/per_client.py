@@ -6,6 +6,8 @@ import numpy as np
 from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
+from fedexp.records import records_of
+
 
 def per_client(records: list[RecordDict], weighted_by_key: str) -> MetricRecord:
     """Flower's weighted means, and of each accuracy ``a`` its distribution over the clients.
@@ -18,7 +20,7 @@ def per_client(records: list[RecordDict], weighted_by_key: str) -> MetricRecord:
         weighted_by_key: key of the weight, Flower's ``num-examples``.
     """
     result = aggregate_metricrecords(records, weighted_by_key)
-    metrics = [next(iter(record.metric_records.values())) for record in records]
+    metrics = [next(iter(records_of(record, MetricRecord).values())) for record in records]
     for key in [key for key in result if key.endswith("accuracy")]:
         values = np.sort([float(m[key]) for m in metrics])  # type: ignore[arg-type]
         result[f"{key}-worst-tenth"] = float(values[: -(-len(values) // 10)].mean())

@@ -1,6 +1,6 @@
 """One round's aggregation alone: FedExP with its norms beside Flower's FedAvg without.
 
-    python -m benchmarks.aggregation [--quick]
+python -m benchmarks.aggregation [--quick]
 """
 
 from __future__ import annotations

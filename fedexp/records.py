@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedexp.arrays import Arrays
 
 _STYPE = "numpy.ndarray"  # Flower's tag for bytes in NumPy's .npy format
+_Kind = TypeVar("_Kind", ArrayRecord, ConfigRecord, MetricRecord)
 _HEADER = 4096  # bytes; no .npy header of a numeric array is longer
 
 
@@ -45,6 +46,15 @@ def _lazy(ndarray: NDArray[Any]) -> _Lazy:
 # Flower writes the class name into the object's header and looks it up again on the other side,
 # where this is a plain Array.
 _Lazy.__qualname__ = Array.__qualname__
+
+
+def of_kind(content: RecordDict, kind: type[_Kind]) -> dict[str, _Kind]:
+    """The records of one kind by key.
+
+    Flower's own ``content.array_records`` and the like tie ``content`` into a reference cycle, so
+    that a model stays in memory until the cycle collector happens to run.
+    """
+    return {key: record for key, record in content.items() if isinstance(record, kind)}
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:

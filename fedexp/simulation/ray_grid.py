@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +10,11 @@ from logging import WARNING
 from typing import Any
 
 import numpy as np
-from flwr.app import Error, Message
+from flwr.app import ArrayRecord, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
-from fedexp.records import from_record
+from fedexp.records import of_kind
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Span
 from fedexp.simulation.grid import LocalGrid
@@ -201,8 +202,8 @@ def _message(request: Message, reply: Packed | Failure) -> Message:
 
 
 def _num_bytes(message: Message) -> int:
-    records = message.content.array_records.values()
-    return sum(x.nbytes for record in records for x in from_record(record).values())
+    records = of_kind(message.content, ArrayRecord).values()
+    return sum(4 * math.prod(x.shape) for record in records for x in record.values())  # of float32
 
 
 def _own(state: Packed) -> Packed:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from fedexp.arrays import Arrays
 
 _STYPE = "numpy.ndarray"  # Flower's tag for bytes in NumPy's .npy format
-_Kind = TypeVar("_Kind", ArrayRecord, ConfigRecord, MetricRecord)
 _HEADER = 4096  # bytes; no .npy header of a numeric array is longer
 
 
@@ -48,11 +47,14 @@ def _lazy(ndarray: NDArray[Any]) -> _Lazy:
 _Lazy.__qualname__ = Array.__qualname__
 
 
-def of_kind(content: RecordDict, kind: type[_Kind]) -> dict[str, _Kind]:
-    """The records of one kind by key.
+R = TypeVar("R", ArrayRecord, MetricRecord, ConfigRecord)
 
-    Flower's own ``content.array_records`` and the like tie ``content`` into a reference cycle, so
-    that a model stays in memory until the cycle collector happens to run.
+
+def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
+    """The records of one kind.
+
+    Flower's own views (``content.array_records`` and the like) refer to themselves, which keeps
+    a whole reply in memory until the garbage collector comes round.
     """
     return {key: record for key, record in content.items() if isinstance(record, kind)}
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedexp.arrays import Arrays, check_alike, first_non_finite
-from fedexp.records import from_record, of_kind, to_record
+from fedexp.records import R, from_record, records_of, to_record
 from fedexp.stats import PseudoGradientStats, update_norm
 
 REQUEST, MERGED = "fedexp-merge", "fedexp-sums"
@@ -106,8 +106,8 @@ class Reading:
         return float(value)
 
 
-def _only(content: RecordDict, kind: type[Any]) -> Any:
-    records = of_kind(content, kind)
+def _only(content: RecordDict, kind: type[R]) -> R:
+    records = records_of(content, kind)
     if len(records) != 1:
         raise BadReply(f"it has {len(records)} records of kind {kind.__name__}, expected one.")
     return next(iter(records.values()))
@@ -151,7 +151,8 @@ class Merged:
     @classmethod
     def from_content(cls, content: RecordDict) -> Merged:
         """The inverse of ``to_content``."""
-        arrays, metrics = of_kind(content, ArrayRecord), of_kind(content, MetricRecord)
+        arrays = records_of(content, ArrayRecord)
+        metrics = records_of(content, MetricRecord)
         sums = metrics[MERGED]
         return cls(
             PseudoGradientStats(

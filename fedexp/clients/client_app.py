@@ -26,7 +26,7 @@ from fedexp.clients.training import (
     sgd,
     train,
 )
-from fedexp.records import from_record, of_kind, to_record
+from fedexp.records import from_record, records_of, to_record
 
 ModelFn = Callable[[Context], nn.Module]
 DataFn = Callable[[Context], tuple[Examples, Examples]]
@@ -96,7 +96,7 @@ class Trainer:
 
     def config(self, message: Message, context: Context) -> Mapping[str, Any]:
         """The settings of this message."""
-        sent = next(iter(of_kind(message.content, ConfigRecord).values()), ConfigRecord())
+        sent = next(iter(records_of(message.content, ConfigRecord).values()), ConfigRecord())
         return {**context.run_config, **sent}
 
     def generator(self, config: Mapping[str, Any], context: Context) -> np.random.Generator:
@@ -143,7 +143,8 @@ def trained(
 
 def sent(message: Message) -> Arrays:
     """The model in ``message``."""
-    (record,) = (x for key, x in of_kind(message.content, ArrayRecord).items() if key != VARIATE)
+    records = records_of(message.content, ArrayRecord)
+    (record,) = (x for key, x in records.items() if key != VARIATE)
     return from_record(record)
 
 

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from torch import Tensor, nn
 
 from fedexp.arrays import Arrays
-from fedexp.records import from_record, of_kind, to_record
+from fedexp.records import from_record, records_of, to_record
 
 VARIATE = "control-variate"
 """Record key: the server's variate in a message, the client's own in ``Context.state``."""
@@ -45,10 +45,12 @@ class ControlVariates:
         """What ``message`` brings and ``context`` kept; None if the server sends no variate."""
         if VARIATE not in message.content:
             return None
-        server = from_record(of_kind(message.content, ArrayRecord)[VARIATE])
+        server = from_record(records_of(message.content, ArrayRecord)[VARIATE])
         run = float(config.get(_RUN, 0.0))
-        known = VARIATE in context.state and of_kind(context.state, MetricRecord)[_RUN]["id"] == run
-        own = from_record(of_kind(context.state, ArrayRecord)[VARIATE]) if known else {}
+        known = (
+            VARIATE in context.state and records_of(context.state, MetricRecord)[_RUN]["id"] == run
+        )
+        own = from_record(records_of(context.state, ArrayRecord)[VARIATE]) if known else {}
         return cls(server, own or {name: np.zeros_like(c) for name, c in server.items()}, run)
 
     def correction(self, module: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from flwr.app import ArrayRecord, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
-from fedexp.records import of_kind
+from fedexp.records import from_record, records_of
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Span
 from fedexp.simulation.grid import LocalGrid
@@ -202,8 +201,8 @@ def _message(request: Message, reply: Packed | Failure) -> Message:
 
 
 def _num_bytes(message: Message) -> int:
-    records = of_kind(message.content, ArrayRecord).values()
-    return sum(4 * math.prod(x.shape) for record in records for x in record.values())  # of float32
+    records = records_of(message.content, ArrayRecord).values()
+    return sum(x.nbytes for record in records for x in from_record(record).values())
 
 
 def _own(state: Packed) -> Packed:

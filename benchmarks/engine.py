@@ -55,7 +55,7 @@ def measure(key: str, systems: Sequence[str], turns: int) -> dict[str, Row]:
                 seconds, _, _ = remote.ask(ROUNDS.get(name, DEFAULT_ROUNDS))
                 rows[name]["turns"].append(median(seconds[1:]))
         for name, remote in remotes.items():
-            rows[name]["gb"] = remote.peak_gb()
+            rows[name]["gb"] = remote.gb("VmHWM")
     return rows
 
 
@@ -120,8 +120,8 @@ def table(key: str, rows: dict[str, Row]) -> str:
         first = _verdict(flower and row["first"] / flower["first"], FIRST_ROUND if aim else None)
         memory = _verdict(flower and row["gb"] / flower["gb"], MEMORY if aim else None)
         lines.append(
-            f"{name:28} {row['seconds']:8.3f} {row['best']:6.3f} {bare:>17} {faster:>17} {row['first']:9.1f} "
-            f"{first:>15} {row['gb']:5.2f} {memory:>14}"
+            f"{name:28} {row['seconds']:8.3f} {row['best']:6.3f} {bare:>17} {faster:>17} "
+            f"{row['first']:9.1f} {first:>15} {row['gb']:5.2f} {memory:>14}"
         )
     return "\n".join(lines)
 

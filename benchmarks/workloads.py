@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ def _data(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return inputs, torch.randint(10, (ROWS,), generator=rng)
 
 
-@cache
+@lru_cache(maxsize=2048)  # not a million of them
 def _rows(client: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([SEED, client]).integers(ROWS, size=EXAMPLES))
 

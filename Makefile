@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[simulation,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[simulation,hub,dev]'
 	@touch $@
 
 install: $(STAMP)

@@ -7,22 +7,23 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from benchmarks.workloads import EXAMPLES, LR, WORKLOADS
+from benchmarks.workloads import EXAMPLES, LR, WORKLOADS, Workload
 
 app = ClientApp()
 
 
 @cache
-def _model(key: str) -> nn.Module:
+def _model(workload: Workload) -> nn.Module:
     torch.set_num_threads(1)
-    return WORKLOADS[key].model()
+    return workload.model()
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     config = message.content.config_records["config"]
-    key, client = str(config["workload"]), int(context.node_config["partition-id"])
-    workload, model = WORKLOADS[key], _model(key)
+    client = int(context.node_config["partition-id"])
+    workload = next(w for w in WORKLOADS.values() if w.title == config["workload"])
+    model = _model(workload)
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     inputs, targets = workload.data()

@@ -101,6 +101,7 @@ class Bare(Sequential):
             process.join()
 
     def round(self, t: int) -> list[int]:
+        """Take round ``t``; the clients that trained."""
         clients = _draw(self.workload, t)
         for i, pipe in enumerate(self.pipes):
             pipe.send((clients[i::NUM_PROCESSES], t))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -72,9 +73,12 @@ class Remote:
         finally:
             self._signal(signal.SIGSTOP)
 
-    def peak_gb(self) -> float:
-        """Peak resident size, summed over the processes that run now; shared pages count often."""
-        return sum(_peak_kb(pid) for pid in tree(self._process.pid)) / 1e6
+    def gb(self, key: str = "VmRSS") -> float:
+        """Resident size, or with ``VmHWM`` its peak, summed over the processes that run now.
+
+        Pages that processes share count as often.
+        """
+        return sum(_kb(pid, key) for pid in tree(self._process.pid)) / 1e6
 
     def _signal(self, number: int) -> None:
         for pid in tree(self._process.pid):
@@ -96,19 +100,17 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def _peak_kb(pid: int) -> int:
+def _kb(pid: int, key: str) -> int:
     try:
         lines = (_PROC / str(pid) / "status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+    return next((int(line.split()[1]) for line in lines if line.startswith(key)), 0)
 
 
 def _kill(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _environment(folder: str) -> dict[str, str]:

@@ -45,11 +45,11 @@ class Strategy:
         from flwr.app import ArrayRecord, ConfigRecord
 
         self.strategy, self.grid = strategy, grid
-        (key,) = (k for k, w in WORKLOADS.items() if w is workload)
-        self.config = ConfigRecord({"workload": key})
+        self.config = ConfigRecord({"workload": workload.title})
         self.model = ArrayRecord(workload.model().state_dict())
 
     def round(self, t: int) -> list[int]:
+        """Take round ``t``; the clients that trained."""
         messages = list(self.strategy.configure_train(t, self.model, self.config, self.grid))
         clients = [message.metadata.dst_node_id - 2 for message in messages]
         replies = self.grid.send_and_receive(messages, timeout=3600)
@@ -60,6 +60,7 @@ class Strategy:
         return clients
 
     def arrays(self) -> list[Any]:
+        """The model, in the order of its parameters."""
         return [array.numpy() for array in self.model.values()]
 
 

@@ -35,6 +35,7 @@ from fedexp.models import build
 from fedexp.records import from_record, to_record
 from fedexp.rounds import EvaluateFn, Round, rounds
 from fedexp.strategies import STRATEGIES, FedOpt, MeanOfLastTwo
+from fedexp.strategies.per_client import per_client
 from fedexp.strategies.sampling import InPartitionOrder, partitions_of
 
 
@@ -49,22 +50,31 @@ def partition_of(config: Config) -> Parts:
     Raises:
         ValueError: the dataset cannot be split so.
     """
-    return _partition(
-        config.dataset,
-        config.data_dir,
-        config.partitioner,
-        config.num_clients,
-        config.alpha,
-        config.seed,
-    )
+    return _partition(config.model_copy(update=_NO_PARTITION))
+
+
+_PARTITION = {
+    *("dataset", "data_dir", "partitioner", "num_clients", "seed"),
+    *("alpha", "sigma", "shards_per_client", "classes_per_client"),
+}
+# All else goes back to its default, so that configurations that split alike share a partition.
+_NO_PARTITION = {
+    name: field.default for name, field in Config.model_fields.items() if name not in _PARTITION
+}
 
 
 @lru_cache(maxsize=4)
-def _partition(
-    dataset: str, data_dir: str, partitioner: str, num_clients: int, alpha: float, seed: int
-) -> Parts:
-    data = load(dataset, data_dir=data_dir or None, seed=seed)
-    return named(partitioner, data, num_clients=num_clients, seed=seed, alpha=alpha)
+def _partition(config: Config) -> Parts:
+    return named(
+        config.partitioner,
+        dataset_of(config),
+        num_clients=config.num_clients,
+        seed=config.seed,
+        alpha=config.alpha,
+        sigma=config.sigma,
+        shards_per_client=config.shards_per_client,
+        classes_per_client=config.classes_per_client,
+    )
 
 
 def examples(context: Context) -> tuple[Examples, Examples]:
@@ -164,6 +174,7 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
             min_train_nodes=1,
             min_evaluate_nodes=1,
             min_available_nodes=num_nodes,
+            evaluate_metrics_aggr_fn=per_client,
             client_config=client_config(config, key),
             **options,
         )

@@ -34,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _Parser(prog="fedexp", description="Federated learning with an adaptive server step.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     _simulate_flags(commands.add_parser("simulate", help="run strategies on virtual clients"))
+    _config_flags(commands.add_parser("partition", help="see how a dataset is split"))
     values = vars(parser.parse_args(argv))
-    {"simulate": simulate}[values.pop("command")](values)
+    {"simulate": simulate, "partition": partition}[values.pop("command")](values)
 
 
 def _simulate_flags(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +84,32 @@ def simulate(values: dict[str, Any]) -> None:
     picture = plot_curves(folder, keys, config.target_accuracy)
     table(summaries, config.target_accuracy)
     print(f"Run folder: {folder}\nPicture: {picture}")
+
+
+def partition(values: dict[str, Any]) -> None:
+    """Print the sizes and label counts of the clients, and draw them."""
+    try:
+        config = config_of(values)
+        from fedexp import app
+
+        data, parts = app.dataset_of(config), app.partition_of(config)
+        if not data.num_classes:
+            raise ValueError(f"Config(dataset={config.dataset!r}): it has no classes to show.")
+        need("matplotlib", "simulation")
+    except (ValueError, ModuleNotFoundError) as error:
+        fail(str(error))
+    from fedexp.console import partition_table
+    from fedexp.datasets import heterogeneity, label_counts, plot
+
+    labels, folder = data.train[1].numpy(), Path(config.out or ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    partition_table(label_counts(labels, parts))
+    print(
+        f"{len(parts):,} clients, {parts.sizes.min()} to {parts.sizes.max()} examples, "
+        f"heterogeneity {heterogeneity(labels, parts):.3f} (mean total-variation distance to all)"
+    )
+    plot(labels, parts, folder / "partition.png")
+    print(f"Picture: {folder / 'partition.png'}")
 
 
 def _prepared(values: dict[str, Any]) -> tuple[Config, Path, LocalGrid]:

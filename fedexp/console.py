@@ -5,6 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -69,6 +72,19 @@ def table(summaries: dict[str, dict[str, Any]], target: float) -> None:
             _number(summary["seconds-a-round"], 3),
         )
     Console().print(view)
+
+
+def partition_table(counts: NDArray[np.integer[Any]], most: int = 20) -> None:
+    """Print clients x labels, ``[num_clients, num_classes]``; at most ``most`` of each."""
+    clients, classes = (min(n, most) for n in counts.shape)
+    view = Table("client", "size", *map(str, range(classes)), box=SIMPLE, padding=(0, 0, 0, 1))
+    for column in view.columns:
+        column.justify = "right"
+    for client, row in enumerate(counts[:clients]):
+        view.add_row(str(client), str(row.sum()), *(str(n or "") for n in row[:classes]))
+    Console().print(view)
+    if left_out := len(counts) - clients:
+        print(f"... and {left_out:,} more clients")
 
 
 def _percent(value: float | None) -> str:

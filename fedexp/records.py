@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedexp.arrays import Arrays
@@ -45,6 +45,18 @@ def _lazy(ndarray: NDArray[Any]) -> _Lazy:
 # Flower writes the class name into the object's header and looks it up again on the other side,
 # where this is a plain Array.
 _Lazy.__qualname__ = Array.__qualname__
+
+
+R = TypeVar("R", ArrayRecord, MetricRecord, ConfigRecord)
+
+
+def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
+    """The records of one kind.
+
+    Flower's own views (``content.array_records`` and the like) refer to themselves, which keeps
+    a whole reply in memory until the garbage collector comes round.
+    """
+    return {key: record for key, record in content.items() if isinstance(record, kind)}
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:

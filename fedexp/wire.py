@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedexp.arrays import Arrays, check_alike, first_non_finite
-from fedexp.records import from_record, to_record
+from fedexp.records import R, from_record, records_of, to_record
 from fedexp.stats import PseudoGradientStats, update_norm
 
 REQUEST, MERGED = "fedexp-merge", "fedexp-sums"
@@ -77,7 +77,7 @@ class Reading:
                 ``before``, NaN or infinity, or a weight that is not a positive number.
         """
         try:
-            arrays = from_record(_only(content.array_records, "ArrayRecord"))
+            arrays = from_record(_only(content, ArrayRecord))
             check_alike(arrays, before)
         except BadReply:
             raise
@@ -100,15 +100,16 @@ class Reading:
 
     def weight(self, content: RecordDict) -> float:
         """The client's weight as it reported it."""
-        value = _only(content.metric_records, "MetricRecord").get(self.weighted_by)
+        value = _only(content, MetricRecord).get(self.weighted_by)
         if isinstance(value, list) or value is None or not 0 < value < float("inf"):
             raise BadReply(f"{self.weighted_by} is {value}, it must be a positive number.")
         return float(value)
 
 
-def _only(records: Mapping[str, Any], kind: str) -> Any:
+def _only(content: RecordDict, kind: type[R]) -> R:
+    records = records_of(content, kind)
     if len(records) != 1:
-        raise BadReply(f"it has {len(records)} records of kind {kind}, expected one.")
+        raise BadReply(f"it has {len(records)} records of kind {kind.__name__}, expected one.")
     return next(iter(records.values()))
 
 
@@ -150,16 +151,18 @@ class Merged:
     @classmethod
     def from_content(cls, content: RecordDict) -> Merged:
         """The inverse of ``to_content``."""
-        sums = content.metric_records[MERGED]
+        arrays = records_of(content, ArrayRecord)
+        metrics = records_of(content, MetricRecord)
+        sums = metrics[MERGED]
         return cls(
             PseudoGradientStats(
                 count=int(cast(int, sums["count"])),
                 weight=float(cast(float, sums["weight"])),
-                update=cast(Any, from_record(content.array_records["update-sum"])),
+                update=cast(Any, from_record(arrays["update-sum"])),
                 sq_norm=float(cast(float, sums["sq-norm"])),
                 norm=float(cast(float, sums["norm"])),
-                buffers=cast(Any, from_record(content.array_records["buffer-sum"])),
+                buffers=cast(Any, from_record(arrays["buffer-sum"])),
                 num_clipped=int(cast(int, sums["num-clipped"])),
             ),
-            tuple((int(k), dict(m)) for k, m in content.metric_records.items() if k != MERGED),
+            tuple((int(k), dict(m)) for k, m in metrics.items() if k != MERGED),
         )

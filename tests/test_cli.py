@@ -128,3 +128,29 @@ def test_a_round_in_which_every_client_fails_is_recorded_as_failed(tmp_path):
     first = lines(tmp_path / "run" / "fedavg" / "metrics.jsonl")[0]
     assert first["failed"]
     assert (first["num-clients"], first["num-failures"], first["train-loss"]) == (0, 1, None)
+
+
+def test_a_partition_is_printed_and_drawn(tmp_path, capsys):
+    flags = ["--partitioner", "shards", "--num-clients", "5", "--out", str(tmp_path)]
+    cli.main(["partition", *flags])
+    printed = capsys.readouterr().out
+    assert "5 clients, 28" in printed
+    assert "heterogeneity" in printed
+    assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_keeps_the_picture_of_its_partition_and_evaluates_clients(tmp_path):
+    evaluated = ["--fraction-evaluate", "1", "--local-test-fraction", "0.2"]
+    run(*QUICK, *evaluated, "--strategy", "fedexp", "--out", tmp_path / "run")
+    assert (tmp_path / "run" / "partition.png").exists()
+    row = lines(tmp_path / "run" / "fedexp" / "metrics.jsonl")[-1]
+    assert 0 <= row["eval-accuracy-worst-tenth"] <= row["eval-accuracy"] <= 1
+    assert row["eval-accuracy-std"] >= 0
+
+
+def test_a_regression_has_no_labels_to_show(tmp_path, capsys):
+    flags = ["--dataset", "synthetic-regression", "--partitioner", "natural", "--num-clients", "0"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["partition", *flags, "--out", str(tmp_path)])
+    assert caught.value.code == 2
+    assert "no classes" in capsys.readouterr().err

@@ -1,4 +1,6 @@
+import gc
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -21,6 +23,18 @@ def reading(**changes):
         "arrays_key": "arrays",
     }
     return Reading(**(values | changes))
+
+
+def test_a_reply_that_was_read_dies_with_its_last_reference():
+    body = content(GOOD)
+    array = weakref.ref(body["arrays"]["w"])
+    gc.disable()  # models must not pile up until the cycle collector runs
+    try:
+        reading().read(body, BEFORE)
+        del body
+        assert array() is None
+    finally:
+        gc.enable()
 
 
 def with_w(x):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -26,7 +26,7 @@ from fedexp.clients.training import (
     train,
 )
 from fedexp.clients.tuned_rates import keep, started
-from fedexp.records import from_record, to_record
+from fedexp.records import from_record, records_of, to_record
 
 ModelFn = Callable[[Context], nn.Module]
 DataFn = Callable[[Context], tuple[Examples, Examples]]
@@ -102,7 +102,7 @@ class Trainer:
 
     def config(self, message: Message, context: Context) -> Mapping[str, Any]:
         """The settings of this message."""
-        sent = next(iter(message.content.config_records.values()), ConfigRecord())
+        sent = next(iter(records_of(message.content, ConfigRecord).values()), ConfigRecord())
         return {**context.run_config, **sent}
 
     def maker(self, settings: LocalTraining) -> OptimizerFn:
@@ -162,7 +162,8 @@ def trained(
 
 def sent(message: Message) -> Arrays:
     """The model in ``message``."""
-    (record,) = (x for key, x in message.content.array_records.items() if key != VARIATE)
+    records = records_of(message.content, ArrayRecord)
+    (record,) = (x for key, x in records.items() if key != VARIATE)
     return from_record(record)
 
 

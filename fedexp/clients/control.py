@@ -8,11 +8,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from flwr.app import Context, Message, MetricRecord
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from torch import Tensor, nn
 
 from fedexp.arrays import Arrays
-from fedexp.records import from_record, to_record
+from fedexp.records import from_record, records_of, to_record
 
 VARIATE = "control-variate"
 """Record key: the server's variate in a message, the client's own in ``Context.state``."""
@@ -48,10 +48,12 @@ class ControlVariates:
         """What ``message`` brings and ``context`` kept; None if the server sends no variate."""
         if VARIATE not in message.content:
             return None
-        server = from_record(message.content.array_records[VARIATE])
+        server = from_record(records_of(message.content, ArrayRecord)[VARIATE])
         run = float(config.get(RUN, 0.0))
-        known = VARIATE in context.state and context.state.metric_records[_RUN]["id"] == run
-        own = from_record(context.state.array_records[VARIATE]) if known else {}
+        known = (
+            VARIATE in context.state and records_of(context.state, MetricRecord)[_RUN]["id"] == run
+        )
+        own = from_record(records_of(context.state, ArrayRecord)[VARIATE]) if known else {}
         return cls(server, own or {name: np.zeros_like(c) for name, c in server.items()}, run)
 
     def correction(self, module: nn.Module) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from flwr.app import Context, MetricRecord
 
 from fedexp.clients.control import RUN
 from fedexp.clients.training import LocalTraining
+from fedexp.records import records_of
 
 BETWEEN = "hyper-between-rounds"
 """Setting: ``fresh``, ``carry`` (kept in ``Context.state``) or ``average`` (the server's mean)."""
@@ -30,7 +31,7 @@ def started(config: Mapping[str, Any], context: Context) -> LocalTraining:
     policy = config.get(BETWEEN, "fresh")
     if policy == "average" and MEAN in config:
         return replace(settings, lr=float(config[MEAN]))
-    kept = context.state.metric_records.get(_KEPT)
+    kept = records_of(context.state, MetricRecord).get(_KEPT)
     if policy == "carry" and kept and kept["run"] == _run(config):
         return replace(settings, lr=float(kept["learning-rate"]))  # type: ignore[arg-type]
     return settings

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedexp.arrays import Arrays, first_non_finite
-from fedexp.records import from_record
+from fedexp.records import from_record, records_of
 from fedexp.simulation.grid import error_reply
 from fedexp.stats import PseudoGradientStats, update_norm
 from fedexp.wire import BadReply, Merged, Reading
@@ -109,7 +109,7 @@ class Share:
             arrays, weight = self.reading.read(reply.content, self.before, look_at_updates=False)
         except BadReply as error:
             return self._left_out(message, error_reply(message, str(error)))
-        (metrics,) = reply.content.metric_records.values()
+        (metrics,) = records_of(reply.content, MetricRecord).values()
         return _Row(message, arrays, weight, (message.metadata.dst_node_id, dict(metrics)))
 
     def _finite(self, row: _Row) -> _Row:
@@ -132,7 +132,7 @@ def group_size(before: Arrays) -> int:
 
 def broadcast_of(message: Message, reading: Reading) -> Arrays:
     """The model in a message."""
-    return from_record(message.content.array_records[reading.arrays_key])
+    return from_record(records_of(message.content, ArrayRecord)[reading.arrays_key])
 
 
 def replies(first: Message, merged: Merged, errors: Sequence[Message]) -> Iterator[Message]:

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any, Self
 
-from flwr.app import Context, Error, Message, RecordDict, UserConfig
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedexp import wire
+from fedexp.records import records_of
 from fedexp.simulation.transport import Packed
 
 FIRST_NODE_ID = 2  # 0 and 1 are Flower's own
@@ -127,7 +128,7 @@ class LocalGrid(Grid):
         sent = [self._numbered(message) for message in messages]
         if not sent:
             return []
-        if request := sent[0].content.config_records.get(wire.REQUEST):
+        if request := records_of(sent[0].content, ConfigRecord).get(wire.REQUEST):
             return self._execute_merged(sent, wire.Reading.from_record(request), timeout)
         return list(self._execute(sent, timeout))
 

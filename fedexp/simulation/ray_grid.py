@@ -9,11 +9,11 @@ from logging import WARNING
 from typing import Any
 
 import numpy as np
-from flwr.app import Error, Message
+from flwr.app import ArrayRecord, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
-from fedexp.records import from_record
+from fedexp.records import from_record, records_of
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Span
 from fedexp.simulation.grid import LocalGrid
@@ -201,7 +201,7 @@ def _message(request: Message, reply: Packed | Failure) -> Message:
 
 
 def _num_bytes(message: Message) -> int:
-    records = message.content.array_records.values()
+    records = records_of(message.content, ArrayRecord).values()
     return sum(x.nbytes for record in records for x in from_record(record).values())
 
 

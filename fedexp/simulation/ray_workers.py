@@ -141,6 +141,7 @@ def _connect(num_workers: int | None, num_gpus: float, address: str | None) -> b
 
         _check("num_gpus", torch.cuda.device_count(), "GPU", num_gpus)
     ray.init(
+        address="local",  # without it, whatever cluster runs on this machine is joined
         num_cpus=num_workers or os.cpu_count(),
         include_dashboard=False,
         log_to_driver=False,

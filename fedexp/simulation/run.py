@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import platform
@@ -19,6 +20,7 @@ from flwr.common.logger import log
 
 from fedexp import app
 from fedexp.config import Config
+from fedexp.datasets import plot
 from fedexp.files import save_json, save_text
 from fedexp.records import from_record, to_record
 from fedexp.report import read_rows
@@ -52,12 +54,18 @@ def folder_of(config: Config, overwrite: bool = False) -> Path:
 
 
 def begin(config: Config, folder: Path) -> None:
-    """Make ``folder`` with ``config.toml`` and ``environment.json``; an old run in it goes."""
+    """Make ``folder`` with what is known before the first round; an old run in it goes.
+
+    That is ``config.toml``, ``environment.json`` and the picture of the partition.
+    """
     if (folder / "config.toml").exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_text(folder / "config.toml", config.to_toml())
     save_json(folder / "environment.json", environment())
+    if importlib.util.find_spec("matplotlib") and app.dataset_of(config).num_classes:
+        labels = app.dataset_of(config).train[1].numpy()
+        plot(labels, app.partition_of(config), folder / "partition.png")
 
 
 def simulate(

@@ -13,6 +13,7 @@ from flwr.common.logger import log
 
 from fedexp import wire
 from fedexp.arrays import Arrays
+from fedexp.records import records_of
 from fedexp.stats import PseudoGradientStats, update_norm
 from fedexp.strategies.robustness import outliers
 
@@ -138,7 +139,7 @@ class Replies:
         self._keep_metrics(node, content)
 
     def _keep_metrics(self, node: int, content: RecordDict) -> None:
-        ((self.metrics_key, metrics),) = content.metric_records.items()
+        ((self.metrics_key, metrics),) = records_of(content, MetricRecord).items()
         self.metrics.append((node, dict(metrics)))
 
     def _leave_out(self, node: int, reason: str) -> None:

@@ -76,7 +76,7 @@ def _ask(grid: Grid, nodes: Sequence[int]) -> dict[int, dict[str, int]]:
     messages = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
     replies = grid.send_and_receive(messages)
     return {
-        reply.metadata.src_node_id: cast(dict[str, int], reply.content.metric_records["metrics"])
+        reply.metadata.src_node_id: cast(dict[str, int], reply.content["metrics"])
         for reply in replies
     }
 

@@ -98,7 +98,7 @@ def test_plain_sgd_reports_the_rate_it_was_given():
 def test_a_rate_moves_by_the_cosine_of_the_gradient_and_the_last_step():
     # Written out: SGD, and η ← η exp(κ cos(g, g_last)) from the second step on.
     kappa, settings = 0.3, LocalTraining(lr=0.05, optimizer="hypersgd", hyper_lr=0.3)
-    w, rng = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)), None
+    w = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
     optimizer = LOCAL_OPTIMIZERS["hypersgd"]([w], settings)
     x, eta, last = w.detach().numpy().copy(), 0.05, None
     rng = np.random.default_rng(0)
@@ -166,7 +166,7 @@ def test_a_client_whose_loss_is_not_finite_says_so_and_keeps_nothing(name):
 
 
 def test_an_unknown_name_is_refused_with_those_that_exist():
-    with pytest.raises(ValueError, match="local-optimizer='sdg'.*hypersgd"):
+    with pytest.raises(ValueError, match=r"local-optimizer='sdg'.*hypersgd"):
         Nodes().train("sdg")
 
 

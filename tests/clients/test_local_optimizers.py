@@ -1,5 +1,7 @@
 """Local optimizers of a federation: alone and in groups, within a round and between rounds."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from torch import nn
 
 from fedexp.clients import LOCAL_OPTIMIZERS, Examples, LocalTraining, client_app, module_arrays
+from fedexp.clients.local_optimizers import markdown
 from fedexp.clients.vectorized import Cohort
 from fedexp.simulation.grid import context_of
 
@@ -182,3 +185,8 @@ def test_an_optimizer_of_ones_own_has_its_rate_reported_and_is_not_vectorised():
     assert rates(Nodes(app=app).train("hypersgd")) == [0.1] * 5
     with pytest.raises(ValueError, match="no functional form"):
         Nodes("on", app)
+
+
+def test_the_documents_table_is_the_one_that_the_flag_reads():
+    path = Path(__file__).parents[2] / "docs" / "hypergradients.md"
+    assert markdown() in path.read_text(encoding="utf-8")

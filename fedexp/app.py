@@ -16,7 +16,16 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
-from fedexp.clients import Examples, client_app, default_loss, evaluate, load_arrays, module_arrays
+from fedexp.clients import (
+    Examples,
+    LocalTraining,
+    client_app,
+    default_loss,
+    evaluate,
+    load_arrays,
+    module_arrays,
+)
+from fedexp.clients.local_optimizers import named as named_optimizer
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Parts, load
 from fedexp.datasets.partition import named, split
@@ -109,34 +118,72 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def strategy_keys(config: Config) -> list[str]:
-    """The strategies that a run compares.
+    """What a run compares: strategies, some with a local optimizer of their own behind a ``+``.
 
     Raises:
         ValueError: one of them is unknown.
     """
     wanted = list(STRATEGIES) if config.strategy == "all" else config.strategy.split(",")
-    if unknown := [key for key in wanted if key not in STRATEGIES]:
+    if unknown := [key for key in wanted if key.partition("+")[0] not in STRATEGIES]:
         raise ValueError(
             f"Config(strategy={config.strategy!r}): unknown {unknown[0]!r}. "
             f"Known: all, {', '.join(STRATEGIES)}."
         )
+    for key in wanted:
+        named_optimizer(optimizer_key(config, key))
     return wanted
 
 
+def optimizer_key(config: Config, key: str) -> str:
+    """The local optimizer of an entry of ``strategy_keys``."""
+    _, plus, own = key.partition("+")
+    return own if plus else config.local_optimizer
+
+
+def client_config(config: Config, key: str) -> dict[str, int | float | bool | str]:
+    """The settings that the clients of one entry get with their messages.
+
+    Raises:
+        ValueError: the local optimizer cannot take them.
+    """
+    name = optimizer_key(config, key)
+    tunes = named_optimizer(name).tunes
+    settings: dict[str, int | float | bool | str] = {
+        "local-optimizer": name,
+        "hyper-learning-rate": config.hyper_learning_rate,
+        "hyper-height": config.hyper_height,
+        "hyper-between-rounds": config.hyper_between_rounds if tunes else "fresh",
+    }
+    local = LocalTraining.of({**config.values(), **settings})
+    named_optimizer(name)([nn.Parameter(torch.zeros(1))], local)  # what is wrong with it shows now
+    return settings
+
+
 def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
-    """The strategy ``key``, its own arguments filled from the config fields of the same name."""
-    cls = STRATEGIES[key].strategy
+    """The strategy ``key``, its own arguments filled from the config fields of the same name.
+
+    Raises:
+        ValueError: its clients' optimizer does not go with it, or with its settings.
+    """
+    cls = STRATEGIES[key.partition("+")[0]].strategy
     known = {name for base in cls.__mro__ for name in inspect.signature(base).parameters}
     options = {name: getattr(config, name) for name in known & Config.model_fields.keys()}
     options["max_step_size"] = config.max_step_size or None
     with level(ERROR):  # Flower warns when no client evaluates, which is the default here
-        return cls(
+        strategy = cls(
             min_train_nodes=1,
             min_evaluate_nodes=1,
             min_available_nodes=num_nodes,
             evaluate_metrics_aggr_fn=per_client,
+            client_config=client_config(config, key),
             **options,
         )
+    if strategy.control_variates and named_optimizer(optimizer_key(config, key)).tunes:
+        raise ValueError(
+            f"Config(strategy={key!r}): control variates need one learning rate at all clients, "
+            f"and {optimizer_key(config, key)} tunes it. Use +sgd."
+        )
+    return strategy
 
 
 class Run:

@@ -26,7 +26,10 @@ class Config(BaseModel):
         frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True
     )
 
-    strategy: str = Field("fedavg,fedexp", description="strategies, by comma; `all` for every one")
+    strategy: str = Field(
+        "fedavg,fedexp,fedexp+hypersgd",
+        description="strategies, by comma; `all` for every one; +NAME for a local optimizer",
+    )
     dataset: str = Field("digits", description="a key of datasets.SOURCES")
     data_dir: str = Field("", description="folder with one folder per dataset, for file formats")
     partitioner: str = Field("dirichlet", description="a key of datasets.PARTITIONERS")
@@ -45,6 +48,12 @@ class Config(BaseModel):
     learning_rate: float = Field(0.1, gt=0, description="of the clients")
     learning_rate_decay: float = Field(1.0, gt=0, le=1, description="factor every round")
     weight_decay: float = Field(0.0, ge=0, description="of the clients")
+    local_optimizer: str = Field("sgd", description="a key of clients.LOCAL_OPTIMIZERS")
+    hyper_learning_rate: float = Field(0.1, gt=0, description="κ of the clients that tune theirs")
+    hyper_height: int = Field(1, ge=1, le=9, description="levels of the tower of learning rates")
+    hyper_between_rounds: Literal["fresh", "carry", "average"] = Field(
+        "fresh", description="what a tuned learning rate starts from: fresh, carry, average"
+    )
     max_grad_norm: float = Field(0.0, ge=0, description="clip local gradients; 0 for none")
     server_learning_rate: float = Field(1.0, gt=0, description="server step of fixed-step rules")
     epsilon: float = Field(1e-3, ge=0, description="FedExP's ε, in squared parameter units")

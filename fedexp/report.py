@@ -19,26 +19,47 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def plot_curves(folder: Path, keys: list[str], target: float) -> Path:
-    """Draw test accuracy and server step against rounds, ``curves.png`` in a run's folder."""
+    """Draw test accuracy, server step and tuned learning rates, ``curves.png`` in the folder."""
     need("matplotlib", "simulation")
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    accuracy, step = figure.subplots(1, 2)
-    for key in keys:
-        rows = read_rows(folder / key)
+    found = {key: read_rows(folder / key) for key in keys}
+    tuned = {key: rows for key, rows in found.items() if any(map(_spread, rows))}
+    panels = 3 if tuned else 2
+    figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
+    accuracy, step, *rate = figure.subplots(1, panels)
+    for key, rows in found.items():
         numbers = [row["round"] for row in rows]
         accuracy.plot(numbers, _column(rows, "test-accuracy"), label=key)
         step.plot(numbers, _column(rows, "server-step-size"), label=key)
     accuracy.axhline(target, color="grey", lw=0.8, ls=":")
     accuracy.set(xlabel="round", ylabel="test accuracy", title="Test accuracy")
     step.set(xlabel="round", ylabel="server step size", title="Server step size")
-    for axes in (accuracy, step):
+    for axes in rate:
+        _draw_rates(axes, tuned, keys)
+    for axes in (accuracy, step, *rate):
         axes.grid(alpha=0.3)
         axes.legend()
     path = folder / "curves.png"
     atomically(path, lambda beside: figure.savefig(beside, format="png", dpi=110))
     return path
+
+
+def _draw_rates(axes: Any, tuned: dict[str, list[dict[str, Any]]], keys: list[str]) -> None:
+    """The cohort's mean learning rate, in a band of one standard deviation."""
+    for key, rows in tuned.items():
+        rows = [row for row in rows if row.get("learning-rate") is not None]
+        numbers = [row["round"] for row in rows]
+        mean = [row["learning-rate"] for row in rows]
+        ends = [(m - _spread(r), m + _spread(r)) for m, r in zip(mean, rows, strict=True)]
+        color = f"C{keys.index(key)}"
+        axes.plot(numbers, mean, label=key, color=color)
+        axes.fill_between(numbers, *zip(*ends, strict=True), color=color, alpha=0.2, lw=0)
+    axes.set(xlabel="round", ylabel="mean and spread", title="Learning rate of the clients")
+
+
+def _spread(row: dict[str, Any]) -> float:
+    return row.get("learning-rate-std") or 0.0
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> list[float]:

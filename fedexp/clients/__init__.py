@@ -1,12 +1,42 @@
 """Clients: the local loop, and the ClientApp around it."""
 
+from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
 from fedexp.clients.client_app import Trainer, client_app
+from fedexp.clients.delta_sgd import DeltaSGD
+from fedexp.clients.hyper_optimizers import (
+    HyperAdagrad,
+    HyperAdam,
+    HyperAdamW,
+    HyperRMSprop,
+    HyperSGD,
+)
+from fedexp.clients.hypergradient import Hypergradient
+from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, sgd
 from fedexp.clients.module import load_arrays, module_arrays
-from fedexp.clients.training import Examples, LocalTraining, default_loss, evaluate, sgd, train
+from fedexp.clients.scheduled_sgd import ScheduledSGD
+from fedexp.clients.towers import Tower
+from fedexp.clients.training import Examples, LocalTraining, default_loss, evaluate, train
+from fedexp.clients.update_rules import SGD, Rule
 
 __all__ = [
+    "LOCAL_OPTIMIZERS",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "DeltaSGD",
     "Examples",
+    "HyperAdagrad",
+    "HyperAdam",
+    "HyperAdamW",
+    "HyperRMSprop",
+    "HyperSGD",
+    "Hypergradient",
+    "LocalOptimizer",
     "LocalTraining",
+    "RMSprop",
+    "Rule",
+    "ScheduledSGD",
+    "Tower",
     "Trainer",
     "client_app",
     "default_loss",

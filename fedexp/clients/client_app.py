@@ -15,17 +15,17 @@ from torch import nn
 
 from fedexp.arrays import Arrays
 from fedexp.clients.control import STEP, VARIATE, ControlVariates
+from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named
 from fedexp.clients.module import load_arrays, module_arrays
 from fedexp.clients.training import (
     Examples,
-    LocalOptimizer,
     LocalTraining,
     Loss,
     default_loss,
     evaluate,
-    sgd,
     train,
 )
+from fedexp.clients.tuned_rates import keep, started
 from fedexp.records import from_record, records_of, to_record
 
 ModelFn = Callable[[Context], nn.Module]
@@ -38,18 +38,19 @@ class Trainer:
 
     Settings are the run config's, overridden by the message's ``config`` record; see
     ``LocalTraining.of`` for their keys. A client is a pure function of the message, its
-    partition, the run's ``seed`` and the round.
+    partition, the run's ``seed`` and the round, and of what it keeps in ``Context.state``.
 
     Attributes:
         model: ``context -> module``; called once per process and run config.
         data: ``context -> (train, test)`` examples of ``context.node_config["partition-id"]``.
-        optimizer: ``(parameters, settings) -> torch optimizer``, made anew every round.
+        optimizer: ``(parameters, settings) -> torch optimizer``, made anew every round; by
+            default what ``local-optimizer`` names in ``LOCAL_OPTIMIZERS``.
         loss: ``(outputs, targets) -> scalar``, a mean over the batch.
     """
 
     model: ModelFn
     data: DataFn
-    optimizer: LocalOptimizer = sgd
+    optimizer: OptimizerFn | None = None
     loss: Loss = default_loss
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
@@ -60,7 +61,7 @@ class Trainer:
             FloatingPointError: the loss is not finite; the server gets this as an error reply.
         """
         config = self.config(message, context)
-        settings = LocalTraining.of(config)
+        settings = started(config, context)
         rng = self.generator(config, context)
         module = self.module(context)
         load_arrays(module, sent(message))
@@ -69,14 +70,19 @@ class Trainer:
             # Of dropout and the like; torch.manual_seed would note its caller for a GPU to come.
             torch.default_generator.manual_seed(int(rng.integers(2**63)))
             params = [p for p in module.parameters() if p.requires_grad]
-            optimizer = self.optimizer(params, settings)
+            make = self.maker(settings)
+            optimizer = make(params, settings)
             control = ControlVariates.of(message, config, context)
             correction = control.correction(module) if control else {}
             loss = train(module, examples, settings, optimizer, self.loss, rng, correction)
-        metrics = {"num-examples": len(examples), "train-loss": loss, "learning-rate": settings.lr}
+        rate = learning_rate(optimizer, settings)
+        metrics = {"num-examples": len(examples), "train-loss": loss, "learning-rate": rate}
         if config.get("final-loss"):
             metrics["final-loss"] = evaluate(module, examples, self.loss)["loss"]
-        return trained(message, context, module_arrays(module), metrics, control, settings)
+        reply = trained(message, context, module_arrays(module), metrics, control, settings)
+        if tunes(make):
+            keep(config, context, rate)
+        return reply
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Reply ``eval-loss`` and ``eval-accuracy`` of the received arrays on the test examples."""
@@ -99,6 +105,14 @@ class Trainer:
         sent = next(iter(records_of(message.content, ConfigRecord).values()), ConfigRecord())
         return {**context.run_config, **sent}
 
+    def maker(self, settings: LocalTraining) -> OptimizerFn:
+        """What makes the local optimizer.
+
+        Raises:
+            ValueError: the settings name one that does not exist.
+        """
+        return self.optimizer or named(settings.optimizer)
+
     def generator(self, config: Mapping[str, Any], context: Context) -> np.random.Generator:
         """The generator of this client in this round."""
         partition = int(context.node_config.get("partition-id", context.node_id))
@@ -113,6 +127,11 @@ class Trainer:
             device = str(context.run_config.get("device") or "cpu")
             self._modules[key] = self.model(context).to(device)
         return self._modules[key]
+
+
+def tunes(make: OptimizerFn) -> bool:
+    """Whether the optimizers that ``make`` makes move their learning rate."""
+    return getattr(make, "tunes", False)
 
 
 def trained(
@@ -151,7 +170,7 @@ def sent(message: Message) -> Arrays:
 def client_app(
     model: ModelFn,
     data: DataFn,
-    optimizer: LocalOptimizer = sgd,
+    optimizer: OptimizerFn | None = None,
     loss: Loss = default_loss,
     **kwargs: Any,
 ) -> ClientApp:
@@ -162,7 +181,8 @@ def client_app(
     Args:
         model: ``context -> module``.
         data: ``context -> (train examples, test examples)`` of one client.
-        optimizer: ``(parameters, settings) -> torch optimizer``; plain SGD by default.
+        optimizer: ``(parameters, settings) -> torch optimizer``; by default what the setting
+            ``local-optimizer`` names, plain SGD if there is none.
         loss: ``(outputs, targets) -> scalar``; cross-entropy or squared error by default.
         **kwargs: ClientApp's, e.g. ``mods``.
     """

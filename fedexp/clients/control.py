@@ -22,6 +22,9 @@ STEP = "control-step"
 
 _RUN = "control-run"
 
+RUN = "run-id"
+"""Setting by which clients tell one run from another."""
+
 
 @dataclass(frozen=True, eq=False)
 class ControlVariates:
@@ -46,7 +49,7 @@ class ControlVariates:
         if VARIATE not in message.content:
             return None
         server = from_record(records_of(message.content, ArrayRecord)[VARIATE])
-        run = float(config.get(_RUN, 0.0))
+        run = float(config.get(RUN, 0.0))
         known = (
             VARIATE in context.state and records_of(context.state, MetricRecord)[_RUN]["id"] == run
         )

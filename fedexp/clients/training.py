@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -54,6 +54,9 @@ class LocalTraining:
         max_grad_norm: gradients are scaled down to this norm; 0 for no clipping.
         proximal_mu: ``μ`` of FedProx, which adds ``μ/2 ‖w - w₀‖²`` to the loss, ``w₀`` being the
             parameters received. Li et al. 2020, arXiv:1812.06127.
+        optimizer: a key of ``LOCAL_OPTIMIZERS``.
+        hyper_lr: ``κ``, with which the learning rate is tuned, for the optimizers that have one.
+        hyper_height: levels of the tower above the weights; the topmost rate is ``κ`` throughout.
     """
 
     num_steps: int = 20
@@ -62,6 +65,9 @@ class LocalTraining:
     weight_decay: float = 0.0
     max_grad_norm: float = 0.0
     proximal_mu: float = 0.0
+    optimizer: str = "sgd"
+    hyper_lr: float = 0.1
+    hyper_height: int = 1
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
@@ -78,6 +84,9 @@ class LocalTraining:
             weight_decay=float(config.get("weight-decay", cls.weight_decay)),
             max_grad_norm=float(config.get("max-grad-norm", cls.max_grad_norm)),
             proximal_mu=float(config.get("proximal-mu", cls.proximal_mu)),
+            optimizer=str(config.get("local-optimizer", cls.optimizer)),
+            hyper_lr=float(config.get("hyper-learning-rate", cls.hyper_lr)),
+            hyper_height=int(config.get("hyper-height", cls.hyper_height)),
         )
 
     def batches(self, num_examples: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -90,59 +99,6 @@ class LocalTraining:
         passes = -(-wanted // num_examples)
         order = [rng.permutation(num_examples) for _ in range(passes)]
         return np.concatenate(order)[:wanted].reshape(self.num_steps, self.batch_size)
-
-
-LocalOptimizer = Callable[[Iterable[nn.Parameter], LocalTraining], torch.optim.Optimizer]
-
-
-def sgd(params: Iterable[nn.Parameter], settings: LocalTraining) -> torch.optim.Optimizer:
-    """Plain SGD: ``w ← w - η_l (g + weight_decay · w)``."""
-    return torch.optim.SGD(params, lr=settings.lr, weight_decay=settings.weight_decay)
-
-
-Tensors = dict[str, Tensor]
-
-
-class FunctionalOptimizer(Protocol):
-    """A local optimizer as pure functions, for many clients at once under ``torch.func.vmap``."""
-
-    def init(self, params: Tensors) -> Any:
-        """State before the first step: tensors in any nesting of dicts and tuples."""
-        ...
-
-    def update(self, params: Tensors, grads: Tensors, state: Any) -> tuple[Tensors, Any]:
-        """Parameters and state after a step."""
-        ...
-
-
-@dataclass(frozen=True)
-class FunctionalSgd:
-    """``sgd`` as pure functions.
-
-    Attributes:
-        settings: its learning rate and weight decay.
-    """
-
-    settings: LocalTraining
-
-    def init(self, params: Tensors) -> tuple[()]:
-        """No state."""
-        return ()
-
-    def update(
-        self, params: Tensors, grads: Tensors, state: tuple[()]
-    ) -> tuple[Tensors, tuple[()]]:
-        """``w ← w - η_l (g + weight_decay · w)``."""
-        if decay := self.settings.weight_decay:
-            grads = {name: g.add(params[name], alpha=decay) for name, g in grads.items()}
-        lr = self.settings.lr
-        return {name: w.add(grads[name], alpha=-lr) for name, w in params.items()}, ()
-
-
-FUNCTIONAL: dict[LocalOptimizer, Callable[[LocalTraining], FunctionalOptimizer]] = {
-    sgd: FunctionalSgd
-}
-"""The functional twin of each local optimizer that has one."""
 
 
 def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:

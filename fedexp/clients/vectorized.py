@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from fedexp.arrays import Arrays
-from fedexp.clients.client_app import Trainer, sent, trained
+from fedexp.clients.client_app import Trainer, sent, trained, tunes
 from fedexp.clients.control import ControlVariates
+from fedexp.clients.functional_optimizers import FunctionalOptimizer, Tensors
+from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.module import load_arrays
-from fedexp.clients.training import FUNCTIONAL, Examples, LocalTraining, Tensors, evaluate
+from fedexp.clients.training import Examples, LocalTraining, evaluate
+from fedexp.clients.tuned_rates import keep, started
 
 GROUP = 32  # clients trained together; a constant, so that no result depends on the workers
 _TINY = 200_000  # parameters; measured: below it, without convolutions, vmap wins on a CPU
@@ -64,13 +67,13 @@ class Cohort:
     def train(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """Replies to ``train`` messages that share one content."""
         config = self.trainer.config(messages[0], contexts[0])
-        settings = LocalTraining.of(config)
+        settings = [started(config, context) for context in contexts]
         module = self.trainer.module(contexts[0])
         examples = [self.trainer.data(context)[0] for context in contexts]
         data, offsets = _one_dataset(examples)
         rows = torch.stack(
             [
-                _rows(e, settings, self.trainer.generator(config, c)) + offset
+                _rows(e, settings[0], self.trainer.generator(config, c)) + offset
                 for e, c, offset in zip(examples, contexts, offsets, strict=True)
             ]
         )  # (clients, steps, batch)
@@ -81,7 +84,7 @@ class Cohort:
         ]
         corrections = [c.correction(module) for c in controls if c]
         correction = {k: torch.stack([c[k] for c in corrections]) for k in (*corrections, {})[0]}
-        params, losses = self._loop(module, start, data, rows, settings, correction)
+        params, losses, rates = self._loop(module, start, data, rows, settings, correction)
         arrays = {name: p.cpu().numpy() for name, p in params.items()}
         replies = []
         for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
@@ -89,12 +92,14 @@ class Cohort:
             metrics = {
                 "num-examples": len(examples[i]),
                 "train-loss": float(losses[i]),
-                "learning-rate": settings.lr,
+                "learning-rate": float(rates[i]),
             }
             if config.get("final-loss"):
                 load_arrays(module, after)
                 metrics["final-loss"] = evaluate(module, examples[i], self.trainer.loss)["loss"]
-            replies.append(_reply(message, context, after, metrics, controls[i], settings))
+            replies.append(_reply(message, context, after, metrics, controls[i], settings[i]))
+            if replies[-1].has_content() and tunes(self.trainer.maker(settings[i])):
+                keep(config, context, float(rates[i]))
         return replies
 
     def _loop(
@@ -103,11 +108,13 @@ class Cohort:
         start: Tensors,
         data: Examples,
         rows: Tensor,
-        settings: LocalTraining,
+        clients: Sequence[LocalTraining],
         correction: Tensors,
-    ) -> tuple[Tensors, Tensor]:
+    ) -> tuple[Tensors, Tensor, Tensor]:
+        """Parameters, mean losses and last learning rates, each with a client dimension."""
         module.train()
-        optimizer = FUNCTIONAL[self.trainer.optimizer](settings)
+        settings = clients[0]  # they differ in the learning rate alone
+        optimizer = self._functional(settings)
         device = next(iter(start.values())).device
 
         def loss_of(params: Tensors, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -125,16 +132,25 @@ class Cohort:
             params, state = optimizer.update(params, grads, state)
             return params, state, loss
 
-        clients, steps, _ = rows.shape
-        params = {name: w.expand(clients, *w.shape) for name, w in start.items()}
-        state = vmap(optimizer.init)(params)
-        total = torch.zeros(clients, dtype=torch.float64, device=device)
+        count, steps, _ = rows.shape
+        params = {name: w.expand(count, *w.shape) for name, w in start.items()}
+        rates = torch.tensor([client.lr for client in clients], dtype=torch.float64, device=device)
+        state = vmap(optimizer.init)(params, rates)
+        total = torch.zeros(count, dtype=torch.float64, device=device)
         for at in range(steps):
             inputs, targets = data.inputs[rows[:, at]], data.targets[rows[:, at]]
             batch = inputs.to(device), targets.to(device)
             params, state, loss = vmap(step)(params, state, *batch, correction)
             total += loss.detach()
-        return params, total / steps
+        if tunes(self.trainer.maker(settings)):
+            rates = vmap(optimizer.learning_rate)(state)
+        return params, total / steps, rates
+
+    def _functional(self, settings: LocalTraining) -> FunctionalOptimizer:
+        make = self.trainer.maker(settings)
+        assert isinstance(make, LocalOptimizer)
+        assert make.functional
+        return make.functional(settings)
 
 
 def _one_dataset(examples: Sequence[Examples]) -> tuple[Examples, list[int]]:
@@ -180,7 +196,8 @@ def _obstacle(trainer: Trainer | None, context: Context) -> str:
     """Why the trainer's clients cannot be trained as a group; empty if they can."""
     if trainer is None:
         return "the ClientApp is not one of fedexp.clients.client_app"
-    if trainer.optimizer not in FUNCTIONAL:
+    optimizer = trainer.optimizer
+    if optimizer and not (isinstance(optimizer, LocalOptimizer) and optimizer.functional):
         return f"the local optimizer {trainer.optimizer} has no functional form"
     for module in trainer.module(context).modules():
         if any(True for _ in module.buffers(recurse=False)):

@@ -29,7 +29,9 @@ from fedexp.strategies.robustness import Clip
 from fedexp.strategies.sampling import sample, wait_for_nodes
 from fedexp.strategies.step_sizes import Constant
 from fedexp.strategies.streaming import Stream, stream
+from fedexp.strategies.tuning import BETWEEN, MEAN, cohort_rates, next_config, remembered
 
+_RUN = "run-id"
 _BATCH_NORM_MAX_STEP = 1.5  # the best of those tried in experiments/batch_norm.py
 
 
@@ -41,7 +43,8 @@ class FedOpt(FlowerFedAvg):
     their arrays are gone by then. The train metrics of a round gain
     ``server-step-size`` (``η``), ``update-norm`` (``‖Δ̄‖``), ``mean-update-norm``
     (``Σ pᵢ‖Δᵢ‖ / Σ pᵢ``), ``num-clients`` and ``num-failures``; with ``clip`` also
-    ``max-update-norm`` (``C``) and ``num-clipped``.
+    ``max-update-norm`` (``C``) and ``num-clipped``, and with clients that
+    report a ``learning-rate`` its weighted spread ``learning-rate-std``.
 
     Attribute ``state`` is all that the rules remember, a dict of dicts of arrays: with the model
     and the round's number it is a checkpoint.
@@ -133,7 +136,7 @@ class FedOpt(FlowerFedAvg):
             self.state, self._released = {}, None
         self._check_untouched(arrays)
         self.begin(from_record(arrays))
-        config.update(self.client_config)
+        self._tell(config)
         if self.seed is None:
             messages = list(super().configure_train(server_round, arrays, config, grid))
         else:
@@ -141,7 +144,7 @@ class FedOpt(FlowerFedAvg):
             messages = self._draw(server_round, arrays, config, grid, MessageType.TRAIN, *sizes)
         if self.control_variates:
             self._num_nodes = len(list(grid.get_node_ids()))
-            self._send_variate(messages, config)
+            self._send_variate(messages)
         return self._ask_to_merge(messages, grid)
 
     def configure_evaluate(
@@ -179,7 +182,7 @@ class FedOpt(FlowerFedAvg):
         params, own = self.advance(folded.with_loss())
         self.state = self.state | variate
         metrics = self.train_metrics_aggr_fn(folded.alike(), self.weighted_by_key)
-        metrics.update({**own, "num-failures": folded.num_failures})
+        metrics.update({**own, **self._rates(folded), "num-failures": folded.num_failures})
         self._released = to_record(params)
         return self._released, metrics
 
@@ -274,12 +277,28 @@ class FedOpt(FlowerFedAvg):
             messages[0].content[wire.REQUEST] = self.reading().to_record()
         return messages
 
-    def _send_variate(self, messages: list[Message], config: ConfigRecord) -> None:
-        """Add the server's variate, and the number by which clients know this run from another."""
-        if "control-run" not in self.state:
-            this: State = {"control-run": {"id": np.asarray(float(time.time_ns()))}}
-            self.state = self.state | this
-        config["control-run"] = float(self.state["control-run"]["id"])
+    def _tell(self, config: ConfigRecord) -> None:
+        """Settings for the clients; to those that keep something, this run's number."""
+        policy = self.client_config.get(BETWEEN)
+        config.pop(MEAN, None)  # of an earlier run
+        config.update({**self.client_config, **next_config(policy, self.state)})
+        if self.control_variates or policy == "carry":
+            if _RUN not in self.state:
+                this: State = {_RUN: {"id": np.asarray(float(time.time_ns()))}}
+                self.state = self.state | this
+            config[_RUN] = float(self.state[_RUN]["id"])
+
+    def _rates(self, folded: Replies) -> dict[str, float]:
+        """How the clients' learning rates spread; their mean is kept where it is sent back."""
+        rates = cohort_rates([m for _, m in folded.metrics], self.weighted_by_key)
+        if not rates:
+            return {}
+        if self.client_config.get(BETWEEN) == "average":
+            self.state = self.state | remembered(rates[0])
+        return {"learning-rate-std": rates[1]}
+
+    def _send_variate(self, messages: list[Message]) -> None:
+        """Add the server's variate."""
         variate = to_record(server_variate(self.params, self.reading().trainable, self.state))
         for message in messages:
             message.content[VARIATE] = variate

@@ -177,7 +177,7 @@ def context_of(p, state=None):
 @pytest.mark.parametrize("with_variate", [False, True])
 @pytest.mark.parametrize("app", [APP, client_app(model, own_tensors)], ids=["shared", "own"])
 def test_clients_trained_as_a_group_do_the_same(mu, with_variate, app):
-    config = {"proximal-mu": mu, "final-loss": True, "control-run": 1.0}
+    config = {"proximal-mu": mu, "final-loss": True, "run-id": 1.0}
     records = {"arrays": to_record(module_arrays(model(None))), "config": ConfigRecord(config)}
     if with_variate:
         records["control-variate"] = to_record({"weight": np.full((1, D), 0.3)})

@@ -1,0 +1,169 @@
+"""Local optimizers as pure functions, for many clients at once under ``torch.func.vmap``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fedexp.clients.hyperparameters import no_zero
+from fedexp.clients.towers import Tower
+from fedexp.clients.training import LocalTraining
+from fedexp.clients.update_rules import Rule
+
+Tensors = dict[str, Tensor]
+
+
+class FunctionalOptimizer(Protocol):
+    """What a group of clients needs of its optimizer."""
+
+    def init(self, params: Tensors, lr: Tensor) -> Any:
+        """State before the first step, tensors in any nesting; ``lr`` is the client's own, 0-d."""
+        ...
+
+    def update(self, params: Tensors, grads: Tensors, state: Any) -> tuple[Tensors, Any]:
+        """Parameters and state after a step."""
+        ...
+
+    def learning_rate(self, state: Any) -> Tensor:
+        """``η`` now, 0-d; asked only of optimizers that tune it."""
+        ...
+
+
+@dataclass(frozen=True)
+class FunctionalSGD:
+    """Plain SGD; all clients have one learning rate.
+
+    Attributes:
+        settings: its learning rate and weight decay.
+    """
+
+    settings: LocalTraining
+
+    def init(self, params: Tensors, lr: Tensor) -> tuple[()]:
+        """No state."""
+        return ()
+
+    def update(
+        self, params: Tensors, grads: Tensors, state: tuple[()]
+    ) -> tuple[Tensors, tuple[()]]:
+        """``w ← w - η_l (g + weight_decay · w)``."""
+        if decay := self.settings.weight_decay:
+            grads = {name: g.add(params[name], alpha=decay) for name, g in grads.items()}
+        lr = self.settings.lr
+        return {name: w.add(grads[name], alpha=-lr) for name, w in params.items()}, ()
+
+    def learning_rate(self, state: tuple[()]) -> Tensor:
+        """``η_l``."""
+        return torch.tensor(self.settings.lr)
+
+
+@dataclass(frozen=True)
+class FunctionalTower:
+    """A tower that each client begins at its own learning rate.
+
+    Attributes:
+        rule: of the weights; rules above it in ``hyper``.
+    """
+
+    rule: Rule
+
+    def init(self, params: Tensors, lr: Tensor) -> Any:
+        """The state of `Tower` at ``lr``."""
+        return Tower(self.rule).init(params, lr=lr)
+
+    def update(self, params: Tensors, grads: Tensors, state: Any) -> tuple[Tensors, Any]:
+        """One step of the tower."""
+        new, state = Tower(self.rule).update(params, grads, state)
+        return dict(new), state
+
+    def learning_rate(self, state: Any) -> Tensor:
+        """``η``."""
+        return Tower(self.rule).learning_rate(state)
+
+
+@dataclass(frozen=True)
+class FunctionalDeltaSGD:
+    """``DeltaSGD`` as pure functions.
+
+    Attributes:
+        gamma: ``γ``.
+        delta: ``δ``.
+    """
+
+    gamma: float = 2.0
+    delta: float = 0.02
+
+    def init(self, params: Tensors, lr: Tensor) -> dict[str, Any]:
+        """``θ = 1``, no iterate yet."""
+        old = {"params": params, "grads": {k: torch.zeros_like(p) for k, p in params.items()}}
+        return {"lr": lr, "theta": torch.ones_like(lr), "begun": torch.zeros_like(lr), **old}
+
+    def update(
+        self, params: Tensors, grads: Tensors, state: dict[str, Any]
+    ) -> tuple[Tensors, dict[str, Any]]:
+        """Set the step size from the last two iterates, and step."""
+        dx, dg = _distance(params, state["params"]), _distance(grads, state["grads"])
+        grown = state["lr"] * (1 + self.delta * state["theta"]) ** 0.5
+        usable = (dx > 0) & (dg > 0) & dx.isfinite() & dg.isfinite()
+        smooth = torch.where(usable, self.gamma * dx / (2 * no_zero(dg)), grown)
+        lr = torch.where(state["begun"] > 0, torch.minimum(smooth, grown), state["lr"])
+        state = {"lr": lr, "theta": lr / state["lr"], "begun": torch.ones_like(lr)}
+        return _moved(params, grads, lr), {**state, "params": params, "grads": grads}
+
+    def learning_rate(self, state: dict[str, Any]) -> Tensor:
+        """``η_k``."""
+        return _rate(state)
+
+
+@dataclass(frozen=True)
+class FunctionalScheduledSGD:
+    """``ScheduledSGD`` without a global update, as pure functions.
+
+    Attributes:
+        max_growth: ``γ_max``.
+        bound: ``b``.
+    """
+
+    max_growth: float = 1.1
+    bound: float = 10.0
+
+    def init(self, params: Tensors, lr: Tensor) -> dict[str, Any]:
+        """``β = 1``; a first gradient of 0 agrees with any."""
+        zeros = {k: torch.zeros_like(p) for k, p in params.items()}
+        return {"lr": lr, "beta": torch.ones_like(lr), "grads": zeros}
+
+    def update(
+        self, params: Tensors, grads: Tensors, state: dict[str, Any]
+    ) -> tuple[Tensors, dict[str, Any]]:
+        """Move the rate, then the weights."""
+        products = [(g * state["grads"][k]).sum().double() for k, g in grads.items()]
+        growth = 1 + torch.stack(products).sum()
+        grown = state["beta"] * growth.clamp(max=self.max_growth)
+        beta = grown.clamp(1 / self.bound, self.bound)
+        beta = torch.where(growth.isfinite(), beta, state["beta"])
+        lr = state["lr"] * beta / state["beta"]
+        return _moved(params, grads, lr), {"lr": lr, "beta": beta, "grads": grads}
+
+    def learning_rate(self, state: dict[str, Any]) -> Tensor:
+        """``η₀β``."""
+        return _rate(state)
+
+
+Functional = Callable[[LocalTraining], FunctionalOptimizer]
+
+
+def _rate(state: dict[str, Any]) -> Tensor:
+    rate: Tensor = state["lr"]
+    return rate
+
+
+def _distance(a: Tensors, b: Tensors) -> Tensor:
+    return torch.stack([(a[k] - b[k]).square().sum().double() for k in a]).sum().sqrt()
+
+
+def _moved(params: Tensors, grads: Tensors, lr: Tensor) -> Tensors:
+    return {k: (w - lr * grads[k]).to(w.dtype) for k, w in params.items()}

@@ -1,0 +1,184 @@
+"""Local optimizers of a federation: alone and in groups, within a round and between rounds."""
+
+import numpy as np
+import pytest
+import torch
+from builders import record
+from flwr.app import ConfigRecord, Message, RecordDict
+from torch import nn
+
+from fedexp.clients import LOCAL_OPTIMIZERS, Examples, LocalTraining, client_app, module_arrays
+from fedexp.clients.vectorized import Cohort
+from fedexp.simulation.grid import context_of
+
+torch.set_num_threads(1)
+RUN = {"local-steps": 6, "batch-size": 8, "learning-rate": 0.05, "seed": 3}
+TUNING = [name for name, entry in LOCAL_OPTIMIZERS.items() if entry.tunes]
+NODES = range(2, 7)
+
+
+def model(context=None):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def data(context):
+    rng = np.random.default_rng(int(context.node_config["partition-id"]))
+    x = torch.from_numpy(rng.normal(size=(30, 4)).astype(np.float32))
+    y = torch.from_numpy(rng.integers(0, 3, 30))
+    return (Examples(x, y),) * 2
+
+
+class Nodes:
+    """Five clients with states of their own, asked one by one or as a group."""
+
+    def __init__(self, vectorize="off", app=None):
+        self.app = app or client_app(model, data)
+        self.contexts = [context_of(n, 5, RUN, RecordDict()) for n in NODES]
+        self.cohort = Cohort.of(self.app, vectorize, self.contexts[0])
+
+    def train(self, name, server_round=1, **config):
+        settings = {"server-round": server_round, "local-optimizer": name}
+        settings |= {k.replace("_", "-"): v for k, v in config.items()}
+        body = RecordDict(
+            {"arrays": record(module_arrays(model())), "config": ConfigRecord(settings)}
+        )
+        messages = [Message(body, node, "train") for node in NODES]
+        if self.cohort:
+            return self.cohort.train(messages, self.contexts)
+        pairs = zip(messages, self.contexts, strict=True)
+        return [self.app.trainer.train(m, c) for m, c in pairs]
+
+
+def rates(replies):
+    return [r.content["metrics"]["learning-rate"] for r in replies]
+
+
+def assert_close(a, b):
+    for x, y in zip(a, b, strict=True):
+        arrays, others = x.content["arrays"], y.content["arrays"]
+        for name in arrays:
+            np.testing.assert_allclose(arrays[name].numpy(), others[name].numpy(), 2e-4, 2e-6)
+        assert x.content["metrics"]["train-loss"] == pytest.approx(
+            y.content["metrics"]["train-loss"], rel=1e-4
+        )
+    assert rates(a) == pytest.approx(rates(b), rel=1e-3)
+
+
+@pytest.mark.parametrize("height", [1, 2])
+@pytest.mark.parametrize("name", LOCAL_OPTIMIZERS)
+def test_a_group_of_clients_trains_as_each_of_them_alone(name, height):
+    settings = {"hyper_height": height, "hyper_learning_rate": 0.1}
+    assert_close(Nodes("on").train(name, **settings), Nodes().train(name, **settings))
+
+
+@pytest.mark.parametrize("name", ["hypersgd", "hyperadam", "delta-sgd"])
+def test_carried_rates_are_each_clients_own_in_a_group_too(name):
+    group, alone = Nodes("on"), Nodes()
+    for server_round in (1, 2, 3):
+        told = {"server_round": server_round, "hyper_between_rounds": "carry"}
+        a, b = group.train(name, **told), alone.train(name, **told)
+        assert_close(a, b)
+    assert len(set(rates(a))) == len(NODES)
+
+
+@pytest.mark.parametrize("name", TUNING)
+def test_tuning_optimizers_report_the_rate_that_they_ended_at(name):
+    found = rates(Nodes().train(name))
+    assert all(0 < rate < 1e3 and rate != RUN["learning-rate"] for rate in found)
+    assert len(set(found)) > 1
+
+
+def test_plain_sgd_reports_the_rate_it_was_given():
+    assert rates(Nodes().train("sgd")) == [RUN["learning-rate"]] * 5
+    assert rates(Nodes("on").train("sgd", learning_rate_decay=0.5)) == [0.025] * 5
+
+
+def test_a_rate_moves_by_the_cosine_of_the_gradient_and_the_last_step():
+    # Written out: SGD, and η ← η exp(κ cos(g, g_last)) from the second step on.
+    kappa, settings = 0.3, LocalTraining(lr=0.05, optimizer="hypersgd", hyper_lr=0.3)
+    w, rng = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)), None
+    optimizer = LOCAL_OPTIMIZERS["hypersgd"]([w], settings)
+    x, eta, last = w.detach().numpy().copy(), 0.05, None
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        g = rng.normal(size=3)
+        if last is not None:
+            eta *= np.exp(kappa * (g @ last) / np.linalg.norm(g) / np.linalg.norm(last))
+        x, last = x - eta * g, g
+        w.grad = torch.from_numpy(g)
+        optimizer.step()
+    np.testing.assert_allclose(w.detach().numpy(), x, rtol=1e-10)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(eta, rel=1e-10)
+
+
+def test_fresh_clients_keep_nothing_and_begin_every_round_alike():
+    nodes = Nodes()
+    first, second = nodes.train("hypersgd"), nodes.train("hypersgd")
+    assert rates(first) == rates(second)
+    assert not any(context.state for context in nodes.contexts)
+
+
+def test_a_carried_rate_is_where_the_next_round_starts():
+    nodes = Nodes()
+    kept = rates(nodes.train("hypersgd", hyper_between_rounds="carry"))
+    # With next to no tuning a round ends where it starts.
+    told = {"hyper_between_rounds": "carry", "hyper_learning_rate": 1e-12}
+    again = rates(nodes.train("hypersgd", server_round=2, **told))
+    assert again == pytest.approx(kept, rel=1e-9)
+
+
+def test_a_rate_carried_in_another_run_is_not_used():
+    nodes = Nodes()
+    nodes.train("hypersgd", hyper_between_rounds="carry", run_id=1.0)
+    told = {"hyper_between_rounds": "carry", "hyper_learning_rate": 1e-12}
+    again = rates(nodes.train("hypersgd", run_id=2.0, **told))
+    assert again == pytest.approx([RUN["learning-rate"]] * 5, rel=1e-9)
+
+
+@pytest.mark.parametrize("vectorize", ["on", "off"])
+def test_an_averaged_rate_is_where_every_client_starts(vectorize):
+    told = {"hyper_between_rounds": "average", "hyper_learning_rate": 1e-12}
+    found = rates(Nodes(vectorize).train("hypersgd", mean_learning_rate=0.02, **told))
+    assert found == pytest.approx([0.02] * 5, rel=1e-9)
+
+
+def test_plain_sgd_keeps_its_schedule_under_every_policy():
+    nodes = Nodes()
+    told = {"hyper_between_rounds": "carry", "learning_rate_decay": 0.5}
+    assert rates(nodes.train("sgd", **told)) == [0.025] * 5
+    assert rates(nodes.train("sgd", server_round=2, **told)) == [0.0125] * 5
+
+
+@pytest.mark.parametrize("name", LOCAL_OPTIMIZERS)
+def test_a_client_whose_loss_is_not_finite_says_so_and_keeps_nothing(name):
+    def broken(context):
+        x = torch.full((30, 4), float("inf"))
+        return (Examples(x, torch.zeros(30, dtype=torch.int64)),) * 2
+
+    nodes = Nodes(app=client_app(model, broken))
+    with pytest.raises(FloatingPointError, match="train loss is"):
+        nodes.train(name, hyper_between_rounds="carry")
+    group = Nodes("on", client_app(model, broken))
+    assert all(r.has_error() for r in group.train(name, hyper_between_rounds="carry"))
+    assert not any(context.state for context in (*nodes.contexts, *group.contexts))
+
+
+def test_an_unknown_name_is_refused_with_those_that_exist():
+    with pytest.raises(ValueError, match="local-optimizer='sdg'.*hypersgd"):
+        Nodes().train("sdg")
+
+
+@pytest.mark.parametrize("name", ["delta-sgd", "fedhyper"])
+def test_weight_decay_is_refused_where_there_is_none(name):
+    settings = LocalTraining(weight_decay=0.1)
+    with pytest.raises(ValueError, match=f"weight_decay=0.1.*{name}"):
+        LOCAL_OPTIMIZERS[name]([nn.Parameter(torch.zeros(1))], settings)
+
+
+def test_an_optimizer_of_ones_own_has_its_rate_reported_and_is_not_vectorised():
+    app = client_app(model, data, lambda params, s: torch.optim.Adam(params, lr=2 * s.lr))
+    assert rates(Nodes(app=app).train("hypersgd")) == [0.1] * 5
+    with pytest.raises(ValueError, match="no functional form"):
+        Nodes("on", app)

@@ -1,0 +1,122 @@
+"""Runs whose clients tune their learning rate: the flags, the engines, resuming, the picture."""
+
+import json
+
+import pytest
+
+from fedexp import cli
+from fedexp.app import client_config, optimizer_key, strategy_keys, strategy_of
+from fedexp.config import Config
+from fedexp.report import plot_curves, read_rows
+from fedexp.simulation import run as runs
+
+QUICK = [
+    *("--num-server-rounds", "3", "--num-clients", "8", "--fraction-train", "0.5"),
+    *("--local-steps", "4", "--learning-rate", "0.02"),
+]
+SERIAL = ["--engine", "serial"]
+
+
+def run(*flags):
+    cli.main(["simulate", *map(str, flags)])
+
+
+def rows(folder, keep=lambda key: key != "round-seconds"):
+    return [{k: v for k, v in row.items() if keep(k)} for row in read_rows(folder)]
+
+
+def test_an_entry_may_carry_its_local_optimizer():
+    config = Config(strategy="fedavg,fedexp+hyperadam", local_optimizer="hypersgd")
+    assert strategy_keys(config) == ["fedavg", "fedexp+hyperadam"]
+    assert optimizer_key(config, "fedavg") == "hypersgd"
+    assert optimizer_key(config, "fedexp+hyperadam") == "hyperadam"
+    assert client_config(config, "fedexp+sgd")["local-optimizer"] == "sgd"
+
+
+def test_the_defaults_compare_plain_clients_with_those_that_tune():
+    assert strategy_keys(Config()) == ["fedavg", "fedexp", "fedexp+hypersgd"]
+
+
+def test_a_strategys_own_settings_for_clients_stay():
+    assert strategy_of(Config(), "fedprox+hypersgd", 4).client_config["proximal-mu"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--strategy", "fedavg+foo"], "local-optimizer='foo'"),
+        (["--strategy", "foo+hypersgd"], "foo+hypersgd"),
+        (["--local-optimizer", "sdg"], "local-optimizer='sdg'"),
+        (["--hyper-learning-rate", "0"], "hyper-learning-rate"),
+        (["--hyper-learning-rate", "1e9", "--strategy", "fedavg+hypersgd"], "1000000000"),
+        (["--hyper-height", "0"], "hyper-height"),
+        (["--hyper-between-rounds", "never"], "hyper-between-rounds"),
+        (["--strategy", "scaffold+hypersgd"], "control variates"),
+        (["--strategy", "fedavg+delta-sgd", "--weight-decay", "0.1"], "weight_decay=0.1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(flags, word, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(*flags, *SERIAL, "--out", tmp_path / "run")
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert error.count("\n") == 1
+    assert word in error
+
+
+def test_plain_and_tuning_clients_share_a_run_and_have_folders_of_their_own(tmp_path):
+    run(*QUICK, *SERIAL, "--strategy", "fedexp,fedexp+hypersgd", "--out", tmp_path / "run")
+    plain, tuned = (rows(tmp_path / "run" / key) for key in ("fedexp", "fedexp+hypersgd"))
+    assert [row["learning-rate"] for row in plain] == pytest.approx([0.02] * 3)
+    assert [row["learning-rate-std"] for row in plain] == [0.0] * 3
+    assert all(row["learning-rate"] != 0.02 and row["learning-rate-std"] > 0 for row in tuned)
+
+
+@pytest.mark.parametrize("policy", ["carry", "average"])
+def test_an_interrupted_run_goes_on_with_the_same_learning_rates(tmp_path, monkeypatch, policy):
+    flags = [*QUICK, *SERIAL, "--strategy", "fedexp+hypersgd", "--hyper-between-rounds", policy]
+    run(*flags, "--out", tmp_path / "whole")
+    row_of = runs.row_of
+
+    def interrupted(round_):
+        if round_.server_round == 3:
+            raise KeyboardInterrupt
+        return row_of(round_)
+
+    monkeypatch.setattr(runs, "row_of", interrupted)
+    with pytest.raises(SystemExit):
+        run(*flags, "--out", tmp_path / "cut")
+    monkeypatch.setattr(runs, "row_of", row_of)
+    run("--resume", tmp_path / "cut")
+    whole, cut = (rows(tmp_path / n / "fedexp+hypersgd") for n in ("whole", "cut"))
+    assert whole == cut
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["fresh", "carry", "average"])
+def test_rays_groups_of_clients_agree_with_clients_one_by_one(tmp_path, policy):
+    pytest.importorskip("ray")
+    flags = [*QUICK, "--strategy", "fedexp+hypersgd", "--hyper-between-rounds", policy]
+    for vectorize in ("on", "off"):
+        out = tmp_path / vectorize
+        run(*flags, "--num-workers", 1, "--vectorize", vectorize, "--out", out)
+    run(*flags, *SERIAL, "--out", tmp_path / "serial")
+    on, off, serial = (rows(tmp_path / n / "fedexp+hypersgd") for n in ("on", "off", "serial"))
+    for a, b, c in zip(on, off, serial, strict=True):
+        for key in ("learning-rate", "learning-rate-std", "train-loss", "test-loss"):
+            assert a[key] == pytest.approx(b[key], rel=1e-3)
+            assert b[key] == pytest.approx(c[key], rel=1e-5)
+
+
+def test_the_picture_gains_a_panel_only_where_a_rate_is_tuned(tmp_path):
+    widths = []
+    for name, std in (("plain", 0.0), ("tuned", 0.05)):
+        folder = tmp_path / name / "fedavg"
+        folder.mkdir(parents=True)
+        row = {"test-accuracy": 0.5, "server-step-size": 1.0, "learning-rate-std": std}
+        failed = {"test-accuracy": 0.5, "server-step-size": None}  # a round without a reply
+        lines = [{**row, "round": 1, "learning-rate": 0.1}, {**failed, "round": 2}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        png = plot_curves(tmp_path / name, ["fedavg"], 0.85).read_bytes()
+        widths.append(int.from_bytes(png[16:20], "big"))
+    assert widths[1] > 1.4 * widths[0]

@@ -120,9 +120,10 @@ def ours(workload: Workload, link: Connection) -> None:
     """Fedexp's clients and strategy on RayGrid."""
     from fedexp.simulation.ray_grid import RayGrid
     from fedexp.strategies import FedAvg
+    from fedexp.strategies.streaming import stream
 
     with RayGrid(_stock(workload), workload.num_clients, run_config=_run_config(workload)) as grid:
-        serve(Strategy(FedAvg(**_options(workload), seed=SEED), grid, workload), link)
+        serve(Strategy(FedAvg(**_options(workload), seed=SEED), stream(grid), workload), link)
 
 
 def _stock(workload: Workload) -> Any:

@@ -199,9 +199,12 @@ def _fold_update(
         block = slice(start, start + BLOCK)
         size = before[block].size
         for i, row in enumerate(rows):
+            term = terms[i, :size]
+            if not factors[i]:  # left out: not even the NaN of a model that has diverged counts
+                term[:] = 0.0
+                continue
             # Without dtype, float16 would lose digits and unsigned integers would wrap around.
             np.subtract(before[block], row[block], difference[:size], dtype=difference.dtype)
-            term = terms[i, :size]
             term[:] = difference[:size]
             sq_norms[i] += sum(part @ part for part in (term[:_DOT], term[_DOT:]))
             term *= factors[i]

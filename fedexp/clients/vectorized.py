@@ -57,7 +57,7 @@ class Cohort:
         if mode == "off":
             return None
         trainer = getattr(app, "trainer", None)
-        obstacle = _obstacle(trainer, context)
+        obstacle = "the ClientApp has mods" if _mods(app) else _obstacle(trainer, context)
         if mode == "on" and obstacle:
             raise ValueError(f"vectorize='on': {obstacle}. Use auto.")
         if trainer is None or obstacle or (mode == "auto" and not _pays(trainer, context)):
@@ -186,6 +186,10 @@ def _reply(
         return trained(message, context, arrays, metrics, control, settings)
     except FloatingPointError as error:
         return Message(Error(_RAISED, str(error)), reply_to=message)
+
+
+def _mods(app: ClientApp) -> bool:
+    return bool(getattr(app, "_mods", ()))  # Flower gives no other way to ask
 
 
 def _obstacle(trainer: Trainer | None, context: Context) -> str:

@@ -114,7 +114,9 @@ class Share:
 
     def _finite(self, row: _Row) -> _Row:
         """``row``, or nothing in its place if the square of its update is not finite."""
-        if math.isfinite(update_norm(self.before, row.arrays, self.reading.trainable)):
+        if not row.weight or math.isfinite(
+            update_norm(self.before, row.arrays, self.reading.trainable)
+        ):
             return row
         name = first_non_finite(row.arrays)
         reason = f"array {name!r} holds NaN or infinity." if name else "its norm overflows."

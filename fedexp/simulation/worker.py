@@ -154,7 +154,10 @@ class _Work:
         messages = [self.messages[p] for p in range(*span)]
         contexts = [self._context(self.jobs[p]) for p in range(*span)]
         self.worker.position = span[0]
-        replies = self.worker.cohort.train(messages, contexts)
+        try:
+            replies = self.worker.cohort.train(messages, contexts)
+        except Exception:  # one of them raises; alone, it becomes one error reply
+            return self.one_by_one(span)
         self.worker.position = None
         for p, context in zip(range(*span), contexts, strict=True):
             self._keep(self.jobs[p], context)

@@ -1,0 +1,142 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from builders import content
+from flwr.app import Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedexp.simulation.cohort import Share, combine, halves, replies, subtrees, units
+from fedexp.simulation.grid import error_reply
+from fedexp.stats import PseudoGradientStats, tree_sum
+from fedexp.wire import Merged, Reading
+
+BEFORE = {"w": np.linspace(-1, 1, 5, dtype=np.float32), "n": np.asarray(3)}
+READING = Reading("num-examples", False, frozenset("w"), "arrays")
+
+
+def after(i: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(i)
+    return {"w": rng.normal(size=5).astype(np.float32), "n": np.asarray(i)}
+
+
+def answers(size, failing=(), nan=(), bad=()):
+    """Messages and replies of a cohort, some of them of no use."""
+    rows = []
+    for i in range(size):
+        message = Message(RecordDict(), i + 2, "train")
+        message.metadata.__dict__["_message_id"] = f"m{i}"
+        body = content(after(i), num_examples=i + 1)
+        if i in nan:
+            body = content(after(i) | {"w": np.full(5, np.nan, np.float32)})
+        if i in bad:
+            body = content({"w": np.zeros(5)})
+        failed = error_reply(message, "no battery") if i in failing else None
+        rows.append((message, failed or Message(body, reply_to=message)))
+    return rows
+
+
+def share(rows, before=BEFORE):
+    return Share(lambda span: rows[slice(*span)], READING, before)
+
+
+def assert_same_bits(a: Merged, b: Merged):
+    x, y = a.stats, b.stats
+    assert (x.count, x.weight, x.sq_norm, x.norm) == (y.count, y.weight, y.sq_norm, y.norm)
+    np.testing.assert_array_equal(x.update["w"], y.update["w"])
+    np.testing.assert_array_equal(x.buffers["n"], y.buffers["n"])
+    assert a.metrics == b.metrics
+
+
+@given(st.integers(2, 200))
+def test_halves_are_the_tree_of_tree_sum(size):
+    class Leaves(tuple):
+        def __add__(self, other):
+            return Leaves((self, other))
+
+    def tree(span):
+        return Leaves(map(tree, halves(span))) if span[1] - span[0] > 1 else Leaves((span[0],))
+
+    assert tree((0, size)) == tree_sum([Leaves((i,)) for i in range(size)])
+
+
+@given(st.integers(1, 100), st.data())
+def test_subtrees_make_up_a_span_and_are_few(size, data):
+    lo = data.draw(st.integers(0, size - 1))
+    hi = data.draw(st.integers(lo + 1, size))
+    parts = subtrees((lo, hi), (0, size))
+    assert [p for part in parts for p in range(*part)] == list(range(lo, hi))
+    assert len(parts) <= 2 * math.ceil(math.log2(size + 1))
+
+
+@given(st.integers(1, 100), st.integers(1, 40))
+def test_units_are_subtrees_of_at_most_their_size(size, most):
+    parts = units((0, size), most)
+    assert [p for part in parts for p in range(*part)] == list(range(size))
+    assert all(hi - lo <= most for lo, hi in parts)
+    assert all(subtrees(part, (0, size)) == [part] for part in parts)
+
+
+@given(st.integers(1, 24), st.data())
+def test_any_division_of_labour_gives_the_same_bits(size, data):
+    rows = answers(size)
+    expected = share(rows).merged((0, size), size)
+    cuts = sorted({0, size, *data.draw(st.lists(st.integers(0, size), max_size=6))})
+    parts = {}
+    for span in pairwise(cuts):
+        at_once = data.draw(st.integers(1, 8))
+        worker = share(rows)
+        parts |= {s: worker.merged(s, at_once) for s in subtrees(span, (0, size))}
+    assert_same_bits(combine((0, size), parts), expected)
+
+
+@given(st.integers(1, 24))
+def test_the_sum_is_that_of_the_single_clients_statistics(size):
+    single = [
+        PseudoGradientStats.of(BEFORE, after(i), weight=i + 1.0, trainable=frozenset("w"))
+        for i in range(size)
+    ]
+    got = share(answers(size)).merged((0, size), 3)
+    metrics = tuple((i + 2, {"num-examples": i + 1}) for i in range(size))
+    assert_same_bits(got, Merged(tree_sum(single), metrics))
+
+
+@given(st.sets(st.integers(0, 9)), st.sets(st.integers(0, 9)), st.sets(st.integers(0, 9)))
+def test_clients_without_a_usable_reply_are_left_out(failing, nan, bad):
+    worker = share(answers(10, failing, nan, bad))
+    got = worker.merged((0, 10), 4)
+    useful = [i for i in range(10) if i not in failing | nan | bad]
+    assert [node - 2 for node, _ in got.metrics] == useful
+    assert got.stats.count == len(useful)
+    assert got.stats.weight == sum(i + 1 for i in useful)
+    expected = np.zeros(5) + sum((i + 1) * (BEFORE["w"] - after(i)["w"]) for i in useful)
+    np.testing.assert_allclose(got.stats.update["w"], expected, rtol=1e-5, atol=1e-5)
+    ids = {error.metadata.reply_to_message_id for error in worker.errors}
+    assert ids == {f"m{i}" for i in failing | nan | bad}
+    assert len(worker.errors) == len(ids)
+
+
+@np.errstate(invalid="ignore")
+def test_a_model_that_is_not_finite_any_more_makes_every_client_fail_and_nothing_else():
+    before = BEFORE | {"w": np.full(5, np.inf, np.float32)}
+    worker = share(answers(4, failing=[1, 2], nan=[0, 3]), before)
+    assert worker.merged((0, 4), 4).stats.count == 0
+    assert len(worker.errors) == 4
+
+
+def test_errors_come_first_then_one_reply_if_anybody_is_left():
+    rows = answers(3, failing=[1])
+    worker = share(rows)
+    merged = worker.merged((0, 3), 3)
+    error, reply = replies(rows[0][0], merged, worker.errors)
+    assert error.has_error()
+    assert_same_bits(Merged.from_content(reply.content), merged)
+    assert list(replies(rows[0][0], Merged(), [])) == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_subtree_is_its_own_division(size):
+    assert subtrees((0, size), (0, size)) == [(0, size)]
+    assert subtrees((size, size), (0, size)) == []

@@ -21,6 +21,12 @@ def test_every_file_that_the_text_links_to_exists():
 def test_every_flag_in_the_commands_is_known():
     from fedexp.config import Config
 
-    own = {"config", "resume", "overwrite", "help", "engine", "seed", "stream"}
+    own = {"config", "resume", "overwrite", "help", "stream"}
     for flag in re.findall(r"(?<=\s)`?--([a-z][a-z-]*)", README):
         assert flag in Config.keys().keys() | own, flag
+
+
+def test_the_table_of_strategies_is_the_table():
+    from fedexp.strategies.table import markdown
+
+    assert markdown() in README

@@ -25,7 +25,7 @@ class FunctionalOptimizer(Protocol):
         ...
 
     def update(self, params: Tensors, grads: Tensors, state: Any) -> tuple[Tensors, Any]:
-        """Parameters and state after a step."""
+        """Parameters and state after a step; may reuse the memory of ``params``."""
         ...
 
     def learning_rate(self, state: Any) -> Tensor:
@@ -54,7 +54,7 @@ class FunctionalSGD:
         if decay := self.settings.weight_decay:
             grads = {name: g.add(params[name], alpha=decay) for name, g in grads.items()}
         lr = self.settings.lr
-        return {name: w.add(grads[name], alpha=-lr) for name, w in params.items()}, ()
+        return {name: w.add_(grads[name], alpha=-lr) for name, w in params.items()}, ()
 
     def learning_rate(self, state: tuple[()]) -> Tensor:
         """``η_l``."""

@@ -133,7 +133,7 @@ class Cohort:
             return params, state, loss
 
         count, steps, _ = rows.shape
-        params = {name: w.expand(count, *w.shape) for name, w in start.items()}
+        params = {name: w.expand(count, *w.shape).clone() for name, w in start.items()}
         rates = torch.tensor([client.lr for client in clients], dtype=torch.float64, device=device)
         state = vmap(optimizer.init)(params, rates)
         total = torch.zeros(count, dtype=torch.float64, device=device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from logging import WARNING
 from typing import Any
 
@@ -18,7 +20,20 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming d
 import ray  # noqa: E402
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # noqa: E402
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _WATCH_SECONDS = 5.0  # for an answer of a worker whose client may hang
+
+
+def _keep_freed_memory() -> None:
+    """Let this process keep what it frees, up to a GiB.
+
+    glibc returns large blocks to the system at once, and every client's model and gradients
+    would be faulted in anew: measured, 20 % of a round of small clients.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(_MMAP_THRESHOLD, 1 << 25)  # the most it takes
 
 
 class WorkerDied(Exception):
@@ -31,6 +46,10 @@ class WorkerHangs(Exception):
 
 @ray.remote(concurrency_groups={"watch": 1})  # type: ignore[call-overload]
 class _Actor(Worker):
+    def __init__(self, *args: Any) -> None:
+        _keep_freed_memory()
+        super().__init__(*args)
+
     @ray.method(concurrency_group="watch")
     def running(self) -> int | None:
         """Position of the client that runs now; answered while it runs."""

@@ -1,0 +1,286 @@
+"""One Ray for all of these; what starts Ray itself is in test_ray_processes.py."""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import builders
+import numpy as np
+import pytest
+import torch
+from builders import content, partition, record
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+from flwr.server.strategy import FedAvg as LegacyFedAvg
+from flwr.serverapp.strategy import FedAdam as FlowerFedAdam
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from offspring import descendants, resident_mb
+from torch import nn
+
+from fedexp.clients import Examples, client_app, module_arrays
+from fedexp.records import from_record, to_record
+from fedexp.simulation import SerialGrid
+from fedexp.strategies import FedAvg, FedExP
+
+ray = pytest.importorskip("ray")
+from fedexp.simulation.ray_grid import RayGrid  # noqa: E402
+
+pytestmark = pytest.mark.deploy
+
+NUM_NODES = 1_000_000
+MODEL = {"w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "n": np.asarray(0)}
+CONFIG = {"seed": 3, "local-steps": 3, "batch-size": 4, "learning-rate": 0.1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """A Ray of our own; every grid of this module joins it."""
+    for module in sys.modules[__name__], builders:
+        ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import tests
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": 30}
+    ray.init(address="local", num_cpus=6, **options)
+    yield
+    ray.shutdown()
+
+
+def drift(message, context):
+    """Another update for every client and round; a count in the state; trouble on request."""
+    p, config = partition(context), message.content["config"]
+    if p == config.get("raises"):
+        raise RuntimeError("no battery")
+    if p == config.get("hangs"):
+        time.sleep(600)
+    if p == config.get("dies") and not Path(config.get("once", "")).is_file():
+        if "once" in config:
+            Path(config["once"]).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    rng = np.random.default_rng([p, config.get("server-round", 0)])
+    sent = from_record(message.content["arrays"])
+    count = int(context.state["count"]["n"]) + 1 if "count" in context.state else 1
+    context.state["count"] = ConfigRecord({"n": count, "pid": os.getpid()})
+    context.state["arrays"] = record({"seen": np.full(3, float(count))})
+    arrays = {k: np.asarray(x + rng.normal(size=x.shape)).astype(x.dtype) for k, x in sent.items()}
+    return content(arrays, num_examples=1 + p % 7, count=count, node=p)
+
+
+def app_of(train):
+    app = ClientApp()
+    app.train()(lambda message, context: Message(train(message, context), reply_to=message))
+    return app
+
+
+@pytest.fixture(scope="module")
+def grid(cluster):
+    """A million clients on two workers."""
+    with RayGrid(app_of(drift), NUM_NODES, num_workers=2) as grid:
+        yield grid
+
+
+def serial():
+    return SerialGrid(app_of(drift), NUM_NODES)
+
+
+def start(strategy, grid, rounds=3, **config):
+    random.seed(0)  # Flower draws nodes with Python's global generator
+    options = {"num_rounds": rounds, "train_config": ConfigRecord(config)}
+    return strategy.start(grid, record(MODEL), **options)
+
+
+def same_bits(a, b):
+    x, y = from_record(a.arrays), from_record(b.arrays)
+    assert list(x) == list(y)
+    for name in x:
+        np.testing.assert_array_equal(x[name], y[name])
+
+
+def ask(grid, nodes, timeout=None, **config):
+    """Replies to train messages with one content, by node."""
+    body = RecordDict({"arrays": record(MODEL), "config": ConfigRecord(config)})
+    messages = [Message(body, node, "train") for node in nodes]
+    return list(grid.send_and_receive(messages, timeout=timeout))
+
+
+OURS = {"fraction_train": 1e-5, "fraction_evaluate": 0.0, "seed": 1}
+FLOWERS = {"fraction_train": 1e-5, "fraction_evaluate": 0.0}
+
+
+@pytest.mark.parametrize("strategy", [FlowerFedAvg, FlowerFedAdam])
+def test_flowers_strategies_give_the_arrays_of_the_serial_grid(grid, strategy):
+    model = {"w": MODEL["w"]}  # FedAdam moves floats only
+    results = []
+    for one in grid, serial():
+        random.seed(0)
+        results.append(strategy(**FLOWERS).start(one, record(model), num_rounds=3))
+    same_bits(*results)
+
+
+def test_our_merged_rounds_have_the_bits_of_the_serial_grid(grid):
+    results = [start(FedExP(**OURS), one) for one in (grid, serial())]
+    same_bits(*results)
+    ours, theirs = (r.train_metrics_clientapp for r in results)
+    assert {t: dict(m) for t, m in ours.items()} == {t: dict(m) for t, m in theirs.items()}
+
+
+def test_replies_come_in_the_order_of_the_messages(grid):
+    nodes = [50, 3, 7, 999_999, 2, 11, 12]
+    replies = ask(grid, nodes)
+    assert [reply.metadata.src_node_id for reply in replies] == nodes
+    assert [reply.content["metrics"]["node"] for reply in replies] == [n - 2 for n in nodes]
+
+
+def test_state_survives_rounds_whatever_worker_a_client_is_on(grid):
+    nodes = [100, 101, 102, 103]
+    counts = [[r.content["metrics"]["count"] for r in ask(grid, nodes)] for _ in range(2)]
+    moved = [r.content["metrics"]["count"] for r in ask(grid, [*range(200, 209), 100, 101])]
+    assert counts == [[1] * 4, [2] * 4]
+    assert moved[-2:] == [3, 3]
+    np.testing.assert_array_equal(grid.states[100]["arrays"]["seen"], [3, 3, 3])
+
+
+def test_a_client_that_raises_is_one_error_reply(grid):
+    replies = ask(grid, range(2, 10), raises=3)
+    assert [reply.has_error() for reply in replies] == [i == 3 for i in range(8)]
+    assert "RuntimeError: no battery" in replies[3].error.reason
+
+
+def test_a_worker_killed_in_a_round_is_replaced_and_no_bit_changes(grid, tmp_path, logged):
+    once = str(tmp_path / "once")
+    results = [
+        start(FedExP(**OURS), grid, dies=_sampled(1), once=once),
+        start(FedExP(**OURS), serial()),
+    ]
+    assert Path(once).is_file()
+    assert sum("is replaced (its worker process ended" in line for line in logged) == 1
+    same_bits(*results)
+    assert all(m["num-failures"] == 0 for m in results[0].train_metrics_clientapp.values())
+
+
+def _sampled(server_round):
+    """A partition that our strategies train in a round."""
+    from fedexp.strategies.sampling import sample
+
+    nodes = range(2, 2 + NUM_NODES)
+    size = int(NUM_NODES * OURS["fraction_train"] + 1e-9)
+    seed = OURS["seed"]
+    return sample(nodes, size, seed=seed, server_round=server_round, use="train")[-2] - 2
+
+
+def test_a_client_that_kills_every_worker_ends_as_errors_of_its_share_only(grid):
+    replies = ask(grid, range(2, 10), dies=7)
+    errors = [reply.has_error() for reply in replies]
+    assert errors[7]
+    assert not errors[0]
+    assert "its worker process ended, twice" in replies[7].error.reason
+    assert not any(reply.has_error() for reply in ask(grid, range(2, 10)))
+
+
+def test_a_client_that_hangs_is_one_error_reply_and_its_worker_is_recycled(grid):
+    before = _pids(ask(grid, range(2, 10)), grid)
+    start = time.monotonic()
+    replies = ask(grid, range(2, 10), timeout=12, hangs=5)
+    assert time.monotonic() - start < 60
+    assert [reply.has_error() for reply in replies] == [i == 5 for i in range(8)]
+    assert replies[5].error.reason == "no reply within 12 s"
+    assert len(before - _pids(ask(grid, range(2, 10)), grid)) == 1
+
+
+def _pids(replies, grid):
+    return {grid.states[reply.metadata.src_node_id]["count"]["pid"] for reply in replies}
+
+
+def test_rounds_of_a_thousand_among_a_million_clients_keep_memory_flat(grid):
+    strategy = FedAvg(fraction_train=1e-3, fraction_evaluate=0.0, seed=5)
+    assert grid.num_nodes == NUM_NODES
+    levels = []
+    for _ in range(5):
+        start(strategy, grid, rounds=2)
+        grid.forget()
+        levels.append(resident_mb([os.getpid(), *descendants(os.getpid())]))
+    assert levels[-1] - levels[1] < 40
+
+
+def test_a_grid_refuses_a_node_that_it_does_not_have(grid):
+    with pytest.raises(ValueError, match="this grid's nodes are 2 to 1000001"):
+        ask(grid, [1])
+
+
+class Doubler(NumPyClient):
+    """Of Flower's older API."""
+
+    def fit(self, parameters, config):
+        return [x * 2 for x in parameters], 1, {}
+
+
+def test_a_legacy_server_app_and_client_run_from_their_many_threads(cluster):
+    def server_fn(context):
+        from flwr.common import ndarrays_to_parameters
+
+        strategy = LegacyFedAvg(
+            fraction_evaluate=0.0,
+            min_available_clients=4,
+            initial_parameters=ndarrays_to_parameters([np.ones(3)]),
+            evaluate_fn=lambda r, arrays, config: seen.append(arrays[0].tolist()),
+        )
+        return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=2))
+
+    seen = []
+    client = ClientApp(client_fn=lambda context: Doubler().to_client())
+    with RayGrid(client, 4, num_workers=1) as grid:
+        ServerApp(server_fn=server_fn)(grid, Context(1, 1, {}, RecordDict(), {}))
+    assert seen == [[1.0] * 3, [2.0] * 3, [4.0] * 3]
+
+
+def stock(num_features=6, fail=None):
+    """Our client on a linear model; clients have from 3 to 12 examples."""
+    rng = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(90, num_features, generator=rng), torch.arange(90) % 3
+
+    def data(context):
+        p = partition(context)
+        if p == fail:
+            raise RuntimeError("no disk")
+        examples = Examples(inputs, targets, torch.arange(p, p + 3 + p % 10))
+        return examples, examples
+
+    return client_app(lambda context: nn.Linear(num_features, 3), data)
+
+
+def trained(grid):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        arrays = to_record(module_arrays(nn.Linear(6, 3)))
+    strategy = FedExP(fraction_train=0.9, fraction_evaluate=0.0, seed=2)
+    result = strategy.start(grid, arrays, num_rounds=3)
+    return from_record(result.arrays), result.train_metrics_clientapp[3]
+
+
+def on_workers(num_workers, vectorize, **kwargs):
+    options = {"run_config": CONFIG, "num_workers": num_workers, "vectorize": vectorize}
+    with RayGrid(stock(**kwargs), 80, **options) as grid:
+        return trained(grid)
+
+
+def test_one_worker_and_three_give_the_bits_of_the_serial_grid():
+    expected, metrics = trained(SerialGrid(stock(), 80, run_config=CONFIG))
+    for num_workers in (1, 3):
+        arrays, theirs = on_workers(num_workers, "off")
+        assert dict(theirs) == dict(metrics)
+        for name in expected:
+            np.testing.assert_array_equal(arrays[name], expected[name])
+
+
+def test_vectorised_clients_give_the_same_bits_on_any_number_of_workers_and_the_loops_values():
+    fail = 17  # alone, in the middle of a group
+    loop, metrics = trained(SerialGrid(stock(fail=fail), 80, run_config=CONFIG))
+    (one, theirs), (three, also) = (on_workers(n, "on", fail=fail) for n in (1, 3))
+    assert theirs["num-failures"] == 1
+    assert dict(theirs) == dict(also)
+    assert dict(theirs) == pytest.approx(dict(metrics), rel=1e-3)
+    for name in loop:
+        np.testing.assert_array_equal(one[name], three[name])
+        np.testing.assert_allclose(one[name], loop[name], rtol=1e-3, atol=1e-5)

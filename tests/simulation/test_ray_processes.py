@@ -1,0 +1,183 @@
+"""Ray started and joined: what runs, what is left behind, what is refused."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from offspring import descendants, kill, left_of
+
+ray = pytest.importorskip("ray")
+from fedexp.simulation.ray_grid import RayGrid  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+ENV = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+SCRIPT = """
+import sys, time
+import numpy as np, torch
+from torch import nn
+from fedexp.clients import Examples, client_app, module_arrays
+from fedexp.records import from_record, to_record
+from fedexp.simulation import SerialGrid
+from fedexp.simulation.ray_grid import RayGrid
+from fedexp.strategies import FedExP
+
+end, address, num_workers = sys.argv[1], sys.argv[2] or None, int(sys.argv[3]) or None
+examples = Examples(torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3)
+app = client_app(lambda context: nn.Linear(4, 3), lambda context: (examples, examples))
+config = {"local-steps": 2, "batch-size": 4}
+
+def rounds(grid, num_rounds):
+    torch.manual_seed(0)
+    arrays = to_record(module_arrays(nn.Linear(4, 3)))
+    strategy = FedExP(fraction_train=0.5, fraction_evaluate=0.0, seed=0)
+    return from_record(strategy.start(grid, arrays, num_rounds=num_rounds).arrays)
+
+options = {"run_config": config, "vectorize": "off", "ray_address": address}
+with RayGrid(app, 12, num_workers=num_workers, **options) as grid:
+    got = rounds(grid, 2)
+    expected = rounds(SerialGrid(app, 12, run_config=config), 2)
+    same = all(np.array_equal(got[name], expected[name]) for name in expected)
+    print("ready", grid._workers.count, same, flush=True)
+    if end == "failure":
+        raise SystemError("as a test wants it")
+    if end == "wait":
+        time.sleep(600)
+    if end == "interrupt":
+        rounds(grid, 10**6)
+"""
+
+
+@contextmanager
+def simulation(end="success", address="", num_workers=1, **env):
+    """A process that has taken two rounds; the words of its line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, end, address, str(num_workers)],
+        env=ENV | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    found = {}
+    try:
+        line = next((x for x in process.stdout if x.startswith("ready")), "")
+        found = descendants(process.pid)
+        yield process, line.split(), found
+    finally:
+        kill([process.pid, *found])
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize("end", ["failure", "interrupt"])
+def test_no_process_is_left_behind(end):
+    # An address in the environment is somebody else's cluster: a grid starts its own.
+    with simulation(end, RAY_ADDRESS="127.0.0.1:1") as (process, words, found):
+        assert words == ["ready", "1", "True"]
+        assert end == "failure" or any("raylet" in command for command in found.values())
+        if end == "interrupt":
+            process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+        assert left_of(found) == {}
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def node(*args):
+    """A Ray node, ended with all that it started."""
+    command = [Path(sys.executable).parent / "ray", "start", "--block", "--num-cpus", "1"]
+    process = subprocess.Popen(
+        [*command, "--disable-usage-stats", "--node-ip-address", "127.0.0.1", *args],
+        env=ENV,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        kill([process.pid, *descendants(process.pid)])
+        process.wait()
+
+
+@pytest.mark.deploy
+def test_two_nodes_on_loopback_are_one_grid_with_the_bits_of_the_serial_grid():
+    address = f"127.0.0.1:{_free_port()}"
+    port = address.split(":")[1]
+    with (
+        tempfile.TemporaryDirectory(
+            dir="/tmp", prefix="ray-"
+        ) as folder,  # sockets want short paths
+        node(
+            "--head", "--port", port, "--include-dashboard", "false", "--temp-dir", folder
+        ) as head,
+    ):
+        _until_it_listens(int(port))
+        with node("--address", address) as second:
+            _until_there_are(2, address)
+            assert head.poll() is None
+            assert second.poll() is None
+            with simulation("success", address, num_workers=0) as (process, words, _):
+                assert words == ["ready", "2", "True"]
+                assert process.wait(60) == 0
+            assert head.poll() is None  # a cluster that was joined goes on
+
+
+def _until_it_listens(port, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("the head node does not listen")
+
+
+def _until_there_are(count, address, seconds=60):
+    from ray._raylet import GcsClient
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        alive = [n for n in GcsClient(address=address).get_all_node_info().values() if n.state == 0]
+        if len(alive) == count:
+            return
+        time.sleep(0.5)
+    raise AssertionError("the second node did not join")
+
+
+def test_gpus_that_are_not_there_are_refused_before_anything_starts(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"num_gpus=2\): needs 2 GPUs, this machine has 1\."):
+        RayGrid(object(), 4, num_gpus=2)
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(("argument", "value"), [("num_workers", 0), ("num_workers", -1)])
+def test_a_grid_without_workers_is_refused(argument, value):
+    with pytest.raises(ValueError, match=rf"RayGrid\({argument}={value}\)"):
+        RayGrid(object(), 4, **{argument: value})
+    assert not ray.is_initialized()
+
+
+def test_an_unknown_way_to_vectorize_is_refused_before_anything_starts():
+    with pytest.raises(ValueError, match="vectorize='perhaps': must be one of"):
+        RayGrid(object(), 4, vectorize="perhaps")
+    assert not ray.is_initialized()
+
+
+def test_a_grid_of_no_nodes_is_refused():
+    with pytest.raises(ValueError, match=r"RayGrid\(num_nodes=0\): must be at least 1"):
+        RayGrid(object(), 0)

@@ -52,8 +52,7 @@ class Cohort:
         Raises:
             ValueError: unknown mode, or ``on`` for clients that cannot be vectorised.
         """
-        if mode not in _MODES:
-            raise ValueError(f"vectorize={mode!r}: must be one of {', '.join(_MODES)}.")
+        check_mode(mode)
         if mode == "off":
             return None
         trainer = getattr(app, "trainer", None)
@@ -186,6 +185,12 @@ def _reply(
         return trained(message, context, arrays, metrics, control, settings)
     except FloatingPointError as error:
         return Message(Error(_RAISED, str(error)), reply_to=message)
+
+
+def check_mode(mode: str) -> None:
+    """Raise ``ValueError`` unless ``mode`` is one that ``Cohort.of`` knows."""
+    if mode not in _MODES:
+        raise ValueError(f"vectorize={mode!r}: must be one of {', '.join(_MODES)}.")
 
 
 def _mods(app: ClientApp) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from flwr.clientapp import ClientApp
 
+from fedexp.clients.vectorized import check_mode
 from fedexp.extras import need
 from fedexp.simulation.worker import Worker
 
@@ -66,7 +67,7 @@ class RayWorkers:
         address: of a running Ray cluster (``auto`` or ``host:port``); None starts Ray here.
 
     Raises:
-        ValueError: more workers or GPUs than there are.
+        ValueError: more workers or GPUs than there are, or an unknown ``vectorize``.
     """
 
     def __init__(
@@ -80,7 +81,12 @@ class RayWorkers:
         num_gpus: float,
         address: str | None,
     ) -> None:
-        _check("num_workers", num_workers or 1, "worker", 1)
+        if num_workers is not None and num_workers < 1:
+            raise ValueError(
+                f"RayGrid(num_workers={num_workers}): must be at least 1. "
+                "Leave it out for one per CPU."
+            )
+        check_mode(vectorize)
         self._actors: list[Any] = []
         self._started = _connect(num_workers, num_gpus, address)
         available = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]

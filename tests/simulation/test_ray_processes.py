@@ -29,7 +29,8 @@ from fedexp.simulation.ray_grid import RayGrid
 from fedexp.strategies import FedExP
 
 end, address, num_workers = sys.argv[1], sys.argv[2] or None, int(sys.argv[3]) or None
-examples = Examples(torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3)
+rng = torch.Generator().manual_seed(0)
+examples = Examples(torch.randn(40, 4, generator=rng), torch.arange(40) % 3)
 app = client_app(lambda context: nn.Linear(4, 3), lambda context: (examples, examples))
 config = {"local-steps": 2, "batch-size": 4}
 

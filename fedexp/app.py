@@ -123,7 +123,11 @@ def strategy_keys(config: Config) -> list[str]:
     Raises:
         ValueError: one of them is unknown.
     """
-    wanted = list(STRATEGIES) if config.strategy == "all" else config.strategy.split(",")
+    wanted = [key.strip() for key in config.strategy.split(",")]
+    if wanted == ["all"]:
+        wanted = list(STRATEGIES)
+    if len(set(wanted)) < len(wanted):
+        raise ValueError(f"Config(strategy={config.strategy!r}): names one twice. Leave one out.")
     if unknown := [key for key in wanted if key.partition("+")[0] not in STRATEGIES]:
         raise ValueError(
             f"Config(strategy={config.strategy!r}): unknown {unknown[0]!r}. "

@@ -115,6 +115,19 @@ def same(a: Arrays, b: Arrays) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
+def cast_alike(arrays: Arrays, expected: Arrays) -> Arrays:
+    """``arrays`` in the dtypes of ``expected``; what overflows there is infinite."""
+    if all(x.dtype == expected[name].dtype or x.dtype.kind != "f" for name, x in arrays.items()):
+        return arrays
+    with np.errstate(over="ignore"):
+        return {
+            name: x.astype(expected[name].dtype)
+            if x.dtype.kind == expected[name].dtype.kind == "f"
+            else x
+            for name, x in arrays.items()
+        }
+
+
 def first_non_finite(arrays: Arrays) -> str | None:
     """Name of the first array that holds NaN or infinity, or None."""
     return next((name for name, x in arrays.items() if not _is_finite(x)), None)

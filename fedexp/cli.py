@@ -68,6 +68,8 @@ def simulate(values: dict[str, Any]) -> None:
         config, folder, grid = _prepared(values)
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"out: {error}. Name a folder that can be made.")
     from fedexp.app import strategy_keys
     from fedexp.console import Progress, table
     from fedexp.logs import level
@@ -96,13 +98,16 @@ def partition(values: dict[str, Any]) -> None:
         if not data.num_classes:
             raise ValueError(f"Config(dataset={config.dataset!r}): it has no classes to show.")
         need("matplotlib", "simulation")
+        folder = Path(config.out or ".")
+        folder.mkdir(parents=True, exist_ok=True)
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"out: {error}. Name a folder that can be made.")
     from fedexp.console import partition_table
     from fedexp.datasets import heterogeneity, label_counts, plot
 
-    labels, folder = data.train[1].numpy(), Path(config.out or ".")
-    folder.mkdir(parents=True, exist_ok=True)
+    labels = data.train[1].numpy()
     partition_table(label_counts(labels, parts))
     print(
         f"{len(parts):,} clients, {parts.sizes.min()} to {parts.sizes.max()} examples, "
@@ -115,6 +120,12 @@ def partition(values: dict[str, Any]) -> None:
 def _prepared(values: dict[str, Any]) -> tuple[Config, Path, LocalGrid]:
     """All that can be wrong with what the user asked for is found here, before a round is run."""
     overwrite, resume = values.pop("overwrite"), values.pop("resume")
+    given = [f"--{key}" for key, value in values.items() if value is not None]
+    if resume and (given or overwrite):
+        raise ValueError(
+            f"--resume takes no other flag, {(*given, '--overwrite')[0]} was given: the run's "
+            "config.toml holds them. Start a new run to change them."
+        )
     config = Config.of(Config.read(Path(resume) / "config.toml")) if resume else config_of(values)
     from fedexp import app  # torch and Flower take seconds; a wrong flag should not
     from fedexp.simulation import run
@@ -125,6 +136,8 @@ def _prepared(values: dict[str, Any]) -> tuple[Config, Path, LocalGrid]:
     app.model_of(config)
     need("matplotlib", "simulation")
     folder = Path(resume) if resume else run.folder_of(config, overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    run.check_engine(config)
     grid = run.grid_of(config)
     if not resume:
         run.begin(config, folder)

@@ -23,7 +23,11 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        alias_generator=_kebab,
+        populate_by_name=True,
     )
 
     strategy: str = Field(
@@ -99,7 +103,7 @@ class Config(BaseModel):
         try:
             return tomllib.loads(Path(path).read_text())
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"Config(config={str(path)!r}): {error}.") from None
+            raise ValueError(f"{path} cannot be read: {error}. Name a TOML file.") from None
 
     @classmethod
     def keys(cls) -> dict[str, Any]:

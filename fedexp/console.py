@@ -72,6 +72,9 @@ def table(summaries: dict[str, dict[str, Any]], target: float) -> None:
             _number(summary["seconds-a-round"], 3),
         )
     Console().print(view)
+    for key, summary in summaries.items():
+        if summary["failed-rounds"]:
+            print(f"{key}: {summary['failed-rounds']} of {summary['num-rounds']} rounds failed.")
 
 
 def partition_table(counts: NDArray[np.integer[Any]], most: int = 20) -> None:

@@ -9,9 +9,14 @@ from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedexp.arrays import Arrays, check_alike, first_non_finite
+from fedexp.arrays import Arrays, cast_alike, check_alike, first_non_finite
 from fedexp.records import R, from_record, records_of, to_record
 from fedexp.stats import PseudoGradientStats, update_norm
+
+FINAL_LOSS = "final-loss"
+"""Metric: the client's loss at what it returns, for rules that need it."""
+
+_MAX_WEIGHT = 1e15
 
 REQUEST, MERGED = "fedexp-merge", "fedexp-sums"
 
@@ -77,12 +82,13 @@ class Reading:
                 ``before``, NaN or infinity, or a weight that is not a positive number.
         """
         try:
-            arrays = from_record(_only(content, ArrayRecord))
-            check_alike(arrays, before)
+            received = from_record(_only(content, ArrayRecord))
+            check_alike(received, before)
         except BadReply:
             raise
         except ValueError as error:
             raise BadReply(str(error)) from error
+        arrays = cast_alike(received, before)
         looked_at = {
             name: x for name, x in arrays.items() if look_at_updates or name not in self.trainable
         }
@@ -96,13 +102,20 @@ class Reading:
         if math.isinf(self.max_norm):
             return 1.0
         norm = update_norm(before, after, self.trainable)
-        return self.max_norm / norm if norm > self.max_norm else 1.0
+        # An infinite norm is not scaled to nothing: it has to show in the sums.
+        return self.max_norm / norm if self.max_norm < norm < math.inf else 1.0
 
     def weight(self, content: RecordDict) -> float:
         """The client's weight as it reported it."""
-        value = _only(content, MetricRecord).get(self.weighted_by)
-        if isinstance(value, list) or value is None or not 0 < value < float("inf"):
-            raise BadReply(f"{self.weighted_by} is {value}, it must be a positive number.")
+        metrics = _only(content, MetricRecord)
+        value = metrics.get(self.weighted_by)
+        if isinstance(value, list) or value is None or not 0 < value < _MAX_WEIGHT:
+            raise BadReply(
+                f"{self.weighted_by} is {value}, it must be a positive number below 1e15."
+            )
+        loss = metrics.get(FINAL_LOSS, 0.0)
+        if isinstance(loss, list) or not math.isfinite(loss):
+            raise BadReply(f"{FINAL_LOSS} is {loss}, it must be a finite number.")
         return float(value)
 
 

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fedexp.arrays import Arrays
+from fedexp.arrays import Arrays, first_non_finite
 from fedexp.clients.control import STEP, VARIATE, ControlVariates
 from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named
 from fedexp.clients.module import load_arrays, module_arrays
@@ -153,6 +153,8 @@ def trained(
             f"{metrics['learning-rate']}. Use a smaller one."
         )
     if control:
+        if name := first_non_finite(arrays):  # else the variate would never be finite again
+            raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
         step = settings.num_steps * settings.lr
         metrics = {**metrics, STEP: step}
         control.keep(context, sent(message), arrays, step)

@@ -90,7 +90,7 @@ class Share:
         left, right = halves(span)
         return self.merged(left, size) + self.merged(right, size)
 
-    def _folded(self, rows: Sequence[_Row]) -> Merged:
+    def _folded(self, rows: Sequence[_Row], *, looked_at: bool = False) -> Merged:
         stats = PseudoGradientStats.fold(
             self.before,
             [row.arrays for row in rows],
@@ -98,8 +98,8 @@ class Share:
             trainable=self.reading.trainable,
             scales=[self.reading.scale(row.arrays, self.before) for row in rows],
         )
-        if not math.isfinite(stats.sq_norm):
-            return self._folded([self._finite(row) for row in rows])
+        if not (math.isfinite(stats.sq_norm) or looked_at):
+            return self._folded([self._finite(row) for row in rows], looked_at=True)
         return Merged(stats, tuple(row.metrics for row in rows if row.metrics is not None))
 
     def _row(self, message: Message, reply: Message) -> _Row:

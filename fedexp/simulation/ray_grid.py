@@ -159,14 +159,22 @@ class RayGrid(LocalGrid):
         except WorkerHangs:
             hanging = self._workers.running(task.worker)
             reason = f"no reply within {timeout:g} s"
-            task = _retried(_without(task, hanging, reason), reason)
+            found = _without(task, hanging, reason)
+            task = found if found is not task else _retried(task, reason)
         self._workers.replace(task.worker, ticket)
         return self._outcome(task, self._submit(task), time.monotonic(), timeout)
 
     def _unit_of(self, message: Message, timeout: float | None) -> int:
         if self._unit is None:
-            ticket = self._workers.submit(0, "unit", message.metadata.dst_node_id)
-            self._unit = self._workers.wait(ticket, None)
+            node = message.metadata.dst_node_id
+            for _ in range(_ATTEMPTS):
+                ticket = self._workers.submit(0, "unit", node)
+                try:
+                    self._unit = self._workers.wait(ticket, timeout)
+                    return self._unit
+                except (WorkerDied, WorkerHangs):
+                    self._workers.replace(0, ticket)
+            raise RuntimeError("Workers cannot start. Run on SerialGrid to see why.")
         return self._unit
 
     def _cost_of(self, messages: Sequence[Message]) -> list[float]:

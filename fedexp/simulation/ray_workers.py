@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from logging import WARNING
@@ -22,6 +23,7 @@ import ray  # noqa: E402
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # noqa: E402
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_PER_CPU = 4  # workers that share a CPU are slow, and more of them only slower
 _WATCH_SECONDS = 5.0  # for an answer of a worker whose client may hang
 
 
@@ -159,8 +161,14 @@ def _connect(num_workers: int | None, num_gpus: float, address: str | None) -> b
     if ray.is_initialized():
         return False
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level=WARNING)
+        _join(address)
         return True
+    limit = _PER_CPU * (os.cpu_count() or 1)
+    if (num_workers or 1) > limit:
+        raise ValueError(
+            f"RayGrid(num_workers={num_workers}): at most {limit} here, {_PER_CPU} per CPU. "
+            "Ask for less, or 0 for one per CPU."
+        )
     if num_gpus:
         import torch
 
@@ -175,8 +183,22 @@ def _connect(num_workers: int | None, num_gpus: float, address: str | None) -> b
     return True
 
 
+def _join(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdigit():  # Ray itself would try for a minute
+            socket.create_connection((host, int(port)), timeout=5).close()
+        ray.init(address=address, log_to_driver=False, logging_level=WARNING)
+    except (OSError, ConnectionError) as error:
+        raise ValueError(
+            f"RayGrid(ray_address={address!r}): no cluster answers there ({error}). "
+            "Start one with `ray start --head`."
+        ) from None
+
+
 def _check(argument: str, have: float, noun: str, need_: float) -> None:
     if have < need_:
         raise ValueError(
-            f"RayGrid({argument}={need_:g}): needs {need_:g} {noun}s, this machine has {have:g}."
+            f"RayGrid({argument}={need_:g}): needs {need_:g} {noun}s, this machine has {have:g}. "
+            "Ask for less."
         )

@@ -16,9 +16,11 @@ from logging import WARNING
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.common.logger import log
 
 from fedexp import app
+from fedexp.clients.vectorized import Cohort
 from fedexp.config import Config
 from fedexp.datasets import plot
 from fedexp.files import save_json, save_text
@@ -26,7 +28,7 @@ from fedexp.records import from_record, to_record
 from fedexp.report import read_rows
 from fedexp.rounds import Round
 from fedexp.simulation.checkpoint import Checkpoint
-from fedexp.simulation.grid import LocalGrid
+from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, context_of
 from fedexp.simulation.serial import SerialGrid
 
 Row = dict[str, Any]
@@ -96,6 +98,30 @@ def simulate(
     return summaries
 
 
+def check_engine(config: Config) -> None:
+    """Find out now what would fail in round 1.
+
+    Raises:
+        ValueError: no such device here, or clients that cannot be vectorised as asked.
+    """
+    device = _device(config)
+    if config.device or config.engine == "serial":  # RayGrid counts GPUs itself
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ValueError(f"Config(device={device!r}): {reason}. Use cpu.") from None
+    if config.vectorize == "on":
+        if config.engine == "serial":
+            raise ValueError("Config(vectorize='on'): engine serial never does it. Use ray.")
+        context = context_of(FIRST_NODE_ID, 1, {**config.values(), "device": device}, None)
+        Cohort.of(app.client, "on", context)
+
+
+def _device(config: Config) -> str:
+    return config.device or ("cuda" if config.num_gpus else "cpu")
+
+
 def grid_of(config: Config) -> LocalGrid:
     """The grid of a run: that of ``engine``, or the serial one with a line if Ray is missing.
 
@@ -103,8 +129,7 @@ def grid_of(config: Config) -> LocalGrid:
         ValueError: more workers or GPUs than there are.
     """
     num_clients = len(app.partition_of(config))
-    device = config.device or ("cuda" if config.num_gpus else "cpu")
-    run_config = {**config.values(), "device": device}
+    run_config = {**config.values(), "device": _device(config)}
     if config.engine == "ray":
         try:
             from fedexp.simulation.ray_grid import RayGrid

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,21 +48,30 @@ def next_variate(
     return {VARIATE: new}
 
 
-def common_step(metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> float:
-    """``K η_l`` as the clients report it.
+def common_step(metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> float | None:
+    """``K η_l`` as the clients report it; None if only some do, or one reports no such number.
+
+    Then the server's variate stays as it was: one odd client must not end a run.
 
     Raises:
-        ValueError: a client does not report it, or they differ.
+        ValueError: no client reports it, or they differ.
     """
     steps = {m.get(STEP): node for node, m in metrics}
-    if None in steps:
+    sound = [step for step in steps if isinstance(step, float) and 0 < step < math.inf]
+    if sound and len(sound) < len(steps):
+        logging.getLogger("flwr").warning(
+            "Variate kept: some clients report %s %s.", STEP, list(steps)[:3]
+        )
+        return None
+    if not sound:
         raise ValueError(
-            f"Scaffold(metrics of node {steps[None]}): no {STEP}, so its ClientApp uses no control "
-            "variates. Use fedexp.clients.client_app, or a strategy without them."
+            f"Scaffold(node {next(iter(steps.values()))}): no {STEP} in its metrics, so its "
+            "ClientApp uses no control variates. Use fedexp.clients.client_app, or a strategy "
+            "without them."
         )
     if len(steps) > 1:
         raise ValueError(
             f"Scaffold({STEP}={list(steps)[:2]}): must be the same at every client. Give all "
             "the same local-steps and learning-rate."
         )
-    return float(next(iter(steps)))
+    return float(sound[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -17,7 +18,7 @@ from flwr.serverapp.strategy import Result
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedexp import wire
-from fedexp.arrays import Arrays, has_batch_norm, sq_norm, trainable_names
+from fedexp.arrays import Arrays, first_non_finite, has_batch_norm, sq_norm, trainable_names
 from fedexp.records import from_record, to_record
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.control import VARIATE, common_step, next_variate, server_variate
@@ -178,8 +179,13 @@ class FedOpt(FlowerFedAvg):
         )
         if not folded.stats.count:
             return self._nothing(server_round, folded.num_failures)
+        state = self.state
         variate: State = self._next_variate(folded) if self.control_variates else {}
         params, own = self.advance(folded.with_loss())
+        if not math.isfinite(own["server-step-size"]) or first_non_finite(params):
+            self.state = state
+            log(WARNING, "Round %d: the step %s is not finite.", server_round, own)
+            return self._nothing(server_round, folded.num_failures + folded.stats.count)
         self.state = self.state | variate
         metrics = self.train_metrics_aggr_fn(folded.alike(), self.weighted_by_key)
         metrics.update({**own, **self._rates(folded), "num-failures": folded.num_failures})
@@ -306,6 +312,8 @@ class FedOpt(FlowerFedAvg):
     def _next_variate(self, folded: Replies) -> State:
         share = folded.stats.count / self._num_nodes
         step = common_step(folded.metrics)
+        if step is None:
+            return {}
         return next_variate(folded.stats.mean_update, self.state, step=step, share=share)
 
     def _check_untouched(self, arrays: ArrayRecord) -> None:

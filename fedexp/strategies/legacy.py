@@ -7,7 +7,7 @@ Each holds its twin of ``fedexp.strategies`` and lets it do the arithmetic. SCAF
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from logging import WARNING
 from typing import Any, ClassVar
 
@@ -112,17 +112,28 @@ class FedOpt(FlowerFedAvg):
         if failures and not self.accept_failures:
             return None, {}
         folded = Replies(self.strategy.params, self.strategy.reading())
-        contents = ((client.node_id, self._content(result)) for client, result in results)
-        folded.fold(contents, drop_beyond=self.strategy.drop_beyond)
+        decoded = self._decoded(results)
+        folded.fold(decoded, drop_beyond=self.strategy.drop_beyond)
         if not folded.stats.count:
             log(WARNING, "Round %d: no usable result, the model is unchanged.", server_round)
             return None, {}
         params, metrics = self.strategy.advance(folded.with_loss())
         self._released = ndarrays_to_parameters([np.asarray(x) for x in params.values()])
         if self.fit_metrics_aggregation_fn:
-            pairs = [(result.num_examples, result.metrics) for _, result in results]
+            used = {node for node, _ in folded.metrics}
+            pairs = [(r.num_examples, r.metrics) for client, r in results if client.node_id in used]
             metrics = {**self.fit_metrics_aggregation_fn(pairs), **metrics}
-        return self._released, {**metrics, "num-failures": folded.num_failures + len(failures)}
+        lost = len(results) - folded.stats.count + len(failures)
+        return self._released, {**metrics, "num-failures": lost}
+
+    def _decoded(self, results: Results) -> Iterator[tuple[int, RecordDict]]:
+        for client, result in results:
+            try:
+                content = self._content(result)
+            except Exception as error:  # whatever bytes a client sends
+                log(WARNING, "Result of node %d left out: %s", client.node_id, error)
+            else:
+                yield client.node_id, content
 
     def _named(self, parameters: Parameters) -> Arrays:
         arrays = parameters_to_ndarrays(parameters)

@@ -17,8 +17,6 @@ from fedexp.records import records_of
 from fedexp.stats import PseudoGradientStats, update_norm
 from fedexp.strategies.robustness import outliers
 
-FINAL_LOSS = "final-loss"
-
 Content = tuple[int, RecordDict]
 """A node's id and what it sent."""
 
@@ -110,11 +108,12 @@ class Replies:
 
     def with_loss(self) -> PseudoGradientStats:
         """The statistics, with ``Σ pᵢ fᵢ(wᵢ)`` if every client reports its ``final-loss``."""
-        if not all(FINAL_LOSS in m for _, m in self.metrics):
+        if not all(wire.FINAL_LOSS in m for _, m in self.metrics):
             return self.stats
         # fsum is exact, so the order in which replies arrive changes no bit.
         return replace(
-            self.stats, loss=math.fsum(self._weight(m) * m[FINAL_LOSS] for _, m in self.metrics)
+            self.stats,
+            loss=math.fsum(self._weight(m) * m[wire.FINAL_LOSS] for _, m in self.metrics),
         )
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:

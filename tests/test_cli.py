@@ -154,3 +154,23 @@ def test_a_regression_has_no_labels_to_show(tmp_path, capsys):
         cli.main(["partition", *flags, "--out", str(tmp_path)])
     assert caught.value.code == 2
     assert "no classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--num-workers", "9999"], "num_workers=9999"),
+        (["--ray-address", "127.0.0.1:1"], "no cluster answers"),
+        (["--vectorize", "on", "--engine", "serial"], "vectorize='on'"),
+        (["--device", "nonsense"], "device='nonsense'"),
+        (["--strategy", "fedexp, fedexp"], "twice"),
+        (["--learning-rate", "inf"], "finite"),
+        (["--resume", "x", "--seed", "2"], "--resume takes no other flag, --seed"),
+    ],
+)
+def test_what_would_fail_in_round_one_is_said_before(flags, said, tmp_path, capsys):
+    own = [] if "--resume" in flags else ["--out", tmp_path / "run"]
+    with pytest.raises(SystemExit) as caught:
+        run(*flags, *own)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err

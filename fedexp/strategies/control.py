@@ -65,7 +65,7 @@ def common_step(metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> float | Non
         return None
     if not sound:
         raise ValueError(
-            f"Scaffold(node {next(iter(steps.values()))}): no {STEP} in its metrics, so its "
+            f"Scaffold(metrics of node {next(iter(steps.values()))}): no {STEP}, so its "
             "ClientApp uses no control variates. Use fedexp.clients.client_app, or a strategy "
             "without them."
         )

@@ -174,3 +174,22 @@ def test_what_would_fail_in_round_one_is_said_before(flags, said, tmp_path, caps
         run(*flags, *own)
     assert caught.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_without_ray_clients_run_one_by_one_and_a_line_says_so(monkeypatch, logged):
+    import sys
+
+    from fedexp import extras
+    from fedexp.config import Config
+    from fedexp.simulation import SerialGrid
+    from fedexp.simulation.run import grid_of
+
+    for name in ("fedexp.simulation.ray_grid", "fedexp.simulation.ray_workers"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    find_spec = extras.find_spec
+    monkeypatch.setattr(
+        extras, "find_spec", lambda name: None if name == "ray" else find_spec(name)
+    )
+    with grid_of(Config(num_clients=5)) as grid:
+        assert isinstance(grid, SerialGrid)
+    assert any("pip install 'fedexp[simulation]'" in line for line in logged)

@@ -1,7 +1,13 @@
 """The quick form of every benchmark."""
 
-from benchmarks import aggregation, engine, scale
+from benchmarks import aggregation, engine, hypergradient, partition, scale
 
-for module in (aggregation, engine, scale):
+for module, flags in (
+    (partition, []),
+    (aggregation, ["--quick"]),
+    (hypergradient, ["--num-turns", "50"]),
+    (engine, ["--quick"]),
+    (scale, ["--quick"]),
+):
     print(f"== {module.__name__}", flush=True)
-    module.main(["--quick"])
+    module.main(flags)

@@ -11,7 +11,7 @@ import argparse
 import resource
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -75,10 +75,10 @@ def mnist_memory(data_dir: str) -> None:
     print(f"and to {resident() - before:.0f} MiB with 1,000 clients")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mnist", default="", metavar="FOLDER")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.mnist:
         mnist_memory(arguments.mnist)
     report(1_000, 60_000)

@@ -155,12 +155,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     repeats = args.repeats or (1 if args.quick else 3)
     turns = QUICK_TURNS if args.quick else TURNS
     torch.set_num_threads(1)
+    systems = args.systems.split(",")
     for library in ("fedjax", "fedlab"):
-        if importlib.util.find_spec(library) is None:
-            print(f"{library}: not installed, left out.")
+        if library in systems and importlib.util.find_spec(library) is None:
+            print(f"{library}: not installed, left out (pip install -c constraints.txt {library}).")
+            systems.remove(library)
     results = {}
     for key in args.only.split(","):
-        sittings = [measure(key, args.systems.split(","), turns) for _ in range(repeats)]
+        sittings = [measure(key, systems, turns) for _ in range(repeats)]
         results[key] = summary(sittings)
         print(table(key, results[key]), flush=True)
     RESULTS.mkdir(exist_ok=True)

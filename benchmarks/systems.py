@@ -126,6 +126,20 @@ def ours(workload: Workload, link: Connection) -> None:
         serve(Strategy(FedAvg(**_options(workload), seed=SEED), stream(grid), workload), link)
 
 
+def fedjax(workload: Workload, link: Connection) -> None:
+    """FedJAX, compiled."""
+    from benchmarks.peers import FedJAX
+
+    serve(FedJAX(workload), link)
+
+
+def fedlab(workload: Workload, link: Connection) -> None:
+    """FedLab's standalone simulation."""
+    from benchmarks.peers import FedLab
+
+    serve(FedLab(workload), link)
+
+
 def _stock(workload: Workload) -> Any:
     from fedexp.clients import Examples, client_app
 
@@ -151,6 +165,8 @@ SYSTEMS: dict[str, Callable[[Workload, Connection], None]] = {
     "flower": flower,
     "foreign": foreign,
     "ours": ours,
+    "fedjax": fedjax,
+    "fedlab": fedlab,
 }
 
 

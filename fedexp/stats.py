@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedexp.arrays import BLOCK, Arrays, Float64s, Quotient, sq_norm
+from fedexp.arrays import Arrays, Float64s, Quotient, sq_norm
 
 _DOT = 1 << 13  # entries; BLAS sums longer vectors in threads, whose number would show
 
@@ -186,29 +186,30 @@ def _fold_update(
     out: NDArray[np.float64] | None,
 ) -> NDArray[np.float64]:
     """``out + Σ pᵢ sᵢ (w - wᵢ)`` in place, block by block; adds ``‖w - wᵢ‖²`` to ``sq_norms``."""
-    before, rows = np.ravel(w), [np.ravel(x) for x in columns]
+    before = np.ravel(w)
+    # A client that is left out keeps its row of zeros: not even its NaN counts.
+    rows = [(i, np.ravel(x)) for i, x in enumerate(columns) if factors[i]]
     # A merged reply's sums are read-only; only those are copied.
     result = (
         np.zeros(before.size) if out is None else np.require(out, requirements=["C", "W"]).ravel()
     )
-    terms = np.empty((len(rows), min(BLOCK, before.size)))
     # The difference of two float32 is taken in float32, where it is exact or nearly so, and
     # twice as fast as a mixed-precision subtraction; all sums are float64.
-    difference = np.empty(terms.shape[1], np.result_type(w.dtype, np.float32))
-    for start in range(0, before.size, BLOCK):
-        block = slice(start, start + BLOCK)
-        size = before[block].size
-        for i, row in enumerate(rows):
-            term = terms[i, :size]
-            if not factors[i]:  # left out: not even the NaN of a model that has diverged counts
-                term[:] = 0.0
-                continue
+    shape = len(columns), min(_DOT, before.size)
+    differences = np.zeros(shape, np.result_type(w.dtype, np.float32))
+    terms = np.empty(shape)
+    weights = np.array(factors)[:, None]
+    for start in range(0, before.size, _DOT):
+        block = slice(start, start + _DOT)
+        part = before[block]
+        difference, term = differences[:, : part.size], terms[:, : part.size]
+        for i, row in rows:
             # Without dtype, float16 would lose digits and unsigned integers would wrap around.
-            np.subtract(before[block], row[block], difference[:size], dtype=difference.dtype)
-            term[:] = difference[:size]
-            sq_norms[i] += sum(part @ part for part in (term[:_DOT], term[_DOT:]))
-            term *= factors[i]
-        result[block] += _tree_sum_in_place(terms[:, :size])
+            np.subtract(part, row[block], difference[i], dtype=difference.dtype)
+        term[...] = difference
+        sq_norms += np.vecdot(term, term)
+        term *= weights
+        result[block] += _tree_sum_in_place(term)
     return result.reshape(w.shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,9 +84,24 @@ class Reading:
         """
         try:
             received = from_record(_only(content, ArrayRecord))
-            check_alike(received, before)
         except BadReply:
             raise
+        except ValueError as error:
+            raise BadReply(str(error)) from error
+        metrics = _only(content, MetricRecord)
+        return self.taken(received, metrics, before, look_at_updates=look_at_updates)
+
+    def taken(
+        self,
+        received: Arrays,
+        metrics: Mapping[str, Any],
+        before: Arrays,
+        *,
+        look_at_updates: bool = False,
+    ) -> tuple[Arrays, float]:
+        """As ``read``, of a reply's arrays and metrics."""
+        try:
+            check_alike(received, before)
         except ValueError as error:
             raise BadReply(str(error)) from error
         arrays = cast_alike(received, before)
@@ -94,7 +110,7 @@ class Reading:
         }
         if name := first_non_finite(looked_at):
             raise BadReply(f"array {name!r} holds NaN or infinity.")
-        weight = self.weight(content)
+        weight = self._weight(metrics)
         return arrays, 1.0 if self.uniform else weight
 
     def scale(self, after: Arrays, before: Arrays) -> float:
@@ -107,7 +123,9 @@ class Reading:
 
     def weight(self, content: RecordDict) -> float:
         """The client's weight as it reported it."""
-        metrics = _only(content, MetricRecord)
+        return self._weight(_only(content, MetricRecord))
+
+    def _weight(self, metrics: Mapping[str, Any]) -> float:
         value = metrics.get(self.weighted_by)
         if isinstance(value, list) or value is None or not 0 < value < _MAX_WEIGHT:
             raise BadReply(
@@ -144,20 +162,21 @@ class Merged:
     def to_content(self) -> RecordDict:
         """As the content of one reply, read back by ``from_content``."""
         s = self.stats
+        sums: dict[str, Any] = {
+            "count": s.count,
+            "weight": s.weight,
+            "sq-norm": s.sq_norm,
+            "norm": s.norm,
+            "num-clipped": s.num_clipped,
+        }
+        # One text, not a record per client: Flower's records check every number they are given.
+        metrics = json.dumps([(node, dict(m)) for node, m in self.metrics])
         return RecordDict(
             {
-                MERGED: MetricRecord(
-                    {
-                        "count": s.count,
-                        "weight": s.weight,
-                        "sq-norm": s.sq_norm,
-                        "norm": s.norm,
-                        "num-clipped": s.num_clipped,
-                    }
-                ),
+                MERGED: MetricRecord(sums),
                 "update-sum": to_record(s.update),
                 "buffer-sum": to_record(s.buffers),
-                **{str(node): MetricRecord(dict(m)) for node, m in self.metrics},
+                "metrics": ConfigRecord({"json": metrics}),
             }
         )
 
@@ -165,8 +184,8 @@ class Merged:
     def from_content(cls, content: RecordDict) -> Merged:
         """The inverse of ``to_content``."""
         arrays = records_of(content, ArrayRecord)
-        metrics = records_of(content, MetricRecord)
-        sums = metrics[MERGED]
+        sums = records_of(content, MetricRecord)[MERGED]
+        metrics = json.loads(cast(str, records_of(content, ConfigRecord)["metrics"]["json"]))
         return cls(
             PseudoGradientStats(
                 count=int(cast(int, sums["count"])),
@@ -177,5 +196,5 @@ class Merged:
                 buffers=cast(Any, from_record(arrays["buffer-sum"])),
                 num_clipped=int(cast(int, sums["num-clipped"])),
             ),
-            tuple((int(k), dict(m)) for k, m in metrics.items() if k != MERGED),
+            tuple((node, m) for node, m in metrics),
         )

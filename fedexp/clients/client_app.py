@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import nn
+from torch import Tensor, nn
 
 from fedexp.arrays import Arrays, first_non_finite
 from fedexp.clients.control import STEP, VARIATE, ControlVariates
 from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named
-from fedexp.clients.module import load_arrays, module_arrays
+from fedexp.clients.module import copies, lend, load_arrays, module_arrays
 from fedexp.clients.training import (
     Examples,
     LocalTraining,
@@ -33,6 +33,44 @@ DataFn = Callable[[Context], tuple[Examples, Examples]]
 
 
 @dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a client has after its local steps.
+
+    Attributes:
+        arrays: its model, sharing memory with nobody who writes.
+        metrics: ``num-examples``, ``train-loss``, ``learning-rate`` and what else it reports.
+    """
+
+    arrays: Arrays
+    metrics: Mapping[str, int | float]
+
+    def checked(
+        self,
+        before: Arrays,
+        context: Context,
+        control: ControlVariates | None,
+        settings: LocalTraining,
+    ) -> Fitted:
+        """The same, once it is known to be usable; its control variate goes to ``context.state``.
+
+        Raises:
+            FloatingPointError: the loss is not finite, or with a variate any array.
+        """
+        if not math.isfinite(self.metrics["train-loss"]):
+            raise FloatingPointError(
+                f"train loss is {self.metrics['train-loss']} with learning-rate "
+                f"{self.metrics['learning-rate']}. Use a smaller one."
+            )
+        if control is None:
+            return self
+        if name := first_non_finite(self.arrays):  # else the variate would never be finite again
+            raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
+        step = settings.num_steps * settings.lr
+        control.keep(context, before, self.arrays, step)
+        return Fitted(self.arrays, {**self.metrics, STEP: step})
+
+
+@dataclass(eq=False)
 class Trainer:
     """The parts of a client, and its answers to ``train`` and ``evaluate`` messages.
 
@@ -53,6 +91,7 @@ class Trainer:
     optimizer: OptimizerFn | None = None
     loss: Loss = default_loss
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+    _lent: tuple[Arrays, dict[str, Tensor]] | None = field(default=None, repr=False)
 
     def train(self, message: Message, context: Context) -> Message:
         """Take the local steps from the received arrays; reply arrays and ``train-loss``.
@@ -60,35 +99,62 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is not finite; the server gets this as an error reply.
         """
-        config = self.config(message, context)
+        config = self.config(message.content, context)
+        fitted = self.fit(config, sent(message.content), message.content, context)
+        arrays, metrics = to_record(fitted.arrays), MetricRecord(dict(fitted.metrics))
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    def fit(
+        self, config: Mapping[str, Any], arrays: Arrays, content: RecordDict, context: Context
+    ) -> Fitted:
+        """One client's round without its message.
+
+        Args:
+            config: the settings, see ``config``.
+            arrays: the model that was sent. Calls with the same object share one copy of it.
+            content: of the message, for control variates.
+            context: of the client.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
         settings = started(config, context)
         rng = self.generator(config, context)
         module = self.module(context)
-        load_arrays(module, sent(message))
+        make = self.maker(settings)
+        self._load(module, arrays, borrowed=getattr(make, "borrows", False))
         examples, _ = self.data(context)
         with torch.random.fork_rng(devices=[]):
             # Of dropout and the like; torch.manual_seed would note its caller for a GPU to come.
             torch.default_generator.manual_seed(int(rng.integers(2**63)))
             params = [p for p in module.parameters() if p.requires_grad]
-            make = self.maker(settings)
             optimizer = make(params, settings)
-            control = ControlVariates.of(message, config, context)
+            control = ControlVariates.of(content, config, context)
             correction = control.correction(module) if control else {}
             loss = train(module, examples, settings, optimizer, self.loss, rng, correction)
         rate = learning_rate(optimizer, settings)
         metrics = {"num-examples": len(examples), "train-loss": loss, "learning-rate": rate}
         if config.get("final-loss"):
             metrics["final-loss"] = evaluate(module, examples, self.loss)["loss"]
-        reply = trained(message, context, module_arrays(module), metrics, control, settings)
+        fitted = Fitted(module_arrays(module), metrics)
+        fitted = fitted.checked(arrays, context, control, settings)
         if tunes(make):
             keep(config, context, rate)
-        return reply
+        return fitted
+
+    def _load(self, module: nn.Module, arrays: Arrays, *, borrowed: bool) -> None:
+        if not borrowed:
+            load_arrays(module, arrays)
+            return
+        if self._lent is None or self._lent[0] is not arrays:
+            self._lent = arrays, copies(module, arrays)
+        lend(module, self._lent[1])
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Reply ``eval-loss`` and ``eval-accuracy`` of the received arrays on the test examples."""
         _, examples = self.data(context)
         module = self.module(context)
-        load_arrays(module, sent(message))
+        load_arrays(module, sent(message.content))
         values = evaluate(module, examples, self.loss)
         metrics = {f"eval-{name}": value for name, value in values.items()}
         record = MetricRecord({"num-examples": len(examples), **metrics})
@@ -100,9 +166,9 @@ class Trainer:
         record = MetricRecord({key: int(context.node_config[key]) for key in keys})
         return Message(RecordDict({"metrics": record}), reply_to=message)
 
-    def config(self, message: Message, context: Context) -> Mapping[str, Any]:
-        """The settings of this message."""
-        sent = next(iter(records_of(message.content, ConfigRecord).values()), ConfigRecord())
+    def config(self, content: RecordDict, context: Context) -> Mapping[str, Any]:
+        """The settings of a message of this content."""
+        sent = next(iter(records_of(content, ConfigRecord).values()), ConfigRecord())
         return {**context.run_config, **sent}
 
     def maker(self, settings: LocalTraining) -> OptimizerFn:
@@ -134,37 +200,9 @@ def tunes(make: OptimizerFn) -> bool:
     return getattr(make, "tunes", False)
 
 
-def trained(
-    message: Message,
-    context: Context,
-    arrays: Arrays,
-    metrics: Mapping[str, int | float],
-    control: ControlVariates | None,
-    settings: LocalTraining,
-) -> Message:
-    """The reply of a client that has trained; its control variate goes to ``context.state``.
-
-    Raises:
-        FloatingPointError: the loss among ``metrics`` is not finite.
-    """
-    if not math.isfinite(metrics["train-loss"]):
-        raise FloatingPointError(
-            f"train loss is {metrics['train-loss']} with learning-rate "
-            f"{metrics['learning-rate']}. Use a smaller one."
-        )
-    if control:
-        if name := first_non_finite(arrays):  # else the variate would never be finite again
-            raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
-        step = settings.num_steps * settings.lr
-        metrics = {**metrics, STEP: step}
-        control.keep(context, sent(message), arrays, step)
-    record = RecordDict({"arrays": to_record(arrays), "metrics": MetricRecord(dict(metrics))})
-    return Message(record, reply_to=message)
-
-
-def sent(message: Message) -> Arrays:
-    """The model in ``message``."""
-    records = records_of(message.content, ArrayRecord)
+def sent(content: RecordDict) -> Arrays:
+    """The model in a message of this content."""
+    records = records_of(content, ArrayRecord)
     (record,) = (x for key, x in records.items() if key != VARIATE)
     return from_record(record)
 
@@ -195,3 +233,8 @@ def client_app(
     app.query()(trainer.query)
     app.trainer = trainer  # type: ignore[attr-defined]  # for grids that run whole cohorts at once
     return app
+
+
+def trainer_of(app: ClientApp) -> Trainer | None:
+    """The trainer of an app of ``client_app`` that nothing stands around."""
+    return None if getattr(app, "_mods", ()) else getattr(app, "trainer", None)  # no other way

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from torch import Tensor, nn
 
 from fedexp.arrays import Arrays
@@ -44,11 +44,11 @@ class ControlVariates:
     run: float
 
     @classmethod
-    def of(cls, message: Message, config: Mapping[str, Any], context: Context) -> Self | None:
-        """What ``message`` brings and ``context`` kept; None if the server sends no variate."""
-        if VARIATE not in message.content:
+    def of(cls, content: RecordDict, config: Mapping[str, Any], context: Context) -> Self | None:
+        """What a message brings and ``context`` kept; None if the server sends no variate."""
+        if VARIATE not in content:
             return None
-        server = from_record(records_of(message.content, ArrayRecord)[VARIATE])
+        server = from_record(records_of(content, ArrayRecord)[VARIATE])
         run = float(config.get(RUN, 0.0))
         known = (
             VARIATE in context.state and records_of(context.state, MetricRecord)[_RUN]["id"] == run

@@ -18,7 +18,17 @@ Tensors = dict[str, Tensor]
 
 
 class FunctionalOptimizer(Protocol):
-    """What a group of clients needs of its optimizer."""
+    """What a group of clients needs of its optimizer.
+
+    Attributes:
+        stacked: whether ``init`` and ``update`` take all clients' tensors, ``[clients, ...]``, at
+            once; else they take one client's, and run under vmap.
+    """
+
+    @property
+    def stacked(self) -> bool:
+        """See above."""
+        ...
 
     def init(self, params: Tensors, lr: Tensor) -> Any:
         """State before the first step, tensors in any nesting; ``lr`` is the client's own, 0-d."""
@@ -43,20 +53,29 @@ class FunctionalSGD:
 
     settings: LocalTraining
 
-    def init(self, params: Tensors, lr: Tensor) -> tuple[()]:
-        """No state."""
-        return ()
+    stacked = True
 
-    def update(
-        self, params: Tensors, grads: Tensors, state: tuple[()]
-    ) -> tuple[Tensors, tuple[()]]:
-        """``w ← w - η_l (g + weight_decay · w)``."""
+    def init(self, params: Tensors, lr: Tensor) -> bool:
+        """Whether a step has been taken."""
+        return False
+
+    def update(self, params: Tensors, grads: Tensors, state: bool) -> tuple[Tensors, bool]:
+        """``w ← w - η_l (g + weight_decay · w)``; in place but for the first step."""
+        lr = self.settings.lr
         if decay := self.settings.weight_decay:
             grads = {name: g.add(params[name], alpha=decay) for name, g in grads.items()}
-        lr = self.settings.lr
-        return {name: w.add_(grads[name], alpha=-lr) for name, w in params.items()}, ()
+        if state:
+            torch._foreach_add_(list(params.values()), list(grads.values()), alpha=-lr)
+            return params, True
+        # Laid out in memory as the gradients are: unlike layouts add several times slower.
+        layout = {name: torch.empty_like(g) for name, g in grads.items()}
+        new = {
+            name: torch.add(w, grads[name], alpha=-lr, out=layout[name])
+            for name, w in params.items()
+        }
+        return new, True
 
-    def learning_rate(self, state: tuple[()]) -> Tensor:
+    def learning_rate(self, state: bool) -> Tensor:
         """``η_l``."""
         return torch.tensor(self.settings.lr)
 
@@ -70,6 +89,8 @@ class FunctionalTower:
     """
 
     rule: Rule
+
+    stacked = False
 
     def init(self, params: Tensors, lr: Tensor) -> Any:
         """The state of `Tower` at ``lr``."""
@@ -96,6 +117,8 @@ class FunctionalDeltaSGD:
 
     gamma: float = 2.0
     delta: float = 0.02
+
+    stacked = False
 
     def init(self, params: Tensors, lr: Tensor) -> dict[str, Any]:
         """``θ = 1``, no iterate yet."""
@@ -130,6 +153,8 @@ class FunctionalScheduledSGD:
 
     max_growth: float = 1.1
     bound: float = 10.0
+
+    stacked = False
 
     def init(self, params: Tensors, lr: Tensor) -> dict[str, Any]:
         """``β = 1``; a first gradient of 0 agrees with any."""

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
 from fedexp.clients.delta_sgd import DeltaSGD
+from fedexp.clients.descent import Descent
 from fedexp.clients.functional_optimizers import (
     Functional,
     FunctionalDeltaSGD,
@@ -20,10 +20,10 @@ from fedexp.clients.functional_optimizers import (
 )
 from fedexp.clients.hypergradient import Hypergradient
 from fedexp.clients.scheduled_sgd import ScheduledSGD
-from fedexp.clients.training import LocalTraining
+from fedexp.clients.training import LocalTraining, Optimizer
 from fedexp.clients.update_rules import SGD, Rule
 
-OptimizerFn = Callable[[Iterable[nn.Parameter], LocalTraining], torch.optim.Optimizer]
+OptimizerFn = Callable[[Iterable[nn.Parameter], LocalTraining], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class LocalOptimizer:
         make: ``(parameters, settings) -> torch optimizer``.
         functional: ``settings ->`` the same steps as pure functions; None if there are none.
         tunes: whether it moves the learning rate, so that this is worth keeping.
+        borrows: whether it leaves the memory that parameters start in as it is.
     """
 
     line: str
     make: OptimizerFn
     functional: Functional | None = None
     tunes: bool = True
+    borrows: bool = False
 
-    def __call__(
-        self, params: Iterable[nn.Parameter], settings: LocalTraining
-    ) -> torch.optim.Optimizer:
-        """The torch optimizer of one client in one round."""
+    def __call__(self, params: Iterable[nn.Parameter], settings: LocalTraining) -> Optimizer:
+        """The optimizer of one client in one round."""
         return self.make(params, settings)
 
 
@@ -85,9 +85,10 @@ def _undecayed(name: str, settings: LocalTraining) -> float:
 
 sgd = LocalOptimizer(
     "plain SGD, one fixed learning rate",
-    lambda params, s: torch.optim.SGD(params, lr=s.lr, weight_decay=s.weight_decay),
+    lambda params, s: Descent(params, s.lr, s.weight_decay),
     FunctionalSGD,
     tunes=False,
+    borrows=True,
 )
 """Plain SGD: ``w ← w - η_l (g + weight_decay · w)``."""
 
@@ -125,7 +126,7 @@ def named(name: str) -> LocalOptimizer:
     return LOCAL_OPTIMIZERS[name]
 
 
-def learning_rate(optimizer: torch.optim.Optimizer, settings: LocalTraining) -> float:
+def learning_rate(optimizer: Optimizer, settings: LocalTraining) -> float:
     """``η_l`` now, the mean over parameter groups."""
     rates = [float(group.get("lr", settings.lr)) for group in optimizer.param_groups]
     return sum(rates) / len(rates)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,28 @@ def load_arrays(module: nn.Module, arrays: Arrays) -> None:
     Raises:
         ValueError: names or shapes do not fit.
     """
+    values = copies(module, arrays)
+    for name, tensor in _tensors(module):
+        tensor.data = values[name]
+
+
+def lend(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Let the parameters of ``module`` be ``values`` themselves; buffers get copies.
+
+    For optimizers that leave the memory they start in alone: the model is copied once for all
+    clients of a round. Buffers are written by the forward pass.
+    """
+    for name, tensor in _tensors(module):
+        parameter = isinstance(tensor, nn.Parameter)
+        tensor.data = values[name] if parameter else values[name].clone()
+
+
+def copies(module: nn.Module, arrays: Arrays) -> dict[str, Tensor]:
+    """``arrays`` as tensors of the dtypes and on the device of ``module``.
+
+    Raises:
+        ValueError: names or shapes do not fit.
+    """
     tensors = dict(_tensors(module))
     if tensors.keys() != arrays.keys():
         raise ValueError(
@@ -36,16 +58,20 @@ def load_arrays(module: nn.Module, arrays: Arrays) -> None:
             f"{sorted(tensors)[:3]}... Use the same model on the server and the clients."
         )
     for name, tensor in tensors.items():
-        value = torch.from_numpy(np.array(arrays[name]))
-        if value.shape != tensor.shape:
+        if arrays[name].shape != tensor.shape:
             raise ValueError(
-                f"array {name!r} has shape {tuple(value.shape)}, "
+                f"array {name!r} has shape {arrays[name].shape}, "
                 f"the module's is {tuple(tensor.shape)}."
             )
-        tensor.data = value.to(tensor.device, tensor.dtype)
+    return {
+        name: torch.from_numpy(np.array(arrays[name])).to(tensor.device, tensor.dtype)
+        for name, tensor in tensors.items()
+    }
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
-    persistent = module.state_dict(keep_vars=True).keys()
-    yield from ((name, x) for name, x in module.named_buffers() if name in persistent)
+    buffers = dict(module.named_buffers())
+    if buffers:  # walking the whole module again is not cheap
+        persistent = module.state_dict(keep_vars=True).keys()
+        yield from ((name, x) for name, x in buffers.items() if name in persistent)

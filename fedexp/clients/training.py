@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedexp.clients.descent import Descent
+
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Optimizer(Protocol):
+    """What the loop needs of a local optimizer: any of `torch.optim`'s will do."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any:
+        """Move the parameters along their gradients."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +46,11 @@ class Examples:
 
     def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets at ``positions`` among the client's own rows."""
-        rows = self.at(positions)
-        return self.inputs[rows], self.targets[rows]
+        return self.rows_at(self.at(positions))
+
+    def rows_at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets at ``rows`` of the whole dataset, a vector."""
+        return self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
 
     def at(self, positions: Tensor) -> Tensor:
         """Rows of the dataset at ``positions`` among the client's own."""
@@ -112,7 +127,7 @@ def train(
     model: nn.Module,
     examples: Examples,
     settings: LocalTraining,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     loss_fn: Loss,
     rng: np.random.Generator,
     correction: Mapping[str, Tensor] = MappingProxyType({}),
@@ -128,10 +143,15 @@ def train(
     start = [p.detach().clone() for p in params] if settings.proximal_mu else []
     device = params[0].device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for positions in torch.from_numpy(settings.batches(len(examples), rng)):
-        inputs, targets = (x.to(device) for x in examples.take(positions))
-        optimizer.zero_grad()
+    for rows in examples.at(torch.from_numpy(settings.batches(len(examples), rng))):
+        inputs, targets = (x.to(device) for x in examples.rows_at(rows))
         loss = loss_fn(model(inputs), targets)
+        total += loss.detach()
+        if isinstance(optimizer, Descent) and not (correction or start or settings.max_grad_norm):
+            optimizer.step(torch.autograd.grad(loss, params, allow_unused=True))
+            continue
+        for p in params:
+            p.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         for name, term in correction.items():
             _add(named[name], term)
@@ -140,7 +160,6 @@ def train(
         if settings.max_grad_norm:
             nn.utils.clip_grad_norm_(params, settings.max_grad_norm)
         optimizer.step()
-        total += loss.detach()
     return float(total) / settings.num_steps
 
 

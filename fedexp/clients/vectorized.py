@@ -1,30 +1,31 @@
-"""A group of clients trained at once: the local loop under ``torch.func.vmap``."""
+"""A group of clients trained at once: the local loop with a client dimension in front."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Context, Error, Message
+from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import vmap
 
 from fedexp.arrays import Arrays
-from fedexp.clients.client_app import Trainer, sent, trained, tunes
+from fedexp.clients.client_app import Fitted, Trainer, tunes
 from fedexp.clients.control import ControlVariates
 from fedexp.clients.functional_optimizers import FunctionalOptimizer, Tensors
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.module import load_arrays
+from fedexp.clients.stacked import Losses, losses_of
 from fedexp.clients.training import Examples, LocalTraining, evaluate
 from fedexp.clients.tuned_rates import keep, started
 
-GROUP = 32  # clients trained together; a constant, so that no result depends on the workers
-_TINY = 200_000  # parameters; measured: below it, without convolutions, vmap wins on a CPU
+_MOST = 64  # clients trained together; measured: more gain little
+_CACHE = 20 << 18  # bytes of parameters that a group may have and stay near the processor
 _MODES = ("auto", "on", "off")
-_RAISED = 2  # Flower's error code for a ClientApp that raised
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +36,12 @@ class Cohort:
 
     Attributes:
         trainer: the clients' model, data, optimizer and loss.
+        size: clients trained together. It depends on the model alone, so that no result depends
+            on the workers.
     """
 
     trainer: Trainer
+    size: int = _MOST
 
     @classmethod
     def of(cls, app: ClientApp, mode: str, context: Context) -> Cohort | None:
@@ -45,7 +49,7 @@ class Cohort:
 
         Args:
             app: any ClientApp; only those of ``client_app`` can be vectorised.
-            mode: ``off``; ``on``; or ``auto``, which takes tiny models without convolutions on
+            mode: ``off``; ``on``; or ``auto``, which takes small models without convolutions on
                 a CPU and every model that can on a GPU.
             context: of any node.
 
@@ -59,48 +63,56 @@ class Cohort:
         obstacle = "the ClientApp has mods" if _mods(app) else _obstacle(trainer, context)
         if mode == "on" and obstacle:
             raise ValueError(f"vectorize='on': {obstacle}. Use auto.")
-        if trainer is None or obstacle or (mode == "auto" and not _pays(trainer, context)):
+        if trainer is None or obstacle:
             return None
-        return cls(trainer)
+        size = _size(trainer.module(context))
+        return cls(trainer, size or _MOST) if size or mode == "on" else None
 
-    def train(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
-        """Replies to ``train`` messages that share one content."""
-        config = self.trainer.config(messages[0], contexts[0])
+    def fit(
+        self,
+        config: Mapping[str, Any],
+        arrays: Arrays,
+        content: RecordDict,
+        contexts: Sequence[Context],
+    ) -> list[Fitted | FloatingPointError]:
+        """``Trainer.fit`` of every context; what one would raise stands in its place."""
+        trainer = self.trainer
         settings = [started(config, context) for context in contexts]
-        module = self.trainer.module(contexts[0])
-        examples = [self.trainer.data(context)[0] for context in contexts]
+        module = trainer.module(contexts[0])
+        examples = [trainer.data(context)[0] for context in contexts]
         data, offsets = _one_dataset(examples)
         rows = torch.stack(
             [
-                _rows(e, settings[0], self.trainer.generator(config, c)) + offset
+                _rows(e, settings[0], trainer.generator(config, c)) + offset
                 for e, c, offset in zip(examples, contexts, offsets, strict=True)
             ]
         )  # (clients, steps, batch)
         device = next(module.parameters()).device
-        start = {k: torch.tensor(v, device=device) for k, v in sent(messages[0]).items()}
-        controls = [
-            ControlVariates.of(m, config, c) for m, c in zip(messages, contexts, strict=True)
-        ]
+        start = {k: torch.tensor(v, device=device) for k, v in arrays.items()}
+        controls = [ControlVariates.of(content, config, c) for c in contexts]
         corrections = [c.correction(module) for c in controls if c]
         correction = {k: torch.stack([c[k] for c in corrections]) for k in (*corrections, {})[0]}
         params, losses, rates = self._loop(module, start, data, rows, settings, correction)
-        arrays = {name: p.cpu().numpy() for name, p in params.items()}
-        replies = []
-        for i, (message, context) in enumerate(zip(messages, contexts, strict=True)):
-            after = {k: v[i] for k, v in arrays.items()}
-            metrics = {
-                "num-examples": len(examples[i]),
-                "train-loss": float(losses[i]),
-                "learning-rate": float(rates[i]),
-            }
+        after = {name: p.contiguous().cpu().numpy() for name, p in params.items()}
+        reported = zip(losses.tolist(), rates.tolist(), strict=True)
+        tuned = tunes(trainer.maker(settings[0]))
+        fitted: list[Fitted | FloatingPointError] = []
+        for i, (context, (loss, rate)) in enumerate(zip(contexts, reported, strict=True)):
+            metrics = {"num-examples": len(examples[i]), "train-loss": loss, "learning-rate": rate}
+            one = Fitted({k: v[i] for k, v in after.items()}, metrics)
             if config.get("final-loss"):
-                load_arrays(module, after)
-                metrics["final-loss"] = evaluate(module, examples[i], self.trainer.loss)["loss"]
-            replies.append(_reply(message, context, after, metrics, controls[i], settings[i]))
-            if replies[-1].has_content() and tunes(self.trainer.maker(settings[i])):
-                keep(config, context, float(rates[i]))
-        return replies
+                load_arrays(module, one.arrays)
+                metrics["final-loss"] = evaluate(module, examples[i], trainer.loss)["loss"]
+            try:
+                fitted.append(one.checked(arrays, context, controls[i], settings[i]))
+            except FloatingPointError as error:
+                fitted.append(error)
+                continue
+            if tuned:
+                keep(config, context, rate)
+        return fitted
 
+    @torch.no_grad()
     def _loop(
         self,
         module: nn.Module,
@@ -114,33 +126,27 @@ class Cohort:
         module.train()
         settings = clients[0]  # they differ in the learning rate alone
         optimizer = self._functional(settings)
+        init, update = optimizer.init, optimizer.update
+        if not optimizer.stacked:
+            init, update = vmap(init), vmap(update)
+        losses_at = losses_of(module, self.trainer.loss)
         device = next(iter(start.values())).device
-
-        def loss_of(params: Tensors, inputs: Tensor, targets: Tensor) -> Tensor:
-            return self.trainer.loss(functional_call(module, params, (inputs,)), targets)
-
-        def step(
-            params: Tensors, state: object, inputs: Tensor, targets: Tensor, correction: Tensors
-        ) -> tuple[Tensors, object, Tensor]:
-            grads, loss = grad_and_value(loss_of)(params, inputs, targets)
-            grads = grads | {name: grads[name] + term for name, term in correction.items()}
+        count, steps, _ = rows.shape
+        params = {name: w.expand(count, *w.shape) for name, w in start.items()}
+        rates = torch.tensor([client.lr for client in clients], dtype=torch.float64, device=device)
+        state = init(params, rates)
+        total = torch.zeros(count, dtype=torch.float64, device=device)
+        for at in rows.unbind(1):
+            batch = (x.to(device).view(*at.shape, *x.shape[1:]) for x in data.rows_at(at.flatten()))
+            grads, losses = _gradients(losses_at, params, *batch)
+            for name, term in correction.items():
+                grads[name] = grads[name] + term
             if mu := settings.proximal_mu:
                 grads = {name: g + mu * (params[name] - start[name]) for name, g in grads.items()}
             if settings.max_grad_norm:
                 grads = _clipped(grads, settings.max_grad_norm)
-            params, state = optimizer.update(params, grads, state)
-            return params, state, loss
-
-        count, steps, _ = rows.shape
-        params = {name: w.expand(count, *w.shape).clone() for name, w in start.items()}
-        rates = torch.tensor([client.lr for client in clients], dtype=torch.float64, device=device)
-        state = vmap(optimizer.init)(params, rates)
-        total = torch.zeros(count, dtype=torch.float64, device=device)
-        for at in range(steps):
-            inputs, targets = data.inputs[rows[:, at]], data.targets[rows[:, at]]
-            batch = inputs.to(device), targets.to(device)
-            params, state, loss = vmap(step)(params, state, *batch, correction)
-            total += loss.detach()
+            params, state = update(params, grads, state)
+            total += losses
         if tunes(self.trainer.maker(settings)):
             rates = vmap(optimizer.learning_rate)(state)
         return params, total / steps, rates
@@ -150,6 +156,20 @@ class Cohort:
         assert isinstance(make, LocalOptimizer)
         assert make.functional
         return make.functional(settings)
+
+
+def _gradients(
+    losses_at: Losses, params: Tensors, inputs: Tensor, targets: Tensor
+) -> tuple[Tensors, Tensor]:
+    """Each client's gradient and loss.
+
+    No client's loss depends on another's parameters: the gradient of their sum is each one's own.
+    """
+    with torch.enable_grad():
+        leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+        losses = losses_at(leaves, inputs, targets)
+        grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, grads, strict=True)), losses.detach()
 
 
 def _one_dataset(examples: Sequence[Examples]) -> tuple[Examples, list[int]]:
@@ -168,23 +188,13 @@ def _rows(examples: Examples, settings: LocalTraining, rng: np.random.Generator)
 
 
 def _clipped(grads: Tensors, max_norm: float) -> Tensors:
-    norm = torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
-    return {name: g * factor for name, g in grads.items()}
-
-
-def _reply(
-    message: Message,
-    context: Context,
-    arrays: Arrays,
-    metrics: dict[str, int | float],
-    control: ControlVariates | None,
-    settings: LocalTraining,
-) -> Message:
-    try:
-        return trained(message, context, arrays, metrics, control, settings)
-    except FloatingPointError as error:
-        return Message(Error(_RAISED, str(error)), reply_to=message)
+    norms = (
+        torch.stack([g.square().reshape(len(g), -1).sum(1) for g in grads.values()]).sum(0).sqrt()
+    )
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+    return {
+        name: g * factors.view(-1, *[1] * (g.dim() - 1)).to(g.dtype) for name, g in grads.items()
+    }
 
 
 def check_mode(mode: str) -> None:
@@ -214,9 +224,12 @@ def _obstacle(trainer: Trainer | None, context: Context) -> str:
     return ""
 
 
-def _pays(trainer: Trainer, context: Context) -> bool:
-    module = trainer.module(context)
-    if next(module.parameters()).device.type != "cpu":
-        return True
-    convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
-    return not convolves and sum(p.numel() for p in module.parameters()) <= _TINY
+def _size(module: nn.Module) -> int:
+    """How many clients to train together; 0 where they are faster one by one."""
+    first = next(module.parameters())
+    if first.device.type != "cpu":
+        return _MOST
+    if any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules()):
+        return 0
+    size = _CACHE // sum(p.nbytes for p in module.parameters())
+    return min(size, _MOST) if size > 1 else 0

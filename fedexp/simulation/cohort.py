@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 
 from fedexp.arrays import Arrays, first_non_finite
 from fedexp.records import from_record, records_of
-from fedexp.simulation.grid import error_reply
+from fedexp.simulation.grid import RAISED
 from fedexp.stats import PseudoGradientStats, update_norm
 from fedexp.wire import BadReply, Merged, Reading
 
@@ -57,14 +57,46 @@ def combine(span: Span, parts: Mapping[Span, Merged]) -> Merged:
     return combine(left, parts) + combine(right, parts)
 
 
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """What a client returned; the model itself, with weight 0, if that cannot be used."""
+Failure = tuple[int, str]
+"""Code and reason of an error reply."""
 
-    message: Message
-    arrays: Arrays
-    weight: float
-    metrics: tuple[int, Mapping[str, Any]] | None
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What one client of a cohort returned.
+
+    Attributes:
+        position: in the cohort.
+        node: id of the client's node.
+        arrays: its model; None if it is of no use.
+        weight: ``pᵢ``.
+        metrics: as the client reported them.
+        failure: why it is of no use.
+    """
+
+    position: int
+    node: int
+    arrays: Arrays | None = None
+    weight: float = 0.0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    failure: Failure | None = None
+
+    def failed(self, reason: str) -> Row:
+        """The same client, of no use."""
+        return Row(self.position, self.node, failure=(RAISED, reason))
+
+
+def row_of(position: int, reply: Message, reading: Reading, before: Arrays) -> Row:
+    """The row of a client's reply."""
+    row = Row(position, reply.metadata.src_node_id)
+    if reply.has_error():
+        return replace(row, failure=(reply.error.code, reply.error.reason or ""))
+    try:
+        arrays, weight = reading.read(reply.content, before, look_at_updates=False)
+    except BadReply as error:
+        return row.failed(str(error))
+    (metrics,) = records_of(reply.content, MetricRecord).values()
+    return replace(row, arrays=arrays, weight=weight, metrics=dict(metrics))
 
 
 @dataclass(eq=False)
@@ -72,59 +104,49 @@ class Share:
     """A worker's part of a cohort.
 
     Attributes:
-        run: the messages at some positions to their replies.
+        run: trains the clients at some positions, in order.
         reading: how replies are read.
         before: the model that was broadcast.
-        errors: replies that could not be used, as error replies.
+        failures: by position, of clients that are left out.
     """
 
-    run: Callable[[Span], Sequence[tuple[Message, Message]]]
+    run: Callable[[Span], Sequence[Row]]
     reading: Reading
     before: Arrays
-    errors: list[Message] = field(default_factory=list)
+    failures: dict[int, Failure] = field(default_factory=dict)
 
     def merged(self, span: Span, size: int) -> Merged:
         """The sum over a subtree, folding at most ``size`` clients at a time."""
         if span[1] - span[0] <= size:
-            return self._folded([self._row(*pair) for pair in self.run(span)])
+            return self._folded(self.run(span))
         left, right = halves(span)
         return self.merged(left, size) + self.merged(right, size)
 
-    def _folded(self, rows: Sequence[_Row], *, looked_at: bool = False) -> Merged:
+    def _folded(self, rows: Sequence[Row], *, looked_at: bool = False) -> Merged:
+        # A client that is left out keeps its place in the tree, with the model and weight 0.
+        arrays = [self.before if row.arrays is None else row.arrays for row in rows]
         stats = PseudoGradientStats.fold(
             self.before,
-            [row.arrays for row in rows],
+            arrays,
             weights=[row.weight for row in rows],
             trainable=self.reading.trainable,
-            scales=[self.reading.scale(row.arrays, self.before) for row in rows],
+            scales=[self.reading.scale(x, self.before) for x in arrays],
         )
         if not (math.isfinite(stats.sq_norm) or looked_at):
             return self._folded([self._finite(row) for row in rows], looked_at=True)
-        return Merged(stats, tuple(row.metrics for row in rows if row.metrics is not None))
+        self.failures |= {row.position: row.failure for row in rows if row.failure}
+        return Merged(stats, tuple((row.node, row.metrics) for row in rows if not row.failure))
 
-    def _row(self, message: Message, reply: Message) -> _Row:
-        if reply.has_error():
-            return self._left_out(message, reply)
-        try:
-            arrays, weight = self.reading.read(reply.content, self.before, look_at_updates=False)
-        except BadReply as error:
-            return self._left_out(message, error_reply(message, str(error)))
-        (metrics,) = records_of(reply.content, MetricRecord).values()
-        return _Row(message, arrays, weight, (message.metadata.dst_node_id, dict(metrics)))
-
-    def _finite(self, row: _Row) -> _Row:
+    def _finite(self, row: Row) -> Row:
         """``row``, or nothing in its place if the square of its update is not finite."""
-        if not row.weight or math.isfinite(
+        if row.arrays is None or math.isfinite(
             update_norm(self.before, row.arrays, self.reading.trainable)
         ):
             return row
         name = first_non_finite(row.arrays)
-        reason = f"array {name!r} holds NaN or infinity." if name else "its norm overflows."
-        return self._left_out(row.message, error_reply(row.message, reason))
-
-    def _left_out(self, message: Message, error: Message) -> _Row:
-        self.errors.append(error)
-        return _Row(message, self.before, 0.0, None)
+        return row.failed(
+            f"array {name!r} holds NaN or infinity." if name else "its norm overflows."
+        )
 
 
 def group_size(before: Arrays) -> int:
@@ -132,13 +154,16 @@ def group_size(before: Arrays) -> int:
     return max(1, _GROUP_BYTES // max(1, sum(x.nbytes for x in before.values())))
 
 
-def broadcast_of(message: Message, reading: Reading) -> Arrays:
-    """The model in a message."""
-    return from_record(records_of(message.content, ArrayRecord)[reading.arrays_key])
+def broadcast_of(content: RecordDict, reading: Reading) -> Arrays:
+    """The model in a message of this content."""
+    return from_record(records_of(content, ArrayRecord)[reading.arrays_key])
 
 
-def replies(first: Message, merged: Merged, errors: Sequence[Message]) -> Iterator[Message]:
-    """The errors, then one reply for all usable clients if there is any."""
-    yield from errors
+def replies(
+    messages: Sequence[Message], merged: Merged, failures: Mapping[int, Failure]
+) -> Iterator[Message]:
+    """The errors in cohort order, then one reply for all usable clients if there is any."""
+    for position in sorted(failures):
+        yield Message(Error(*failures[position]), reply_to=messages[position])
     if merged.stats.count:
-        yield Message(merged.to_content(), reply_to=first)
+        yield Message(merged.to_content(), reply_to=messages[0])

@@ -22,7 +22,7 @@ from fedexp.records import records_of
 from fedexp.simulation.transport import Packed
 
 FIRST_NODE_ID = 2  # 0 and 1 are Flower's own
-_RAISED = 2  # Flower's error code for a ClientApp that raised
+RAISED = 2  # Flower's error code for a ClientApp that raised
 _RUN_ID = 1
 
 
@@ -165,7 +165,7 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
         reply = client_app(private, context)
         return reply if isinstance(reply, Message) else _no_message(reply, message)
     except Exception as error:
-        return Message(Error(_RAISED, _reason(error)), reply_to=message)
+        return Message(Error(RAISED, reason_of(error)), reply_to=message)
 
 
 @contextmanager
@@ -185,14 +185,15 @@ def one_thread() -> Iterator[None]:
 
 def error_reply(message: Message, reason: str) -> Message:
     """The reply in place of one that cannot be had."""
-    return Message(Error(_RAISED, reason), reply_to=message)
+    return Message(Error(RAISED, reason), reply_to=message)
 
 
 def _no_message(reply: object, message: Message) -> Message:
     return error_reply(message, f"the ClientApp returned {type(reply).__name__}, not a Message.")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What an error reply says of an exception: its kind, text and place."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     name = last.filename.rsplit("/", 1)[-1]
     return f"{type(error).__name__}: {error} ({name}, line {last.lineno})"

@@ -16,12 +16,12 @@ from flwr.common.logger import log
 
 from fedexp.records import records_of
 from fedexp.simulation import cohort
-from fedexp.simulation.cohort import Span
+from fedexp.simulation.cohort import Failure, Span
 from fedexp.simulation.grid import LocalGrid
-from fedexp.simulation.ray_workers import RayWorkers, WorkerDied, WorkerHangs
+from fedexp.simulation.ray_workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
 from fedexp.simulation.shares import Costs, chunks, shares
-from fedexp.simulation.transport import Packed, pack, unpack
-from fedexp.simulation.worker import Failure, Job, Outcome
+from fedexp.simulation.transport import Packed, num_bytes, pack, unpack
+from fedexp.simulation.worker import Job, Outcome
 from fedexp.wire import Merged, Reading
 
 _CHUNK_BYTES = 1 << 26  # of replies that one task returns
@@ -117,8 +117,7 @@ class RayGrid(LocalGrid):
         for outcome in self._outcomes(tasks, timeout):
             parts |= outcome.merged
             failures |= outcome.failures
-        errors = [_message(messages[p], failures[p]) for p in sorted(failures)]
-        yield from cohort.replies(messages[0], cohort.combine(whole, parts), errors)
+        yield from cohort.replies(messages, cohort.combine(whole, parts), failures)
 
     def _jobs(self, messages: Sequence[Message]) -> tuple[Any, dict[int, Job]]:
         """The contents, each stored once however many messages share it, and a job per message."""
@@ -132,11 +131,11 @@ class RayGrid(LocalGrid):
                 packed.append(pack(message.content))
             state = self.states.get(message.metadata.dst_node_id)
             jobs[position] = Job(message.metadata, index[key], state)
-        return self._workers.put(packed), jobs
+        return self._workers.put(packed, sum(map(num_bytes, packed))), jobs
 
     def _outcomes(self, tasks: Sequence[_Task], timeout: float | None) -> Iterator[Outcome]:
         """Outcomes in the order of ``tasks``, which run at the same time."""
-        tickets = [self._submit(task) for task in tasks]
+        tickets = [self._submit(task, timeout) for task in tasks]
         start = time.monotonic()
         for task, ticket in zip(tasks, tickets, strict=True):
             outcome = self._outcome(task, ticket, start, timeout)
@@ -145,11 +144,13 @@ class RayGrid(LocalGrid):
             self._costs.learn(outcome.seconds)
             yield outcome
 
-    def _submit(self, task: _Task) -> Any:
+    def _submit(self, task: _Task, timeout: float | None) -> Ticket:
         contents, *args = task.args
-        return self._workers.submit(task.worker, task.method, contents, task.jobs, *args)
+        return self._workers.submit(
+            task.worker, task.method, contents, task.jobs, *args, seconds=timeout
+        )
 
-    def _outcome(self, task: _Task, ticket: Any, start: float, timeout: float | None) -> Outcome:
+    def _outcome(self, task: _Task, ticket: Ticket, start: float, timeout: float | None) -> Outcome:
         """The outcome of a task; a worker that died or hangs is replaced, its clients retried."""
         left = None if timeout is None else max(0.0, start + timeout - time.monotonic())
         try:
@@ -157,12 +158,12 @@ class RayGrid(LocalGrid):
         except WorkerDied:
             task = _retried(task, "its worker process ended, twice")
         except WorkerHangs:
-            hanging = self._workers.running(task.worker)
+            hanging = self._workers.running(ticket)
             reason = f"no reply within {timeout:g} s"
             found = _without(task, hanging, reason)
             task = found if found is not task else _retried(task, reason)
         self._workers.replace(task.worker, ticket)
-        return self._outcome(task, self._submit(task), time.monotonic(), timeout)
+        return self._outcome(task, self._submit(task, timeout), time.monotonic(), timeout)
 
     def _unit_of(self, message: Message, timeout: float | None) -> int:
         if self._unit is None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from flwr.app import Message
 
 from fedexp.simulation import cohort
+from fedexp.simulation.cohort import Row, Span, row_of
 from fedexp.simulation.grid import LocalGrid, answer, context_of, one_thread
 from fedexp.simulation.transport import pack, unpack
 from fedexp.wire import Reading
@@ -30,12 +31,14 @@ class SerialGrid(LocalGrid):
     def _execute_merged(
         self, messages: list[Message], reading: Reading, timeout: float | None
     ) -> Iterator[Message]:
-        before = cohort.broadcast_of(messages[0], reading)
-        share = cohort.Share(
-            lambda span: [(m, self._answer(m)) for m in messages[slice(*span)]], reading, before
-        )
+        before = cohort.broadcast_of(messages[0].content, reading)
+
+        def run(span: Span) -> list[Row]:
+            return [row_of(p, self._answer(messages[p]), reading, before) for p in range(*span)]
+
+        share = cohort.Share(run, reading, before)
         merged = share.merged((0, len(messages)), cohort.group_size(before))
-        yield from cohort.replies(messages[0], merged, share.errors)
+        yield from cohort.replies(messages, merged, share.failures)
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

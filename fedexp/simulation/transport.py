@@ -30,3 +30,10 @@ def _packed(record: ArrayRecord | MetricRecord | ConfigRecord) -> Any:
 def unpack(packed: Packed) -> RecordDict:
     """The inverse of ``pack``; arrays share the memory of ``packed``."""
     return RecordDict({k: to_record(v) if isinstance(v, dict) else v for k, v in packed.items()})
+
+
+def num_bytes(packed: Packed) -> int:
+    """Bytes of the arrays."""
+    return sum(
+        x.nbytes for record in packed.values() if isinstance(record, dict) for x in record.values()
+    )

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedexp.clients.vectorized import GROUP, Cohort
+from fedexp.clients.client_app import Fitted, trainer_of
+from fedexp.clients.vectorized import Cohort
 from fedexp.simulation import cohort
-from fedexp.simulation.cohort import Span
-from fedexp.simulation.grid import answer, context_of, error_reply, identify, one_thread
+from fedexp.simulation.cohort import Failure, Row, Span
+from fedexp.simulation.grid import answer, context_of, error_reply, identify, one_thread, reason_of
 from fedexp.simulation.transport import Packed, pack, unpack
-from fedexp.wire import Merged, Reading
-
-Failure = tuple[int, str]
-"""Code and reason of an error reply."""
+from fedexp.wire import BadReply, Merged, Reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +81,7 @@ class Worker:
         """How many neighbours train at once; shares to merge are made of whole units."""
         context = context_of(node, self.num_nodes, self.run_config, None)
         self.cohort = Cohort.of(self.client_app, self.vectorize, context)
-        return GROUP if self.cohort else 1
+        return self.cohort.size if self.cohort else 1
 
     def replies(self, contents: Sequence[Packed], jobs: Mapping[int, Job]) -> Outcome:
         """Run ``jobs`` (by position in the cohort) and keep every reply."""
@@ -101,19 +100,15 @@ class Worker:
         unit: int,
     ) -> Outcome:
         """Run ``jobs``, neighbours in the cohort ``whole``, and add their replies up."""
-        work = _Work(self, contents, jobs)
         if unit > 1 and self.cohort is None:  # a worker that has replaced another
             self.unit(next(iter(jobs.values())).metadata.dst_node_id)
         span = min(jobs), max(jobs) + 1
-        before = cohort.broadcast_of(work.messages[span[0]], reading)
-        run = work.one_by_one if unit == 1 else work.at_once
-        share = cohort.Share(run, reading, before)
-        size = cohort.group_size(before) if unit == 1 else unit
+        work = _Merging(self, contents, jobs, reading, jobs[span[0]].content)
+        share = cohort.Share(work.one_by_one if unit == 1 else work.at_once, reading, work.before)
+        size = cohort.group_size(work.before) if unit == 1 else unit
         with one_thread():
             merged = {part: share.merged(part, size) for part in cohort.subtrees(span, whole)}
-        position = {m.metadata.message_id: p for p, m in work.messages.items()}
-        failures = {position[e.metadata.reply_to_message_id]: _failure(e) for e in share.errors}
-        return Outcome(merged, {}, failures, work.states, work.seconds)
+        return Outcome(merged, {}, share.failures, work.states, work.seconds)
 
 
 class _Work:
@@ -123,54 +118,106 @@ class _Work:
         self.worker, self.jobs = worker, jobs
         self.states: dict[int, Packed] = {}
         self.seconds: dict[int, float] = {}
-        records = [unpack(content) for content in contents]
-        self.messages = {
-            p: Message(metadata=job.metadata, content=records[job.content])  # type: ignore[call-overload]
-            for p, job in jobs.items()
-        }
+        self.contents = [unpack(content) for content in contents]
 
-    def one_by_one(self, span: Span) -> list[tuple[Message, Message]]:
-        return [(self.messages[p], self.answer(p)) for p in range(*span)]
+    def message(self, position: int) -> Message:
+        job = self.jobs[position]
+        content = self.contents[job.content]
+        message: Message = Message(metadata=job.metadata, content=content)  # type: ignore[call-overload]
+        return message
 
     def answer(self, position: int) -> Message:
         """The reply of the client at ``position``."""
-        message, job = self.messages[position], self.jobs[position]
+        message, job = self.message(position), self.jobs[position]
         if job.lost:
             return error_reply(message, job.lost)
-        self.worker.position = position
-        start = time.perf_counter()
-        context = self._context(job)
-        reply = answer(self.worker.client_app, message, context)
-        self._keep(job, context)
-        self.seconds[context.node_id] = time.perf_counter() - start
-        self.worker.position = None
+        with self.running(position) as context:
+            reply = answer(self.worker.client_app, message, context)
         return reply
 
-    def at_once(self, span: Span) -> list[tuple[Message, Message]]:
-        """The replies of neighbours, trained together."""
-        if any(self.jobs[p].lost for p in range(*span)):
-            return self.one_by_one(span)
-        assert self.worker.cohort is not None
-        messages = [self.messages[p] for p in range(*span)]
-        contexts = [self._context(self.jobs[p]) for p in range(*span)]
-        self.worker.position = span[0]
-        try:
-            replies = self.worker.cohort.train(messages, contexts)
-        except Exception:  # one of them raises; alone, it becomes one error reply
-            return self.one_by_one(span)
+    @contextmanager
+    def running(self, position: int) -> Iterator[Context]:
+        """The context of the client at ``position`` while it runs; kept and timed afterwards."""
+        job = self.jobs[position]
+        self.worker.position = position
+        start = time.perf_counter()
+        context = self.context(job)
+        yield context
+        self.keep(job, context)
+        self.seconds[context.node_id] = time.perf_counter() - start
         self.worker.position = None
-        for p, context in zip(range(*span), contexts, strict=True):
-            self._keep(self.jobs[p], context)
-        return list(zip(messages, replies, strict=True))
 
-    def _context(self, job: Job) -> Context:
+    def context(self, job: Job) -> Context:
         state = unpack(job.state) if job.state else RecordDict()
         worker = self.worker
         return context_of(job.metadata.dst_node_id, worker.num_nodes, worker.run_config, state)
 
-    def _keep(self, job: Job, context: Context) -> None:
+    def keep(self, job: Job, context: Context) -> None:
         if context.state or job.state:  # a client may empty its own
             self.states[context.node_id] = pack(context.state)
+
+
+class _Merging(_Work):
+    """Jobs whose replies are added up. Clients of ours then need no messages of their own."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        contents: Sequence[Packed],
+        jobs: Mapping[int, Job],
+        reading: Reading,
+        content: int,
+    ) -> None:
+        super().__init__(worker, contents, jobs)
+        self.reading = reading
+        self.content = self.contents[content]
+        self.before = cohort.broadcast_of(self.content, reading)
+        self.trainer = trainer_of(worker.client_app)
+        if any(job.content != content for job in jobs.values()):
+            self.trainer = None
+
+    def one_by_one(self, span: Span) -> list[Row]:
+        """The clients at these positions, each alone."""
+        return [self._one(p) for p in range(*span)]
+
+    def _one(self, position: int) -> Row:
+        job = self.jobs[position]
+        if self.trainer is None or job.lost:
+            return cohort.row_of(position, self.answer(position), self.reading, self.before)
+        with self.running(position) as context:
+            try:
+                config = self.trainer.config(self.content, context)
+                fitted = self.trainer.fit(config, self.before, self.content, context)
+                return self._row(position, fitted)
+            except Exception as error:
+                return Row(position, context.node_id).failed(reason_of(error))
+
+    def at_once(self, span: Span) -> list[Row]:
+        """The clients at these positions, trained together."""
+        group = self.worker.cohort
+        if self.trainer is None or group is None or any(self.jobs[p].lost for p in range(*span)):
+            return self.one_by_one(span)
+        contexts = [self.context(self.jobs[p]) for p in range(*span)]
+        config = self.trainer.config(self.content, contexts[0])
+        self.worker.position = span[0]
+        try:
+            fitted = group.fit(config, self.before, self.content, contexts)
+        except Exception:  # one of them raises; alone, it becomes one error reply
+            return self.one_by_one(span)
+        self.worker.position = None
+        for p, context in zip(range(*span), contexts, strict=True):
+            self.keep(self.jobs[p], context)
+        return [self._row(p, one) for p, one in zip(range(*span), fitted, strict=True)]
+
+    def _row(self, position: int, fitted: Fitted | FloatingPointError) -> Row:
+        row = Row(position, self.jobs[position].metadata.dst_node_id)
+        if isinstance(fitted, FloatingPointError):
+            return row.failed(reason_of(fitted))
+        try:
+            arrays, weight = self.reading.taken(fitted.arrays, fitted.metrics, self.before)
+        except BadReply as error:
+            return row.failed(str(error))
+        return replace(row, arrays=arrays, weight=weight, metrics=fitted.metrics)
 
 
 def _failure(reply: Message) -> Failure:

@@ -187,7 +187,7 @@ class FedOpt(FlowerFedAvg):
             log(WARNING, "Round %d: the step %s is not finite.", server_round, own)
             return self._nothing(server_round, folded.num_failures + folded.stats.count)
         self.state = self.state | variate
-        metrics = self.train_metrics_aggr_fn(folded.alike(), self.weighted_by_key)
+        metrics = folded.aggregated(self.train_metrics_aggr_fn)
         metrics.update({**own, **self._rates(folded), "num-failures": folded.num_failures})
         self._released = to_record(params)
         return self._released, metrics
@@ -200,7 +200,7 @@ class FedOpt(FlowerFedAvg):
         folded.fold_metrics(folded.contents(replies))
         if not folded.metrics:
             return None
-        return self.evaluate_metrics_aggr_fn(folded.alike(), self.weighted_by_key)
+        return folded.aggregated(self.evaluate_metrics_aggr_fn)
 
     def begin(self, params: Arrays) -> None:
         """Take ``params`` as what is broadcast; name its buffers in the log, once."""

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from builders import record
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 
 from fedexp.clients import LOCAL_OPTIMIZERS, Examples, LocalTraining, client_app, module_arrays
+from fedexp.clients.client_app import sent
 from fedexp.clients.local_optimizers import markdown
 from fedexp.clients.vectorized import Cohort
 from fedexp.simulation.grid import context_of
@@ -47,25 +48,22 @@ class Nodes:
         body = RecordDict(
             {"arrays": record(module_arrays(model())), "config": ConfigRecord(settings)}
         )
-        messages = [Message(body, node, "train") for node in NODES]
+        trainer, arrays = self.app.trainer, sent(body)
+        config = trainer.config(body, self.contexts[0])
         if self.cohort:
-            return self.cohort.train(messages, self.contexts)
-        pairs = zip(messages, self.contexts, strict=True)
-        return [self.app.trainer.train(m, c) for m, c in pairs]
+            return self.cohort.fit(config, arrays, body, self.contexts)
+        return [trainer.fit(config, arrays, body, context) for context in self.contexts]
 
 
-def rates(replies):
-    return [r.content["metrics"]["learning-rate"] for r in replies]
+def rates(fitted):
+    return [one.metrics["learning-rate"] for one in fitted]
 
 
 def assert_close(a, b):
     for x, y in zip(a, b, strict=True):
-        arrays, others = x.content["arrays"], y.content["arrays"]
-        for name in arrays:
-            np.testing.assert_allclose(arrays[name].numpy(), others[name].numpy(), 2e-4, 2e-6)
-        assert x.content["metrics"]["train-loss"] == pytest.approx(
-            y.content["metrics"]["train-loss"], rel=1e-4
-        )
+        for name in x.arrays:
+            np.testing.assert_allclose(x.arrays[name], y.arrays[name], 2e-4, 2e-6)
+        assert x.metrics["train-loss"] == pytest.approx(y.metrics["train-loss"], rel=1e-4)
     assert rates(a) == pytest.approx(rates(b), rel=1e-3)
 
 

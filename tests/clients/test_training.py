@@ -64,7 +64,7 @@ def test_there_are_exactly_so_many_steps_whatever_the_data(num_steps, num_rows):
     calls = []
     _, _, examples = regression(num_rows)
     settings, model = LocalTraining(num_steps, 8, 0.01), linear()
-    optimizer = sgd(model.parameters(), settings)
+    optimizer = torch.optim.SGD(model.parameters())
     optimizer.register_step_post_hook(lambda *_: calls.append(1))
     train(model, examples, settings, optimizer, default_loss, np.random.default_rng(0))
     assert len(calls) == num_steps

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedexp.clients import Examples, client_app, module_arrays
+from fedexp.clients.client_app import Fitted, sent
 from fedexp.clients.vectorized import Cohort
 from fedexp.records import from_record, to_record
 from fedexp.simulation.grid import context_of
@@ -69,21 +70,27 @@ def _content(record):
 def both(model, data=shared, **config):
     app, messages, contexts = round_of(model, data, **config)
     cohort = Cohort.of(app, "on", contexts[0])
-    together = cohort.train(messages, contexts)
-    alone = [app(m, c) for m, c in zip(messages, contexts, strict=True)]
-    return together, alone
+    return group(cohort, messages, contexts), [
+        Fitted(from_record(reply.content["arrays"]), dict(reply.content["metrics"]))
+        for reply in (app(m, c) for m, c in zip(messages, contexts, strict=True))
+    ]
+
+
+def group(cohort, messages, contexts):
+    content = messages[0].content
+    config = cohort.trainer.config(content, contexts[0])
+    return cohort.fit(config, sent(content), content, contexts)
 
 
 def assert_agree(together, alone):
     assert len(together) == len(alone)
     for a, b in zip(together, alone, strict=True):
-        assert a.metadata.reply_to_message_id == b.metadata.reply_to_message_id
-        x, y = (from_record(reply.content["arrays"]) for reply in (a, b))
+        x, y = a.arrays, b.arrays
         assert list(x) == list(y)
         for name in y:
             assert x[name].dtype == y[name].dtype
             np.testing.assert_allclose(x[name], y[name], rtol=1e-4, atol=1e-6)
-        assert a.content["metrics"] == pytest.approx(dict(b.content["metrics"]), rel=1e-4)
+        assert a.metrics == pytest.approx(b.metrics, rel=1e-4)
 
 
 OPTIONS = {
@@ -122,7 +129,7 @@ def test_any_steps_and_batches_even_larger_than_a_client(steps, batch, seed):
 def test_what_was_broadcast_is_not_touched():
     app, messages, contexts = round_of(mlp)
     before = {k: v.copy() for k, v in from_record(messages[0].content["arrays"]).items()}
-    Cohort.of(app, "on", contexts[0]).train(messages, contexts)
+    group(Cohort.of(app, "on", contexts[0]), messages, contexts)
     for name, x in from_record(messages[0].content["arrays"]).items():
         np.testing.assert_array_equal(x, before[name])
 
@@ -135,9 +142,10 @@ def test_a_client_whose_loss_explodes_fails_alone():
         return train, test
 
     app, messages, contexts = round_of(linear, poisoned)
-    replies = Cohort.of(app, "on", contexts[0]).train(messages, contexts)
-    assert [r.has_error() for r in replies] == [False, False, True, False, False, False]
-    assert "Use a smaller one" in replies[2].error.reason
+    fitted = group(Cohort.of(app, "on", contexts[0]), messages, contexts)
+    failed = [isinstance(one, FloatingPointError) for one in fitted]
+    assert failed == [False, False, True, False, False, False]
+    assert "Use a smaller one" in str(fitted[2])
 
 
 @pytest.mark.parametrize(
@@ -183,7 +191,7 @@ def test_auto_takes_tiny_models_without_convolutions_and_off_takes_none():
         (mlp, "auto", True),
         (cnn, "auto", False),
         (linear, "off", False),
-        (lambda context: nn.Sequential(nn.Flatten(), nn.Linear(36, 10_000)), "auto", False),
+        (lambda context: nn.Sequential(nn.Flatten(), nn.Linear(36, 40_000)), "auto", False),
     ):
         app = client_app(model, shared)
         context = context_of(2, NUM_NODES, CONFIG, None)

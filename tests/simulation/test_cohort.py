@@ -8,7 +8,7 @@ from flwr.app import Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedexp.simulation.cohort import Share, combine, halves, replies, subtrees, units
+from fedexp.simulation.cohort import Share, combine, halves, replies, row_of, subtrees, units
 from fedexp.simulation.grid import error_reply
 from fedexp.stats import PseudoGradientStats, tree_sum
 from fedexp.wire import Merged, Reading
@@ -39,7 +39,10 @@ def answers(size, failing=(), nan=(), bad=()):
 
 
 def share(rows, before=BEFORE):
-    return Share(lambda span: rows[slice(*span)], READING, before)
+    def run(span):
+        return [row_of(p, rows[p][1], READING, before) for p in range(*span)]
+
+    return Share(run, READING, before)
 
 
 def assert_same_bits(a: Merged, b: Merged):
@@ -113,9 +116,7 @@ def test_clients_without_a_usable_reply_are_left_out(failing, nan, bad):
     assert got.stats.weight == sum(i + 1 for i in useful)
     expected = np.zeros(5) + sum((i + 1) * (BEFORE["w"] - after(i)["w"]) for i in useful)
     np.testing.assert_allclose(got.stats.update["w"], expected, rtol=1e-5, atol=1e-5)
-    ids = {error.metadata.reply_to_message_id for error in worker.errors}
-    assert ids == {f"m{i}" for i in failing | nan | bad}
-    assert len(worker.errors) == len(ids)
+    assert worker.failures.keys() == failing | nan | bad
 
 
 @np.errstate(invalid="ignore")
@@ -123,17 +124,18 @@ def test_a_model_that_is_not_finite_any_more_makes_every_client_fail_and_nothing
     before = BEFORE | {"w": np.full(5, np.inf, np.float32)}
     worker = share(answers(4, failing=[1, 2], nan=[0, 3]), before)
     assert worker.merged((0, 4), 4).stats.count == 0
-    assert len(worker.errors) == 4
+    assert len(worker.failures) == 4
 
 
 def test_errors_come_first_then_one_reply_if_anybody_is_left():
     rows = answers(3, failing=[1])
     worker = share(rows)
     merged = worker.merged((0, 3), 3)
-    error, reply = replies(rows[0][0], merged, worker.errors)
-    assert error.has_error()
+    messages = [message for message, _ in rows]
+    error, reply = replies(messages, merged, worker.failures)
+    assert (error.has_error(), error.metadata.reply_to_message_id) == (True, "m1")
     assert_same_bits(Merged.from_content(reply.content), merged)
-    assert list(replies(rows[0][0], Merged(), [])) == []
+    assert list(replies(messages, Merged(), {})) == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

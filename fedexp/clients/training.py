@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedexp.clients.descent import Descent
+from fedexp.clients.module import layout_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -141,11 +142,11 @@ def train(
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     params = list(named.values())
     start = [p.detach().clone() for p in params] if settings.proximal_mu else []
-    device = params[0].device
+    device, layout = params[0].device, layout_of(model)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for rows in examples.at(torch.from_numpy(settings.batches(len(examples), rng))):
         inputs, targets = (x.to(device) for x in examples.rows_at(rows))
-        loss = loss_fn(model(inputs), targets)
+        loss = loss_fn(model(layout(inputs)), targets)
         total += loss.detach()
         if isinstance(optimizer, Descent) and not (correction or start or settings.max_grad_norm):
             optimizer.step(torch.autograd.grad(loss, params, allow_unused=True))
@@ -174,10 +175,10 @@ def evaluate(
     """Mean ``loss`` over ``examples``, and ``accuracy`` if targets are classes."""
     model.eval()
     loss, correct, labels = 0.0, 0, 0
-    device = next(model.parameters()).device
+    device, layout = next(model.parameters()).device, layout_of(model)
     for positions in torch.split(torch.arange(len(examples)), batch_size):
         inputs, targets = (x.to(device) for x in examples.take(positions))
-        outputs = model(inputs)
+        outputs = model(layout(inputs))
         loss += float(loss_fn(outputs, targets)) * len(positions)
         if not targets.is_floating_point():
             correct += int((outputs.argmax(1) == targets).sum())

@@ -24,6 +24,7 @@ from fedexp.simulation.worker import Worker
 need("ray", "simulation")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default
+os.environ.setdefault("RAY_worker_niceness", "0")  # the clients are the work; Ray gives them 15
 import ray  # noqa: E402
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # noqa: E402
 from ray.experimental import internal_kv  # noqa: E402
@@ -247,9 +248,26 @@ def _connect(num_workers: int | None, num_gpus: float, address: str | None) -> b
         include_dashboard=False,
         log_to_driver=False,
         logging_level=WARNING,
-        _system_config={"max_direct_call_object_size": _INLINE_ANSWER},
+        _system_config={
+            "max_direct_call_object_size": _INLINE_ANSWER,
+            # A model that nobody needs any more makes room at once, not within a second: else
+            # every process maps the models of some ten rounds.
+            "free_objects_period_milliseconds": 0,
+        },
     )
+    _end_idle_daemons()
     return True
+
+
+def _end_idle_daemons() -> None:
+    """End the two of Ray's processes that have nothing to do here, 80 MB each.
+
+    They are the autoscaler's and the one that would send us the workers' output.
+    """
+    node: Any = ray._private.worker._global_node
+    for kind in "monitor", "log_monitor":
+        with suppress(Exception):  # Ray's own affair; without it all runs as well
+            node._kill_process_type(kind, check_alive=False, wait=True)
 
 
 def _join(address: str) -> None:

@@ -45,6 +45,7 @@ class Batch:
     seen: int | None
     age: float
     alike: bool
+    flats: Lists = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, group: Group, params: Sequence[Tensor], states: list[State]) -> "Batch":
@@ -63,9 +64,19 @@ class Batch:
         age = first["slots"].get("step", 0.0)
         return cls(group, params, states, slots, kept, weights, seen, age, alike)
 
+    def flat(self, name: str) -> list[Tensor]:
+        """The vectors of a name, each in one dimension."""
+        if name not in self.flats:
+            vectors = self.kept[name] if name in self.kept else self.slots[name]
+            if not all(x.is_contiguous() for x in vectors):  # Copies, which no step writes to.
+                return [x.reshape(-1) for x in vectors]
+            self.flats[name] = [x.view(-1) for x in vectors]
+        return self.flats[name]
+
     def note(self, weights: Weights) -> None:
         """Write into the states what a step left behind."""
         if self.weights.keys() != weights.keys() or "kept" not in self.states[0]:
+            self.flats.clear()
             for name in self.kept.keys() - weights.keys():
                 del self.kept[name]
             for i, state in enumerate(self.states):

@@ -18,7 +18,12 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
+from torch.autograd import _profiler_enabled
+from torch.optim.optimizer import (
+    ParamsT,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
 
 from fedexp.clients.batches import Group, Part, State
 from fedexp.clients.foreach_steps import tuned
@@ -47,11 +52,10 @@ class Layout:
     states: list[State | None]
     units: list[Unit]
 
-    def holds(self, *made_of: Sequence[Any]) -> bool:
-        """Whether it would come out the same; by identity, as tensors compare by value."""
-        return all(
-            len(now) == len(then) and all(map(is_, now, then))
-            for now, then in zip(made_of, (self.groups, self.params, self.states), strict=True)
+    def holds(self, groups: list[Group], params: list[Tensor], states: list[Any]) -> bool:
+        """Whether it would come out the same."""
+        return (
+            _same(groups, self.groups) and _same(params, self.params) and _same(states, self.states)
         )
 
 
@@ -105,9 +109,17 @@ class Hypergradient(torch.optim.Optimizer):
         group["shown"] = {k: mine[k] for k in tuned(rule)}
         group["steps"] = 0
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move the hyperparameters, top of the tower first, then the weights."""
+        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        if hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+            return self._recorded_step(closure)
+        return self._recorded_step(closure) if _profiler_enabled() else self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # Torch then leaves it as it is.
+
+    @torch.no_grad()
+    def _step(self, closure: Callable[[], float] | None) -> float | None:
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             self._absorb(group)
@@ -122,6 +134,10 @@ class Hypergradient(torch.optim.Optimizer):
         for group in self.param_groups:
             self._show(group)
         return loss
+
+    # Torch wraps every step so, which costs more than moving 100,000 weights: here only where
+    # a hook is registered or a profiler runs.
+    _recorded_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients."""
@@ -212,3 +228,8 @@ class Hypergradient(torch.optim.Optimizer):
         towers = group["towers"] if self.per != "all" else self.param_groups[0]["towers"]
         for h in group["shown"]:
             group[h] = group["shown"][h] = sum(t["values"][h] for t in towers) / len(towers)
+
+
+def _same(x: Sequence[Any], y: Sequence[Any]) -> bool:
+    """By identity: tensors compare by value."""
+    return len(x) == len(y) and all(map(is_, x, y))

@@ -50,7 +50,7 @@ def inner_products(rule: Rule, pairs: Sequence[Pair]) -> dict[str, float]:
     for batch, grads in pairs:
         for name, weights in batch.weights.items():
             terms += [weights] * len(grads)
-            dots += [_dot(x, y) for x, y in zip(grads, _vectors(batch, name), strict=True)]
+            dots += map(_dot, grads, batch.flat(name))
     sums = dict.fromkeys(rule.tuned, 0.0)
     for weights, number in zip(terms, _floats(dots), strict=True):
         for h, weight in weights.items():
@@ -65,21 +65,17 @@ def norm_product(pairs: Sequence[Pair]) -> float:
     factors: list[float] = []
     for batch, grads in pairs:
         [(name, factor)] = [(j, by["lr"]) for j, by in batch.weights.items() if "lr" in by]
-        slopes += _vectors(batch, name)
+        slopes += batch.flat(name)
         factors += [factor] * len(grads)
-    squares = _floats([_dot(x, x) for x in slopes + [g for _, grads in pairs for g in grads]])
+    squares = _floats([_dot(x, x.reshape(-1)) for x in slopes + [g for _, grads in pairs for g in grads]])
     sq_slope = sum(c * c * square for c, square in zip(factors, squares, strict=False))
     return math.sqrt(sq_slope * sum(squares[len(slopes) :]))
-
-
-def _vectors(batch: Batch, name: str) -> list[Tensor]:
-    return batch.kept[name] if name in batch.kept else batch.slots[name]
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     if x.dtype in HALVES:
         x, y = x.float(), y.float()
-    return torch.dot(x.reshape(-1), y.reshape(-1))
+    return x.reshape(-1).dot(y)
 
 
 def _floats(numbers: list[Tensor]) -> list[float]:

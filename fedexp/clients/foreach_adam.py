@@ -30,7 +30,11 @@ ASCENT: Weights = {"direction": {"lr": 1.0}}
 
 def adam(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> Weights:
     """`Adam` and AdamW in place."""
-    grads = grads if rule.decoupled else decayed(grads, batch.params, values["weight_decay"])
+    decay = 0.0 if rule.decoupled else values["weight_decay"]
+    if decay and batch.joined:  # They are a copy already.
+        torch._foreach_add_(batch.parts(grads), batch.params, alpha=decay)
+    else:
+        grads = decayed(grads, batch.params, decay)
     p = batch.params[0]
     if (
         tuned(rule) == ("lr",)
@@ -103,7 +107,7 @@ def _listed(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> We
         if tune_b1:
             copied(kept, "bare", direction)
             weights["bare"] = {}
-        torch._foreach_add_(direction, params, alpha=decay / c)
+        torch._foreach_add_(batch.shaped("direction"), params, alpha=decay / c)
     if tune_b1:
         weights["gap"] = {"beta1": lr * c}
         weights["bare" if "bare" in weights else "direction"]["beta1"] = (
@@ -111,5 +115,5 @@ def _listed(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> We
         )
     if tune_b2:
         weights["curve"] = {"beta2": -lr * c / (2 * b2)}
-    torch._foreach_add_(params, direction, alpha=-lr * c)
+    torch._foreach_add_(params, batch.shaped("direction"), alpha=-lr * c)
     return weights

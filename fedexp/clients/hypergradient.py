@@ -11,13 +11,10 @@ weights. See `fedexp.clients.towers` for why this equals the paper's hypergradie
 tuned rate, which is tuned on from there; one that assigns (`LambdaLR`, `OneCycleLR`) replaces it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from operator import is_
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.autograd import _profiler_enabled
 from torch.optim.optimizer import (
     ParamsT,
@@ -25,39 +22,12 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,
 )
 
-from fedexp.clients.batches import Group, Part, State
+from fedexp.clients.batches import Group
 from fedexp.clients.foreach_steps import tuned
 from fedexp.clients.moves import STEPS, Pair, inner_products, move_lists, move_one, norm_product
 from fedexp.clients.towers import Levels, climb, hypergradient, settled, start
+from fedexp.clients.units import Layout, Per, Unit, divided
 from fedexp.clients.update_rules import Rule
-
-Per: TypeAlias = Literal["all", "group", "tensor"]
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What shares hyperparameters: the place of its tower, and its parameters by group."""
-
-    owner: Group
-    index: int
-    parts: list[Part]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The units, and what they were made of: they hold as long as that stays the same."""
-
-    groups: list[Group]
-    params: list[Tensor]
-    states: list[State | None]
-    units: list[Unit]
-
-    def holds(self, groups: list[Group], params: list[Tensor], states: list[Any]) -> bool:
-        """Whether it would come out the same."""
-        return (
-            _same(groups, self.groups) and _same(params, self.params) and _same(states, self.states)
-        )
-
 
 class Hypergradient(torch.optim.Optimizer):
     """Any rule, tuned by the tower above it.
@@ -165,22 +135,11 @@ class Hypergradient(torch.optim.Optimizer):
         groups = self.param_groups
         params = [p for group in groups for p in group["params"]]
         states = list(map(self.state.get, params))
-        layout = self._layout
-        if not (layout and layout.holds(groups, params, states)):
-            self._layout = layout = Layout(list(groups), params, states, self._divided())
-        return layout.units
-
-    def _divided(self) -> list[Unit]:
-        groups = self.param_groups
-        if self.per == "all":
-            return [Unit(groups[0], 0, [Part(group, list(group["params"])) for group in groups])]
-        if self.per == "group":
-            return [Unit(group, 0, [Part(group, list(group["params"]))]) for group in groups]
-        return [
-            Unit(group, i, [Part(group, [p])])
-            for group in groups
-            for i, p in enumerate(group["params"])
-        ]
+        flags = [group["foreach"] for group in groups]
+        if not (self._layout and self._layout.holds(groups, flags, params, states)):
+            units = divided(groups, self.per)
+            self._layout = Layout((list(groups), flags, params, states), units)
+        return self._layout.units
 
     def _climb(self, levels: Levels, pairs: list[Pair]) -> Levels:
         if self.rule.hyper is None:
@@ -228,8 +187,3 @@ class Hypergradient(torch.optim.Optimizer):
         towers = group["towers"] if self.per != "all" else self.param_groups[0]["towers"]
         for h in group["shown"]:
             group[h] = group["shown"][h] = sum(t["values"][h] for t in towers) / len(towers)
-
-
-def _same(x: Sequence[Any], y: Sequence[Any]) -> bool:
-    """By identity: tensors compare by value."""
-    return len(x) == len(y) and all(map(is_, x, y))

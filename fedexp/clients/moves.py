@@ -1,7 +1,7 @@
-"""One step of the bottom of a tower on batches of parameters, and its inner products at the next."""
+"""One step of the bottom of a tower on batches, and its inner products at the next."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -46,8 +46,13 @@ def move_one(rule: Rule, param: Tensor, grad: Tensor, state: State, values: Valu
 
 def inner_products(rule: Rule, pairs: Sequence[Pair]) -> dict[str, float]:
     """``⟨g', ∂w/∂h⟩`` for each tuned ``h``; one transfer from the device."""
-    terms, dots = [], []
+    terms: list[Mapping[str, float]] = []
+    dots: list[Tensor] = []
     for batch, grads in pairs:
+        if batch.matrix is not None:
+            terms += batch.weights.values()
+            dots.append(batch.matrix.mv(grads[0]))
+            continue
         for name, weights in batch.weights.items():
             terms += [weights] * len(grads)
             dots += map(_dot, grads, batch.flat(name))
@@ -67,7 +72,8 @@ def norm_product(pairs: Sequence[Pair]) -> float:
         [(name, factor)] = [(j, by["lr"]) for j, by in batch.weights.items() if "lr" in by]
         slopes += batch.flat(name)
         factors += [factor] * len(grads)
-    squares = _floats([_dot(x, x.reshape(-1)) for x in slopes + [g for _, grads in pairs for g in grads]])
+    vectors = slopes + [g for _, grads in pairs for g in grads]
+    squares = _floats([_dot(x, x.reshape(-1)) for x in vectors])
     sq_slope = sum(c * c * square for c, square in zip(factors, squares, strict=False))
     return math.sqrt(sq_slope * sum(squares[len(slopes) :]))
 
@@ -75,10 +81,11 @@ def norm_product(pairs: Sequence[Pair]) -> float:
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     if x.dtype in HALVES:
         x, y = x.float(), y.float()
-    return x.reshape(-1).dot(y)
+    return (x if x.dim() == 1 else x.reshape(-1)).dot(y)
 
 
 def _floats(numbers: list[Tensor]) -> list[float]:
-    if not numbers or (numbers[0].is_cpu and numbers[-1].is_cpu):
-        return [x.item() for x in numbers]
-    return [float(x) for x in torch.stack([x.to(numbers[0].device) for x in numbers]).tolist()]
+    if all([x.is_cpu for x in numbers]):
+        return [y for x in numbers for y in (x.tolist() if x.dim() else (x.item(),))]
+    device = numbers[0].device
+    return [float(x) for x in torch.cat([x.to(device).reshape(-1) for x in numbers]).tolist()]

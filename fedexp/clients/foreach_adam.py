@@ -25,6 +25,8 @@ from fedexp.clients.foreach_steps import (
 
 FUSED = frozenset((kind, dtype) for kind in ("cpu", "cuda") for dtype in (torch.float32, torch.float64))
 """Where the kernel is known to exist, and to calculate in the precision of its tensors."""
+TINY = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
+JOINED = ("lr", "beta1", "beta2")
 ASCENT: Weights = {"direction": {"lr": 1.0}}
 
 
@@ -43,6 +45,8 @@ def adam(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> Weigh
         and all([g.is_contiguous() for g in grads])
     ):
         return _fused(rule, batch, grads, values)
+    if batch.matrix is not None and set(rule.tuned) == set(JOINED) and not rule.decoupled:
+        return _joined(rule, batch, grads[0], values)
     return _listed(rule, batch, grads, values)
 
 
@@ -73,6 +77,29 @@ def _fused(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> Wei
         torch._foreach_add_(descent, params, alpha=-values["weight_decay"])
     torch._foreach_add_(params, descent, alpha=values["lr"])
     return ASCENT
+
+
+def _joined(rule: Adam, batch: Batch, g: Tensor, values: Values) -> Weights:
+    lr, b1, b2, t = values["lr"], values["beta1"], values["beta2"], batch.age
+    [m], [v] = batch.slots["m"], batch.slots["v"]
+    [d], [gap], [curve] = (batch.kept[name] for name in ("direction", "gap", "curve"))
+    c1, c2 = 1 - b1**t, 1 - b2**t
+    c = sqrt(c2) / c1
+    torch.sub(g, m, out=gap)
+    m.add_(gap, alpha=1 - b1)
+    torch.mul(g, g, out=curve)
+    v.mul_(b2).add_(curve, alpha=1 - b2)
+    root = v.sqrt()
+    curve.add_(v, alpha=-(1 + t * b2**t / c2)).div_(root.clamp_min_(TINY[g.dtype]))
+    gap.div_(root.add_(rule.eps * sqrt(c2)))
+    torch.div(m, root, out=d)
+    curve.mul_(d).div_(root)
+    torch._foreach_add_(batch.params, batch.shaped("direction"), alpha=-lr * c)
+    return {
+        "direction": {"lr": -c, "beta1": -lr * c * t * b1 ** (t - 1) / c1},
+        "gap": {"beta1": lr * c},
+        "curve": {"beta2": -lr * c / (2 * b2)},
+    }
 
 
 def _listed(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> Weights:

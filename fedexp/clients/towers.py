@@ -47,8 +47,10 @@ def climb(rule: Rule, levels: Levels, grads: Mapping[str, Number]) -> Levels:
     upper = rule.hyper
     if upper is None:
         return levels
-    above = climb(upper, levels["above"], _lift(upper, levels, grads))
-    with_what = {**upper.values(), **above["values"]}
+    above, with_what = levels["above"], upper.values()
+    if upper.hyper:
+        above = climb(upper, above, _lift(upper, levels, grads))
+        with_what |= above["values"]
     values, slots, slopes = {}, {}, {c: {} for c in levels["slopes"]}  # type: ignore[var-annotated]
     for name, value in levels["values"].items():
         scale = rule.scale(name)

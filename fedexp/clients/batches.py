@@ -7,10 +7,11 @@ holds the same memory in lists. The state is the truth: a batch can be made of i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 Group: TypeAlias = dict[str, Any]
 State: TypeAlias = dict[str, Any]
@@ -141,4 +142,4 @@ def real(x: Tensor) -> Tensor:
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([x.reshape(-1) for x in tensors])
+    return cast(Tensor, _flatten_dense_tensors(tensors))

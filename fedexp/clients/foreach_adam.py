@@ -26,7 +26,6 @@ from fedexp.clients.foreach_steps import (
 FUSED = frozenset((kind, dtype) for kind in ("cpu", "cuda") for dtype in (torch.float32, torch.float64))
 """Where the kernel is known to exist, and to calculate in the precision of its tensors."""
 TINY = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
-JOINED = ("lr", "beta1", "beta2")
 ASCENT: Weights = {"direction": {"lr": 1.0}}
 
 
@@ -45,7 +44,7 @@ def adam(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> Weigh
         and all([g.is_contiguous() for g in grads])
     ):
         return _fused(rule, batch, grads, values)
-    if batch.matrix is not None and set(rule.tuned) == set(JOINED) and not rule.decoupled:
+    if batch.matrix is not None and _usual(rule) and values["beta1"] > 0.01:
         return _joined(rule, batch, grads[0], values)
     return _listed(rule, batch, grads, values)
 
@@ -79,26 +78,30 @@ def _fused(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> Wei
     return ASCENT
 
 
+def _usual(rule: Adam) -> bool:
+    return sorted(rule.tuned) == ["beta1", "beta2", "lr"] and not rule.decoupled
+
+
 def _joined(rule: Adam, batch: Batch, g: Tensor, values: Values) -> Weights:
+    """As `_listed`, with ``g/R`` for ``(g - m_old)/R``: that is ``(g/R - m/R) / β₁``."""
     lr, b1, b2, t = values["lr"], values["beta1"], values["beta2"], batch.age
     [m], [v] = batch.slots["m"], batch.slots["v"]
-    [d], [gap], [curve] = (batch.kept[name] for name in ("direction", "gap", "curve"))
+    [direction], [scaled], [curve] = (batch.kept[k] for k in ("direction", "beta1", "beta2"))
     c1, c2 = 1 - b1**t, 1 - b2**t
     c = sqrt(c2) / c1
-    torch.sub(g, m, out=gap)
-    m.add_(gap, alpha=1 - b1)
+    m.lerp_(g, 1 - b1)
     torch.mul(g, g, out=curve)
     v.mul_(b2).add_(curve, alpha=1 - b2)
     root = v.sqrt()
     curve.add_(v, alpha=-(1 + t * b2**t / c2)).div_(root.clamp_min_(TINY[g.dtype]))
-    gap.div_(root.add_(rule.eps * sqrt(c2)))
-    torch.div(m, root, out=d)
-    curve.mul_(d).div_(root)
+    torch.div(g, root.add_(rule.eps * sqrt(c2)), out=scaled)
+    torch.div(m, root, out=direction)
+    curve.mul_(direction).div_(root)
     torch._foreach_add_(batch.params, batch.shaped("direction"), alpha=-lr * c)
     return {
-        "direction": {"lr": -c, "beta1": -lr * c * t * b1 ** (t - 1) / c1},
-        "gap": {"beta1": lr * c},
-        "curve": {"beta2": -lr * c / (2 * b2)},
+        "direction": {"lr": -c, "beta1": -lr * c * (1 / b1 + t * b1 ** (t - 1) / c1)},
+        "beta1": {"beta1": lr * c / b1},
+        "beta2": {"beta2": -lr * c / (2 * b2)},
     }
 
 
@@ -108,13 +111,13 @@ def _listed(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> We
     c1, c2 = 1 - b1**t, 1 - b2**t
     c = sqrt(c2) / c1
     if tune_b1 := "beta1" in tuned(rule):
-        gap = difference(kept, "gap", grads, m)
+        gap = difference(kept, "beta1", grads, m)
         torch._foreach_add_(m, gap, alpha=1 - b1)
     else:
         torch._foreach_lerp_(m, grads, 1 - b1)
     torch._foreach_mul_(v, b2)
     if tune_b2 := "beta2" in tuned(rule):
-        curve = product(kept, "curve", grads, grads)
+        curve = product(kept, "beta2", grads, grads)
         torch._foreach_add_(v, curve, alpha=1 - b2)
     else:
         torch._foreach_addcmul_(v, grads, grads, 1 - b2)
@@ -136,11 +139,11 @@ def _listed(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> We
             weights["bare"] = {}
         torch._foreach_add_(batch.shaped("direction"), params, alpha=decay / c)
     if tune_b1:
-        weights["gap"] = {"beta1": lr * c}
+        weights["beta1"] = {"beta1": lr * c}
         weights["bare" if "bare" in weights else "direction"]["beta1"] = (
             -lr * c * t * b1 ** (t - 1) / c1
         )
     if tune_b2:
-        weights["curve"] = {"beta2": -lr * c / (2 * b2)}
+        weights["beta2"] = {"beta2": -lr * c / (2 * b2)}
     torch._foreach_add_(params, batch.shaped("direction"), alpha=-lr * c)
     return weights

@@ -61,7 +61,7 @@ class Batch:
         names = [k for k in first["slots"] if k != "step"]
         slots = {k: [s["slots"][k] for s in states] for k in names}
         kept = {k: [s["kept"][k] for s in states] for k in first.get("kept", ())}
-        tensors = sum([params, *slots.values(), *kept.values()], [])
+        tensors = [x for xs in (params, *slots.values(), *kept.values()) for x in xs]
         kinds = {(x.dtype, x.device, x.is_contiguous()) for x in tensors if isinstance(x, Tensor)}
         alike = len(kinds) == 1 and params[0].is_contiguous() and params[0].dtype in EXACT
         weights, seen = first.get("weights", {}), first.get("seen")
@@ -83,7 +83,7 @@ class Batch:
         """One tensor per parameter, of its shape: views of what is joined."""
         if not self.joined:
             return vectors
-        parts = vectors[0].split([p.numel() for p in self.params])
+        parts = torch.split(vectors[0], [p.numel() for p in self.params])
         return [x.view(p.shape) for x, p in zip(parts, self.params, strict=True)]
 
     def gradients(self, grads: list[Tensor]) -> list[Tensor]:
@@ -142,4 +142,4 @@ def real(x: Tensor) -> Tensor:
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
-    return cast(Tensor, _flatten_dense_tensors(tensors))
+    return cast(Tensor, _flatten_dense_tensors(tensors))  # type: ignore[no-untyped-call]

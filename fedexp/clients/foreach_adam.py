@@ -3,6 +3,7 @@
 With ``R = √v + ε√(1-β₂ᵗ)`` and ``c = √(1-β₂ᵗ) / (1-β₁ᵗ)`` the step is ``-ηc · m/R``, one pass over
 memory shorter than the textbook's. Where only the learning rate is tuned, torch's fused kernel
 makes ``m``, ``v`` and the direction in one pass: it steps from zero at a learning rate of one.
+Where the betas are too, what is kept under their names are their vectors, without factors.
 """
 
 from math import sqrt
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedexp.clients.adaptive_rules import Adam
-from fedexp.clients.batches import Batch, Weights
+from fedexp.clients.batches import EXACT, Batch, Weights
 from fedexp.clients.foreach_steps import (
     Values,
     copied,
@@ -23,9 +24,9 @@ from fedexp.clients.foreach_steps import (
     tuned,
 )
 
-FUSED = frozenset((kind, dtype) for kind in ("cpu", "cuda") for dtype in (torch.float32, torch.float64))
-"""Where the kernel is known to exist, and to calculate in the precision of its tensors."""
-TINY = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
+FUSED = frozenset({"cpu", "cuda"})
+"""Where the kernel is known to exist."""
+TINY = {dtype: torch.finfo(dtype).tiny for dtype in EXACT}
 ASCENT: Weights = {"direction": {"lr": 1.0}}
 
 
@@ -36,17 +37,17 @@ def adam(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> Weigh
         torch._foreach_add_(batch.parts(grads), batch.params, alpha=decay)
     else:
         grads = decayed(grads, batch.params, decay)
-    p = batch.params[0]
-    if (
-        tuned(rule) == ("lr",)
-        and batch.alike
-        and (p.device.type, p.dtype) in FUSED
-        and all([g.is_contiguous() for g in grads])
-    ):
+    if tuned(rule) == ("lr",) and _fusible(batch, grads):
         return _fused(rule, batch, grads, values)
-    if batch.matrix is not None and _usual(rule) and values["beta1"] > 0.01:
+    places = batch.joined and "direction" in batch.kept
+    if places and _usual(rule) and values["beta1"] > 0.01:
         return _joined(rule, batch, grads[0], values)
     return _listed(rule, batch, grads, values)
+
+
+def _fusible(batch: Batch, grads: list[Tensor]) -> bool:
+    known = batch.alike and batch.params[0].device.type in FUSED
+    return known and all([g.is_contiguous() for g in grads])  # The kernel reads them as vectors.
 
 
 def _fused(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> Weights:
@@ -56,7 +57,7 @@ def _fused(rule: Adam, batch: Batch, grads: list[Tensor], values: Values) -> Wei
     else:
         kept["direction"] = [torch.zeros_like(p) for p in params]
     descent = kept["direction"]
-    count = torch.full((), batch.age, device=params[0].device)
+    count = torch.full((), batch.age, dtype=torch.float32, device=params[0].device)
     torch._fused_adam_(
         descent,
         grads,
@@ -83,7 +84,10 @@ def _usual(rule: Adam) -> bool:
 
 
 def _joined(rule: Adam, batch: Batch, g: Tensor, values: Values) -> Weights:
-    """As `_listed`, with ``g/R`` for ``(g - m_old)/R``: that is ``(g/R - m/R) / β₁``."""
+    """As `_listed`, with ``g/R`` for ``(g - m_old)/R``, which is ``(g/R - m/R) / β₁``.
+
+    That saves a pass, and loses digits where ``β₁`` is small.
+    """
     lr, b1, b2, t = values["lr"], values["beta1"], values["beta2"], batch.age
     [m], [v] = batch.slots["m"], batch.slots["v"]
     [direction], [scaled], [curve] = (batch.kept[k] for k in ("direction", "beta1", "beta2"))

@@ -29,7 +29,9 @@ def sgd(rule: SGD, batch: Batch, grads: list[Tensor], values: Values) -> Weights
             grads = copied(kept, "direction", grads)
             if decay:
                 torch._foreach_add_(grads, params, alpha=decay)
-        torch._foreach_add_(params, grads if rule.hyper else decayed(grads, params, decay), alpha=-lr)
+        else:
+            grads = decayed(grads, params, decay)
+        torch._foreach_add_(params, grads, alpha=-lr)
         return DESCENT
     grads, buffer = decayed(grads, params, decay), batch.slots["momentum"]
     weights = {"momentum": {"lr": -1.0}}

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd import _profiler_enabled
+from torch._C._autograd import _profiler_enabled
 from torch.optim.optimizer import (
     ParamsT,
     _global_optimizer_post_hooks,
@@ -28,6 +28,7 @@ from fedexp.clients.moves import STEPS, Pair, inner_products, move_lists, move_o
 from fedexp.clients.towers import Levels, climb, hypergradient, settled, start
 from fedexp.clients.units import Layout, Per, Unit, divided
 from fedexp.clients.update_rules import Rule
+
 
 class Hypergradient(torch.optim.Optimizer):
     """Any rule, tuned by the tower above it.
@@ -49,6 +50,8 @@ class Hypergradient(torch.optim.Optimizer):
         ValueError: At once for a hyperparameter outside its range, in `step` for a sparse gradient.
     """
 
+    _layout: Layout | None = None  # Of the class, so that copies start without.
+
     def __init__(
         self,
         params: ParamsT,
@@ -59,7 +62,6 @@ class Hypergradient(torch.optim.Optimizer):
         maximize: bool = False,
     ) -> None:
         self.rule, self.per = rule, per
-        self._layout: Layout | None = None
         super().__init__(params, {**rule.values(), "foreach": foreach, "maximize": maximize})
 
     def add_param_group(self, param_group: Group) -> None:
@@ -105,8 +107,8 @@ class Hypergradient(torch.optim.Optimizer):
             self._show(group)
         return loss
 
-    # Torch wraps every step so, which costs more than moving 100,000 weights: here only where
-    # a hook is registered or a profiler runs.
+    # Torch wraps every step so, which costs as much as moving 100,000 weights: here only where
+    # hooks are registered or a profiler runs.
     _recorded_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -129,7 +131,7 @@ class Hypergradient(torch.optim.Optimizer):
         return settled(self.rule.moved(fixed), towers)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "rule": self.rule, "per": self.per, "_layout": None}
+        return {**super().__getstate__(), "rule": self.rule, "per": self.per}
 
     def _units(self) -> list[Unit]:
         groups = self.param_groups

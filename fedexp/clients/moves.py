@@ -38,9 +38,10 @@ def move_one(rule: Rule, param: Tensor, grad: Tensor, state: State, values: Valu
     """Step with the pure rule."""
     slots, names = state["slots"], tuned(rule)
     new, state["slots"] = rule.update(param, grad, slots, values)
-    if names:
-        state["kept"] = rule.slopes(param, grad, slots, values, names)
-        state["weights"] = {name: {name: 1.0} for name in state["kept"]}
+    if names:  # Under names that no slot has, nor the lists, should they take over.
+        slopes = rule.slopes(param, grad, slots, values, names)
+        state["kept"] = {f"by-{name}": slope for name, slope in slopes.items()}
+        state["weights"] = {f"by-{name}": {name: 1.0} for name in slopes}
     param.copy_(new)
 
 

@@ -88,7 +88,9 @@ def divided(groups: Sequence[Group], per: Per) -> list[Unit]:
     if per == "group":
         return [Unit(group, 0, [Part(group, list(group["params"]))]) for group in groups]
     return [
-        Unit(group, i, [Part(group, [p])]) for group in groups for i, p in enumerate(group["params"])
+        Unit(group, i, [Part(group, [p])])
+        for group in groups
+        for i, p in enumerate(group["params"])
     ]
 
 

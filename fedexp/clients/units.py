@@ -56,7 +56,9 @@ class Part:
         batch = Batch.of(self.group, [p for p, _ in pairs], [states[p] for p, _ in pairs])
         if batch.alike and len(pairs) > 1 and self.group["foreach"] and _joins(rule):
             batch.join()
-        self.batch = batch if len(pairs) == len(self.params) else None
+        # Not of complex ones: the real views would stay those of the old memory after `p.data = x`.
+        lasting = len(pairs) == len(self.params) and not any(p.is_complex() for p, _ in pairs)
+        self.batch = batch if lasting else None
         return batch, batch.gradients([grad for _, grad in pairs])
 
 

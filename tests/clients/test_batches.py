@@ -173,6 +173,18 @@ def test_state_and_parameters_may_be_exchanged_between_steps(name):
     assert_alike((optimizer, [p.detach() for p in fresh]), trained(RULES[name]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", RULES)
+def test_the_memory_of_parameters_may_be_exchanged_between_steps(name, dtype):
+    params = parameters(dtype)
+    optimizer = Hypergradient(params, RULES[name])
+    for seed in range(8):
+        run(optimizer, params, [seed])
+        for p in params:
+            p.data = p.data.clone()
+    assert_alike((optimizer, [p.detach() for p in params]), trained(RULES[name], dtype=dtype))
+
+
 def test_cleared_state_begins_anew():
     params = parameters()
     optimizer = Hypergradient(params, RULES["lr"])

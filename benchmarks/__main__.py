@@ -5,7 +5,7 @@ from benchmarks import aggregation, engine, hypergradient, partition, scale
 for module, flags in (
     (partition, []),
     (aggregation, ["--quick"]),
-    (hypergradient, ["--num-turns", "50"]),
+    (hypergradient, ["--quick"]),
     (engine, ["--quick"]),
     (scale, ["--quick"]),
 ):

@@ -8,7 +8,8 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 
 from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.clients.hypergradient import Hypergradient, Per
+from fedexp.clients.hypergradient import Hypergradient
+from fedexp.clients.units import Per
 from fedexp.clients.update_rules import SGD
 
 

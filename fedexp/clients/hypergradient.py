@@ -11,22 +11,23 @@ weights. See `fedexp.clients.towers` for why this equals the paper's hypergradie
 tuned rate, which is tuned on from there; one that assigns (`LambdaLR`, `OneCycleLR`) replaces it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeAlias, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.optimizer import ParamsT
+from torch._C._autograd import _profiler_enabled
+from torch.optim.optimizer import (
+    ParamsT,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
 
-from fedexp.clients.foreach_steps import STEPS, Values, tuned
-from fedexp.clients.moves import inner_products, move_lists, move_one, norm_product
+from fedexp.clients.batches import Group
+from fedexp.clients.foreach_steps import tuned
+from fedexp.clients.moves import STEPS, Pair, inner_products, move_lists, move_one, norm_product
 from fedexp.clients.towers import Levels, climb, hypergradient, settled, start
+from fedexp.clients.units import Layout, Per, Unit, divided
 from fedexp.clients.update_rules import Rule
-
-Group: TypeAlias = dict[str, Any]
-Per: TypeAlias = Literal["all", "group", "tensor"]
-Batch: TypeAlias = tuple[Group, list[Tensor], list[Tensor], list[dict[str, Any]]]
-"""A group, its parameters that have gradients, these, and their states."""
 
 
 class Hypergradient(torch.optim.Optimizer):
@@ -48,6 +49,8 @@ class Hypergradient(torch.optim.Optimizer):
     Raises:
         ValueError: At once for a hyperparameter outside its range, in `step` for a sparse gradient.
     """
+
+    _layout: Layout | None = None  # Of the class, so that copies start without.
 
     def __init__(
         self,
@@ -78,21 +81,44 @@ class Hypergradient(torch.optim.Optimizer):
         group["shown"] = {k: mine[k] for k in tuned(rule)}
         group["steps"] = 0
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move the hyperparameters, top of the tower first, then the weights."""
+        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        if hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+            return self._recorded_step(closure)
+        return self._recorded_step(closure) if _profiler_enabled() else self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # Torch then leaves it as it is.
+
+    @torch.no_grad()
+    def _step(self, closure: Callable[[], float] | None) -> float | None:
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             self._absorb(group)
-        for towers, index, members in self._units():
-            batches = [b for group, params in members if (b := self._batch(group, params))[1]]
-            if batches:
-                towers[index] = self._climb(towers[index], batches)
-                for batch in batches:
-                    self._move(batch, towers[index]["values"])
+        owner = type(self).__name__
+        for unit in self._units():
+            pairs = [x for part in unit.parts for x in part.batches(self.rule, owner, self.state)]
+            if pairs:
+                towers = unit.owner["towers"]
+                levels = towers[unit.index] = self._climb(towers[unit.index], pairs)
+                for pair in pairs:
+                    self._move(pair, levels["values"])
         for group in self.param_groups:
             self._show(group)
         return loss
+
+    # Torch wraps every step so, which costs as much as moving 100,000 weights: here only where
+    # hooks are registered or a profiler runs.
+    _recorded_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for group in self.param_groups:  # As torch does, without its entry in profiles.
+            for p in group["params"]:
+                p.grad = None
 
     def learned(self) -> Rule:
         """The tower at its present hyperparameters, the mean of what is tuned separately.
@@ -107,47 +133,20 @@ class Hypergradient(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "rule": self.rule, "per": self.per}
 
-    def _units(self) -> Iterator[tuple[list[Levels], int, list[tuple[Group, list[Tensor]]]]]:
-        """What shares hyperparameters: the place of its tower, and its members by group."""
+    def _units(self) -> list[Unit]:
         groups = self.param_groups
-        if self.per == "all":
-            yield groups[0]["towers"], 0, [(group, group["params"]) for group in groups]
-            return
-        for group in groups:
-            params = group["params"]
-            parts = [params] if self.per == "group" else [[p] for p in params]
-            for i, part in enumerate(parts):
-                yield group["towers"], i, [(group, part)]
+        params = [p for group in groups for p in group["params"]]
+        states = list(map(self.state.get, params))
+        flags = [group["foreach"] for group in groups]
+        if not (self._layout and self._layout.holds(groups, flags, params, states)):
+            units = divided(groups, self.per)
+            self._layout = Layout((list(groups), flags, params, states), units)
+        return self._layout.units
 
-    def _batch(self, group: Group, params: Iterable[Tensor]) -> Batch:
-        params = [p for p in params if p.grad is not None]
-        grads = [cast(Tensor, p.grad) for p in params]
-        if any([g.is_sparse for g in grads]):  # A list: the short ones are faster so.
-            raise ValueError(
-                f"{type(self).__name__}(gradient=sparse): only dense gradients have a "
-                "hypergradient here. Use Embedding(sparse=False)."
-            )
-        states = [self.state[p] for p in params]
-        if any([p.is_complex() for p in params]):
-            params = [torch.view_as_real(p) if p.is_complex() else p for p in params]
-            grads = [torch.view_as_real(g) if g.is_complex() else g for g in grads]
-        for p, state in zip(params, states, strict=True):
-            if not state:
-                fixed = {k: group[k] for k in self.rule.names if k != "lr"}
-                state["slots"] = self.rule.moved(fixed).init(p)
-        if group["maximize"]:
-            grads = list(torch._foreach_neg(grads))
-        return group, params, grads, states
-
-    def _climb(self, levels: Levels, batches: list[Batch]) -> Levels:
+    def _climb(self, levels: Levels, pairs: list[Pair]) -> Levels:
         if self.rule.hyper is None:
             return levels
-        fresh = [
-            (grad, state)
-            for group, _, grads, states in batches
-            for grad, state in zip(grads, states, strict=True)
-            if state.get("seen") == group["steps"]
-        ]
+        fresh = [pair for pair in pairs if pair[0].seen == pair[0].group["steps"]]
         inner = inner_products(self.rule, fresh)
         norm = norm_product(fresh) if self.rule.normalised else 0.0
         grads = {
@@ -156,16 +155,19 @@ class Hypergradient(torch.optim.Optimizer):
         }
         return climb(self.rule, levels, grads)
 
-    def _move(self, batch: Batch, values: Values) -> None:
-        group, params, grads, states = batch
-        values = {k: group[k] for k in self.rule.names} | values
+    def _move(self, pair: Pair, tuned_values: dict[str, float]) -> None:
+        batch, grads = pair
+        group = batch.group
+        values = {k: group[k] for k in self.rule.names} | tuned_values
         if group["foreach"] and type(self.rule) in STEPS:
-            move_lists(self.rule, params, grads, states, values)
+            move_lists(self.rule, batch, grads, values)
         else:
-            for p, g, state in zip(params, grads, states, strict=True):
+            self._layout = None  # Its lists are of tensors that the pure rule replaces.
+            for p, g, state in zip(batch.params, grads, batch.states, strict=True):
                 move_one(self.rule, p, g, state, values)
-        for state in states:
-            state["seen"] = group["steps"] + 1
+        batch.seen = group["steps"] + 1
+        for state in batch.states:
+            state["seen"] = batch.seen
 
     def _absorb(self, group: Group) -> None:
         """Take over what was set from outside since the last step, as schedulers do."""

@@ -6,6 +6,7 @@ functional towers, also under `torch.func.vmap`): operators only, no branch on a
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -43,9 +44,13 @@ class Scale:
     def natural(self, raw: Number, otherwise: Number) -> Number:
         """``h`` of ``θ``, inside the range; the value ``otherwise`` where ``θ`` is not finite."""
         if self.form != "additive":
-            raw = clip(raw, self.raw(self.low), self.raw(self.high))
+            raw = clip(raw, *self._ends)
             raw = math.e**raw if self.form == "log" else 1 / (1 + math.e ** (-2 * raw))
         return finite(clip(raw, self.low, self.high), otherwise)
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        return self.raw(self.low), self.raw(self.high)
 
     def speed(self, value: Number) -> Number:
         """``dh/dθ`` at a value ``h``."""

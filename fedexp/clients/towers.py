@@ -47,13 +47,16 @@ def climb(rule: Rule, levels: Levels, grads: Mapping[str, Number]) -> Levels:
     upper = rule.hyper
     if upper is None:
         return levels
-    above = climb(upper, levels["above"], _lift(upper, levels, grads))
-    with_what = {**upper.values(), **above["values"]}
+    above, with_what = levels["above"], upper.values()
+    if upper.hyper:
+        above = climb(upper, above, _lift(upper, levels, grads))
+        with_what |= above["values"]
     values, slots, slopes = {}, {}, {c: {} for c in levels["slopes"]}  # type: ignore[var-annotated]
     for name, value in levels["values"].items():
-        at = rule.scale(name).raw(value), grads[name], levels["slots"][name], with_what
+        scale = rule.scale(name)
+        at = scale.raw(value), grads[name], levels["slots"][name], with_what
         raw, slots[name] = upper.update(*at)
-        values[name] = rule.scale(name).natural(raw, otherwise=value)
+        values[name] = scale.natural(raw, otherwise=value)
         if slopes:
             found = upper.slopes(*at, upper.tuned)
             for by in slopes:

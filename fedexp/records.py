@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, TypeVar, cast
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from fedexp.arrays import Arrays
 
 _STYPE = "numpy.ndarray"  # Flower's tag for bytes in NumPy's .npy format
-_HEADER = 4096  # bytes; no .npy header of a numeric array is longer
+_MAGIC = np.lib.format.magic(1, 0)
 
 
 class _Lazy(Array):
@@ -88,12 +89,18 @@ def _view(name: str, array: Array) -> NDArray[Any]:
 
 
 def _decode(data: memoryview) -> NDArray[Any]:
-    head = BytesIO(data[:_HEADER])
-    version = np.lib.format.read_magic(head)
-    if version != (1, 0):  # long headers only; none that a model needs
+    if bytes(data[:8]) != _MAGIC:  # other versions are for headers that no model needs
         return cast(NDArray[Any], np.load(BytesIO(data), allow_pickle=False))
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(head)
+    start = 10 + int.from_bytes(data[8:10], "little")
+    shape, fortran, dtype = _header(bytes(data[:start]))
+    flat = np.frombuffer(data, dtype, offset=start)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+@lru_cache(maxsize=4096)
+def _header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and dtype; a model's few headers come again with every client."""
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(BytesIO(head[8:]))
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
-    flat = np.frombuffer(data, dtype, offset=head.tell())
-    return flat.reshape(shape, order="F" if fortran else "C")
+    return shape, fortran, dtype

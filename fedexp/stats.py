@@ -191,7 +191,7 @@ def _fold_update(
     rows = [(i, np.ravel(x)) for i, x in enumerate(columns) if factors[i]]
     # A merged reply's sums are read-only; only those are copied.
     result = (
-        np.zeros(before.size) if out is None else np.require(out, requirements=["C", "W"]).ravel()
+        np.empty(before.size) if out is None else np.require(out, requirements=["C", "W"]).ravel()
     )
     # The difference of two float32 is taken in float32, where it is exact or nearly so, and
     # twice as fast as a mixed-precision subtraction; all sums are float64.
@@ -209,7 +209,8 @@ def _fold_update(
         term[...] = difference
         sq_norms += np.vecdot(term, term)
         term *= weights
-        result[block] += _tree_sum_in_place(term)
+        total = _tree_sum_in_place(term)
+        np.add(total, 0.0 if out is None else result[block], out=result[block])
     return result.reshape(w.shape)
 
 

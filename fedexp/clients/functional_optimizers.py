@@ -67,13 +67,10 @@ class FunctionalSGD:
         if state:
             torch._foreach_add_(list(params.values()), list(grads.values()), alpha=-lr)
             return params, True
-        # Laid out in memory as the gradients are: unlike layouts add several times slower.
-        layout = {name: torch.empty_like(g) for name, g in grads.items()}
-        new = {
-            name: torch.add(w, grads[name], alpha=-lr, out=layout[name])
-            for name, w in params.items()
-        }
-        return new, True
+        # Before the first step all clients have the same; it is laid out in memory as the
+        # gradients are, since unlike layouts add several times slower.
+        same = {name: torch.empty_like(g[:1]).copy_(params[name][:1]) for name, g in grads.items()}
+        return {name: torch.add(same[name], g, alpha=-lr) for name, g in grads.items()}, True
 
     def learning_rate(self, state: bool) -> Tensor:
         """``η_l``."""

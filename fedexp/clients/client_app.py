@@ -236,5 +236,10 @@ def client_app(
 
 
 def trainer_of(app: ClientApp) -> Trainer | None:
-    """The trainer of an app of ``client_app`` that nothing stands around."""
-    return None if getattr(app, "_mods", ()) else getattr(app, "trainer", None)  # no other way
+    """The trainer of an app of ``client_app`` that no mod stands around."""
+    return None if has_mods(app) else getattr(app, "trainer", None)
+
+
+def has_mods(app: ClientApp) -> bool:
+    """Whether mods see the app's messages."""
+    return bool(getattr(app, "_mods", ()))  # Flower gives no other way to ask

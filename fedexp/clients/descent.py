@@ -36,10 +36,12 @@ class Descent:
         if grads is None:
             grads = [p.grad for p in self._params]
         pairs = [(p, g) for p, g in zip(self._params, grads, strict=True) if g is not None]
+        if not pairs:
+            return
         if self._decay:
             pairs = [(p, g.add(p, alpha=self._decay)) for p, g in pairs]
         if self._begun:
-            params, moves = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
+            params, moves = map(list, zip(*pairs, strict=True))
             torch._foreach_add_(params, moves, alpha=-self._lr)
             return
         self._begun = len(pairs) == len(self._params)

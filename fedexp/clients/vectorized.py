@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from fedexp.arrays import Arrays
-from fedexp.clients.client_app import Fitted, Trainer, tunes
+from fedexp.clients.client_app import Fitted, Trainer, has_mods, trainer_of, tunes
 from fedexp.clients.control import ControlVariates
 from fedexp.clients.functional_optimizers import FunctionalOptimizer, Tensors
 from fedexp.clients.local_optimizers import LocalOptimizer
@@ -59,8 +59,8 @@ class Cohort:
         check_mode(mode)
         if mode == "off":
             return None
-        trainer = getattr(app, "trainer", None)
-        obstacle = "the ClientApp has mods" if _mods(app) else _obstacle(trainer, context)
+        trainer = trainer_of(app)
+        obstacle = "the ClientApp has mods" if has_mods(app) else _obstacle(trainer, context)
         if mode == "on" and obstacle:
             raise ValueError(f"vectorize='on': {obstacle}. Use auto.")
         if trainer is None or obstacle:
@@ -201,10 +201,6 @@ def check_mode(mode: str) -> None:
     """Raise ``ValueError`` unless ``mode`` is one that ``Cohort.of`` knows."""
     if mode not in _MODES:
         raise ValueError(f"vectorize={mode!r}: must be one of {', '.join(_MODES)}.")
-
-
-def _mods(app: ClientApp) -> bool:
-    return bool(getattr(app, "_mods", ()))  # Flower gives no other way to ask
 
 
 def _obstacle(trainer: Trainer | None, context: Context) -> str:

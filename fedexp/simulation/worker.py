@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flwr.app import Context, Message, Metadata, RecordDict
+from flwr.app import Context, Message, MessageType, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedexp.clients.client_app import Fitted, trainer_of
@@ -172,9 +172,11 @@ class _Merging(_Work):
         self.reading = reading
         self.content = self.contents[content]
         self.before = cohort.broadcast_of(self.content, reading)
-        self.trainer = trainer_of(worker.client_app)
-        if any(job.content != content for job in jobs.values()):
-            self.trainer = None
+        alike = all(
+            job.content == content and job.metadata.message_type == MessageType.TRAIN
+            for job in jobs.values()
+        )
+        self.trainer = trainer_of(worker.client_app) if alike else None
 
     def one_by_one(self, span: Span) -> list[Row]:
         """The clients at these positions, each alone."""

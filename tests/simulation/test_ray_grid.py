@@ -28,6 +28,7 @@ from fedexp.simulation import SerialGrid
 from fedexp.strategies import FedAvg, FedExP
 
 ray = pytest.importorskip("ray")
+from fedexp.simulation import ray_workers  # noqa: E402
 from fedexp.simulation.ray_grid import RayGrid  # noqa: E402
 
 pytestmark = pytest.mark.deploy
@@ -207,6 +208,17 @@ def test_rounds_of_a_thousand_among_a_million_clients_keep_memory_flat(grid):
 def test_a_grid_refuses_a_node_that_it_does_not_have(grid):
     with pytest.raises(ValueError, match="this grid's nodes are 2 to 1000001"):
         ask(grid, [1])
+
+
+def test_a_grid_for_which_no_cpu_is_free_says_so(grid, monkeypatch):
+    monkeypatch.setattr(ray_workers, "_FREE_SECONDS", 0.3)
+    with pytest.raises(ValueError, match=r"num_workers=6\): only 4 CPUs of the cluster are free"):
+        RayGrid(app_of(drift), 4, num_workers=6)
+
+
+def test_large_contents_go_through_the_object_store_and_change_no_bit(grid, monkeypatch):
+    monkeypatch.setattr(ray_workers, "_INLINE_CONTENTS", 0)
+    same_bits(*(start(FedExP(**OURS), one) for one in (grid, serial())))
 
 
 class Doubler(NumPyClient):

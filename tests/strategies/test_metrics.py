@@ -1,0 +1,67 @@
+"""The clients' metrics of a round as one record."""
+
+import math
+
+import numpy as np
+import pytest
+from builders import content, reply
+from flwr.app import MetricRecord, RecordDict
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedexp.strategies.replies import Replies
+from fedexp.wire import Reading
+
+NUMBERS = st.floats(-1e6, 1e6)
+METRICS = st.fixed_dictionaries(
+    {
+        "num-examples": st.integers(1, 10_000),
+        "train-loss": NUMBERS,
+        "steps": st.integers(0, 99),
+        "per-class": st.lists(NUMBERS, min_size=3, max_size=3),
+    }
+)
+BEFORE = {"w": np.zeros(2)}
+READING = Reading("num-examples", False, frozenset("w"), "arrays")
+
+
+def folded(rows):
+    replies = Replies(BEFORE, READING)
+    bodies = [content(BEFORE, **row) for row in rows]
+    replies.fold(replies.contents(reply(body, i + 2) for i, body in enumerate(bodies)))
+    return replies
+
+
+@given(st.lists(METRICS, min_size=1, max_size=9))
+def test_their_mean_is_that_of_flowers_own_function(rows):
+    expected = aggregate_metricrecords(
+        [RecordDict({"metrics": MetricRecord(dict(row))}) for row in rows], "num-examples"
+    )
+    got = folded(rows).aggregated(aggregate_metricrecords)
+    assert got.keys() == expected.keys()
+    scale = max(1.0, *(abs(x) for row in rows for x in (row["train-loss"], *row["per-class"])))
+    for key in expected:
+        assert type(got[key]) is type(expected[key])
+        assert got[key] == pytest.approx(expected[key], rel=1e-9, abs=1e-9 * scale)
+
+
+def test_any_other_function_gets_a_record_per_client():
+    rows = [{"num_examples": n, "train_loss": float(n)} for n in (1, 2, 3)]
+    seen = []
+
+    def largest(records, weighted_by):
+        seen.append(weighted_by)
+        return MetricRecord({"most": max(r["metrics"]["train-loss"] for r in records)})
+
+    assert dict(folded(rows).aggregated(largest)) == {"most": 3.0}
+    assert seen == ["num-examples"]
+
+
+def test_a_client_with_other_metrics_is_left_out_of_the_mean_only():
+    rows = [{"train_loss": 1.0}, {"train_loss": 3.0}, {"other": 9.0}]
+    replies = folded(rows)
+    mean = replies.aggregated(aggregate_metricrecords)
+    assert dict(mean) == {"train-loss": 2.0}
+    assert replies.stats.count == 3
+    assert math.isfinite(replies.stats.sq_norm)

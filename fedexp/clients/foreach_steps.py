@@ -24,6 +24,11 @@ def sgd(rule: SGD, batch: Batch, grads: list[Tensor], values: Values) -> Weights
     """`SGD` in place."""
     lr, mu, decay = values["lr"], values["momentum"], values["weight_decay"]
     params, kept = batch.params, batch.kept
+    by_decay: Weights = {}
+    if "weight_decay" in tuned(rule):
+        copied(kept, "param", params)
+        look = 1 + mu if rule.nesterov and batch.slots else 1.0
+        by_decay = {"param": {"weight_decay": -lr * look}}
     if not batch.slots:
         if rule.hyper:  # A copy: the next backward pass may write into the gradients.
             grads = copied(kept, "direction", grads)
@@ -32,7 +37,7 @@ def sgd(rule: SGD, batch: Batch, grads: list[Tensor], values: Values) -> Weights
         else:
             grads = decayed(grads, params, decay)
         torch._foreach_add_(params, grads, alpha=-lr)
-        return DESCENT
+        return {**DESCENT, **by_decay} if by_decay else DESCENT
     grads, buffer = decayed(grads, params, decay), batch.slots["momentum"]
     weights = {"momentum": {"lr": -1.0}}
     if tune_momentum := "momentum" in tuned(rule):
@@ -48,7 +53,7 @@ def sgd(rule: SGD, batch: Batch, grads: list[Tensor], values: Values) -> Weights
         if tune_momentum:
             weights |= {"momentum": {"momentum": -lr}, "old": {"momentum": -lr * mu}}
     torch._foreach_add_(params, direction, alpha=-lr)
-    return weights
+    return weights | by_decay
 
 
 def rmsprop(rule: RMSprop, batch: Batch, grads: list[Tensor], values: Values) -> Weights:

@@ -152,7 +152,7 @@ class SGD(Rule):
     Attributes:
         lr: ``η``.
         momentum: ``μ``; tuned additively.
-        weight_decay: ``λ``.
+        weight_decay: ``λ``; tuned additively.
         nesterov: Look ahead along the momentum.
     """
 
@@ -162,7 +162,10 @@ class SGD(Rule):
     nesterov: bool = False
 
     names: ClassVar[tuple[str, ...]] = ("lr", "momentum", "weight_decay")
-    scales: ClassVar[Mapping[str, Scale]] = {"momentum": Scale("additive", 0.0, 1 - 1e-6)}
+    scales: ClassVar[Mapping[str, Scale]] = {
+        "momentum": Scale("additive", 0.0, 1 - 1e-6),
+        "weight_decay": Scale("additive", 0.0, 1e3),
+    }
 
     def init(self, param: Number) -> Slots:
         """``b = 0`` where there is momentum."""
@@ -187,15 +190,17 @@ class SGD(Rule):
         values: Mapping[str, Number],
         names: Collection[str],
     ) -> dict[str, Number]:
-        """``∂w/∂η = -direction``; ``∂w/∂μ = -η ∂direction/∂μ``."""
+        """``∂w/∂η = -direction``; ``∂w/∂μ``, ``∂w/∂λ`` are ``-η`` times those of ``direction``."""
+        lr, mu, look = values["lr"], values["momentum"], self.nesterov and bool(slots)
         grad = decayed(grad, param, values["weight_decay"])
-        if not slots:
-            return {"lr": -grad}
-        old, mu = slots["momentum"], values["momentum"]
-        buffer = mu * old + grad
-        direction = grad + mu * buffer if self.nesterov else buffer
-        by_momentum = buffer + mu * old if self.nesterov else old
-        return {"lr": -direction, "momentum": -values["lr"] * by_momentum}
+        old = slots.get("momentum", 0.0)
+        buffer = mu * old + grad if slots else grad
+        found = {"lr": -(grad + mu * buffer if look else buffer)}
+        if "momentum" in names:
+            found["momentum"] = -lr * (buffer + mu * old if look else old)
+        if "weight_decay" in names:
+            found["weight_decay"] = -lr * ((1 + mu) * param if look else param)
+        return found
 
 
 def zero(param: Number) -> Number:

@@ -17,6 +17,10 @@ def nesterov(w, g, s, h):
     return w - h["lr"] * (g + h["momentum"] * buffer), {"b": buffer}
 
 
+def decayed(update):
+    return lambda w, g, s, h: update(w, g + h["weight_decay"] * w, s, h)
+
+
 def adam(w, g, s, h, decay=0.0):
     t = s.get("t", 0) + 1
     m = h["beta1"] * s.get("m", 0 * w) + (1 - h["beta1"]) * g

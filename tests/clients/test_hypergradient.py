@@ -25,6 +25,7 @@ RULES = {
     "decayed": SGD(0.1, weight_decay=0.1, lr_form="log", hyper=UP),
     "momentum": SGD(0.1, momentum=0.5, tuned=("lr", "momentum"), hyper=Adam(1e-3)),
     "nesterov": SGD(0.1, momentum=0.5, nesterov=True, tuned=("lr", "momentum"), hyper=UP),
+    "decay": SGD(0.1, weight_decay=0.2, tuned=("lr", "weight_decay"), hyper=UP),
     "normalised": SGD(0.1, momentum=0.5, normalised=True, hyper=SGD(0.1)),
     "adam": Adam(0.01, weight_decay=0.1, tuned=ALL, hyper=UP),
     "adamw": Adam(0.01, weight_decay=0.1, decoupled=True, tuned=ALL, hyper=UP),

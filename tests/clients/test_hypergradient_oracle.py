@@ -32,6 +32,18 @@ PAIRS = {
         slow.nesterov,
         {"lr": 0.1, "momentum": 0.5},
     ),
+    **{
+        f"{name}, decay": (
+            SGD(0.1, weight_decay=0.2, tuned=("lr", "weight_decay", *more), **shape),
+            slow.decayed(update),
+            {"lr": 0.1, "weight_decay": 0.2} | dict.fromkeys(more, 0.5),
+        )
+        for name, update, more, shape in (
+            ("sgd", slow.sgd, (), {}),
+            ("momentum", slow.momentum, ("momentum",), {"momentum": 0.5}),
+            ("nesterov", slow.nesterov, ("momentum",), {"momentum": 0.5, "nesterov": True}),
+        )
+    },
     "adam": (Adam(0.01, beta2=0.99, first_v=1e-8, tuned=ALL), slow.adam, BETAS),
     "adamw": (
         Adam(0.01, beta2=0.99, first_v=1e-8, tuned=ALL, decoupled=True, weight_decay=0.1),

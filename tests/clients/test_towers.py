@@ -24,6 +24,7 @@ RULES = {
     "nesterov": SGD(
         0.1, momentum=0.5, weight_decay=0.1, nesterov=True, tuned=("lr", "momentum"), hyper=UP
     ),
+    "decay": SGD(0.1, weight_decay=0.1, tuned=("lr", "weight_decay"), hyper=UP),
     "heavy-ball": SGD(0.1, momentum=0.5, tuned=("momentum",), hyper=UP),
     "adam": Adam(0.01, weight_decay=0.1, tuned=ALL, hyper=UP),
     "adamw": Adam(0.01, weight_decay=0.1, decoupled=True, tuned=ALL, hyper=UP),

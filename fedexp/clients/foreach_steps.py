@@ -53,7 +53,7 @@ def sgd(rule: SGD, batch: Batch, grads: list[Tensor], values: Values) -> Weights
         if tune_momentum:
             weights |= {"momentum": {"momentum": -lr}, "old": {"momentum": -lr * mu}}
     torch._foreach_add_(params, direction, alpha=-lr)
-    return weights | by_decay
+    return {**weights, **by_decay}
 
 
 def rmsprop(rule: RMSprop, batch: Batch, grads: list[Tensor], values: Values) -> Weights:

@@ -75,8 +75,13 @@ class _Actor(Worker):
         self._mapped = _keep_store_mapped()
         super().__init__(*args)
 
-    def call(self, method: str, board: bytes, seconds: float | None, *args: Any) -> Any:
-        """Run ``method``; if that takes ``seconds``, note on the board which client runs then."""
+    def call(self, first: Any, rest: tuple[str, bytes, float | None, tuple[Any, ...]]) -> Any:
+        """Run a method; if that takes ``seconds``, note on the board which client runs then.
+
+        Its first argument may come from the object store. Each argument of a call is packed by
+        itself, which takes longer than what is in them: the others are one.
+        """
+        method, board, seconds, args = rest
         # A timer and Ray's own store of small values: a second thread of the actor, to be asked,
         # would cost every call 4 ms.
         timer = threading.Timer(seconds or 0.0, self._note, (board,))
@@ -84,7 +89,7 @@ class _Actor(Worker):
         if seconds is not None:
             timer.start()
         try:
-            return getattr(self, method)(*args)
+            return getattr(self, method)(first, *args)
         finally:
             timer.cancel()
 
@@ -160,10 +165,12 @@ class RayWorkers:
         """``value`` for several calls: stored once for all workers, or itself if it is small."""
         return ray.put(value) if num_bytes * self.count > _INLINE_CONTENTS else value
 
-    def submit(self, worker: int, method: str, *args: Any, seconds: float | None = None) -> Ticket:
+    def submit(
+        self, worker: int, method: str, first: Any, *args: Any, seconds: float | None = None
+    ) -> Ticket:
         """Start a method of a worker, which is to answer within ``seconds``."""
         actor, board = self._actors[worker], uuid4().bytes
-        return Ticket(actor, actor.call.remote(method, board, seconds, *args), board)
+        return Ticket(actor, actor.call.remote(first, (method, board, seconds, args)), board)
 
     def wait(self, ticket: Ticket, seconds: float | None) -> Any:
         """The answer.

@@ -26,7 +26,9 @@ class Costs:
     def of(self, nodes: Sequence[int]) -> list[float]:
         """A cost per node; a node never seen costs what the median node does."""
         known = [self._seconds[node] for node in nodes if node in self._seconds]
-        median = float(np.median(known)) if known else 1.0
+        if not known:
+            return [1.0] * len(nodes)
+        median = float(np.median(known))
         ratios = [self._seconds.get(node, median) / median for node in nodes]
         return [float(2 ** np.rint(np.log2(max(ratio, 1e-6)))) for ratio in ratios]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedexp.arrays import Arrays, first_non_finite
 from fedexp.clients.control import STEP, VARIATE, ControlVariates
 from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named
-from fedexp.clients.module import copies, lend, load_arrays, module_arrays
+from fedexp.clients.module import copies, is_plain, lend, load_arrays, module_arrays
 from fedexp.clients.training import (
     Examples,
     LocalTraining,
@@ -143,7 +143,7 @@ class Trainer:
         return fitted
 
     def _load(self, module: nn.Module, arrays: Arrays, *, borrowed: bool) -> None:
-        if not borrowed:
+        if not (borrowed and is_plain(module)):
             load_arrays(module, arrays)
             return
         if self._lent is None or self._lent[0] is not arrays:

@@ -9,6 +9,7 @@ from fedexp.clients import Examples, LocalTraining, client_app
 from fedexp.clients.descent import Descent
 from fedexp.clients.module import copies, layout_of, lend, load_arrays, module_arrays
 from fedexp.clients.training import default_loss, train
+from fedexp.models import resnet18
 from fedexp.simulation.grid import context_of
 
 
@@ -65,6 +66,8 @@ def test_the_memory_it_starts_in_stays_as_it_is():
 class Counted(nn.Module):
     """A layer with a buffer that its forward pass writes to."""
 
+    plain_forward = True
+
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(2, 1)
@@ -102,6 +105,29 @@ def test_clients_of_a_round_that_share_a_copy_train_as_if_each_had_its_own():
             np.testing.assert_array_equal(a.arrays[name], b.arrays[name])
 
 
+class Clamped(nn.Module):
+    """A layer that keeps its weights small by writing to them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, x):
+        self.layer.weight.data.mul_(0.5)
+        return self.layer(x)
+
+
+def test_a_forward_that_writes_to_its_weights_does_so_in_memory_of_its_own():
+    data = (Examples(torch.ones(4, 2), torch.zeros(4, 1)),) * 2
+    trainer = client_app(lambda context: Clamped(), lambda context: data).trainer
+    arrays = {k: v.copy() for k, v in module_arrays(Clamped()).items()}
+    context = context_of(2, 1, {"local-steps": 2}, None)
+    config = trainer.config({}, context)
+    first, second = (trainer.fit(config, arrays, {}, context).arrays for _ in range(2))
+    for name in arrays:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
 def image_model():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -127,6 +153,37 @@ def test_channels_last_changes_speed_and_neither_numbers_nor_the_arrays_order():
     for name, x in module_arrays(ours).items():
         np.testing.assert_allclose(x, module_arrays(theirs)[name], rtol=1e-4, atol=1e-6)
         assert x.flags.c_contiguous
+
+
+class Viewing(nn.Module):
+    """A network as many tutorials write it: ``view`` needs the usual layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(144, 3)
+
+    def forward(self, x):
+        return self.head(self.conv(x).view(-1, 144))
+
+
+def test_a_forward_of_ones_own_gets_the_usual_layout():
+    images, labels = torch.randn(8, 2, 8, 8), torch.randint(3, (8,))
+    model = Viewing()
+    assert layout_of(model)(images) is images
+    optimizer, settings = Descent(model.parameters(), 0.1), LocalTraining(2, 4, 0.1)
+    rng = np.random.default_rng(0)
+    loss = train(model, Examples(images, labels), settings, optimizer, default_loss, rng)
+    assert np.isfinite(loss)
+    model.plain_forward = True
+    assert layout_of(model)(images).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_our_residual_network_takes_any_layout():
+    images = torch.randn(2, 3, 16, 16)
+    model = resnet18((3, 16, 16), 4)
+    laid_out = layout_of(model)(images)
+    assert laid_out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(laid_out), model(images), rtol=1e-3, atol=1e-4)
 
 
 def test_models_without_convolutions_keep_their_inputs_as_they_are():

@@ -45,7 +45,8 @@ class RayGrid(LocalGrid):
     Any Flower ServerApp, strategy and ClientApp runs on it as it is. The model of a round goes
     to every worker once. For strategies of ours each worker answers once for all its clients,
     and the result is the same to the last bit for any number of workers. ``Context.state`` lives
-    here, so a worker that dies takes nothing with it.
+    here, so a worker that dies takes nothing with it. This process and the workers keep memory
+    that they free, up to a GiB.
 
     Args:
         client_app: what the nodes run.

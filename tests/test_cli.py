@@ -184,8 +184,8 @@ def test_without_ray_clients_run_one_by_one_and_a_line_says_so(monkeypatch, logg
     from fedexp.simulation import SerialGrid
     from fedexp.simulation.run import grid_of
 
-    for name in ("fedexp.simulation.ray_grid", "fedexp.simulation.ray_workers"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in ("ray_grid", "ray_workers", "ray_cluster"):
+        monkeypatch.delitem(sys.modules, f"fedexp.simulation.{name}", raising=False)
     find_spec = extras.find_spec
     monkeypatch.setattr(
         extras, "find_spec", lambda name: None if name == "ray" else find_spec(name)

@@ -28,7 +28,7 @@ from fedexp.simulation import SerialGrid
 from fedexp.strategies import FedAvg, FedExP
 
 ray = pytest.importorskip("ray")
-from fedexp.simulation import ray_workers  # noqa: E402
+from fedexp.simulation import ray_cluster, ray_workers  # noqa: E402
 from fedexp.simulation.ray_grid import RayGrid  # noqa: E402
 
 pytestmark = pytest.mark.deploy
@@ -211,7 +211,7 @@ def test_a_grid_refuses_a_node_that_it_does_not_have(grid):
 
 
 def test_a_grid_for_which_no_cpu_is_free_says_so(grid, monkeypatch):
-    monkeypatch.setattr(ray_workers, "_FREE_SECONDS", 0.3)
+    monkeypatch.setattr(ray_cluster, "_FREE_SECONDS", 0.3)
     with pytest.raises(ValueError, match=r"num_workers=6\): only 4 CPUs of the cluster are free"):
         RayGrid(app_of(drift), 4, num_workers=6)
 

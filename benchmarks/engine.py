@@ -10,6 +10,8 @@ import importlib.util
 import json
 import os
 import platform
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -155,6 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     repeats = args.repeats or (1 if args.quick else 3)
     turns = QUICK_TURNS if args.quick else TURNS
     torch.set_num_threads(1)
+    # Ended in between, it ends its systems too: they wait stopped, and would do so for ever.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     systems = args.systems.split(",")
     for library in ("fedjax", "fedlab"):
         if library in systems and importlib.util.find_spec(library) is None:

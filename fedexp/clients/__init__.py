@@ -12,10 +12,11 @@ from fedexp.clients.hyper_optimizers import (
 )
 from fedexp.clients.hypergradient import Hypergradient
 from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, sgd
+from fedexp.clients.losses import default_loss
 from fedexp.clients.module import load_arrays, module_arrays
 from fedexp.clients.scheduled_sgd import ScheduledSGD
 from fedexp.clients.towers import Tower
-from fedexp.clients.training import Examples, LocalTraining, default_loss, evaluate, train
+from fedexp.clients.training import Examples, LocalTraining, evaluate, train
 from fedexp.clients.update_rules import SGD, Rule
 
 __all__ = [

@@ -16,15 +16,9 @@ from torch import Tensor, nn
 from fedexp.arrays import Arrays, first_non_finite
 from fedexp.clients.control import STEP, VARIATE, ControlVariates
 from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named
+from fedexp.clients.losses import Loss, default_loss
 from fedexp.clients.module import copies, is_plain, lend, load_arrays, module_arrays
-from fedexp.clients.training import (
-    Examples,
-    LocalTraining,
-    Loss,
-    default_loss,
-    evaluate,
-    train,
-)
+from fedexp.clients.training import Examples, LocalTraining, evaluate, train
 from fedexp.clients.tuned_rates import keep, started
 from fedexp.records import from_record, records_of, to_record
 

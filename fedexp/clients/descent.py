@@ -16,17 +16,16 @@ class Descent:
     clients of a process may start from one copy of the model. ``torch.optim.SGD`` takes the same
     steps; it spends 20 µs more on each, and imports PyTorch's compiler.
 
-    Args:
-        params: the parameters.
+    Attributes:
         lr: ``η``.
-        weight_decay: ``λ``.
+        decay: ``λ``, the weight decay.
     """
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0
     ) -> None:
         self._params = list(params)
-        self._lr, self._decay = lr, weight_decay
+        self.lr, self.decay = lr, weight_decay
         self._begun = False
         self.param_groups: list[dict[str, Any]] = [{"params": self._params, "lr": lr}]
 
@@ -38,12 +37,12 @@ class Descent:
         pairs = [(p, g) for p, g in zip(self._params, grads, strict=True) if g is not None]
         if not pairs:
             return
-        if self._decay:
-            pairs = [(p, g.add(p, alpha=self._decay)) for p, g in pairs]
+        if self.decay:
+            pairs = [(p, g.add(p, alpha=self.decay)) for p, g in pairs]
         if self._begun:
             params, moves = map(list, zip(*pairs, strict=True))
-            torch._foreach_add_(params, moves, alpha=-self._lr)
+            torch._foreach_add_(params, moves, alpha=-self.lr)
             return
         self._begun = len(pairs) == len(self._params)
         for p, g in pairs:
-            p.data = torch.add(p, g, alpha=-self._lr)
+            p.data = torch.add(p, g, alpha=-self.lr)

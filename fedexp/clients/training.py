@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, Self
@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedexp.clients.chain import Chain
 from fedexp.clients.descent import Descent
+from fedexp.clients.losses import Loss
 from fedexp.clients.module import layout_of
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Optimizer(Protocol):
@@ -117,13 +117,6 @@ class LocalTraining:
         return np.concatenate(order)[:wanted].reshape(self.num_steps, self.batch_size)
 
 
-def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy for classes (int64), mean squared error for values."""
-    if targets.is_floating_point():
-        return nn.functional.mse_loss(outputs, targets)
-    return nn.functional.cross_entropy(outputs, targets)
-
-
 def train(
     model: nn.Module,
     examples: Examples,
@@ -141,15 +134,23 @@ def train(
     model.train()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     params = list(named.values())
+    batches = _batches(model, examples, settings, rng)
+    changed = correction or settings.proximal_mu or settings.max_grad_norm
+    descent = optimizer if isinstance(optimizer, Descent) and not changed else None
+    if descent and (chain := Chain.of(model, loss_fn)):
+        first = {name: p.data for name, p in named.items()}
+        alone = ((x[None], y[None]) for x, y in batches)
+        after, total = chain.descend(first, alone, lr=descent.lr, decay=descent.decay)
+        for name, p in named.items():
+            p.data = after[name][0]
+        return float(total) / settings.num_steps
     start = [p.detach().clone() for p in params] if settings.proximal_mu else []
-    device, layout = params[0].device, layout_of(model)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for rows in examples.at(torch.from_numpy(settings.batches(len(examples), rng))):
-        inputs, targets = (x.to(device) for x in examples.rows_at(rows))
-        loss = loss_fn(model(layout(inputs)), targets)
+    total = torch.zeros((), dtype=torch.float64, device=params[0].device)
+    for inputs, targets in batches:
+        loss = loss_fn(model(inputs), targets)
         total += loss.detach()
-        if isinstance(optimizer, Descent) and not (correction or start or settings.max_grad_norm):
-            optimizer.step(torch.autograd.grad(loss, params, allow_unused=True))
+        if descent:
+            descent.step(torch.autograd.grad(loss, params, allow_unused=True))
             continue
         for p in params:
             p.grad = None
@@ -162,6 +163,16 @@ def train(
             nn.utils.clip_grad_norm_(params, settings.max_grad_norm)
         optimizer.step()
     return float(total) / settings.num_steps
+
+
+def _batches(
+    model: nn.Module, examples: Examples, settings: LocalTraining, rng: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets of every step, where and how the model wants them."""
+    device, layout = next(model.parameters()).device, layout_of(model)
+    for rows in examples.at(torch.from_numpy(settings.batches(len(examples), rng))):
+        inputs, targets = (x.to(device) for x in examples.rows_at(rows))
+        yield layout(inputs), targets
 
 
 def _add(param: nn.Parameter, term: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from fedexp.arrays import Arrays
+from fedexp.clients.chain import Chain
 from fedexp.clients.client_app import Fitted, Trainer, has_mods, trainer_of, tunes
 from fedexp.clients.control import ControlVariates
-from fedexp.clients.functional_optimizers import FunctionalOptimizer, Tensors
+from fedexp.clients.functional_optimizers import FunctionalOptimizer, FunctionalSGD, Tensors
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.module import load_arrays
 from fedexp.clients.stacked import Losses, losses_of
@@ -126,6 +127,15 @@ class Cohort:
         module.train()
         settings = clients[0]  # they differ in the learning rate alone
         optimizer = self._functional(settings)
+        batches = _batches(data, rows, next(iter(start.values())).device)
+        direct = isinstance(optimizer, FunctionalSGD) and not (
+            correction or settings.proximal_mu or settings.max_grad_norm
+        )
+        if direct and (chain := Chain.of(module, self.trainer.loss)):
+            params, total = chain.descend(
+                start, batches, lr=settings.lr, decay=settings.weight_decay
+            )
+            return params, total / settings.num_steps, torch.full_like(total, settings.lr)
         init, update = optimizer.init, optimizer.update
         if not optimizer.stacked:
             init, update = vmap(init), vmap(update)
@@ -136,8 +146,7 @@ class Cohort:
         rates = torch.tensor([client.lr for client in clients], dtype=torch.float64, device=device)
         state = init(params, rates)
         total = torch.zeros(count, dtype=torch.float64, device=device)
-        for at in rows.unbind(1):
-            batch = (x.to(device).view(*at.shape, *x.shape[1:]) for x in data.rows_at(at.flatten()))
+        for batch in batches:
             grads, losses = _gradients(losses_at, params, *batch)
             for name, term in correction.items():
                 grads[name] = grads[name] + term
@@ -170,6 +179,13 @@ def _gradients(
         losses = losses_at(leaves, inputs, targets)
         grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, grads, strict=True)), losses.detach()
+
+
+def _batches(data: Examples, rows: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets of every step, with a client dimension."""
+    for at in rows.unbind(1):
+        inputs, targets = (x.to(device) for x in data.rows_at(at.flatten()))
+        yield inputs.view(*at.shape, *inputs.shape[1:]), targets.view(*at.shape, *targets.shape[1:])
 
 
 def _one_dataset(examples: Sequence[Examples]) -> tuple[Examples, list[int]]:

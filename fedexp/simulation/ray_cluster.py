@@ -21,7 +21,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming d
 os.environ.setdefault("RAY_worker_niceness", "0")  # the clients are the work; Ray gives them 15
 import ray  # noqa: E402
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
 _PER_CPU = 4  # workers that share a CPU are slow, and more of them only slower
 _FREE_SECONDS = 10.0  # until CPUs of workers that were just ended are free again
 _INLINE_ANSWER = 4 << 20  # bytes; larger ones go through the object store, which takes 3 ms more
@@ -97,7 +97,7 @@ def keep_freed_memory() -> None:
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_TRIM_THRESHOLD, 1 << 30)
-        libc.mallopt(_MMAP_THRESHOLD, 1 << 25)  # the most it takes
+        libc.mallopt(_MMAP_MAX, 0)  # none has a mapping of its own, however large
 
 
 def keep_store_mapped() -> Any:

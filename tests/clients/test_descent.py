@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from fedexp.clients import Examples, LocalTraining, client_app
+from fedexp.clients import Examples, LocalTraining, client_app, default_loss
 from fedexp.clients.descent import Descent
 from fedexp.clients.module import copies, layout_of, lend, load_arrays, module_arrays
-from fedexp.clients.training import default_loss, train
+from fedexp.clients.training import train
 from fedexp.models import resnet18
 from fedexp.simulation.grid import context_of
 

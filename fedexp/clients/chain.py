@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedexp.clients.losses import Loss, each_loss
+from fedexp.clients.losses import Loss, each_loss, each_slope
 
 Tensors = dict[str, Tensor]
 
@@ -123,15 +123,12 @@ class Chain:
                 rows, outputs = outputs.detach(), linear(name, outputs)
                 if not taps:  # no parameter asks for its gradient: autograd begins here
                     outputs.requires_grad_()
-                taps.append((name, rows, outputs))
-            losses = each_loss(self.loss, outputs, targets)
-            outs = [z for _, _, z in taps]
-            deltas = torch.autograd.grad(losses.sum(), outs, materialize_grads=True)
-        found = [
-            (name, _flat(rows), _flat(delta))
-            for (name, rows, _), delta in zip(taps, deltas, strict=True)
-        ]
-        return losses.detach(), found
+                taps.append((name, _flat(rows), outputs))
+        losses, slope = each_slope(self.loss, outputs.detach(), targets)
+        zs = [z for _, _, z in taps]
+        deltas = [slope] if outputs is zs[0] else torch.autograd.grad(outputs, zs, slope)
+        found = zip(taps, deltas, strict=True)
+        return losses, [(name, rows, _flat(delta)) for (name, rows, _), delta in found]
 
 
 def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:

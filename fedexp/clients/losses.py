@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional
@@ -22,11 +23,36 @@ def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def each_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each client, ``[clients]``, where all tensors are ``[clients, batch, ...]``."""
-    classes = not targets.is_floating_point() and outputs.dim() == 3
+    """The loss of each client, ``[clients]``; both tensors are ``[clients, batch, ...]``."""
     if len(outputs) == 1:
         return loss(outputs[0], targets[0])[None]
-    if loss is not default_loss or not classes:
+    if not _is_cross_entropy(loss, outputs, targets):
         return vmap(loss)(outputs, targets)
     each = functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
     return each.view(targets.shape).sum(1) / (targets != _LEFT_OUT).sum(1)
+
+
+def each_slope(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each client, ``[clients]``, and its gradient in ``outputs``.
+
+    Of cross-entropy over ``n`` targets it is ``(softmax(z) - onehot(y)) / n``, which takes
+    half of autograd's time where tensors are small.
+    """
+    if not _is_cross_entropy(loss, outputs, targets):
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            losses = each_loss(loss, leaf, targets)
+            (slope,) = torch.autograd.grad(losses.sum(), leaf, materialize_grads=True)
+        return losses.detach(), slope
+    counted = targets != _LEFT_OUT
+    shares = (counted / counted.sum(1, keepdim=True)).unsqueeze(2).to(outputs.dtype)
+    classes = targets.where(counted, 0).unsqueeze(2)
+    logs = functional.log_softmax(outputs, 2)
+    losses = -(logs.gather(2, classes) * shares).sum((1, 2))
+    slope = logs.exp_().mul_(shares).scatter_add_(2, classes, -shares)
+    return losses, slope
+
+
+def _is_cross_entropy(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
+    classes = not targets.is_floating_point() and outputs.dim() == 3
+    return loss is default_loss and classes

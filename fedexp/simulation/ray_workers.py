@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 from collections.abc import Mapping
@@ -40,13 +41,13 @@ class _Actor(Worker):
         self._mapped = keep_store_mapped()
         super().__init__(*args)
 
-    def call(self, first: Any, rest: tuple[str, bytes, float | None, tuple[Any, ...]]) -> Any:
+    def call(self, first: Any, rest: bytes) -> Any:
         """Run a method; if that takes ``seconds``, note on the board which client runs then.
 
-        Its first argument may come from the object store. Each argument of a call is packed by
-        itself, which takes longer than what is in them: the others are one.
+        Its first argument may come from the object store.
         """
-        method, board, seconds, args = rest
+        method, board, seconds, args = pickle.loads(rest)
+        first = pickle.loads(first) if isinstance(first, bytes) else first
         # A timer and Ray's own store of small values: a second thread of the actor, to be asked,
         # would cost every call 4 ms.
         timer = threading.Timer(seconds or 0.0, self._note, (board,))
@@ -122,15 +123,21 @@ class RayWorkers:
         self._actors = [self._new() for _ in range(self.count)]
 
     def put(self, value: Any, num_bytes: int) -> Any:
-        """``value`` for several calls: stored once for all workers, or itself if it is small."""
-        return ray.put(value) if num_bytes * self.count > _INLINE_CONTENTS else value
+        """``value`` for several calls: stored once for all workers, or as bytes if it is small."""
+        small = num_bytes * self.count <= _INLINE_CONTENTS
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL) if small else ray.put(value)
 
     def submit(
         self, worker: int, method: str, first: Any, *args: Any, seconds: float | None = None
     ) -> Ticket:
-        """Start a method of a worker, which is to answer within ``seconds``."""
+        """Start a method of a worker, which is to answer within ``seconds``.
+
+        ``first`` is what ``put`` gave, or a small value.
+        """
         actor, board = self._actors[worker], uuid4().bytes
-        return Ticket(actor, actor.call.remote(first, (method, board, seconds, args)), board)
+        # Ray passes bytes on as they are; its own pickler is written in Python.
+        rest = pickle.dumps((method, board, seconds, args), pickle.HIGHEST_PROTOCOL)
+        return Ticket(actor, actor.call.remote(first, rest), board)
 
     def wait(self, ticket: Ticket, seconds: float | None) -> Any:
         """The answer.

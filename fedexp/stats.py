@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedexp.arrays import Arrays, Float64s, Quotient, sq_norm
-
-_DOT = 1 << 13  # entries; BLAS sums longer vectors in threads, whose number would show
-_FOLD = 2 * _DOT  # entries of every client that are in the cache at once; measured
+from fedexp.fold import fold_update, tree_sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +82,7 @@ class PseudoGradientStats:
             columns = [after[name] for after in afters]
             if name in trainable:
                 out = onto.update.get(name)
-                update[name] = _fold_update(w, columns, factors, sq_norms, out)
+                update[name] = fold_update(w, columns, factors, sq_norms, out)
             else:
                 terms = [p * x.astype(np.float64) for p, x in zip(weights, columns, strict=True)]
                 buffers[name] = np.asarray(tree_sum(terms))
@@ -145,28 +141,6 @@ def update_norm(before: Arrays, after: Arrays, trainable: frozenset[str]) -> flo
     return math.sqrt(sq_norm(differences))
 
 
-class _Adds(Protocol):
-    def __add__(self, other: Self, /) -> Self: ...
-
-
-_T = TypeVar("_T", bound=_Adds)
-
-
-def tree_sum(parts: Sequence[_T]) -> _T:
-    """Sum by halves: that of the first half of ``parts`` plus that of the second.
-
-    The rounding is that of this tree however the work is spread, as long as whoever sums a part
-    of the list sums whole subtrees of it; and it grows with ``log n`` instead of ``n``.
-
-    Raises:
-        IndexError: ``parts`` is empty; there is no zero of an unknown type.
-    """
-    if len(parts) < 2:
-        return parts[0]
-    middle = len(parts) // 2
-    return tree_sum(parts[:middle]) + tree_sum(parts[middle:])
-
-
 def total(parts: Iterable[PseudoGradientStats]) -> PseudoGradientStats:
     """Sum of ``parts`` in their order, holding the running sum and one part at a time."""
     result = PseudoGradientStats()
@@ -177,54 +151,6 @@ def total(parts: Iterable[PseudoGradientStats]) -> PseudoGradientStats:
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:
     return float(tree_sum([x * y for x, y in zip(a, b, strict=True)]))
-
-
-def _fold_update(
-    w: NDArray[Any],
-    columns: Sequence[NDArray[Any]],
-    factors: Sequence[float],
-    sq_norms: NDArray[np.float64],
-    out: NDArray[np.float64] | None,
-) -> NDArray[np.float64]:
-    """``out + Σ pᵢ sᵢ (w - wᵢ)`` in place, block by block; adds ``‖w - wᵢ‖²`` to ``sq_norms``."""
-    before = np.ravel(w)
-    # A client that is left out keeps its row of zeros: not even its NaN counts.
-    rows = [(i, np.ravel(x)) for i, x in enumerate(columns) if factors[i]]
-    # A merged reply's sums are read-only; only those are copied.
-    result = (
-        np.empty(before.size) if out is None else np.require(out, requirements=["C", "W"]).ravel()
-    )
-    # The difference of two float32 is taken in float32, where it is exact or nearly so, and
-    # twice as fast as a mixed-precision subtraction; all sums are float64.
-    shape = len(columns), min(_FOLD, before.size)
-    differences = np.zeros(shape, np.result_type(w.dtype, np.float32))
-    terms = np.empty(shape)
-    weights = np.array(factors)[:, None]
-    for start in range(0, before.size, _FOLD):
-        block = slice(start, start + _FOLD)
-        part = before[block]
-        difference, term = differences[:, : part.size], terms[:, : part.size]
-        for i, row in rows:
-            # Without dtype, float16 would lose digits and unsigned integers would wrap around.
-            np.subtract(part, row[block], difference[i], dtype=difference.dtype)
-        term[...] = difference
-        for lo in range(0, part.size, _DOT):
-            piece = term[:, lo : lo + _DOT]
-            sq_norms += np.vecdot(piece, piece)
-        term *= weights
-        total = _tree_sum_in_place(term)
-        np.add(total, 0.0 if out is None else result[block], out=result[block])
-    return result.reshape(w.shape)
-
-
-def _tree_sum_in_place(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``tree_sum`` of the rows; overwrites them."""
-    if len(rows) < 2:
-        return np.asarray(rows[0])
-    middle = len(rows) // 2
-    result: NDArray[np.float64] = _tree_sum_in_place(rows[:middle])
-    result += _tree_sum_in_place(rows[middle:])
-    return result
 
 
 def _sum(a: Float64s, b: Float64s) -> Float64s:

@@ -22,6 +22,7 @@ from torch.nn import functional
 from fedexp.clients.losses import Loss, each_loss, each_slope
 
 Tensors = dict[str, Tensor]
+Products = list[tuple[str, Tensor, Tensor]]
 
 _BLOCK = 3 << 17  # bytes of a weight that stay in a core's cache between two uses
 _ELEMENTWISE = {
@@ -93,7 +94,7 @@ class Chain:
             step, ``[clients]``, float64.
         """
         steps = iter(batches)
-        losses, products = self._backward(partial(_shared, start), *next(steps))
+        losses, products = self.backward(start, *next(steps))
         total, params = losses.double(), {}
         keep = 1 - lr * decay
         for name, rows, delta in products:
@@ -109,12 +110,19 @@ class Chain:
                     bias.mul_(keep).sub_(delta.sum(1), alpha=lr)
         return params, total
 
+    def backward(self, start: Tensors, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Products]:
+        """Each client's loss at parameters that all share; and its gradient, in factors.
+
+        The latter are, for every linear layer, the prefix of its parameters' names, ``x`` and
+        ``δ``, both ``[clients, rows, ...]``.
+        """
+        return self._backward(partial(_shared, start), inputs, targets)
+
     def _backward(
         self, linear: Callable[[str, Tensor], Tensor], inputs: Tensor, targets: Tensor
-    ) -> tuple[Tensor, list[tuple[str, Tensor, Tensor]]]:
-        """Losses; and name, ``x`` and ``δ`` of every linear layer, ``[clients, rows, ...]``."""
+    ) -> tuple[Tensor, Products]:
         outputs = inputs
-        taps: list[tuple[str, Tensor, Tensor]] = []
+        taps: Products = []
         with torch.enable_grad():
             for name, layer in self.layers:
                 if not isinstance(layer, nn.Linear):

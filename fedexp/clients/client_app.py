@@ -18,7 +18,15 @@ from fedexp.clients.control import STEP, VARIATE, ControlVariates
 from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named
 from fedexp.clients.losses import Loss, default_loss
 from fedexp.clients.module import copies, is_plain, lend, load_arrays, module_arrays
-from fedexp.clients.training import Examples, LocalTraining, evaluate, train
+from fedexp.clients.one_step import one_step, single
+from fedexp.clients.training import (
+    Examples,
+    LocalTraining,
+    batches_of,
+    evaluate,
+    plain_descent,
+    train,
+)
 from fedexp.clients.tuned_rates import keep, started
 from fedexp.records import from_record, records_of, to_record
 
@@ -125,12 +133,21 @@ class Trainer:
             optimizer = make(params, settings)
             control = ControlVariates.of(content, config, context)
             correction = control.correction(module) if control else {}
-            loss = train(module, examples, settings, optimizer, self.loss, rng, correction)
+            descent = plain_descent(optimizer, settings, correction)
+            chain = (
+                None if config.get("final-loss") else single(module, self.loss, descent, settings)
+            )
+            if descent and chain:
+                (batch,) = batches_of(module, examples, settings, rng)
+                loss, after = one_step(chain, module, arrays, batch, descent.lr)
+            else:
+                loss = train(module, examples, settings, optimizer, self.loss, rng, correction)
+                after = module_arrays(module)
         rate = learning_rate(optimizer, settings)
         metrics = {"num-examples": len(examples), "train-loss": loss, "learning-rate": rate}
         if config.get("final-loss"):
             metrics["final-loss"] = evaluate(module, examples, self.loss)["loss"]
-        fitted = Fitted(module_arrays(module), metrics)
+        fitted = Fitted(after, metrics)
         fitted = fitted.checked(arrays, context, control, settings)
         if tunes(make):
             keep(config, context, rate)

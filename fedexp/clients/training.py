@@ -134,9 +134,8 @@ def train(
     model.train()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     params = list(named.values())
-    batches = _batches(model, examples, settings, rng)
-    changed = correction or settings.proximal_mu or settings.max_grad_norm
-    descent = optimizer if isinstance(optimizer, Descent) and not changed else None
+    batches = batches_of(model, examples, settings, rng)
+    descent = plain_descent(optimizer, settings, correction)
     if descent and (chain := Chain.of(model, loss_fn)):
         first = {name: p.data for name, p in named.items()}
         alone = ((x[None], y[None]) for x, y in batches)
@@ -165,7 +164,15 @@ def train(
     return float(total) / settings.num_steps
 
 
-def _batches(
+def plain_descent(
+    optimizer: Optimizer, settings: LocalTraining, correction: Mapping[str, Tensor]
+) -> Descent | None:
+    """``optimizer``, if it is plain SGD and gets the gradients as they are."""
+    changed = correction or settings.proximal_mu or settings.max_grad_norm
+    return optimizer if isinstance(optimizer, Descent) and not changed else None
+
+
+def batches_of(
     model: nn.Module, examples: Examples, settings: LocalTraining, rng: np.random.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and targets of every step, where and how the model wants them."""

@@ -18,7 +18,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedexp import wire
-from fedexp.records import records_of
+from fedexp.records import records_of, unencoded
 from fedexp.simulation.transport import Packed
 
 FIRST_NODE_ID = 2  # 0 and 1 are Flower's own
@@ -162,7 +162,8 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
     own = RecordDict({key: record.copy() for key, record in message.content.items()})
     private = Message(metadata=message.metadata, content=own)  # type: ignore[call-overload]
     try:
-        reply = client_app(private, context)
+        with unencoded():
+            reply = client_app(private, context)
         return reply if isinstance(reply, Message) else _no_message(reply, message)
     except Exception as error:
         return Message(Error(RAISED, reason_of(error)), reply_to=message)

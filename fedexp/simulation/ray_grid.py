@@ -190,14 +190,14 @@ def _retried(task: _Task, reason: str) -> _Task:
     log(WARNING, "Worker %d is replaced (%s).", task.worker, reason)
     jobs = task.jobs
     if task.attempt == _ATTEMPTS:
-        jobs = {p: replace(job, lost=job.lost or reason) for p, job in jobs.items()}
+        jobs = {p: job._replace(lost=job.lost or reason) for p, job in jobs.items()}
     return replace(task, jobs=jobs, attempt=task.attempt + 1)
 
 
 def _without(task: _Task, position: int | None, reason: str) -> _Task:
     if position is None or position not in task.jobs:
         return task
-    lost = {position: replace(task.jobs[position], lost=reason)}
+    lost = {position: task.jobs[position]._replace(lost=reason)}
     return replace(task, jobs={p: lost.get(p, job) for p, job in task.jobs.items()})
 
 

@@ -19,6 +19,7 @@ from fedexp.simulation.worker import Worker
 
 _WATCH_SECONDS = 5.0  # for word from a worker whose client may hang
 _INLINE_CONTENTS = 1 << 20  # bytes for all workers together; as ``_INLINE_ANSWER``
+_SMALL = 1 << 17  # bytes that may be copied once more
 
 # After ray_cluster, which says what to install if there is no Ray, and sets its environment.
 import ray  # noqa: E402
@@ -55,12 +56,23 @@ class _Actor(Worker):
         if seconds is not None:
             timer.start()
         try:
-            return getattr(self, method)(first, *args)
+            return _quick(getattr(self, method)(first, *args))
         finally:
             timer.cancel()
 
     def _note(self, board: bytes) -> None:
         internal_kv._internal_kv_put(board, str(self.position).encode())
+
+
+def _quick(value: Any) -> Any:
+    """``value`` as bytes, which Ray passes on as they are, if its arrays are small.
+
+    Ray's own pickler is written in Python, but hands over large arrays without a copy.
+    """
+    arrays: list[pickle.PickleBuffer] = []
+    pickle.dumps(value, pickle.HIGHEST_PROTOCOL, buffer_callback=arrays.append)
+    small = sum(array.raw().nbytes for array in arrays) <= _SMALL
+    return pickle.dumps(value, pickle.HIGHEST_PROTOCOL) if small else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +159,8 @@ class RayWorkers:
             WorkerHangs: no answer within ``seconds``.
         """
         try:
-            return ray.get(ticket.answer, timeout=seconds)
+            answer = ray.get(ticket.answer, timeout=seconds)
+            return pickle.loads(answer) if isinstance(answer, bytes) else answer
         except GetTimeoutError:
             raise WorkerHangs from None
         except RayTaskError as error:

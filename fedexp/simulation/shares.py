@@ -7,7 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedexp.simulation.cohort import Span
+from fedexp.simulation.cohort import Span, halves
+
+_SLACK = 0.1  # of an even share
 
 
 class Costs:
@@ -39,16 +41,31 @@ def shares(costs: Sequence[float], num_workers: int, units: Sequence[Span] = ())
     Args:
         costs: of each position.
         num_workers: how many shares at most; empty ones are left out.
-        units: runs that stay whole; single positions by default.
+        units: of a cohort to be merged, runs that stay whole; single positions by default. Then a
+            share may cost a tenth more than another if it is made of fewer subtrees: each of them
+            is a sum of the size of the model that has to travel.
     """
-    units = units or [(p, p + 1) for p in range(len(costs))]
-    ends = np.cumsum([sum(costs[slice(*unit)]) for unit in units])
-    # A unit goes to the worker in whose even slice of the total its middle lies.
-    middles = ends - np.diff(ends, prepend=0) / 2
-    owners = np.minimum((middles / ends[-1] * num_workers).astype(int), num_workers - 1)
-    firsts = [int(i) for i in np.unique(owners, return_index=True)[1]]
-    borders = [units[i][0] for i in firsts] + [units[-1][1]]
-    return list(pairwise(borders))
+    whole = 0, len(costs)
+    slack = _SLACK if units else 0.0
+    ends = [hi for _, hi in units] or range(1, len(costs) + 1)
+    before = np.cumsum(costs)[np.array(ends) - 1]  # cost up to each end
+    even = before[-1] / num_workers
+    borders = {0, len(costs)}
+    for k in range(1, num_workers):
+        off = np.abs(before - k * even)
+        near = np.flatnonzero(off <= max(off.min(), slack * even))
+        best = min(near, key=lambda i: (_depth(ends[i], whole) if units else 0, off[i]))
+        borders.add(ends[best])
+    return list(pairwise(sorted(borders)))
+
+
+def _depth(border: int, span: Span) -> int:
+    """How far down the cohort's tree ``span`` is divided there."""
+    depth = 0
+    while border not in span:
+        left, right = halves(span)
+        span, depth = (left if border < left[1] else right), depth + 1
+    return depth
 
 
 def chunks(span: Span, size: int) -> list[Span]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import Context, Message, MessageType, Metadata, RecordDict
 from flwr.clientapp import ClientApp
@@ -20,8 +20,7 @@ from fedexp.simulation.transport import Packed, pack, unpack
 from fedexp.wire import BadReply, Merged, Reading
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
+class Job(NamedTuple):
     """A message to one client.
 
     Attributes:

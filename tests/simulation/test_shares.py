@@ -1,10 +1,11 @@
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedexp.simulation.cohort import units
+from fedexp.simulation.cohort import subtrees, units
 from fedexp.simulation.shares import Costs, chunks, shares
 
 costs = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=60)
@@ -33,6 +34,21 @@ def test_no_share_costs_more_than_an_even_one_and_the_dearest_client(costs, work
 def test_even_clients_make_shares_that_differ_by_one_at_most(size, workers):
     sizes = [hi - lo for lo, hi in shares([1.0] * size, workers)]
     assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.integers(2, 200), st.sampled_from([2, 4]))
+def test_a_cohort_to_merge_is_cut_into_subtrees_where_that_costs_little(size, workers):
+    noise = np.random.default_rng(size).uniform(0.99, 1.01, size)
+    whole = 0, size
+    spans = shares(noise, workers, units(whole, 1))
+    even = size / workers
+    assert all(hi - lo <= 1.2 * even + 1 for lo, hi in spans)
+    if size % workers == 0 and size >= 20 * workers:
+        assert [len(subtrees(span, whole)) for span in spans] == [1] * workers
+
+
+def test_dear_clients_count_for_more_than_whole_subtrees():
+    assert shares([3.0] * 4 + [1.0] * 4, 2, units((0, 8), 1)) == [(0, 3), (3, 8)]
 
 
 def test_two_workers_balance_a_dear_head_with_a_long_tail():

@@ -14,6 +14,7 @@ from uuid import uuid4
 from flwr.clientapp import ClientApp
 
 from fedexp.clients.vectorized import check_mode
+from fedexp.simulation.profiler_marks import leave_out_idle_marks
 from fedexp.simulation.ray_cluster import claim, connect, keep_freed_memory, keep_store_mapped
 from fedexp.simulation.worker import Worker
 
@@ -39,6 +40,7 @@ class WorkerHangs(Exception):
 class _Actor(Worker):
     def __init__(self, *args: Any) -> None:
         keep_freed_memory()
+        leave_out_idle_marks()
         self._mapped = keep_store_mapped()
         super().__init__(*args)
 

@@ -31,23 +31,39 @@ class Loop:
         for client in clients:
             torch._foreach_copy_(self.params, start)
             rows = self.workload.rows(client)
-            for positions in torch.from_numpy(self.workload.batches(client, t)):
-                self._step(rows[positions])
+            self._steps(rows[torch.from_numpy(self.workload.batches(client, t))])
             torch._foreach_add_(out, self.params, alpha=EXAMPLES)
 
     @torch.enable_grad()
-    def _step(self, rows: Tensor) -> None:
-        loss = nn.functional.cross_entropy(self.module(self.inputs[rows]), self.targets[rows])
-        grads = torch.autograd.grad(loss, self.params)
-        with torch.no_grad():
-            torch._foreach_add_(self.params, grads, alpha=-LR)
+    def _steps(self, batches: Tensor) -> None:
+        for rows in batches:
+            grads = torch.autograd.grad(self._loss(rows), self.params)
+            with torch.no_grad():
+                torch._foreach_add_(self.params, grads, alpha=-LR)
+
+    def _loss(self, rows: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.module(self.inputs[rows]), self.targets[rows])
+
+
+class UsualLoop(Loop):
+    """The steps as ClientApps write them: an optimizer per client, ``backward``, ``step``."""
+
+    @torch.enable_grad()
+    def _steps(self, batches: Tensor) -> None:
+        optimizer = torch.optim.SGD(self.params, lr=LR)
+        for rows in batches:
+            optimizer.zero_grad()
+            loss = self._loss(rows)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            loss.item()
 
 
 class Sequential:
     """One process."""
 
-    def __init__(self, workload: Workload) -> None:
-        self.workload, self.loop = workload, Loop(workload)
+    def __init__(self, workload: Workload, loop: type[Loop] = Loop) -> None:
+        self.workload, self.loop = workload, loop(workload)
         self.model = [p.detach().clone() for p in self.loop.params]
         self.total = [torch.zeros_like(p) for p in self.model]
 
@@ -76,8 +92,8 @@ class Sequential:
 class Bare(Sequential):
     """Two persistent processes; the model and the sums are in memory they share."""
 
-    def __init__(self, workload: Workload) -> None:
-        super().__init__(workload)
+    def __init__(self, workload: Workload, loop: type[Loop] = Loop) -> None:
+        super().__init__(workload, loop)
         context = torch.multiprocessing.get_context("fork")
         self.outs = [
             [torch.zeros_like(w).share_memory_() for w in self.model] for _ in range(NUM_PROCESSES)

@@ -80,6 +80,14 @@ def bare(workload: Workload, link: Connection) -> None:
         serve(system, link)
 
 
+def usual(workload: Workload, link: Connection) -> None:
+    """Two plain processes, the steps written as ClientApps have them."""
+    from benchmarks.loops import Bare, UsualLoop
+
+    with Bare(workload, UsualLoop) as system:
+        serve(system, link)
+
+
 def sequential(workload: Workload, link: Connection) -> None:
     """One plain process."""
     from benchmarks.loops import Sequential
@@ -161,6 +169,7 @@ def _run_config(workload: Workload) -> dict[str, Any]:
 
 SYSTEMS: dict[str, Callable[[Workload, Connection], None]] = {
     "bare": bare,
+    "usual": usual,
     "sequential": sequential,
     "flower": flower,
     "foreign": foreign,

@@ -41,19 +41,21 @@ class Factored:
         return self.start.dtype
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        product: NDArray[Any] = self.left @ self.right
-        np.subtract(self.start, product, out=product)
-        return product.astype(dtype or self.dtype, copy=False)
+        out = np.empty(self.shape, self.dtype)
+        rows = max(1, _BLOCK // self.shape[1])
+        for row in range(0, self.shape[0], rows):
+            self.difference(row * self.shape[1], out[row : row + rows])
+        np.subtract(self.start, out, out=out)
+        return out.astype(dtype or self.dtype, copy=False)
 
     def astype(self, dtype: DTypeLike) -> NDArray[Any]:
         """The matrix, put together, in another dtype."""
         return self.__array__(dtype)
 
     def difference(self, lo: int, out: NDArray[Any]) -> None:
-        """Write ``w - wᵢ``, flat and from entry ``lo`` on, the first of a row, to ``out``."""
-        rows, columns = out.size // self.shape[1], self.shape[1]
-        first = lo // columns
-        np.matmul(self.left[first : first + rows], self.right, out=out.reshape(rows, columns))
+        """Write ``w - wᵢ`` from flat entry ``lo`` on, the first of a row, to whole rows ``out``."""
+        rows, first = out.reshape(-1, self.shape[1]), lo // self.shape[1]
+        np.matmul(self.left[first : first + len(rows)], self.right, out=rows)
 
 
 class _Adds(Protocol):

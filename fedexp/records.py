@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from typing import Any, TypeVar, cast
@@ -71,49 +69,6 @@ def to_record(arrays: Arrays) -> ArrayRecord:
     for name, x in arrays.items():
         record[name] = _Lazy(np.asarray(x))
     return record
-
-
-@contextmanager
-def unencoded() -> Iterator[None]:
-    """Let Flower's ``ArrayRecord(model.state_dict())`` copy the arrays and not encode them.
-
-    Clients of a grid in one machine run in it: nobody there reads the bytes.
-    """
-    quick = {
-        "from_torch_state_dict": staticmethod(_of_state_dict),
-        "from_numpy_ndarrays": staticmethod(_of_list),
-    }
-    own = {name: ArrayRecord.__dict__[name] for name in quick}
-    try:
-        _make_by(quick)
-        yield
-    finally:
-        _make_by(own)
-
-
-def _make_by(methods: Mapping[str, Any]) -> None:
-    for name, method in methods.items():
-        setattr(ArrayRecord, name, method)
-
-
-def _of_state_dict(tensors: dict[str, Any], *, keep_input: bool = True) -> ArrayRecord:
-    record = _copied({name: x.detach().cpu().numpy() for name, x in tensors.items()})
-    if not keep_input:
-        tensors.clear()
-    return record
-
-
-def _of_list(arrays: list[NDArray[Any]], *, keep_input: bool = True) -> ArrayRecord:
-    record = _copied({str(i): x for i, x in enumerate(arrays)})
-    if not keep_input:
-        arrays.clear()
-    return record
-
-
-def _copied(arrays: Arrays) -> ArrayRecord:
-    if any(x.dtype.hasobject for x in arrays.values()):
-        raise ValueError("arrays of Python objects cannot be sent.")
-    return to_record({name: np.array(x, order="C") for name, x in arrays.items()})
 
 
 def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:

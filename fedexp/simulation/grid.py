@@ -18,8 +18,9 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedexp import wire
-from fedexp.records import records_of, unencoded
+from fedexp.records import records_of
 from fedexp.simulation.transport import Packed
+from fedexp.simulation.unencoded import unencoded
 
 FIRST_NODE_ID = 2  # 0 and 1 are Flower's own
 RAISED = 2  # Flower's error code for a ClientApp that raised

@@ -20,8 +20,8 @@ from fedexp.simulation.cohort import Failure, Span
 from fedexp.simulation.grid import LocalGrid
 from fedexp.simulation.ray_workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
 from fedexp.simulation.shares import Costs, chunks, shares
-from fedexp.simulation.transport import Packed, num_bytes, pack, unpack
-from fedexp.simulation.worker import Job, Outcome
+from fedexp.simulation.transport import Packed, num_bytes, unpack
+from fedexp.simulation.worker import Job, Outcome, jobs_of
 from fedexp.wire import Merged, Reading
 
 _CHUNK_BYTES = 1 << 26  # of replies that one task returns
@@ -121,18 +121,8 @@ class RayGrid(LocalGrid):
         yield from cohort.replies(messages, cohort.combine(whole, parts), failures)
 
     def _jobs(self, messages: Sequence[Message]) -> tuple[Any, dict[int, Job]]:
-        """The contents, each stored once however many messages share it, and a job per message."""
-        index: dict[int, int] = {}
-        packed: list[Packed] = []
-        jobs: dict[int, Job] = {}
-        for position, message in enumerate(messages):
-            key = id(message.content)
-            if key not in index:
-                index[key] = len(packed)
-                packed.append(pack(message.content))
-            state = self.states.get(message.metadata.dst_node_id)
-            jobs[position] = Job(message.metadata, index[key], state)
-        return self._workers.put(packed, sum(map(num_bytes, packed))), jobs
+        contents, jobs = jobs_of(messages, self.states)
+        return self._workers.put(contents, sum(map(num_bytes, contents))), jobs
 
     def _outcomes(self, tasks: Sequence[_Task], timeout: float | None) -> Iterator[Outcome]:
         """Outcomes in the order of ``tasks``, which run at the same time."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from flwr.app import Message
 
 from fedexp.simulation import cohort
-from fedexp.simulation.cohort import Row, Span, row_of
 from fedexp.simulation.grid import LocalGrid, answer, context_of, one_thread
 from fedexp.simulation.transport import pack, unpack
+from fedexp.simulation.worker import Worker, jobs_of
 from fedexp.wire import Reading
 
 
@@ -31,14 +31,12 @@ class SerialGrid(LocalGrid):
     def _execute_merged(
         self, messages: list[Message], reading: Reading, timeout: float | None
     ) -> Iterator[Message]:
-        before = cohort.broadcast_of(messages[0].content, reading)
-
-        def run(span: Span) -> list[Row]:
-            return [row_of(p, self._answer(messages[p]), reading, before) for p in range(*span)]
-
-        share = cohort.Share(run, reading, before)
-        merged = share.merged((0, len(messages)), cohort.group_size(before))
-        yield from cohort.replies(messages, merged, share.failures)
+        worker = Worker(self.client_app, self.num_nodes, self.run_config, "off")
+        contents, jobs = jobs_of(messages, self.states)
+        whole = (0, len(messages))
+        outcome = worker.merge(contents, jobs, whole, reading, 1)
+        self.states |= outcome.states
+        yield from cohort.replies(messages, outcome.merged[whole], outcome.failures)
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

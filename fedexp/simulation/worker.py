@@ -36,6 +36,23 @@ class Job(NamedTuple):
     lost: str = ""
 
 
+def jobs_of(
+    messages: Sequence[Message], states: Mapping[int, Packed]
+) -> tuple[list[Packed], dict[int, Job]]:
+    """The contents, each once however many messages share it, and a job per message."""
+    index: dict[int, int] = {}
+    contents: list[Packed] = []
+    jobs: dict[int, Job] = {}
+    for position, message in enumerate(messages):
+        key = id(message.content)
+        if key not in index:
+            index[key] = len(contents)
+            contents.append(pack(message.content))
+        state = states.get(message.metadata.dst_node_id)
+        jobs[position] = Job(message.metadata, index[key], state)
+    return contents, jobs
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What a worker sends back for a share.

@@ -247,10 +247,10 @@ def test_a_legacy_server_app_and_client_run_from_their_many_threads(cluster):
     assert seen == [[1.0] * 3, [2.0] * 3, [4.0] * 3]
 
 
-def stock(num_features=6, fail=None):
+def stock(size=(6, 3), fail=None):
     """Our client on a linear model; clients have from 3 to 12 examples."""
     rng = torch.Generator().manual_seed(0)
-    inputs, targets = torch.randn(90, num_features, generator=rng), torch.arange(90) % 3
+    inputs, targets = torch.randn(90, size[0], generator=rng), torch.arange(90) % 3
 
     def data(context):
         p = partition(context)
@@ -259,21 +259,21 @@ def stock(num_features=6, fail=None):
         examples = Examples(inputs, targets, torch.arange(p, p + 3 + p % 10))
         return examples, examples
 
-    return client_app(lambda context: nn.Linear(num_features, 3), data)
+    return client_app(lambda context: nn.Linear(*size), data)
 
 
-def trained(grid):
+def trained(grid, size=(6, 3)):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        arrays = to_record(module_arrays(nn.Linear(6, 3)))
+        arrays = to_record(module_arrays(nn.Linear(*size)))
     strategy = FedExP(fraction_train=0.9, fraction_evaluate=0.0, seed=2)
     result = strategy.start(grid, arrays, num_rounds=3)
     return from_record(result.arrays), result.train_metrics_clientapp[3]
 
 
-def on_workers(num_workers, vectorize, **kwargs):
+def on_workers(num_workers, vectorize, fail=None):
     options = {"run_config": CONFIG, "num_workers": num_workers, "vectorize": vectorize}
-    with RayGrid(stock(**kwargs), 80, **options) as grid:
+    with RayGrid(stock(fail=fail), 80, **options) as grid:
         return trained(grid)
 
 
@@ -281,6 +281,18 @@ def test_one_worker_and_three_give_the_bits_of_the_serial_grid():
     expected, metrics = trained(SerialGrid(stock(), 80, run_config=CONFIG))
     for num_workers in (1, 3):
         arrays, theirs = on_workers(num_workers, "off")
+        assert dict(theirs) == dict(metrics)
+        for name in expected:
+            np.testing.assert_array_equal(arrays[name], expected[name])
+
+
+def test_clients_of_one_step_with_large_weights_give_the_bits_of_the_serial_grid():
+    size, config = (900, 300), CONFIG | {"local-steps": 1}
+    expected, metrics = trained(SerialGrid(stock(size), 13, run_config=config), size)
+    for num_workers in (1, 3):
+        options = {"run_config": config, "num_workers": num_workers, "vectorize": "off"}
+        with RayGrid(stock(size), 13, **options) as grid:
+            arrays, theirs = trained(grid, size)
         assert dict(theirs) == dict(metrics)
         for name in expected:
             np.testing.assert_array_equal(arrays[name], expected[name])

@@ -19,6 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedexp import wire
 from fedexp.records import records_of
+from fedexp.simulation.contents import Content
 from fedexp.simulation.transport import Packed
 from fedexp.simulation.unencoded import unencoded
 
@@ -160,7 +161,7 @@ def context_of(
 def answer(client_app: ClientApp, message: Message, context: Context) -> Message:
     """The client's reply; an exception becomes an error reply."""
     # Strategies send one RecordDict to all; a client may change its own.
-    own = RecordDict({key: record.copy() for key, record in message.content.items()})
+    own = Content({key: record.copy() for key, record in message.content.items()})
     private = Message(metadata=message.metadata, content=own)  # type: ignore[call-overload]
     try:
         with unencoded():

@@ -66,8 +66,7 @@ def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
 def to_record(arrays: Arrays) -> ArrayRecord:
     """``arrays`` as a record that shares their memory; do not change them afterwards."""
     record = ArrayRecord()  # its own constructor would encode and copy every array
-    for name, x in arrays.items():
-        record[name] = _Lazy(np.asarray(x))
+    record.__dict__["_data"].update((name, _Lazy(np.asarray(x))) for name, x in arrays.items())
     return record
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import WARNING
 from typing import Any
@@ -25,7 +25,7 @@ from fedexp.simulation.worker import Job, Outcome, jobs_of
 from fedexp.wire import Merged, Reading
 
 _CHUNK_BYTES = 1 << 26  # of replies that one task returns
-_ATTEMPTS = 2
+_ONE_BY_ONE = 3  # the attempt in which a worker notes each client that it runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,11 @@ class _Task:
     method: str
     args: tuple[Any, ...]
     attempt: int = 1
+
+    def without(self, positions: Iterable[int], reason: str) -> _Task:
+        """The same, with these clients given up."""
+        lost = {p: self.jobs[p]._replace(lost=self.jobs[p].lost or reason) for p in positions}
+        return replace(self, jobs={**self.jobs, **lost})
 
 
 class RayGrid(LocalGrid):
@@ -137,8 +142,11 @@ class RayGrid(LocalGrid):
 
     def _submit(self, task: _Task, timeout: float | None) -> Ticket:
         contents, *args = task.args
+        careful = task.attempt == _ONE_BY_ONE
+        if careful and task.method == "merge":
+            args[-1] = 1  # in place of groups
         return self._workers.submit(
-            task.worker, task.method, contents, task.jobs, *args, seconds=timeout
+            task.worker, task.method, contents, task.jobs, *args, seconds=timeout, noted=careful
         )
 
     def _outcome(self, task: _Task, ticket: Ticket, start: float, timeout: float | None) -> Outcome:
@@ -147,19 +155,32 @@ class RayGrid(LocalGrid):
         try:
             return self._workers.wait(ticket, left)  # type: ignore[no-any-return]
         except WorkerDied:
-            task = _retried(task, "its worker process ended, twice")
+            reason = "its worker process ended whenever it ran"
+            task = self._again(task, ticket, reason, known=task.attempt == _ONE_BY_ONE)
         except WorkerHangs:
-            hanging = self._workers.running(ticket)
-            reason = f"no reply within {timeout:g} s"
-            found = _without(task, hanging, reason)
-            task = found if found is not task else _retried(task, reason)
+            task = self._again(task, ticket, f"no reply within {timeout:g} s", known=True)
         self._workers.replace(task.worker, ticket)
         return self._outcome(task, self._submit(task, timeout), time.monotonic(), timeout)
+
+    def _again(self, task: _Task, ticket: Ticket, reason: str, *, known: bool) -> _Task:
+        """The task for another attempt, without the client that ended this one if it is known.
+
+        It is tried once more as it is; then client by client, so that the one to blame shows.
+        """
+        log(WARNING, "Worker %d is replaced (%s).", task.worker, reason)
+        position = self._workers.running(ticket) if known else None
+        if position is not None and not task.jobs[position].lost:
+            return task.without([position], reason)
+        if task.attempt < _ONE_BY_ONE:
+            return replace(task, attempt=task.attempt + 1)
+        if all(job.lost for job in task.jobs.values()):
+            raise RuntimeError(f"Workers cannot start: {reason}. Run on SerialGrid to see why.")
+        return task.without(list(task.jobs), reason)
 
     def _unit_of(self, message: Message, timeout: float | None) -> int:
         if self._unit is None:
             node = message.metadata.dst_node_id
-            for _ in range(_ATTEMPTS):
+            for _ in range(2):
                 ticket = self._workers.submit(0, "unit", node)
                 try:
                     self._unit = self._workers.wait(ticket, timeout)
@@ -171,24 +192,6 @@ class RayGrid(LocalGrid):
 
     def _cost_of(self, messages: Sequence[Message]) -> list[float]:
         return self._costs.of([message.metadata.dst_node_id for message in messages])
-
-
-def _retried(task: _Task, reason: str) -> _Task:
-    """The task for another attempt; after the second its clients are given up."""
-    if task.attempt > _ATTEMPTS:
-        raise RuntimeError(f"Workers cannot start: {reason}. Run on SerialGrid to see why.")
-    log(WARNING, "Worker %d is replaced (%s).", task.worker, reason)
-    jobs = task.jobs
-    if task.attempt == _ATTEMPTS:
-        jobs = {p: job._replace(lost=job.lost or reason) for p, job in jobs.items()}
-    return replace(task, jobs=jobs, attempt=task.attempt + 1)
-
-
-def _without(task: _Task, position: int | None, reason: str) -> _Task:
-    if position is None or position not in task.jobs:
-        return task
-    lost = {position: task.jobs[position]._replace(lost=reason)}
-    return replace(task, jobs={p: lost.get(p, job) for p, job in task.jobs.items()})
 
 
 def _part(jobs: Mapping[int, Job], span: Span) -> dict[int, Job]:

@@ -42,6 +42,7 @@ class _Actor(Worker):
         keep_freed_memory()
         leave_out_idle_marks()
         self._mapped = keep_store_mapped()
+        self._board: bytes | None = None
         super().__init__(*args)
 
     def call(self, first: Any, rest: bytes) -> Any:
@@ -49,7 +50,8 @@ class _Actor(Worker):
 
         Its first argument may come from the object store.
         """
-        method, board, seconds, args = pickle.loads(rest)
+        method, board, seconds, noted, args = pickle.loads(rest)
+        self._board = board if noted else None
         first = pickle.loads(first) if isinstance(first, bytes) else first
         # A timer and Ray's own store of small values: a second thread of the actor, to be asked,
         # would cost every call 4 ms.
@@ -61,6 +63,14 @@ class _Actor(Worker):
             return _quick(getattr(self, method)(first, *args))
         finally:
             timer.cancel()
+            if noted:
+                internal_kv._internal_kv_del(board)
+
+    def begins(self, position: int | None) -> None:
+        """Note it on the board, if that is asked for."""
+        super().begins(position)
+        if self._board:
+            self._note(self._board)
 
     def _note(self, board: bytes) -> None:
         internal_kv._internal_kv_put(board, str(self.position).encode())
@@ -142,15 +152,27 @@ class RayWorkers:
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL) if small else ray.put(value)
 
     def submit(
-        self, worker: int, method: str, first: Any, *args: Any, seconds: float | None = None
+        self,
+        worker: int,
+        method: str,
+        first: Any,
+        *args: Any,
+        seconds: float | None = None,
+        noted: bool = False,
     ) -> Ticket:
-        """Start a method of a worker, which is to answer within ``seconds``.
+        """Start a method of a worker.
 
-        ``first`` is what ``put`` gave, or a small value.
+        Args:
+            worker: its number.
+            method: of ``Worker``.
+            first: its first argument, what ``put`` gave or a small value.
+            args: the others.
+            seconds: in which it is to answer.
+            noted: let the worker note each client before it runs it, see ``running``.
         """
         actor, board = self._actors[worker], uuid4().bytes
         # Ray passes bytes on as they are; its own pickler is written in Python.
-        rest = pickle.dumps((method, board, seconds, args), pickle.HIGHEST_PROTOCOL)
+        rest = pickle.dumps((method, board, seconds, noted, args), pickle.HIGHEST_PROTOCOL)
         return Ticket(actor, actor.call.remote(first, rest), board)
 
     def wait(self, ticket: Ticket, seconds: float | None) -> Any:
@@ -171,7 +193,7 @@ class RayWorkers:
             raise WorkerDied(str(error).splitlines()[0]) from None
 
     def running(self, ticket: Ticket) -> int | None:
-        """Position of the client that ran when the time was up, if the worker could say it."""
+        """Position of the client that ran when the time was up or the worker died, if known."""
         end = time.monotonic() + _WATCH_SECONDS
         while (note := internal_kv._internal_kv_get(ticket.board)) is None:
             if time.monotonic() > end:

@@ -93,6 +93,10 @@ class Worker:
         self.cohort: Cohort | None = None
         self.position: int | None = None  # of the client that runs now
 
+    def begins(self, position: int | None) -> None:
+        """The client at ``position`` is about to run; or nobody is."""
+        self.position = position
+
     def unit(self, node: int) -> int:
         """How many neighbours train at once; shares to merge are made of whole units."""
         context = context_of(node, self.num_nodes, self.run_config, None)
@@ -155,13 +159,13 @@ class _Work:
     def running(self, position: int) -> Iterator[Context]:
         """The context of the client at ``position`` while it runs; kept and timed afterwards."""
         job = self.jobs[position]
-        self.worker.position = position
+        self.worker.begins(position)
         start = time.perf_counter()
         context = self.context(job)
         yield context
         self.keep(job, context)
         self.seconds[context.node_id] = time.perf_counter() - start
-        self.worker.position = None
+        self.worker.begins(None)
 
     def context(self, job: Job) -> Context:
         state = unpack(job.state) if job.state else RecordDict()
@@ -217,12 +221,12 @@ class _Merging(_Work):
             return self.one_by_one(span)
         contexts = [self.context(self.jobs[p]) for p in range(*span)]
         config = self.trainer.config(self.content, contexts[0])
-        self.worker.position = span[0]
+        self.worker.begins(span[0])
         try:
             fitted = group.fit(config, self.before, self.content, contexts)
         except Exception:  # one of them raises; alone, it becomes one error reply
             return self.one_by_one(span)
-        self.worker.position = None
+        self.worker.begins(None)
         for p, context in zip(range(*span), contexts, strict=True):
             self.keep(self.jobs[p], context)
         return [self._row(p, one) for p, one in zip(range(*span), fitted, strict=True)]

@@ -26,6 +26,7 @@ from fedexp.clients import Examples, client_app, module_arrays
 from fedexp.records import from_record, to_record
 from fedexp.simulation import SerialGrid
 from fedexp.strategies import FedAvg, FedExP
+from fedexp.strategies.sampling import sample
 
 ray = pytest.importorskip("ray")
 from fedexp.simulation import ray_cluster, ray_workers  # noqa: E402
@@ -161,22 +162,17 @@ def test_a_worker_killed_in_a_round_is_replaced_and_no_bit_changes(grid, tmp_pat
     assert all(m["num-failures"] == 0 for m in results[0].train_metrics_clientapp.values())
 
 
-def _sampled(server_round):
+def _sampled(server_round, num_nodes=NUM_NODES, fraction=OURS["fraction_train"], seed=OURS["seed"]):
     """A partition that our strategies train in a round."""
-    from fedexp.strategies.sampling import sample
-
-    nodes = range(2, 2 + NUM_NODES)
-    size = int(NUM_NODES * OURS["fraction_train"] + 1e-9)
-    seed = OURS["seed"]
+    nodes = range(2, 2 + num_nodes)
+    size = int(num_nodes * fraction + 1e-9)
     return sample(nodes, size, seed=seed, server_round=server_round, use="train")[-2] - 2
 
 
-def test_a_client_that_kills_every_worker_ends_as_errors_of_its_share_only(grid):
+def test_a_client_that_kills_every_worker_is_one_error_reply(grid):
     replies = ask(grid, range(2, 10), dies=7)
-    errors = [reply.has_error() for reply in replies]
-    assert errors[7]
-    assert not errors[0]
-    assert "its worker process ended, twice" in replies[7].error.reason
+    assert [reply.has_error() for reply in replies] == [i == 7 for i in range(8)]
+    assert replies[7].error.reason == "its worker process ended whenever it ran"
     assert not any(reply.has_error() for reply in ask(grid, range(2, 10)))
 
 
@@ -247,7 +243,7 @@ def test_a_legacy_server_app_and_client_run_from_their_many_threads(cluster):
     assert seen == [[1.0] * 3, [2.0] * 3, [4.0] * 3]
 
 
-def stock(size=(6, 3), fail=None):
+def stock(size=(6, 3), fail=None, kill=None):
     """Our client on a linear model; clients have from 3 to 12 examples."""
     rng = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(90, size[0], generator=rng), torch.arange(90) % 3
@@ -256,6 +252,8 @@ def stock(size=(6, 3), fail=None):
         p = partition(context)
         if p == fail:
             raise RuntimeError("no disk")
+        if p == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
         examples = Examples(inputs, targets, torch.arange(p, p + 3 + p % 10))
         return examples, examples
 
@@ -271,9 +269,9 @@ def trained(grid, size=(6, 3)):
     return from_record(result.arrays), result.train_metrics_clientapp[3]
 
 
-def on_workers(num_workers, vectorize, fail=None):
+def on_workers(num_workers, vectorize, **kwargs):
     options = {"run_config": CONFIG, "num_workers": num_workers, "vectorize": vectorize}
-    with RayGrid(stock(fail=fail), 80, **options) as grid:
+    with RayGrid(stock(**kwargs), 80, **options) as grid:
         return trained(grid)
 
 
@@ -308,3 +306,13 @@ def test_vectorised_clients_give_the_same_bits_on_any_number_of_workers_and_the_
     for name in loop:
         np.testing.assert_array_equal(one[name], three[name])
         np.testing.assert_allclose(one[name], loop[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_client_that_kills_every_worker_is_found_in_its_group():
+    kill = _sampled(3, num_nodes=80, fraction=0.9, seed=2)
+    without, expected = trained(SerialGrid(stock(fail=kill), 80, run_config=CONFIG))
+    arrays, metrics = on_workers(2, "on", kill=kill)
+    assert expected["num-failures"] == 1
+    assert dict(metrics) == pytest.approx(dict(expected), rel=1e-3)
+    for name in without:
+        np.testing.assert_allclose(arrays[name], without[name], rtol=1e-3, atol=1e-5)

@@ -1,7 +1,7 @@
 """Clients: the local loop, and the ClientApp around it."""
 
 from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.clients.client_app import Trainer, client_app
+from fedexp.clients.client_app import client_app
 from fedexp.clients.delta_sgd import DeltaSGD
 from fedexp.clients.hyper_optimizers import (
     HyperAdagrad,
@@ -16,6 +16,7 @@ from fedexp.clients.losses import default_loss
 from fedexp.clients.module import load_arrays, module_arrays
 from fedexp.clients.scheduled_sgd import ScheduledSGD
 from fedexp.clients.towers import Tower
+from fedexp.clients.trainer import Trainer
 from fedexp.clients.training import Examples, LocalTraining, evaluate, train
 from fedexp.clients.update_rules import SGD, Rule
 

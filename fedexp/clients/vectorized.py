@@ -15,18 +15,17 @@ from torch.func import vmap
 
 from fedexp.arrays import Arrays
 from fedexp.clients.chain import Chain
-from fedexp.clients.client_app import Fitted, Trainer, has_mods, trainer_of, tunes
+from fedexp.clients.client_app import has_mods, trainer_of
 from fedexp.clients.control import ControlVariates
+from fedexp.clients.fitted import Fitted
 from fedexp.clients.functional_optimizers import FunctionalOptimizer, FunctionalSGD, Tensors
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.module import load_arrays
 from fedexp.clients.stacked import Losses, losses_of
+from fedexp.clients.trainer import Trainer, tunes
 from fedexp.clients.training import Examples, LocalTraining, evaluate
 from fedexp.clients.tuned_rates import keep, started
-
-_MOST = 64  # clients trained together; measured: more gain little
-_CACHE = 5 << 20  # bytes of a group's parameters; measured: the best between 1 and 10 MiB
-_MODES = ("auto", "on", "off")
+from fedexp.clients.vectorizable import MOST, check_mode, group_size, obstacle_to
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class Cohort:
     """
 
     trainer: Trainer
-    size: int = _MOST
+    size: int = MOST
 
     @classmethod
     def of(cls, app: ClientApp, mode: str, context: Context) -> Cohort | None:
@@ -61,13 +60,13 @@ class Cohort:
         if mode == "off":
             return None
         trainer = trainer_of(app)
-        obstacle = "the ClientApp has mods" if has_mods(app) else _obstacle(trainer, context)
+        obstacle = "the ClientApp has mods" if has_mods(app) else obstacle_to(trainer, context)
         if mode == "on" and obstacle:
             raise ValueError(f"vectorize='on': {obstacle}. Use auto.")
         if trainer is None or obstacle:
             return None
-        size = _size(trainer.module(context))
-        return cls(trainer, size or _MOST) if size or mode == "on" else None
+        size = group_size(trainer.module(context))
+        return cls(trainer, size or MOST) if size or mode == "on" else None
 
     def fit(
         self,
@@ -211,37 +210,3 @@ def _clipped(grads: Tensors, max_norm: float) -> Tensors:
     return {
         name: g * factors.view(-1, *[1] * (g.dim() - 1)).to(g.dtype) for name, g in grads.items()
     }
-
-
-def check_mode(mode: str) -> None:
-    """Raise ``ValueError`` unless ``mode`` is one that ``Cohort.of`` knows."""
-    if mode not in _MODES:
-        raise ValueError(f"vectorize={mode!r}: must be one of {', '.join(_MODES)}.")
-
-
-def _obstacle(trainer: Trainer | None, context: Context) -> str:
-    """Why the trainer's clients cannot be trained as a group; empty if they can."""
-    if trainer is None:
-        return "the ClientApp is not one of fedexp.clients.client_app"
-    optimizer = trainer.optimizer
-    if optimizer and not (isinstance(optimizer, LocalOptimizer) and optimizer.functional):
-        return f"the local optimizer {trainer.optimizer} has no functional form"
-    for module in trainer.module(context).modules():
-        if any(True for _ in module.buffers(recurse=False)):
-            return f"{type(module).__name__} keeps buffers"
-        if isinstance(module, nn.modules.dropout._DropoutNd | nn.RNNBase):
-            return f"{type(module).__name__} draws or runs outside vmap"
-        if any(not p.requires_grad for p in module.parameters(recurse=False)):
-            return f"{type(module).__name__} has frozen parameters"
-    return ""
-
-
-def _size(module: nn.Module) -> int:
-    """How many clients to train together; 0 where they are faster one by one."""
-    first = next(module.parameters())
-    if first.device.type != "cpu":
-        return _MOST
-    if any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules()):
-        return 0
-    size = _CACHE // sum(p.nbytes for p in module.parameters())
-    return min(size, _MOST) if size > 1 else 0

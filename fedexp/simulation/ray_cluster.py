@@ -56,6 +56,9 @@ def connect(num_workers: int | None, num_gpus: float, address: str | None) -> bo
                 # A model that nobody needs any more makes room at once, not within a second:
                 # else every process maps the models of some ten rounds.
                 "free_objects_period_milliseconds": 0,
+                # The workers' processes begin, and import what they need, while Ray still starts.
+                "enable_worker_prestart": True,
+                "preload_python_modules": ["fedexp.simulation.worker"],
             },
         )
     return True

@@ -18,10 +18,10 @@ from fedexp.records import records_of
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Failure, Span
 from fedexp.simulation.grid import LocalGrid
+from fedexp.simulation.jobs import Job, Outcome, jobs_of
 from fedexp.simulation.ray_workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
 from fedexp.simulation.shares import Costs, chunks, shares
 from fedexp.simulation.transport import Packed, num_bytes, unpack
-from fedexp.simulation.worker import Job, Outcome, jobs_of
 from fedexp.wire import Merged, Reading
 
 _CHUNK_BYTES = 1 << 26  # of replies that one task returns

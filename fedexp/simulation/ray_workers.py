@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from flwr.clientapp import ClientApp
 
-from fedexp.clients.vectorized import check_mode
+from fedexp.clients.vectorizable import check_mode
 from fedexp.simulation.profiler_marks import leave_out_idle_marks
 from fedexp.simulation.ray_cluster import claim, connect, keep_freed_memory, keep_store_mapped
 from fedexp.simulation.worker import Worker

@@ -8,8 +8,9 @@ from flwr.app import Message
 
 from fedexp.simulation import cohort
 from fedexp.simulation.grid import LocalGrid, answer, context_of, one_thread
+from fedexp.simulation.jobs import jobs_of
 from fedexp.simulation.transport import pack, unpack
-from fedexp.simulation.worker import Worker, jobs_of
+from fedexp.simulation.worker import Worker
 from fedexp.wire import Reading
 
 

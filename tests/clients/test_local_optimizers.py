@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 
 from fedexp.clients import LOCAL_OPTIMIZERS, Examples, LocalTraining, client_app, module_arrays
-from fedexp.clients.client_app import sent
 from fedexp.clients.local_optimizers import markdown
+from fedexp.clients.trainer import sent
 from fedexp.clients.vectorized import Cohort
 from fedexp.simulation.grid import context_of
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedexp.clients import Examples, client_app, module_arrays
-from fedexp.clients.client_app import Fitted, sent
+from fedexp.clients.fitted import Fitted
+from fedexp.clients.trainer import sent
 from fedexp.clients.vectorized import Cohort
 from fedexp.records import from_record, to_record
 from fedexp.simulation.grid import context_of

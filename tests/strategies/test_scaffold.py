@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedexp.clients import Examples, client_app, module_arrays
-from fedexp.clients.client_app import sent
+from fedexp.clients.trainer import sent
 from fedexp.clients.vectorized import Cohort
 from fedexp.records import from_record, to_record
 from fedexp.simulation import SerialGrid

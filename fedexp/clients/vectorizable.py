@@ -1,0 +1,47 @@
+"""Which clients can be trained as a group, and how many at once."""
+
+from __future__ import annotations
+
+from flwr.app import Context
+from torch import nn
+
+from fedexp.clients.local_optimizers import LocalOptimizer
+from fedexp.clients.trainer import Trainer
+
+MOST = 64  # clients trained together; measured: more gain little
+_CACHE = 5 << 20  # bytes of a group's parameters; measured: the best between 1 and 10 MiB
+_MODES = ("auto", "on", "off")
+
+
+def check_mode(mode: str) -> None:
+    """Raise ``ValueError`` unless ``mode`` is one that ``Cohort.of`` knows."""
+    if mode not in _MODES:
+        raise ValueError(f"vectorize={mode!r}: must be one of {', '.join(_MODES)}.")
+
+
+def obstacle_to(trainer: Trainer | None, context: Context) -> str:
+    """Why the trainer's clients cannot be trained as a group; empty if they can."""
+    if trainer is None:
+        return "the ClientApp is not one of fedexp.clients.client_app"
+    optimizer = trainer.optimizer
+    if optimizer and not (isinstance(optimizer, LocalOptimizer) and optimizer.functional):
+        return f"the local optimizer {trainer.optimizer} has no functional form"
+    for module in trainer.module(context).modules():
+        if any(True for _ in module.buffers(recurse=False)):
+            return f"{type(module).__name__} keeps buffers"
+        if isinstance(module, nn.modules.dropout._DropoutNd | nn.RNNBase):
+            return f"{type(module).__name__} draws or runs outside vmap"
+        if any(not p.requires_grad for p in module.parameters(recurse=False)):
+            return f"{type(module).__name__} has frozen parameters"
+    return ""
+
+
+def group_size(module: nn.Module) -> int:
+    """How many clients to train together; 0 where they are faster one by one."""
+    first = next(module.parameters())
+    if first.device.type != "cpu":
+        return MOST
+    if any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules()):
+        return 0
+    size = _CACHE // sum(p.nbytes for p in module.parameters())
+    return min(size, MOST) if size > 1 else 0

@@ -11,6 +11,10 @@ from numpy.typing import DTypeLike, NDArray
 
 _DOT = 1 << 13  # entries; BLAS sums longer vectors in threads, whose number would show
 _BLOCK = 3 * _DOT  # entries of every client that are in the cache at once; measured
+_PRODUCT = 1 << 18  # multiplications up to which BLAS takes one thread for a product of matrices
+
+MOST_ENTRIES = _PRODUCT // 4
+"""Of ``right`` of a ``Factored``: so four rows at least are multiplied at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +27,7 @@ class Factored:
     Attributes:
         start: ``w``, ``[rows, columns]``: the very array that was broadcast.
         left: ``l``, ``[rows, rank]``.
-        right: ``r``, ``[rank, columns]``.
+        right: ``r``, ``[rank, columns]``, of at most ``MOST_ENTRIES``.
     """
 
     start: NDArray[Any]
@@ -55,7 +59,16 @@ class Factored:
     def difference(self, lo: int, out: NDArray[Any]) -> None:
         """Write ``w - wᵢ`` from flat entry ``lo`` on, the first of a row, to whole rows ``out``."""
         rows, first = out.reshape(-1, self.shape[1]), lo // self.shape[1]
-        np.matmul(self.left[first : first + len(rows)], self.right, out=rows)
+        step = max(1, _PRODUCT // self.right.size)  # how many threads there are must not show
+        for i in range(0, len(rows), step):
+            some, left = (
+                rows[i : i + step],
+                self.left[first + i : first + i + step][: len(rows) - i],
+            )
+            if len(some) == 1:  # of a vector BLAS takes threads much earlier
+                np.add.reduce(left.T * self.right, axis=0, out=some[0])
+            else:
+                np.matmul(left, self.right, out=some)
 
 
 class _Adds(Protocol):

@@ -1,6 +1,9 @@
 """Clients whose matrices stay in factors, added up."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -101,3 +104,26 @@ def test_nothing_is_put_together_when_it_is_added(monkeypatch):
     w = matrix((30, 20))
     monkeypatch.delattr(Factored, "__array__")
     fold_update(w, [factored(w)[0]], [1.0], np.zeros(1), None)
+
+
+def test_its_product_is_the_same_for_any_number_of_threads():
+    code = (
+        "import hashlib, numpy as np\n"
+        "from fedexp.fold import Factored, fold_update\n"
+        "rng = np.random.default_rng(0)\n"
+        "for rows, columns, rank in ((512, 784, 32), (1000, 777, 33), (25, 3072, 21)):\n"
+        "    w, l, r = (rng.normal(size=s).astype('f4')\n"
+        "        for s in ((rows, columns), (rows, rank), (rank, columns)))\n"
+        "    sums = fold_update(w, [Factored(w, l, r)], [1.0], np.zeros(1), None)\n"
+        "    print(hashlib.sha256(sums.tobytes()).hexdigest())\n"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2")
+    ]
+    assert outputs[0] == outputs[1]

@@ -57,9 +57,10 @@ class Chain:
         layers = _layers(module)
         if not layers or not any(isinstance(layer, nn.Linear) for _, layer in layers):
             return None
-        own = [p for _, layer in layers for p in layer.parameters()]
-        tied = len(own) > len(list(module.parameters()))
-        return None if tied or not all(p.requires_grad for p in own) else cls(layers, loss)
+        own = {f"{at}{name}": p for at, layer in layers for name, p in layer.named_parameters()}
+        # Else a weight has two names, or the containers hold something of their own.
+        whole = own.keys() == dict(module.named_parameters()).keys() and not list(module.buffers())
+        return cls(layers, loss) if whole and all(p.requires_grad for p in own.values()) else None
 
     def losses(self, params: Tensors, inputs: Tensor, targets: Tensor) -> Tensor:
         """Each client's loss, ``[clients]``, at its own parameters."""
@@ -145,7 +146,9 @@ def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] 
         return None
     # A subclass may do anything, so only the very classes count.
     if type(module) is nn.Sequential:
-        parts = [_layers(m, f"{prefix}{name}.") for name, m in module.named_children()]
+        # Not named_children(), which leaves out a layer that comes a second time.
+        children = module._modules.items()
+        parts = [_layers(m, f"{prefix}{name}.") for name, m in children if m is not None]
         return None if None in parts else [step for part in parts for step in part or ()]
     return [(prefix, module)] if type(module) in _KNOWN else None
 

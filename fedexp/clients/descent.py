@@ -29,6 +29,10 @@ class Descent:
         self._begun = False
         self.param_groups: list[dict[str, Any]] = [{"params": self._params, "lr": lr}]
 
+    def covers(self, module: nn.Module) -> bool:
+        """Whether it steps all that ``module`` learns, and nothing else."""
+        return {id(p) for p in self._params} == {id(p) for p in module.parameters()}
+
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor | None] | None = None) -> None:
         """One step along ``grads``, by default ``p.grad``; parameters without one stay."""

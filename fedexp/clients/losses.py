@@ -45,7 +45,7 @@ def each_slope(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Te
             (slope,) = torch.autograd.grad(losses.sum(), leaf, materialize_grads=True)
         return losses.detach(), slope
     counted = targets != _LEFT_OUT
-    shares = (counted / counted.sum(1, keepdim=True)).unsqueeze(2).to(outputs.dtype)
+    shares = (counted.to(outputs.dtype) / counted.sum(1, keepdim=True)).unsqueeze(2)
     classes = targets.where(counted, 0).unsqueeze(2)
     logs = functional.log_softmax(outputs, 2)
     losses = -(logs.gather(2, classes) * shares).sum((1, 2))

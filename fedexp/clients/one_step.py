@@ -14,7 +14,7 @@ from fedexp.clients.chain import Chain
 from fedexp.clients.descent import Descent
 from fedexp.clients.losses import Loss
 from fedexp.clients.training import LocalTraining
-from fedexp.fold import Factored
+from fedexp.fold import MOST_ENTRIES, Factored
 
 _LARGE = 1 << 18  # entries; a smaller weight stays in the cache until it is added up
 
@@ -23,7 +23,7 @@ def single(
     module: nn.Module, loss: Loss, descent: Descent | None, settings: LocalTraining
 ) -> Chain | None:
     """``module`` as a chain, if its client takes one plain step on a CPU."""
-    if descent is None or descent.decay or settings.num_steps != 1:
+    if descent is None or descent.decay or settings.num_steps != 1 or not descent.covers(module):
         return None
     on_cpu = all(p.device.type == "cpu" for p in module.parameters())
     return Chain.of(module, loss) if on_cpu else None
@@ -52,7 +52,7 @@ def one_step(
         weight, bias = f"{name}weight", f"{name}bias"
         step = delta * lr
         usual = start[weight].dtype == torch.float32 and arrays[weight].dtype == np.float32
-        if start[weight].numel() < _LARGE or not usual:
+        if start[weight].numel() < _LARGE or rows.numel() > MOST_ENTRIES or not usual:
             after[weight] = torch.addmm(start[weight], step.T, rows, alpha=-1).numpy()
         else:
             # Not an ndarray, but read as one by all that reads a client's reply.

@@ -136,7 +136,7 @@ def train(
     params = list(named.values())
     batches = batches_of(model, examples, settings, rng)
     descent = plain_descent(optimizer, settings, correction)
-    if descent and (chain := Chain.of(model, loss_fn)):
+    if descent and descent.covers(model) and (chain := Chain.of(model, loss_fn)):
         first = {name: p.data for name, p in named.items()}
         alone = ((x[None], y[None]) for x, y in batches)
         after, total = chain.descend(first, alone, lr=descent.lr, decay=descent.decay)

@@ -122,7 +122,9 @@ class LocalGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Run the messages; ``timeout`` seconds later at most, return the replies there are.
+        """Run the messages; a client that takes longer than ``timeout`` seconds is an error.
+
+        Clients that it has kept waiting then get as long again.
 
         A strategy of ours gets them as a stream, merged into one where it asked for that; any
         other gets the list that Flower's grids return.

@@ -26,6 +26,7 @@ from fedexp.wire import Merged, Reading
 
 _CHUNK_BYTES = 1 << 26  # of replies that one task returns
 _ONE_BY_ONE = 3  # the attempt in which a worker notes each client that it runs
+_MOST_LOST = 10  # clients of a task that end its worker, before all the others are given up too
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,31 +152,21 @@ class RayGrid(LocalGrid):
 
     def _outcome(self, task: _Task, ticket: Ticket, start: float, timeout: float | None) -> Outcome:
         """The outcome of a task; a worker that died or hangs is replaced, its clients retried."""
-        left = None if timeout is None else max(0.0, start + timeout - time.monotonic())
-        try:
-            return self._workers.wait(ticket, left)  # type: ignore[no-any-return]
-        except WorkerDied:
-            reason = "its worker process ended whenever it ran"
-            task = self._again(task, ticket, reason, known=task.attempt == _ONE_BY_ONE)
-        except WorkerHangs:
-            task = self._again(task, ticket, f"no reply within {timeout:g} s", known=True)
-        self._workers.replace(task.worker, ticket)
-        return self._outcome(task, self._submit(task, timeout), time.monotonic(), timeout)
-
-    def _again(self, task: _Task, ticket: Ticket, reason: str, *, known: bool) -> _Task:
-        """The task for another attempt, without the client that ended this one if it is known.
-
-        It is tried once more as it is; then client by client, so that the one to blame shows.
-        """
-        log(WARNING, "Worker %d is replaced (%s).", task.worker, reason)
-        position = self._workers.running(ticket) if known else None
-        if position is not None and not task.jobs[position].lost:
-            return task.without([position], reason)
-        if task.attempt < _ONE_BY_ONE:
-            return replace(task, attempt=task.attempt + 1)
-        if all(job.lost for job in task.jobs.values()):
-            raise RuntimeError(f"Workers cannot start: {reason}. Run on SerialGrid to see why.")
-        return task.without(list(task.jobs), reason)
+        while True:
+            left = None if timeout is None else max(0.0, start + timeout - time.monotonic())
+            try:
+                return self._workers.wait(ticket, left)  # type: ignore[no-any-return]
+            except WorkerDied:
+                reason = "its worker process ended whenever it ran"
+                noted = task.attempt == _ONE_BY_ONE
+            except WorkerHangs:
+                reason, noted = f"no reply within {timeout:g} s", True
+                # If nobody is known to hang, waiting for it once more as it is would not help.
+                task = replace(task, attempt=max(task.attempt, _ONE_BY_ONE - 1))
+            log(WARNING, "Worker %d is replaced (%s).", task.worker, reason)
+            task = _again(task, self._workers.running(ticket) if noted else None, reason)
+            self._workers.replace(task.worker, ticket)
+            ticket, start = self._submit(task, timeout), time.monotonic()
 
     def _unit_of(self, message: Message, timeout: float | None) -> int:
         if self._unit is None:
@@ -192,6 +183,23 @@ class RayGrid(LocalGrid):
 
     def _cost_of(self, messages: Sequence[Message]) -> list[float]:
         return self._costs.of([message.metadata.dst_node_id for message in messages])
+
+
+def _again(task: _Task, position: int | None, reason: str) -> _Task:
+    """The task for another attempt, without the client at ``position``, which ended this one.
+
+    If that is not known, it is tried once more as it is, and then client by client, so that the
+    one to blame shows. Without that one the others train in their groups again, so that their
+    results do not depend on whose worker it was.
+    """
+    lost = sum(bool(job.lost) for job in task.jobs.values())
+    if position is not None and not task.jobs[position].lost and lost < _MOST_LOST:
+        return replace(task.without([position], reason), attempt=_ONE_BY_ONE - 1)
+    if task.attempt < _ONE_BY_ONE and lost < _MOST_LOST:
+        return replace(task, attempt=task.attempt + 1)
+    if lost == len(task.jobs):
+        raise RuntimeError(f"Workers cannot start: {reason}. Run on SerialGrid to see why.")
+    return task.without(list(task.jobs), reason)
 
 
 def _part(jobs: Mapping[int, Job], span: Span) -> dict[int, Job]:

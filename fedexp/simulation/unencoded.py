@@ -28,17 +28,17 @@ def unencoded() -> Iterator[None]:
         _make_by(_ENCODING)
 
 
-def _of_state_dict(tensors: dict[str, Any], *, keep_input: bool = True) -> ArrayRecord:
-    record = _copied({name: x.detach().cpu().numpy() for name, x in tensors.items()})
+def _of_state_dict(state_dict: dict[str, Any], *, keep_input: bool = True) -> ArrayRecord:
+    record = _copied({name: x.detach().cpu().numpy() for name, x in state_dict.items()})
     if not keep_input:
-        tensors.clear()
+        state_dict.clear()
     return record
 
 
-def _of_list(arrays: list[NDArray[Any]], *, keep_input: bool = True) -> ArrayRecord:
-    record = _copied({str(i): x for i, x in enumerate(arrays)})
+def _of_list(ndarrays: list[NDArray[Any]], *, keep_input: bool = True) -> ArrayRecord:
+    record = _copied({str(i): x for i, x in enumerate(ndarrays)})
     if not keep_input:
-        arrays.clear()
+        ndarrays.clear()
     return record
 
 

@@ -171,12 +171,11 @@ class _Merging(_Work):
             return self.one_by_one(span)
         contexts = [self.context(self.jobs[p]) for p in range(*span)]
         config = self.trainer.config(self.content, contexts[0])
-        self.worker.begins(span[0])
+        self.worker.begins(None)  # no one of them: whoever hangs is to be found one by one
         try:
             fitted = group.fit(config, self.before, self.content, contexts)
         except Exception:  # one of them raises; alone, it becomes one error reply
             return self.one_by_one(span)
-        self.worker.begins(None)
         for p, context in zip(range(*span), contexts, strict=True):
             self.keep(self.jobs[p], context)
         return [self._row(p, one) for p, one in zip(range(*span), fitted, strict=True)]

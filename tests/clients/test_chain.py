@@ -17,6 +17,10 @@ def squares(outputs, targets):
     return (outputs.mean(1) - targets).square().mean()
 
 
+def with_twice(act):
+    return nn.Sequential(nn.Flatten(), nn.Linear(6, 5), act, nn.Linear(5, 6), act, nn.Linear(6, 4))
+
+
 MODELS = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 4)),
     "no container": lambda: nn.Linear(3, 4),
@@ -27,6 +31,7 @@ MODELS = {
     "two linear layers in a row": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(6, 5), nn.Linear(5, 4, bias=False), nn.Flatten()
     ),
+    "an activation that comes twice": lambda: with_twice(nn.Tanh()),
     "in place": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 4)
     ),
@@ -115,8 +120,28 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
+def repeated():
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.ReLU(), layer)
+
+
+def with_a_buffer():
+    module = nn.Sequential(nn.Linear(4, 4))
+    module.register_buffer("more", torch.ones(1))
+    return module
+
+
+def with_a_parameter():
+    module = nn.Sequential(nn.Linear(4, 4))
+    module.register_parameter("more", nn.Parameter(torch.ones(1)))
+    return module
+
+
 OTHERS = {
     "tied weights": tied,
+    "a layer that comes twice": repeated,
+    "a container's parameter": with_a_parameter,
+    "a container's buffer": with_a_buffer,
     "hook before": lambda: hooked("register_forward_pre_hook"),
     "hook after": lambda: hooked("register_forward_hook"),
     "backward hook": lambda: hooked("register_full_backward_hook"),

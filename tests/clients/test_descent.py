@@ -200,3 +200,13 @@ def test_loaded_arrays_stay_the_callers():
     with torch.no_grad():
         module.weight += 1
     assert arrays["weight"].tolist() == [[1, 1]]
+
+
+def test_an_optimizer_of_some_parameters_is_no_step_of_the_whole_model():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    head = Descent(model[1].parameters(), 0.1)
+    assert not head.covers(model)
+    assert Descent(model.parameters(), 0.1).covers(model)
+    data = Examples(torch.ones(4, 2), torch.zeros(4, 1))
+    with pytest.raises(ValueError, match="longer"):
+        train(model, data, LocalTraining(1, 2), head, default_loss, np.random.default_rng(0))

@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import builders
@@ -29,7 +30,8 @@ from fedexp.strategies import FedAvg, FedExP
 from fedexp.strategies.sampling import sample
 
 ray = pytest.importorskip("ray")
-from fedexp.simulation import ray_cluster, ray_workers  # noqa: E402
+from fedexp.simulation import ray_cluster, ray_grid, ray_workers  # noqa: E402
+from fedexp.simulation.jobs import Job  # noqa: E402
 from fedexp.simulation.ray_grid import RayGrid  # noqa: E402
 
 pytestmark = pytest.mark.deploy
@@ -316,3 +318,39 @@ def test_a_client_that_kills_every_worker_is_found_in_its_group():
     assert dict(metrics) == pytest.approx(dict(expected), rel=1e-3)
     for name in without:
         np.testing.assert_allclose(arrays[name], without[name], rtol=1e-3, atol=1e-5)
+
+
+def task_of(num_clients):
+    jobs = {p: Job(None, 0) for p in range(num_clients)}
+    return ray_grid._Task(0, jobs, "merge", ())
+
+
+def lost(task):
+    return [p for p, job in task.jobs.items() if job.lost]
+
+
+def test_a_task_that_ends_its_worker_for_no_known_reason_is_given_up_in_the_end():
+    task, attempts = task_of(3), []
+    for _ in range(3):
+        attempts.append((task.attempt, lost(task)))
+        task = ray_grid._again(task, None, "gone")
+    assert attempts == [(1, []), (2, []), (3, [])]
+    assert lost(task) == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="Workers cannot start: gone"):
+        ray_grid._again(task, None, "gone")
+
+
+def test_without_the_client_to_blame_the_others_run_in_their_groups_again():
+    task = ray_grid._again(replace(task_of(3), attempt=3), 1, "gone")
+    assert (lost(task), task.attempt) == ([1], 2)
+    assert task.jobs[1].lost == "gone"
+    again = ray_grid._again(ray_grid._again(task, None, "gone"), 2, "gone, too")
+    assert [job.lost for job in again.jobs.values()] == ["", "gone", "gone, too"]
+
+
+def test_a_task_of_many_such_clients_is_given_up():
+    task = task_of(2000)
+    for p in range(10):
+        task = ray_grid._again(task, p, "gone")
+        assert lost(task) == list(range(p + 1))
+    assert len(lost(ray_grid._again(task, 10, "gone"))) == 2000

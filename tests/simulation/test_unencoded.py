@@ -23,6 +23,8 @@ MAKERS = {
     "state dict": lambda x: ArrayRecord(x.state_dict()),
     "state dict by name": lambda x: ArrayRecord(torch_state_dict=dict(x.state_dict())),
     "class method": lambda x: ArrayRecord.from_torch_state_dict(x.state_dict()),
+    "class method by name": lambda x: ArrayRecord.from_torch_state_dict(state_dict=x.state_dict()),
+    "class method of a list": lambda x: ArrayRecord.from_numpy_ndarrays(ndarrays=lists()),
     "list": lambda x: ArrayRecord(lists()),
     "list by name": lambda x: ArrayRecord(numpy_ndarrays=lists()),
 }

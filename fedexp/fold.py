@@ -61,10 +61,8 @@ class Factored:
         rows, first = out.reshape(-1, self.shape[1]), lo // self.shape[1]
         step = max(1, _PRODUCT // self.right.size)  # how many threads there are must not show
         for i in range(0, len(rows), step):
-            some, left = (
-                rows[i : i + step],
-                self.left[first + i : first + i + step][: len(rows) - i],
-            )
+            some = rows[i : i + step]
+            left = self.left[first + i : first + i + len(some)]
             if len(some) == 1:  # of a vector BLAS takes threads much earlier
                 np.add.reduce(left.T * self.right, axis=0, out=some[0])
             else:

@@ -51,8 +51,8 @@ def test_a_sum_is_that_of_the_matrices(shape):
     expected = sum(f * x for f, x in zip(factors, each, strict=True))
     scale = np.abs(expected).max()
     np.testing.assert_allclose(got, expected, atol=2e-6 * scale)
-    squares = [f and (x**2).sum() for f, x in zip(factors, each, strict=True)]
-    np.testing.assert_allclose(norms, [1 and s for s in squares], rtol=1e-5)
+    squares = [(x**2).sum() if f else 0.0 for f, x in zip(factors, each, strict=True)]
+    np.testing.assert_allclose(norms, squares, rtol=1e-5)
 
 
 def test_any_grouping_into_subtrees_gives_the_same_bits():

@@ -85,6 +85,11 @@ class LocalTraining:
     hyper_lr: float = 0.1
     hyper_height: int = 1
 
+    @property
+    def plain(self) -> bool:
+        """Whether the optimizer gets the gradients as they are."""
+        return not (self.proximal_mu or self.max_grad_norm)
+
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
         """From kebab-case keys; ``learning-rate`` decays by ``learning-rate-decay`` every round.
@@ -168,8 +173,8 @@ def plain_descent(
     optimizer: Optimizer, settings: LocalTraining, correction: Mapping[str, Tensor]
 ) -> Descent | None:
     """``optimizer``, if it is plain SGD and gets the gradients as they are."""
-    changed = correction or settings.proximal_mu or settings.max_grad_norm
-    return optimizer if isinstance(optimizer, Descent) and not changed else None
+    plain = settings.plain and not correction
+    return optimizer if isinstance(optimizer, Descent) and plain else None
 
 
 def batches_of(

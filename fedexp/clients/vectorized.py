@@ -126,11 +126,10 @@ class Cohort:
         module.train()
         settings = clients[0]  # they differ in the learning rate alone
         optimizer = self._functional(settings)
-        batches = _batches(data, rows, next(iter(start.values())).device)
-        direct = isinstance(optimizer, FunctionalSGD) and not (
-            correction or settings.proximal_mu or settings.max_grad_norm
-        )
-        if direct and (chain := Chain.of(module, self.trainer.loss)):
+        device = next(iter(start.values())).device
+        batches = _batches(data, rows, device)
+        plain = isinstance(optimizer, FunctionalSGD) and settings.plain and not correction
+        if plain and (chain := Chain.of(module, self.trainer.loss)):
             params, total = chain.descend(
                 start, batches, lr=settings.lr, decay=settings.weight_decay
             )
@@ -139,7 +138,6 @@ class Cohort:
         if not optimizer.stacked:
             init, update = vmap(init), vmap(update)
         losses_at = losses_of(module, self.trainer.loss)
-        device = next(iter(start.values())).device
         count, steps, _ = rows.shape
         params = {name: w.expand(count, *w.shape) for name, w in start.items()}
         rates = torch.tensor([client.lr for client in clients], dtype=torch.float64, device=device)

@@ -10,7 +10,6 @@ from fedexp.simulation import cohort
 from fedexp.simulation.grid import LocalGrid, answer, context_of, one_thread
 from fedexp.simulation.jobs import jobs_of
 from fedexp.simulation.transport import pack, unpack
-from fedexp.simulation.worker import Worker
 from fedexp.wire import Reading
 
 
@@ -32,6 +31,8 @@ class SerialGrid(LocalGrid):
     def _execute_merged(
         self, messages: list[Message], reading: Reading, timeout: float | None
     ) -> Iterator[Message]:
+        from fedexp.simulation.worker import Worker  # imports PyTorch, which not every app needs
+
         worker = Worker(self.client_app, self.num_nodes, self.run_config, "off")
         contents, jobs = jobs_of(messages, self.states)
         whole = (0, len(messages))

@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -288,3 +290,11 @@ def test_a_message_is_as_it_was_after_a_round():
     send(grid_of(2, drift), 2, 3, body=body)
     assert dict(body["config"]) == before
     assert list(body["arrays"]) == list(MODEL)
+
+
+def test_importing_it_imports_neither_pytorch_nor_ray():
+    code = "import sys, fedexp.simulation; print({'torch', 'ray'} & sys.modules.keys())"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"

@@ -34,7 +34,7 @@ from fedexp.logs import level
 from fedexp.models import build
 from fedexp.records import from_record, to_record
 from fedexp.rounds import EvaluateFn, Round, rounds
-from fedexp.strategies import STRATEGIES, FedOpt, MeanOfLastTwo
+from fedexp.strategies import STRATEGIES, BothIterates, FedOpt, average_named
 from fedexp.strategies.per_client import per_client
 from fedexp.strategies.sampling import InPartitionOrder, partitions_of
 
@@ -111,10 +111,11 @@ def main(grid: Grid, context: Context) -> None:
     partitions = partitions_of(grid)
     grid = cast(Grid, InPartitionOrder(grid, partitions))
     for key in strategy_keys(config):
-        for round_ in Run(config, key, len(partitions)).rounds(grid):
+        run = Run(config, key, len(partitions))
+        for round_ in run.rounds(grid):
             log(INFO, "%s round %d: %s", key, round_.server_round, dict(round_.server))
         if config.out:
-            save(Path(config.out) / key, round_.arrays)
+            run.save(Path(config.out) / key)
 
 
 def strategy_keys(config: Config) -> list[str]:
@@ -173,6 +174,9 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
     known = {name for base in cls.__mro__ for name in inspect.signature(base).parameters}
     options = {name: getattr(config, name) for name in known & Config.model_fields.keys()}
     options["max_step_size"] = config.max_step_size or None
+    average_named(config.average)  # what is wrong with it shows now
+    if not config.smoothing:  # the strategy's own
+        options.pop("smoothing", None)
     with level(ERROR):  # Flower warns when no client evaluates, which is the default here
         strategy = cls(
             min_train_nodes=1,
@@ -191,7 +195,9 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
 
 
 class Run:
-    """One strategy of a run, evaluated on the global test set.
+    """One strategy of a run, evaluated on the global test set at two models, alike for all.
+
+    They are the last iterate and the average that ``--average`` names.
 
     Args:
         config: of the run.
@@ -199,26 +205,40 @@ class Run:
         num_nodes: how many clients there are.
 
     Attributes:
-        arrays: the initial model, or the one to go on from.
+        arrays: the last iterate; at first the initial model, or the one to go on from.
+        evaluation: of the two; its ``memory`` is needed to go on.
     """
 
     def __init__(self, config: Config, key: str, num_nodes: int) -> None:
         self.config = config
         self.strategy = strategy_of(config, key, num_nodes)
-        self.mean = MeanOfLastTwo(test_evaluation(config))
-        self.arrays = to_record(module_arrays(model_of(config)))
+        module = model_of(config)
+        self.evaluation = BothIterates(
+            test_evaluation(config),
+            average_named(config.average),
+            frozenset(name for name, _ in module.named_parameters()),
+        )
+        self.arrays = to_record(module_arrays(module))
 
     def rounds(self, grid: Grid, first: int = 1) -> Iterator[Round]:
         """The rounds from ``first`` on."""
-        return rounds(
+        for round_ in rounds(
             self.strategy,
             grid,
             self.arrays,
             num_rounds=self.config.num_server_rounds,
             first=first,
             timeout=self.config.timeout,
-            evaluate_fn=self.mean if self.strategy.mean_of_last_two else self.mean.evaluate_fn,
-        )
+            evaluate_fn=self.evaluation,
+        ):
+            self.arrays = round_.arrays
+            yield round_
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors``, the last iterate, and ``model-mean.safetensors``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(folder / "model.safetensors", from_record(self.arrays))
+        save_model(folder / "model-mean.safetensors", self.evaluation.mean)
 
 
 def test_evaluation(config: Config) -> EvaluateFn:
@@ -231,9 +251,3 @@ def test_evaluation(config: Config) -> EvaluateFn:
         return MetricRecord({f"test-{name}": value for name, value in values.items()})
 
     return evaluate_fn
-
-
-def save(folder: Path, arrays: ArrayRecord) -> None:
-    """Write ``model.safetensors``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_model(folder / "model.safetensors", from_record(arrays))

@@ -83,7 +83,7 @@ def simulate(values: dict[str, Any]) -> None:
     except KeyboardInterrupt:
         print(f"Interrupted. Go on with: fedexp simulate --resume {folder}", file=sys.stderr)
         raise SystemExit(130) from None
-    picture = plot_curves(folder, keys, config.target_accuracy)
+    picture = plot_curves(folder, keys, config.target_accuracy, config.average)
     table(summaries, config.target_accuracy)
     print(f"Run folder: {folder}\nPicture: {picture}")
 

@@ -31,7 +31,7 @@ class Config(BaseModel):
     )
 
     strategy: str = Field(
-        "fedavg,fedexp,fedexp+hypersgd",
+        "fedavg,fedexp,nesterovexp,nesterovexp+hypersgd",
         description="strategies, by comma; `all` for every one; +NAME for a local optimizer",
     )
     dataset: str = Field("digits", description="a key of datasets.SOURCES")
@@ -63,8 +63,14 @@ class Config(BaseModel):
     epsilon: float = Field(1e-3, ge=0, description="FedExP's ε, in squared parameter units")
     epsilon_decay: float = Field(1.0, gt=0, le=1, description="ε shrinks by its square a round")
     epsilon_per_client: bool = Field(False, description="M·ε, as in the authors' code")
+    smoothing: float = Field(
+        0.0, ge=0, lt=1, description="of FedExP's ratio over rounds; 0: the strategy's own"
+    )
     max_step_size: float = Field(
         0.0, ge=0, description="cap on the server step; 0: the strategy's own"
+    )
+    average: str = Field(
+        "ema-0.7", description="averaged iterate that is scored beside the last: last-K or ema-B"
     )
     weighted: bool = Field(True, description="weigh clients by their examples")
     engine: Literal["ray", "serial"] = Field("ray", description="where clients run: ray, serial")

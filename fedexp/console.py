@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -56,25 +57,34 @@ class Progress:
 
 
 def table(summaries: dict[str, dict[str, Any]], target: float) -> None:
-    """Print the summaries of a run, a line per strategy."""
-    view = Table(
-        "strategy", f"rounds to {target:.0%}", "best", "final", "mean server step", "s/round"
-    )
-    for column in view.columns[1:]:
-        column.justify = "right"
+    """Print the summaries of a run, a line per strategy; the same two scores for all of them."""
+    average = next(iter(summaries.values()))["average"]
+    view = Table("strategy", f"to {target:.0%}", "best %", "final %", "step", "s/round", box=SIMPLE)
+    for column in view.columns:
+        column.no_wrap = True
+        column.justify = "left" if column.header == "strategy" else "right"
     for key, summary in summaries.items():
         view.add_row(
             key,
-            str(summary["rounds-to-target"] or "not reached"),
-            _percent(summary["best-accuracy"]),
-            _percent(summary["final-accuracy"]),
+            _both(summary, "rounds-to-target", lambda number: str(number or "-")),
+            _both(summary, "best-accuracy", _hundredths),
+            _both(summary, "final-accuracy", _hundredths),
             _number(summary["mean-server-step-size"]),
             _number(summary["seconds-a-round"], 3),
         )
     Console().print(view)
+    print(
+        f"Rounds to {target:.0%} test accuracy, best and final accuracy: of the last iterate "
+        f"(model.safetensors) / of the average {average} of the iterates (model-mean.safetensors)."
+    )
     for key, summary in summaries.items():
         if summary["failed-rounds"]:
             print(f"{key}: {summary['failed-rounds']} of {summary['num-rounds']} rounds failed.")
+
+
+def _both(summary: dict[str, Any], name: str, text: Callable[[Any], str]) -> str:
+    """A value of the last iterate and of the average."""
+    return f"{text(summary[name])} / {text(summary[f'mean-{name}'])}"
 
 
 def partition_table(counts: NDArray[np.integer[Any]], most: int = 20) -> None:
@@ -88,6 +98,10 @@ def partition_table(counts: NDArray[np.integer[Any]], most: int = 20) -> None:
     Console().print(view)
     if left_out := len(counts) - clients:
         print(f"... and {left_out:,} more clients")
+
+
+def _hundredths(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _percent(value: float | None) -> str:

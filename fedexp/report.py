@@ -18,8 +18,11 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def plot_curves(folder: Path, keys: list[str], target: float) -> Path:
-    """Draw test accuracy, server step and tuned learning rates, ``curves.png`` in the folder."""
+def plot_curves(folder: Path, keys: list[str], target: float, average: str) -> Path:
+    """Draw test accuracy, server step and tuned learning rates, ``curves.png`` in the folder.
+
+    Every strategy has a line for the average of its iterates and dots for its last iterates.
+    """
     need("matplotlib", "simulation")
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
@@ -28,12 +31,15 @@ def plot_curves(folder: Path, keys: list[str], target: float) -> Path:
     panels = 3 if tuned else 2
     figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
     accuracy, step, *rate = figure.subplots(1, panels)
-    for key, rows in found.items():
+    for i, (key, rows) in enumerate(found.items()):
         numbers = [row["round"] for row in rows]
-        accuracy.plot(numbers, _column(rows, "test-accuracy"), label=key)
-        step.plot(numbers, _column(rows, "server-step-size"), label=key)
+        color = f"C{i}"
+        accuracy.plot(numbers, _column(rows, "mean-test-accuracy"), label=key, color=color)
+        accuracy.plot(numbers, _column(rows, "test-accuracy"), ".", ms=3, alpha=0.6, color=color)
+        step.plot(numbers, _column(rows, "server-step-size"), label=key, color=color)
     accuracy.axhline(target, color="grey", lw=0.8, ls=":")
-    accuracy.set(xlabel="round", ylabel="test accuracy", title="Test accuracy")
+    title = f"Test accuracy: line {average} of the iterates, dots the last"
+    accuracy.set(xlabel="round", ylabel="test accuracy", title=title)
     step.set(xlabel="round", ylabel="server step size", title="Server step size")
     for axes in rate:
         _draw_rates(axes, tuned, keys)

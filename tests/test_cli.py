@@ -1,6 +1,7 @@
 import json
 import tomllib
 
+import numpy as np
 import pytest
 
 from fedexp import cli
@@ -50,6 +51,35 @@ def test_a_run_leaves_its_files_and_prints_its_table(tmp_path, capsys):
     assert str(out) in printed.replace("\n", "")
 
 
+@pytest.mark.parametrize("average", ["last-2", "ema-0.7"])
+def test_each_saved_model_has_the_score_that_is_reported_for_it(average, tmp_path):
+    """By a network written here, on the test set, so that no code of the library is believed."""
+    from safetensors.numpy import load_file
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    _, x, _, y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    strategies = "fedavg,fedexp,nesterovexp"
+    run(*QUICK, "--strategy", strategies, "--average", average, "--out", tmp_path / "run")
+    for key in strategies.split(","):
+        folder = tmp_path / "run" / key
+        row = lines(folder / "metrics.jsonl")[-1]
+        summary = json.loads((folder / "summary.json").read_text())
+        for file, prefix in (("model", ""), ("model-mean", "mean-")):
+            w = load_file(folder / f"{file}.safetensors")
+            hidden = np.maximum(x / 16 @ w["1.weight"].T + w["1.bias"], 0)
+            z = hidden @ w["3.weight"].T + w["3.bias"]
+            z -= z.max(1, keepdims=True)
+            loss = np.mean(np.log(np.exp(z).sum(1)) - z[np.arange(len(y)), y])
+            accuracy = np.mean(z.argmax(1) == y)
+            assert row[f"{prefix}test-loss"] == pytest.approx(loss, rel=1e-4)
+            assert row[f"{prefix}test-accuracy"] == pytest.approx(accuracy, abs=1e-6)
+            assert summary[f"{prefix}final-accuracy"] == row[f"{prefix}test-accuracy"]
+        assert summary["average"] == average
+        assert row["test-loss"] != row["mean-test-loss"]
+
+
 def test_one_seed_gives_one_run_and_another_seed_another(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(*QUICK, "--strategy", "fedexp", "--seed", seed, "--out", tmp_path / name)
@@ -58,10 +88,14 @@ def test_one_seed_gives_one_run_and_another_seed_another(tmp_path):
     assert a != c
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("strategy", "average"),
+    [("fedexp", "last-2"), ("fedexp", "last-3"), ("nesterovexp", "ema-0.7")],
+)
+def test_an_interrupted_run_resumes_to_the_same_bits(strategy, average, tmp_path, monkeypatch):
     from fedexp.simulation import run as runs
 
-    flags = [*QUICK, "--strategy", "fedexp", "--out"]
+    flags = [*QUICK, "--strategy", strategy, "--average", average, "--out"]
     run(*flags, tmp_path / "whole")
     row_of = runs.row_of
 
@@ -74,13 +108,13 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         run(*flags, tmp_path / "cut")
     assert caught.value.code == 130
-    assert len(lines(tmp_path / "cut" / "fedexp" / "metrics.jsonl")) == 1
+    assert len(lines(tmp_path / "cut" / strategy / "metrics.jsonl")) == 1
     monkeypatch.setattr(runs, "row_of", row_of)
     run("--resume", tmp_path / "cut")
-    whole, cut = (tmp_path / name / "fedexp" for name in ("whole", "cut"))
+    whole, cut = (tmp_path / name / strategy for name in ("whole", "cut"))
     assert without_times(whole / "metrics.jsonl") == without_times(cut / "metrics.jsonl")
-    name = "model.safetensors"
-    assert (whole / name).read_bytes() == (cut / name).read_bytes()
+    for name in ("model.safetensors", "model-mean.safetensors"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes()
 
 
 def test_flags_override_the_file(tmp_path):

@@ -41,6 +41,7 @@ MATHEMATICS = ["arrays", "fold", "stats"] + [
     f"strategies.{name}"
     for name in (
         *("rules", "directions", "step_sizes", "extrapolation", "optimizer", "control"),
+        *("averages", "running_ratio"),
         *("robustness", "proximal"),
     )
     if (PACKAGE / "strategies" / f"{name}.py").exists()

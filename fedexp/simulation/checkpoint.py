@@ -28,22 +28,22 @@ class Checkpoint:
         server_round: the round.
         params: the model after it.
         state: the strategy's, arrays by owner and name.
-        previous: the iterate before, for ``MeanOfLastTwo``; None if there is none.
+        average: what the average of the iterates remembers, models by name.
         clients: ``Context.state`` by node, of nodes that have any.
     """
 
     server_round: int
     params: Arrays
     state: Mapping[str, Arrays] = field(default_factory=dict)
-    previous: Arrays | None = None
+    average: Mapping[str, Arrays] = field(default_factory=dict)
     clients: Mapping[int, Packed] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the file whole, or leave the old one."""
         arrays = {f"params/{name}": x for name, x in self.params.items()}
-        arrays |= {f"previous/{name}": x for name, x in (self.previous or {}).items()}
-        for owner, values in self.state.items():
-            arrays |= {f"state/{owner}/{name}": x for name, x in values.items()}
+        for kind, owners in (("state", self.state), ("average", self.average)):
+            for owner, values in owners.items():
+                arrays |= {f"{kind}/{owner}/{name}": x for name, x in values.items()}
         records: dict[str, dict[str, Any]] = {}
         for node, packed in self.clients.items():
             for key, record in packed.items():
@@ -54,6 +54,7 @@ class Checkpoint:
         meta = {
             "round": str(self.server_round),
             "owners": json.dumps(list(self.state)),
+            "averages": json.dumps(list(self.average)),
             "order": json.dumps(list(arrays)),  # the file's own is another, and sums would differ
             "records": json.dumps(records),
         }
@@ -72,12 +73,12 @@ class Checkpoint:
         for name, x in _under(arrays, "client/").items():
             node, key, rest = name.split("/", 2)
             clients.setdefault(int(node), {}).setdefault(key, {})[rest] = x
-        owners = json.loads(meta["owners"])
+        owners, averages = json.loads(meta["owners"]), json.loads(meta["averages"])
         return cls(
             server_round=int(meta["round"]),
             params=_under(arrays, "params/"),
             state={owner: _under(arrays, f"state/{owner}/") for owner in owners},
-            previous=_under(arrays, "previous/") or None,
+            average={owner: _under(arrays, f"average/{owner}/") for owner in averages},
             clients=clients,
         )
 

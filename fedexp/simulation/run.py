@@ -34,7 +34,8 @@ from fedexp.simulation.serial import SerialGrid
 Row = dict[str, Any]
 """One line of ``metrics.jsonl``."""
 
-_METRICS = ("train-loss", "test-loss", "test-accuracy", "server-step-size")
+_SCORES = ("test-loss", "test-accuracy", "mean-test-loss", "mean-test-accuracy")
+_METRICS = ("train-loss", *_SCORES, "server-step-size")
 _PACKAGES = ("fedexp", "flwr", "torch", "numpy", "ray", "scikit-learn")
 
 
@@ -160,24 +161,23 @@ def _record(run: app.Run, folder: Path, grid: LocalGrid, on_row: Callable[[Row],
             rows.append(row_of(round_))
             file.write(_line(rows[-1]))
             file.flush()
-            run.arrays = round_.arrays
             _saved(run, round_.server_round, grid).save(checkpoint)
             on_row(rows[-1])
-    app.save(folder, run.arrays)
-    save_json(folder / "summary.json", summary_of(rows, run.config.target_accuracy))
+    run.save(folder)
+    save_json(folder / "summary.json", summary_of(rows, run.config))
     checkpoint.unlink(missing_ok=True)
 
 
 def _saved(run: app.Run, server_round: int, grid: LocalGrid) -> Checkpoint:
     params, state = from_record(run.arrays), run.strategy.state
-    return Checkpoint(server_round, params, state, run.mean.previous, grid.states)
+    return Checkpoint(server_round, params, state, run.evaluation.memory, grid.states)
 
 
 def _restored(run: app.Run, path: Path, grid: LocalGrid) -> int:
     saved = Checkpoint.load(path)
     run.arrays = to_record(saved.params)
     run.strategy.state = dict(saved.state)
-    run.mean.previous = saved.previous
+    run.evaluation.memory = dict(saved.average)
     grid.states.update(saved.clients)
     return saved.server_round
 
@@ -200,21 +200,31 @@ def _finite(value: Any) -> Any:
     return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
-def summary_of(rows: list[Row], target: float) -> Row:
-    """What the table of a run shows of one strategy."""
-    accuracies = [row["test-accuracy"] for row in rows if row["test-accuracy"] is not None]
+def summary_of(rows: list[Row], config: Config) -> Row:
+    """What the table of a run shows of one strategy, at its last and its averaged iterate."""
     steps = [row["server-step-size"] for row in rows if row["server-step-size"] is not None]
-    reached = (row["round"] for row in rows if (row["test-accuracy"] or 0) >= target)
     return {
         "num-rounds": len(rows),
-        "target-accuracy": target,
-        "rounds-to-target": next(reached, None),
-        "best-accuracy": max(accuracies, default=None),
-        "final-accuracy": accuracies[-1] if accuracies else None,
-        "final-test-loss": rows[-1]["test-loss"],
+        "target-accuracy": config.target_accuracy,
+        **_scores(rows, config.target_accuracy),
+        "average": config.average,
+        **_scores(rows, config.target_accuracy, "mean-"),
         "mean-server-step-size": statistics.fmean(steps) if steps else None,
         "seconds-a-round": statistics.median(row["round-seconds"] for row in rows),
         "failed-rounds": sum(row["failed"] for row in rows),
+    }
+
+
+def _scores(rows: list[Row], target: float, prefix: str = "") -> Row:
+    """Of the iterates whose metrics begin with ``prefix``."""
+    name = f"{prefix}test-accuracy"
+    accuracies = [row[name] for row in rows if row[name] is not None]
+    reached = (row["round"] for row in rows if (row[name] or 0) >= target)
+    return {
+        f"{prefix}rounds-to-target": next(reached, None),
+        f"{prefix}best-accuracy": max(accuracies, default=None),
+        f"{prefix}final-accuracy": accuracies[-1] if accuracies else None,
+        f"{prefix}final-test-loss": rows[-1][f"{prefix}test-loss"],
     }
 
 

@@ -6,10 +6,12 @@ from fedexp.strategies.adaptive_presets import (
     FedExProx,
     FedHyper,
     FedProxExP,
+    NesterovExP,
     ScaffoldExP,
 )
+from fedexp.strategies.averages import MeanOfLast, MovingAverage, average_named
 from fedexp.strategies.directions import Adagrad, Adam, Identity, Momentum, Yogi
-from fedexp.strategies.evaluation import MeanOfLastTwo
+from fedexp.strategies.evaluation import BothIterates, MeanOfIterates, MeanOfLastTwo
 from fedexp.strategies.extrapolation import Extrapolation, RunningExtrapolation
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.optimizer import ServerOptimizer
@@ -24,6 +26,7 @@ from fedexp.strategies.presets import (
 )
 from fedexp.strategies.proximal import Diversity, Polyak, proximal_step
 from fedexp.strategies.robustness import FixedClip, QuantileClip
+from fedexp.strategies.running_ratio import RunningRatio
 from fedexp.strategies.step_sizes import Capped, Constant, Hypergradient, Relaxed
 from fedexp.strategies.table import STRATEGIES
 
@@ -31,6 +34,7 @@ __all__ = [
     "STRATEGIES",
     "Adagrad",
     "Adam",
+    "BothIterates",
     "Capped",
     "Constant",
     "Diversity",
@@ -50,15 +54,21 @@ __all__ = [
     "FixedClip",
     "Hypergradient",
     "Identity",
+    "MeanOfIterates",
+    "MeanOfLast",
     "MeanOfLastTwo",
     "Momentum",
+    "MovingAverage",
+    "NesterovExP",
     "Polyak",
     "QuantileClip",
     "Relaxed",
     "RunningExtrapolation",
+    "RunningRatio",
     "Scaffold",
     "ScaffoldExP",
     "ServerOptimizer",
     "Yogi",
+    "average_named",
     "proximal_step",
 ]

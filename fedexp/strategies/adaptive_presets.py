@@ -10,6 +10,7 @@ from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.presets import proximal, sending
 from fedexp.strategies.proximal import Diversity, Polyak
+from fedexp.strategies.running_ratio import RunningRatio
 from fedexp.strategies.step_sizes import Constant, Hypergradient, StepSize
 
 
@@ -17,11 +18,16 @@ class FedExP(FedOpt):
     """FedAvg with the FedExP server step: ``w ← w - η Δ̄``, ``η ≥ 1`` from the updates.
 
     ``η = max(1, Σ pᵢ‖Δᵢ‖²/Σ pᵢ / (2 (‖Δ̄‖² + ε)))``
-    Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604. See ``Extrapolation``.
+    Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604. See ``Extrapolation``. With ``smoothing``
+    the sums are running means and there is no ``ε``, see ``RunningRatio``; this is not the
+    paper's. The paper averages clients uniformly, ``weighted=False``; by default we weigh them by
+    their examples, as Flower's FedAvg does.
 
     Args:
         *args: those of Flower's FedAvg.
-        epsilon: ``ε ≥ 0``, in squared parameter units.
+        epsilon: ``ε ≥ 0``, in squared parameter units. It acts as a limit of the step.
+        smoothing: ``b`` in [0, 1), the share of the old in the running means; 0 is the paper's
+            rule.
         epsilon_decay: factor per round of the clients' learning rate, squared for ``ε``.
         epsilon_per_client: ``M·ε`` in place of ``ε``, as in the authors' code.
         max_step_size: a cap on ``η``; none by default.
@@ -32,19 +38,25 @@ class FedExP(FedOpt):
         ValueError: an argument is out of its range.
     """
 
-    mean_of_last_two = True
-
     def __init__(
         self,
         *args: Any,
         epsilon: float = 1e-3,
         epsilon_decay: float = 1.0,
         epsilon_per_client: bool = False,
+        smoothing: float = 0.0,
         max_step_size: float | None = None,
         proximal_mu: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        step = Extrapolation(epsilon, epsilon_decay, epsilon_per_client)
+        step: StepSize = Extrapolation(epsilon, epsilon_decay, epsilon_per_client)
+        if smoothing:
+            if step != Extrapolation():
+                raise ValueError(
+                    f"FedExP(smoothing={smoothing}, epsilon={epsilon}): the running ratio has no "
+                    "epsilon. Leave out smoothing, or all settings of epsilon."
+                )
+            step = RunningRatio(smoothing)
         rule = ServerOptimizer(step_size=step)
         kwargs = sending(kwargs, proximal(proximal_mu))
         super().__init__(*args, optimizer=rule, max_step_size=max_step_size, **kwargs)
@@ -65,8 +77,6 @@ class FedExPM(FedOpt):
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
     """
 
-    mean_of_last_two = True
-
     def __init__(
         self,
         *args: Any,
@@ -79,6 +89,39 @@ class FedExPM(FedOpt):
         step = RunningExtrapolation(epsilon, epsilon_decay, epsilon_per_client, server_momentum)
         rule = ServerOptimizer(Momentum(server_momentum), step)
         super().__init__(*args, optimizer=rule, **kwargs)
+
+
+class NesterovExP(FedOpt):
+    """Nesterov's direction with FedExP's step: ``m ← Δ̄ + μ m``, ``w ← w - η (Δ̄ + μ m)``.
+
+    ``η = κ max(1, N/(2Q))`` with ``N`` and ``Q`` the running means of ``Σ pᵢ‖Δᵢ‖²/Σ pᵢ`` and
+    ``‖Δ̄‖²``, see ``RunningRatio``. The combination is ours; its parts are the outer step of
+    DiLoCo (Douillard et al. 2023, arXiv:2311.08105) and the ratio of FedExP (Jhunjhunwala, Wang &
+    Joshi 2023, arXiv:2301.09604). Its last iterate swings: evaluate an average of the iterates,
+    see ``BothIterates``. Like every long step it can diverge where the clients' own learning rate
+    is too large.
+
+    Args:
+        *args: those of Flower's FedAvg.
+        server_momentum: ``μ``, in [0, 1).
+        smoothing: ``b``, in [0, 1), the share of the old in the running means.
+        relaxation: ``κ > 0``, a factor of the step.
+        **kwargs: those of Flower's FedAvg and of ``FedOpt``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        server_momentum: float = 0.9,
+        smoothing: float = 0.5,
+        relaxation: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        rule = ServerOptimizer(Momentum(server_momentum, nesterov=True), RunningRatio(smoothing))
+        super().__init__(*args, optimizer=rule, relaxation=relaxation, **kwargs)
 
 
 class FedProxExP(FedExP):

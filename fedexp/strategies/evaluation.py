@@ -1,48 +1,80 @@
-"""What FedExP reports: the mean of the last two iterates."""
+"""Evaluation on the server: of the last iterate, of an averaged one, or of both alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedexp.arrays import Arrays, trainable_names
 from fedexp.records import from_record, to_record
+from fedexp.strategies.averages import Average, MeanOfLast, Memory
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
-class MeanOfLastTwo:
-    """Evaluate ``(wₜ₋₁ + wₜ)/2`` in place of ``wₜ``.
+class MeanOfIterates:
+    """Evaluate an average of the iterates in place of the last one.
 
-    FedExP's iterates swing around the solution along flat directions; their mean does not. The
-    mean is for evaluation only and never enters training. Rounds 0 and 1 evaluate ``w₀`` and
-    ``w₁`` alone; buffers are those of ``wₜ``. Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604.
+    An ``evaluate_fn`` for ``strategy.start``. Rounds 0 and 1 evaluate ``w₀`` and ``w₁`` alone:
+    the initial model has no part in the average.
+
+    Args:
+        evaluate_fn: Flower's ``(server_round, arrays) -> metrics``.
+        average: of the iterates; by default the mean of the last two, as in the FedExP paper.
+        trainable: names to average, by default all floating-point arrays but batch-norm buffers;
+            the others are the last iterate's.
 
     Attributes:
-        evaluate_fn: Flower's ``(server_round, arrays) -> metrics``.
-        previous: ``wₜ₋₁``; save it to resume.
+        memory: what the average remembers; save it to resume.
     """
 
-    def __init__(self, evaluate_fn: EvaluateFn) -> None:
+    def __init__(
+        self,
+        evaluate_fn: EvaluateFn,
+        average: Average | None = None,
+        trainable: frozenset[str] | None = None,
+    ) -> None:
         self.evaluate_fn = evaluate_fn
-        self.previous: Arrays | None = None
+        self.average = average or MeanOfLast(2)
+        self.trainable = trainable
+        self.memory: Memory = {}
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Evaluate round ``server_round`` whose iterate is ``arrays``."""
-        if server_round <= 1:
-            self.previous = None
         current = from_record(arrays)
-        mean = current if self.previous is None else mean_of_two(self.previous, current)
-        self.previous = current
-        return self.evaluate_fn(server_round, to_record(mean))
+        before = self.memory if server_round > 1 else {}
+        self.memory = self.average.update(before, current)
+        return self.evaluate_fn(server_round, to_record(self.mean))
+
+    @property
+    def mean(self) -> Arrays:
+        """The averaged model after the last call."""
+        *_, last = self.memory.values()
+        trainable = trainable_names(last) if self.trainable is None else self.trainable
+        return self.average.mean(self.memory, trainable)
 
 
-def mean_of_two(a: Arrays, b: Arrays) -> Arrays:
-    """``(a + b)/2`` of trainable arrays, in their dtype; buffers of ``b``."""
-    trainable = trainable_names(b)
-    return {
-        name: np.asarray((a[name] + x) / 2, dtype=x.dtype) if name in trainable else x
-        for name, x in b.items()
-    }
+class MeanOfLastTwo(MeanOfIterates):
+    """Evaluate ``(wₜ₋₁ + wₜ)/2`` in place of ``wₜ``, as Jhunjhunwala, Wang & Joshi 2023 do.
+
+    Args:
+        evaluate_fn: Flower's ``(server_round, arrays) -> metrics``.
+    """
+
+    def __init__(self, evaluate_fn: EvaluateFn) -> None:
+        super().__init__(evaluate_fn, MeanOfLast(2))
+
+
+class BothIterates(MeanOfIterates):
+    """Evaluate the last iterate and the averaged one: every strategy is scored both ways.
+
+    Metrics of the last iterate keep their names; those of the average gain the prefix ``mean-``.
+    Arguments and attributes are those of ``MeanOfIterates``.
+    """
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Evaluate round ``server_round`` twice."""
+        mean = super().__call__(server_round, arrays) or MetricRecord()
+        last = self.evaluate_fn(server_round, arrays) or MetricRecord()
+        return MetricRecord({**last, **{f"mean-{name}": value for name, value in mean.items()}})

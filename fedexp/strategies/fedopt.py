@@ -75,9 +75,6 @@ class FedOpt(FlowerFedAvg):
         ValueError: an argument is out of its range.
     """
 
-    mean_of_last_two = False
-    """Whether the method's authors report the mean of the last two iterates."""
-
     def __init__(
         self,
         *args: Any,

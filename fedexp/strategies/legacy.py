@@ -214,6 +214,12 @@ class FedExPM(FedOpt):
     twin = adaptive_presets.FedExPM
 
 
+class NesterovExP(FedOpt):
+    """``fedexp.strategies.NesterovExP`` in the older API."""
+
+    twin = adaptive_presets.NesterovExP
+
+
 class FedProxExP(FedOpt):
     """``fedexp.strategies.FedProxExP`` in the older API."""
 

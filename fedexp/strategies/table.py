@@ -94,6 +94,13 @@ STRATEGIES: dict[str, Entry] = {
         _EXP,
         "where FedAvgM beats FedAvg",
     ),
+    "nesterovexp": Entry(
+        adaptive_presets.NesterovExP,
+        "Nesterov's direction with FedExP's smoothed step",
+        "m ← Δ̄ + μm, η = κ max(1, N/(2Q)), w ← w - η(Δ̄ + μm)",
+        "ours, of Douillard et al. 2023, arXiv:2311.08105 and FedExP, arXiv:2301.09604",
+        "a first choice where it can be evaluated at an average of the iterates",
+    ),
     "fedproxexp": Entry(
         adaptive_presets.FedProxExP,
         "FedExP's step on FedProx's clients",

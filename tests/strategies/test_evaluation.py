@@ -4,7 +4,15 @@ from builders import content, grid_of, record
 from flwr.app import MetricRecord
 
 from fedexp.records import from_record
-from fedexp.strategies import FedAvg, MeanOfLastTwo
+from fedexp.strategies import (
+    BothIterates,
+    FedAvg,
+    MeanOfIterates,
+    MeanOfLast,
+    MeanOfLastTwo,
+    MovingAverage,
+    average_named,
+)
 
 
 class Seen:
@@ -84,3 +92,71 @@ def test_the_arrays_of_a_round_are_not_changed():
     for server_round, x in enumerate(arrays):
         mean(server_round, x)
     assert [x["w"].numpy().tolist() for x in arrays] == [[0, 0], [1, 1], [2, 2]]
+
+
+ITERATES = [3.0, -1.0, 4.0, 1.5, 9.25, 2.0]
+
+
+def averaged(average, iterates=ITERATES):
+    seen = Seen()
+    evaluate = MeanOfIterates(seen, average)
+    for server_round, w in enumerate(iterates, 1):
+        evaluate(server_round, record({"w": np.asarray(w)}))
+    return [float(model["w"]) for model in seen.models]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 9])
+def test_the_mean_of_the_last_k_is_that_of_as_many_as_there_are(k):
+    expected = [np.mean(ITERATES[max(0, t - k) : t]) for t in range(1, len(ITERATES) + 1)]
+    assert averaged(MeanOfLast(k)) == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize("b", [0.0, 0.3, 0.7, 0.95])
+def test_the_moving_average_weighs_iterates_by_powers_of_its_decay(b):
+    """x_t = b^(t-1) w_1 + (1 - b) (w_t + b w_{t-1} + ... + b^(t-2) w_2)."""
+    expected = [
+        b ** (t - 1) * ITERATES[0] + (1 - b) * sum(b**j * ITERATES[t - 1 - j] for j in range(t - 1))
+        for t in range(1, len(ITERATES) + 1)
+    ]
+    assert averaged(MovingAverage(b)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["last-2", "last-5", "ema-0.7"])
+def test_averages_keep_dtypes_take_buffers_from_the_last_and_average_what_is_named(name):
+    seen = Seen()
+    evaluate = MeanOfIterates(seen, average_named(name), frozenset({"w"}))
+    for server_round, x in ((1, 2), (2, 4)):
+        model = {"w": np.full(2, x, np.float16), "shadow": np.ones(1) * x, "n": np.asarray(x)}
+        evaluate(server_round, record(model))
+    last = seen.models[-1]
+    assert 2 < last["w"][0] < 4
+    assert (last["shadow"], last["n"]) == (4, 4)
+    assert [last[k].dtype for k in model] == [x.dtype for x in model.values()]
+
+
+@pytest.mark.parametrize("name", ["last-2", "last-4", "ema-0.7"])
+def test_an_average_goes_on_from_its_memory(name):
+    whole, cut = averaged(average_named(name)), Seen()
+    first, second = (MeanOfIterates(cut, average_named(name)) for _ in range(2))
+    for server_round, w in enumerate(ITERATES, 1):
+        if server_round == 4:
+            second.memory = first.memory
+        evaluate = first if server_round < 4 else second
+        evaluate(server_round, record({"w": np.asarray(w)}))
+    assert [float(model["w"]) for model in cut.models] == whole
+
+
+def test_both_iterates_are_scored_by_one_function():
+    def score(server_round, arrays):
+        return MetricRecord({"test-loss": float(from_record(arrays)["w"])})
+
+    both = BothIterates(score, MeanOfLast(2))
+    rows = [dict(both(t, record({"w": np.asarray(w)}))) for t, w in enumerate(ITERATES, 1)]
+    assert [row["test-loss"] for row in rows] == ITERATES
+    assert [row["mean-test-loss"] for row in rows] == averaged(MeanOfLast(2))
+
+
+@pytest.mark.parametrize("name", ["last", "last-0", "last-x", "ema-1", "ema--1", "mean-2", ""])
+def test_an_unknown_average_is_refused_with_the_known_ones(name):
+    with pytest.raises(ValueError, match=r"average=.*last-2 or ema-0\.7"):
+        average_named(name)

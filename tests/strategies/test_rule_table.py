@@ -20,6 +20,7 @@ from fedexp.strategies import (
     Polyak,
     Relaxed,
     RunningExtrapolation,
+    RunningRatio,
     ServerOptimizer,
     Yogi,
 )
@@ -39,6 +40,10 @@ RULES = {
     "fedexp capped": ServerOptimizer(Identity(), Capped(Extrapolation(), 1.2)),
     "fedexp relaxed": ServerOptimizer(Identity(), Relaxed(Extrapolation(), 0.8)),
     "fedexp with momentum": ServerOptimizer(Momentum(0.9), RunningExtrapolation()),
+    "running ratio": ServerOptimizer(Identity(), RunningRatio()),
+    "running ratio along nesterov": ServerOptimizer(
+        Momentum(0.9, nesterov=True), Relaxed(RunningRatio(), 0.5)
+    ),
     "grads": ServerOptimizer(Identity(), Diversity()),
     "stops": ServerOptimizer(Identity(), Polyak(2.0)),
     "hyper": ServerOptimizer(Identity(), Hypergradient()),

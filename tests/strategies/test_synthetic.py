@@ -5,7 +5,7 @@ import torch
 
 from fedexp.datasets.synthetic import regression
 from fedexp.stats import PseudoGradientStats, total
-from fedexp.strategies import Constant, Extrapolation, ServerOptimizer
+from fedexp.strategies import Constant, Extrapolation, Momentum, NesterovExP, ServerOptimizer
 
 CLIENTS, ROWS, SIZE, STEPS, LR = 20, 30, 1000, 20, 0.1
 
@@ -48,3 +48,9 @@ def test_the_local_map_is_that_of_the_local_steps():
 def test_fedexp_fits_the_data_where_a_long_constant_step_does_not():
     assert trained(ServerOptimizer(step_size=Extrapolation(epsilon=0.0))) < 1e-12
     assert trained(ServerOptimizer(step_size=Constant(10.0))) > 1e-6
+
+
+def test_fedexps_step_along_nesterovs_direction_keeps_its_speed_where_fixed_steps_crawl():
+    """Published for another draw of the problem, at round 50: 3.2e-5 and 3.3e-3."""
+    fixed = ServerOptimizer(Momentum(0.9, nesterov=True), Constant(1.0))
+    assert trained(NesterovExP().optimizer, 50) < 1e-3 < trained(fixed, 50)

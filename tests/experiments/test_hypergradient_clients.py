@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.hypergradient_clients import SERVERS, SETTINGS, measure, table
+from experiments.hypergradient_clients import SERVERS, TOO_SMALL, Found, measure, table
 from fedexp.config import Config
 from fedexp.simulation.run import grid_of
 
@@ -10,14 +10,20 @@ from fedexp.simulation.run import grid_of
 @pytest.mark.slow
 @pytest.mark.parametrize("server", SERVERS)
 def test_tuning_clients_arrive_in_half_the_rounds_in_which_fixed_ones_do_not(server):
-    grid = grid_of(Config(**SETTINGS, engine="serial"))
-    assert measure(grid, server, "fixed", seed=0, max_rounds=40) is None
-    tuned = measure(grid, server, "hypersgd, height 1, average", seed=0, max_rounds=40)
+    grid = grid_of(Config(learning_rate=TOO_SMALL, engine="serial"))
+    given = {"rate": TOO_SMALL, "seed": 0, "num_rounds": 40, "whole": False}
+    assert measure(grid, server, "fixed", **given).rounds is None
+    tuned = measure(grid, server, "hypersgd, height 1, average", **given).rounds
     assert tuned is not None
     assert tuned <= 20
 
 
 def test_who_does_not_arrive_is_shown_with_the_rounds_it_was_given():
-    found = {"fixed": {s: [None, 30] for s in SERVERS}, "tuned": {s: [None] for s in SERVERS}}
-    assert "| fixed | > 40, 30 | > 40, 30 |" in table(found, 40)
-    assert "| tuned | > 20 | > 20 |" in table(found, 40)
+    never, late = Found(None, 0.5), Found(30, 0.9)
+    found = {
+        "fixed": dict.fromkeys(SERVERS, [never, late]),
+        "tuned": dict.fromkeys(SERVERS, [never]),
+    }
+    assert "| fixed | > 40, 30 | > 40, 30 |" in table(found, 40, whole=False)
+    assert "| tuned | > 20 | > 20 |" in table(found, 40, whole=False)
+    assert "| tuned | > 40: 0.500 | > 40: 0.500 |" in table(found, 40, whole=True)

@@ -21,8 +21,8 @@ def test_tuning_clients_arrive_in_half_the_rounds_in_which_fixed_ones_do_not(ser
 def test_who_does_not_arrive_is_shown_with_the_rounds_it_was_given():
     never, late = Found(None, 0.5), Found(30, 0.9)
     found = {
-        "fixed": dict.fromkeys(SERVERS, [never, late]),
-        "tuned": dict.fromkeys(SERVERS, [never]),
+        "fixed": {key: [never, late] for key in SERVERS},
+        "tuned": {key: [never] for key in SERVERS},
     }
     assert "| fixed | > 40, 30 | > 40, 30 |" in table(found, 40, whole=False)
     assert "| tuned | > 20 | > 20 |" in table(found, 40, whole=False)

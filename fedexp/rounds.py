@@ -60,7 +60,7 @@ def rounds(
         evaluate_fn: Flower's ``(server_round, arrays) -> metrics``, after each round.
     """
     if isinstance(strategy, FedOpt):  # a wrapper may need every single reply
-        grid = stream(grid)
+        grid = stream(grid, strategy.read_once())
     train_config, evaluate_config = ConfigRecord(), ConfigRecord()
     for server_round in range(first, num_rounds + 1):
         start = time.perf_counter()

@@ -19,7 +19,7 @@ FINAL_LOSS = "final-loss"
 
 _MAX_WEIGHT = 1e15
 
-REQUEST, MERGED = "fedexp-merge", "fedexp-sums"
+MERGED = "fedexp-sums"
 
 
 class BadReply(ValueError):
@@ -43,29 +43,6 @@ class Reading:
     trainable: frozenset[str]
     arrays_key: str
     max_norm: float = math.inf
-
-    def to_record(self) -> ConfigRecord:
-        """As a record of a message, see ``from_record``."""
-        return ConfigRecord(
-            {
-                "weighted-by": self.weighted_by,
-                "uniform": self.uniform,
-                "trainable": sorted(self.trainable),
-                "arrays-key": self.arrays_key,
-                "max-norm": self.max_norm,
-            }
-        )
-
-    @classmethod
-    def from_record(cls, record: ConfigRecord) -> Reading:
-        """The inverse of ``to_record``."""
-        return cls(
-            weighted_by=cast(str, record["weighted-by"]),
-            uniform=cast(bool, record["uniform"]),
-            trainable=frozenset(cast(list[str], record["trainable"])),
-            arrays_key=cast(str, record["arrays-key"]),
-            max_norm=cast(float, record["max-norm"]),
-        )
 
     def read(
         self, content: RecordDict, before: Arrays, *, look_at_updates: bool = True

@@ -5,7 +5,7 @@ import weakref
 import numpy as np
 import pytest
 from builders import content, record, stats_of
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from fedexp.stats import PseudoGradientStats
@@ -107,16 +107,6 @@ def test_a_bad_reply_says_what_is_wrong_with_it(kind):
     body, message = BAD[kind]
     with pytest.raises(BadReply, match=message):
         reading().read(body, BEFORE)
-
-
-@pytest.mark.parametrize("trainable", [frozenset(), frozenset({"w", "v"})])
-@pytest.mark.parametrize("uniform", [True, False])
-def test_a_reading_survives_its_journey_as_a_record(trainable, uniform):
-    sent = reading(trainable=trainable, uniform=uniform, weighted_by="tokens", arrays_key="model")
-    journey = recorddict_from_proto(recorddict_to_proto(RecordDict({"c": sent.to_record()})))
-    got = journey["c"]
-    assert isinstance(got, ConfigRecord)
-    assert Reading.from_record(got) == sent
 
 
 def merged(seed: int) -> Merged:

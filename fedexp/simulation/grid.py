@@ -6,20 +6,21 @@ import itertools
 import sys
 import traceback
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any, Self
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict, UserConfig
+from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedexp import wire
-from fedexp.records import records_of
 from fedexp.simulation.contents import Content
+from fedexp.simulation.delivery import patience, turns, unavailable
+from fedexp.simulation.guard import ClientRaised, guarded
 from fedexp.simulation.transport import Packed
 from fedexp.simulation.unencoded import unencoded
 
@@ -56,7 +57,8 @@ class LocalGrid(Grid):
         self.states: dict[int, Packed] = {}  # Context.state by node, of nodes that have any
         self._run = Run.create_empty(_RUN_ID)
         self._ids = (f"message-{i}" for i in itertools.count(1))
-        self._pushed: dict[str, Message] = {}
+        self._nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes)
+        self._replies: dict[str, Message] = {}  # to be pulled, by the message they answer
         self._lock = RLock()  # Flower's older API sends from many threads
 
     def __enter__(self) -> Self:
@@ -73,23 +75,29 @@ class LocalGrid(Grid):
         self.states.clear()
 
     @abstractmethod
-    def _execute(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        """Run ``messages`` on their nodes and yield a reply to each, in any order."""
+    def _execute(self, messages: list[Message], timeout: float) -> Iterator[Message]:
+        """Run ``messages``, at least one, on their nodes; yield a reply to each, in any order."""
 
     @abstractmethod
     def _execute_merged(
-        self, messages: list[Message], reading: wire.Reading, timeout: float | None
+        self, messages: list[Message], reading: wire.Reading, timeout: float
     ) -> Iterator[Message]:
         """As ``_execute``, with one reply for all usable ones (``wire.Merged``)."""
 
     def set_run(self, run: Run) -> None:
-        """Set the run."""
+        """Set the run.
+
+        Raises:
+            TypeError: it is none, as Flower's grids have it.
+        """
+        if not isinstance(run, Run):
+            raise TypeError(f"`run` must be an instance of Run, got {type(run).__name__}")
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run."""
-        return self._run
+        """A copy of the run."""
+        return Run(**vars(self._run))
 
     def create_message(
         self,
@@ -102,47 +110,60 @@ class LocalGrid(Grid):
         """Create a message to a node."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
-    def get_node_ids(self) -> range:
+    def get_node_ids(self) -> list[int]:
         """Node ids in partition order."""
-        return range(FIRST_NODE_ID, FIRST_NODE_ID + self.num_nodes)
+        return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Accept messages; they run when their replies are pulled."""
-        with self._lock:
-            accepted = [self._numbered(message) for message in messages]
-            self._pushed.update((m.metadata.message_id, m) for m in accepted)
-        return [m.metadata.message_id for m in accepted]
+        """Run the messages; their replies wait to be pulled."""
+        sent = [self._numbered(message) for message in messages]
+        for reply in self._answers(sent, None):
+            with self._lock:
+                self._replies[reply.metadata.reply_to_message_id] = reply
+        return [message.metadata.message_id for message in sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Run the messages of these ids that have not run yet; return their replies."""
+        """The replies to these messages, each once; an error for one that is not there."""
         with self._lock:
-            found = [self._pushed.pop(i) for i in message_ids if i in self._pushed]
-        return list(self._execute(found, None))
+            return [
+                self._replies.pop(i) if i in self._replies else unavailable(i, _RUN_ID)
+                for i in dict.fromkeys(message_ids)
+            ]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    ) -> list[Message]:
         """Run the messages; a client that takes longer than ``timeout`` seconds is an error.
 
-        Clients that it has kept waiting then get as long again.
-
-        A strategy of ours gets them as a stream, merged into one where it asked for that; any
-        other gets the list that Flower's grids return.
+        Clients that it has kept waiting then get as long again. Without ``timeout`` it is the
+        messages' time to live.
         """
+        return list(self._answers([self._numbered(message) for message in messages], timeout))
+
+    def send_and_merge(
+        self, messages: Iterable[Message], reading: wire.Reading, *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """As ``send_and_receive``, with one reply for all usable ones (``wire.Merged``)."""
         sent = [self._numbered(message) for message in messages]
-        if not sent:
-            return []
-        if request := records_of(sent[0].content, ConfigRecord).get(wire.REQUEST):
-            return self._execute_merged(sent, wire.Reading.from_record(request), timeout)
-        return list(self._execute(sent, timeout))
+        if len({message.metadata.dst_node_id for message in sent}) < len(sent) or not sent:
+            return self._answers(sent, timeout)
+        return map(self._signed, self._execute_merged(sent, reading, patience(sent, timeout)))
+
+    def _answers(self, sent: Sequence[Message], timeout: float | None) -> Iterator[Message]:
+        """The replies; of several messages to one node each runs after the one before."""
+        for turn in turns(sent):
+            yield from map(self._signed, self._execute(turn, patience(turn, timeout)))
 
     def _numbered(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        if node not in self.get_node_ids():
+        if node not in self._nodes:
             raise ValueError(
                 f"message to node {node}: this grid's nodes are {FIRST_NODE_ID} to "
                 f"{FIRST_NODE_ID + self.num_nodes - 1}."
             )
+        return self._signed(message)
+
+    def _signed(self, message: Message) -> Message:
         message.metadata.__dict__["_message_id"] = next(self._ids)
         return message
 
@@ -161,16 +182,16 @@ def context_of(
 
 
 def answer(client_app: ClientApp, message: Message, context: Context) -> Message:
-    """The client's reply; an exception becomes an error reply."""
+    """The client's reply; whatever it raises becomes an error reply."""
     # Strategies send one RecordDict to all; a client may change its own.
     own = Content({key: record.copy() for key, record in message.content.items()})
     private = Message(metadata=message.metadata, content=own)  # type: ignore[call-overload]
     try:
-        with unencoded():
+        with guarded(), unencoded():
             reply = client_app(private, context)
-        return reply if isinstance(reply, Message) else _no_message(reply, message)
-    except Exception as error:
-        return Message(Error(RAISED, reason_of(error)), reply_to=message)
+    except ClientRaised as raised:
+        return error_reply(message, reason_of(raised.error))
+    return reply if isinstance(reply, Message) else _no_message(reply, message)
 
 
 @contextmanager
@@ -193,11 +214,16 @@ def error_reply(message: Message, reason: str) -> Message:
     return Message(Error(RAISED, reason), reply_to=message)
 
 
+def too_late(timeout: float) -> str:
+    """The reason of an error in place of a reply that did not come in time."""
+    return f"no reply within {timeout:g} s"
+
+
 def _no_message(reply: object, message: Message) -> Message:
     return error_reply(message, f"the ClientApp returned {type(reply).__name__}, not a Message.")
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """What an error reply says of an exception: its kind, text and place."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     name = last.filename.rsplit("/", 1)[-1]

@@ -17,7 +17,7 @@ from flwr.common.logger import log
 from fedexp.records import records_of
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Failure, Span
-from fedexp.simulation.grid import LocalGrid
+from fedexp.simulation.grid import LocalGrid, too_late
 from fedexp.simulation.jobs import Job, Outcome, jobs_of
 from fedexp.simulation.ray_workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
 from fedexp.simulation.shares import Costs, chunks, shares
@@ -96,7 +96,7 @@ class RayGrid(LocalGrid):
         """End the workers, and Ray if this grid started it."""
         self._workers.close()
 
-    def _execute(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+    def _execute(self, messages: list[Message], timeout: float) -> Iterator[Message]:
         contents, jobs = self._jobs(messages)
         size = max(1, _CHUNK_BYTES // max(1, _num_bytes(messages[0])))
         spans = shares(self._cost_of(messages), self._workers.count)
@@ -110,7 +110,7 @@ class RayGrid(LocalGrid):
                 yield _message(messages[position], reply)
 
     def _execute_merged(
-        self, messages: list[Message], reading: Reading, timeout: float | None
+        self, messages: list[Message], reading: Reading, timeout: float
     ) -> Iterator[Message]:
         contents, jobs = self._jobs(messages)
         whole, unit = (0, len(messages)), self._unit_of(messages[0], timeout)
@@ -130,7 +130,7 @@ class RayGrid(LocalGrid):
         contents, jobs = jobs_of(messages, self.states)
         return self._workers.put(contents, sum(map(num_bytes, contents))), jobs
 
-    def _outcomes(self, tasks: Sequence[_Task], timeout: float | None) -> Iterator[Outcome]:
+    def _outcomes(self, tasks: Sequence[_Task], timeout: float) -> Iterator[Outcome]:
         """Outcomes in the order of ``tasks``, which run at the same time."""
         tickets = [self._submit(task, timeout) for task in tasks]
         start = time.monotonic()
@@ -141,7 +141,7 @@ class RayGrid(LocalGrid):
             self._costs.learn(outcome.seconds)
             yield outcome
 
-    def _submit(self, task: _Task, timeout: float | None) -> Ticket:
+    def _submit(self, task: _Task, timeout: float) -> Ticket:
         contents, *args = task.args
         careful = task.attempt == _ONE_BY_ONE
         if careful and task.method == "merge":
@@ -150,17 +150,17 @@ class RayGrid(LocalGrid):
             task.worker, task.method, contents, task.jobs, *args, seconds=timeout, noted=careful
         )
 
-    def _outcome(self, task: _Task, ticket: Ticket, start: float, timeout: float | None) -> Outcome:
+    def _outcome(self, task: _Task, ticket: Ticket, start: float, timeout: float) -> Outcome:
         """The outcome of a task; a worker that died or hangs is replaced, its clients retried."""
         while True:
-            left = None if timeout is None else max(0.0, start + timeout - time.monotonic())
+            left = max(0.0, start + timeout - time.monotonic())
             try:
                 return self._workers.wait(ticket, left)  # type: ignore[no-any-return]
             except WorkerDied:
                 reason = "its worker process ended whenever it ran"
                 noted = task.attempt == _ONE_BY_ONE
             except WorkerHangs:
-                reason, noted = f"no reply within {timeout:g} s", True
+                reason, noted = too_late(timeout), True
                 # If nobody is known to hang, waiting for it once more as it is would not help.
                 task = replace(task, attempt=max(task.attempt, _ONE_BY_ONE - 1))
             log(WARNING, "Worker %d is replaced (%s).", task.worker, reason)
@@ -168,7 +168,7 @@ class RayGrid(LocalGrid):
             self._workers.replace(task.worker, ticket)
             ticket, start = self._submit(task, timeout), time.monotonic()
 
-    def _unit_of(self, message: Message, timeout: float | None) -> int:
+    def _unit_of(self, message: Message, timeout: float) -> int:
         if self._unit is None:
             node = message.metadata.dst_node_id
             for _ in range(2):

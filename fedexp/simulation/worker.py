@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,16 @@ from fedexp.clients.fitted import Fitted
 from fedexp.clients.vectorized import Cohort
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Failure, Row, Span
-from fedexp.simulation.grid import answer, context_of, error_reply, identify, one_thread, reason_of
+from fedexp.simulation.grid import (
+    answer,
+    context_of,
+    error_reply,
+    identify,
+    one_thread,
+    reason_of,
+    too_late,
+)
+from fedexp.simulation.guard import ClientRaised, guarded
 from fedexp.simulation.jobs import Job, Outcome
 from fedexp.simulation.transport import Packed, pack, unpack
 from fedexp.wire import BadReply, Reading
@@ -30,16 +40,23 @@ class Worker:
         num_nodes: how many there are.
         run_config: ``context.run_config`` of every node.
         vectorize: ``auto``, ``on`` or ``off``, see ``Cohort.of``.
+        timeout: seconds after which a client that ran alone is of no use.
     """
 
     def __init__(
-        self, client_app: ClientApp, num_nodes: int, run_config: Mapping[str, Any], vectorize: str
+        self,
+        client_app: ClientApp,
+        num_nodes: int,
+        run_config: Mapping[str, Any],
+        vectorize: str,
+        timeout: float = math.inf,
     ) -> None:
         identify()
         self.client_app = client_app
         self.num_nodes = num_nodes
         self.run_config = run_config
         self.vectorize = vectorize
+        self.timeout = timeout
         self.cohort: Cohort | None = None
         self.position: int | None = None  # of the client that runs now
 
@@ -103,7 +120,7 @@ class _Work:
             return error_reply(message, job.lost)
         with self.running(position) as context:
             reply = answer(self.worker.client_app, message, context)
-        return reply
+        return error_reply(message, self.too_late) if self.is_late(context) else reply
 
     @contextmanager
     def running(self, position: int) -> Iterator[Context]:
@@ -113,9 +130,18 @@ class _Work:
         start = time.perf_counter()
         context = self.context(job)
         yield context
-        self.keep(job, context)
         self.seconds[context.node_id] = time.perf_counter() - start
+        if not self.is_late(context):
+            self.keep(job, context)
         self.worker.begins(None)
+
+    def is_late(self, context: Context) -> bool:
+        """Whether the client has taken too long."""
+        return self.seconds[context.node_id] > self.worker.timeout
+
+    @property
+    def too_late(self) -> str:
+        return too_late(self.worker.timeout)
 
     def context(self, job: Job) -> Context:
         state = unpack(job.state) if job.state else RecordDict()
@@ -158,11 +184,14 @@ class _Merging(_Work):
             return cohort.row_of(position, self.answer(position), self.reading, self.before)
         with self.running(position) as context:
             try:
-                config = self.trainer.config(self.content, context)
-                fitted = self.trainer.fit(config, self.before, self.content, context)
-                return self._row(position, fitted)
-            except Exception as error:
-                return Row(position, context.node_id).failed(reason_of(error))
+                with guarded():
+                    config = self.trainer.config(self.content, context)
+                    fitted = self.trainer.fit(config, self.before, self.content, context)
+            except ClientRaised as raised:
+                row = Row(position, context.node_id).failed(reason_of(raised.error))
+            else:
+                row = self._row(position, fitted)
+        return row.failed(self.too_late) if self.is_late(context) else row
 
     def at_once(self, span: Span) -> list[Row]:
         """The clients at these positions, trained together."""
@@ -173,8 +202,9 @@ class _Merging(_Work):
         config = self.trainer.config(self.content, contexts[0])
         self.worker.begins(None)  # no one of them: whoever hangs is to be found one by one
         try:
-            fitted = group.fit(config, self.before, self.content, contexts)
-        except Exception:  # one of them raises; alone, it becomes one error reply
+            with guarded():
+                fitted = group.fit(config, self.before, self.content, contexts)
+        except ClientRaised:  # one of them; alone, it becomes one error reply
             return self.one_by_one(span)
         for p, context in zip(range(*span), contexts, strict=True):
             self.keep(self.jobs[p], context)

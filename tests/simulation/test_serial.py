@@ -76,14 +76,6 @@ def test_every_reply_answers_its_message():
         assert reply.metadata.src_node_id == message.metadata.dst_node_id
 
 
-def test_messages_may_be_pushed_and_their_replies_pulled_once():
-    grid = grid_of(3, nothing)
-    ids = list(grid.push_messages([Message(RecordDict(), node, "train") for node in (2, 3)]))
-    assert [r.metadata.src_node_id for r in grid.pull_messages(ids[1:])] == [3]
-    assert [r.metadata.src_node_id for r in grid.pull_messages(ids)] == [2]
-    assert list(grid.pull_messages([*ids, "unknown"])) == []
-
-
 def test_a_clients_state_is_kept_between_messages_and_is_its_own():
     def count(message, context):
         state = context.state.setdefault("visits", MetricRecord({"n": 0}))

@@ -98,9 +98,8 @@ def test_scaled_statistics_are_those_of_scaled_updates():
         np.testing.assert_allclose(ours.update[k], plain.update[k], rtol=1e-9, atol=1e-12)
 
 
-def test_the_bound_reaches_the_workers():
+def test_an_update_is_scaled_to_the_bound_and_no_further():
     reading = Reading("num-examples", False, frozenset({"w"}), "arrays", max_norm=0.5)
-    assert Reading.from_record(reading.to_record()) == reading
     assert reading.scale({"w": np.full(4, 2.0)}, {"w": np.zeros(4)}) == pytest.approx(0.5 / 4)
     assert reading.scale({"w": np.full(4, 0.1)}, {"w": np.zeros(4)}) == 1.0
 

@@ -4,10 +4,11 @@ import weakref
 import numpy as np
 import pytest
 from builders import content, grid_of, record
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedexp.strategies import FedAvg, streaming
+from fedexp.rounds import rounds
+from fedexp.strategies import STRATEGIES, FedAvg, FedExP, streaming
 from fedexp.strategies.streaming import stream
 
 
@@ -98,9 +99,93 @@ def test_a_stream_is_a_grid_and_passes_everything_else_on():
 
 
 def test_a_grid_that_streams_is_left_alone():
-    grid = grid_of(2, lambda message, context: RecordDict())
-    grid.send_and_receive = lambda messages, timeout: (list(messages), timeout)
-    assert stream(grid).send_and_receive(iter("ab"), timeout=3) == (["a", "b"], 3)
+    grid, asked = grid_of(2, lambda message, context: RecordDict()), messages(2)
+    grid.send_and_receive = lambda messages, timeout: (messages, timeout)
+    assert stream(grid).send_and_receive(iter(asked), timeout=3) == (asked, 3)
+
+
+class Counting:
+    """As two of Flower's example apps do: look at the replies, count them, then aggregate."""
+
+    def aggregate_train(self, server_round, replies):
+        usable = [reply for reply in replies if reply.has_content()]
+        self.counts = [len(replies), sum(1 for _ in replies), len(usable)]
+        return super().aggregate_train(server_round, usable)
+
+    def aggregate_evaluate(self, server_round, replies):
+        self.evaluated = len(replies), sum(1 for _ in replies)
+        return super().aggregate_evaluate(server_round, replies)
+
+
+def answering(num_nodes):
+    """Clients that move by their number, on a grid that merges."""
+
+    def own(message, context):
+        return content({"w": np.full(2, float(message.metadata.dst_node_id))})
+
+    return grid_of(
+        num_nodes, own, lambda m, c: RecordDict({"m": MetricRecord({"num-examples": 1})})
+    )
+
+
+@pytest.mark.parametrize("row", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("make", [SlowGrid, answering])
+def test_a_subclass_may_count_its_replies_and_look_at_them_twice(row, make):
+    if row.strategy().control_variates:
+        pytest.skip("needs clients with variates")
+    strategy = type("Counted", (Counting, row.strategy), {})()
+    plain = row.strategy()
+    model = record({"w": np.zeros(2)})
+    for one in strategy, plain:
+        one.client_config.pop("final-loss", None)
+    result = strategy.start(make(5), model, num_rounds=1)
+    assert strategy.counts == [5, 5, 5]
+    assert strategy.evaluated == (5, 5)
+    expected = plain.start(make(5), model, num_rounds=1)
+    np.testing.assert_allclose(result.arrays["w"].numpy(), expected.arrays["w"].numpy())
+
+
+def test_a_method_put_on_one_strategy_gets_a_list_too():
+    strategy, seen = FedAvg(fraction_evaluate=0.0), []
+    inner = strategy.aggregate_train
+    strategy.aggregate_train = lambda t, replies: seen.append(len(replies)) or inner(t, replies)
+    for make in SlowGrid, answering:
+        list(rounds(strategy, make(5), record({"w": np.zeros(2)}), num_rounds=1))
+    assert seen == [5, 5]
+
+
+def test_only_the_replies_that_a_subclass_looks_at_are_a_list():
+    class Evaluates(FedAvg):
+        def aggregate_evaluate(self, server_round, replies):
+            return super().aggregate_evaluate(server_round, replies)
+
+    class Trains(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            return super().aggregate_train(server_round, replies)
+
+    assert FedAvg().read_once() == ["train", "evaluate"]
+    assert Evaluates().read_once() == ["train"]
+    assert Trains().read_once() == ["evaluate"]
+
+
+def test_a_stream_made_for_another_strategy_is_made_anew():
+    grid = SlowGrid(3)
+    assert stream(stream(grid, ["train"])).types == {"train", "evaluate"}
+    assert stream(stream(grid, ["train"])).grid is grid
+
+
+@pytest.mark.parametrize("strategy", [FedAvg, FedExP])
+def test_clients_see_no_record_that_they_did_not_ask_for(strategy):
+    seen = []
+
+    def train(message, context):
+        seen.append((sorted(message.content), dict(message.content["config"])))
+        return content({"w": np.ones(2)})
+
+    grid = grid_of(3, train)
+    assert grid.merges
+    strategy(fraction_evaluate=0.0).start(grid, record({"w": np.zeros(2)}), num_rounds=2)
+    assert seen == [(["arrays", "config"], {"server-round": t}) for t in (1, 1, 1, 2, 2, 2)]
 
 
 def test_a_streamed_round_equals_a_round_on_the_serial_grid():

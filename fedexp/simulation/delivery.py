@@ -1,0 +1,49 @@
+"""What Flower's grids promise of messages: their order, their patience, what is not there."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from flwr.app import Error, Message, Metadata
+
+_UNAVAILABLE = 3  # Flower's error code for a message that it does not know, or no longer
+_SUPERLINK = 1  # the node in whose name Flower answers then
+
+
+def turns(messages: Sequence[Message]) -> list[list[Message]]:
+    """``messages`` in as few lists as have no node twice, each node's in their order."""
+    seen: Counter[int] = Counter()
+    lists: list[list[Message]] = []
+    for message in messages:
+        node = message.metadata.dst_node_id
+        if seen[node] == len(lists):
+            lists.append([])
+        lists[seen[node]].append(message)
+        seen[node] += 1
+    return lists
+
+
+def patience(messages: Sequence[Message], timeout: float | None) -> float:
+    """Seconds to wait for a client: ``timeout``, and never longer than a message lives."""
+    lifetime = min(message.metadata.ttl for message in messages)
+    return lifetime if timeout is None else min(timeout, lifetime)
+
+
+def unavailable(message_id: str, run_id: int) -> Message:
+    """What Flower's grids answer for a message that they do not know, or no longer."""
+    metadata = Metadata(
+        run_id=run_id,
+        message_id=f"no-{message_id}",
+        src_node_id=_SUPERLINK,
+        dst_node_id=_SUPERLINK,
+        reply_to_message_id=message_id,
+        group_id="",
+        created_at=time.time(),
+        ttl=0,
+        message_type="system",
+    )
+    error = Error(_UNAVAILABLE, "no reply to a message of this id is there to be pulled")
+    message: Message = Message(metadata=metadata, error=error)  # type: ignore[call-overload]
+    return message

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 
 def need(module: str, extra: str) -> None:
@@ -15,3 +18,19 @@ def need(module: str, extra: str) -> None:
         raise ModuleNotFoundError(
             f"{module} is not installed. Run: pip install 'fedexp[{extra}]'", name=module
         )
+
+
+def later(package: str, **modules: str) -> Callable[[str], Any]:
+    """A package's ``__getattr__``, for names that are imported when they are asked for.
+
+    Args:
+        package: the package's name.
+        modules: module by name.
+    """
+
+    def getattr_(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(modules[name]), name)
+
+    return getattr_

@@ -1,5 +1,7 @@
 """Simulation: Flower's Grid on virtual clients, and runs recorded on disk."""
 
+from fedexp.extras import later as _later
 from fedexp.simulation.serial import SerialGrid
 
-__all__ = ["SerialGrid"]
+__getattr__ = _later(__name__, RayGrid="fedexp.simulation.ray_grid")  # starts with importing Ray
+__all__ = ["RayGrid", "SerialGrid"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from logging import WARNING
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -27,19 +29,46 @@ _FREE_SECONDS = 10.0  # until CPUs of workers that were just ended are free agai
 _INLINE_ANSWER = 4 << 20  # bytes; larger ones go through the object store, which takes 3 ms more
 
 
-def connect(num_workers: int | None, num_gpus: float, address: str | None) -> bool:
-    """Join or start Ray; whether it was started here."""
-    if ray.is_initialized():
-        return False
-    if address:
-        _join(address)
-        return True
-    limit = _PER_CPU * (os.cpu_count() or 1)
-    if (num_workers or 1) > limit:
-        raise ValueError(
-            f"RayGrid(num_workers={num_workers}): at most {limit} here, {_PER_CPU} per CPU. "
-            "Ask for less, or 0 for one per CPU."
-        )
+class _Session:
+    """What the grids of this process know of Ray, which they share.
+
+    Attributes:
+        users: open grids, and the CPUs of the cluster that each claims.
+        ours: address of the Ray that one of them started or joined, for the last one to end.
+        local: it was started on this machine, so nobody else runs anything there.
+    """
+
+    users: ClassVar[WeakKeyDictionary[object, int]] = WeakKeyDictionary()
+    ours = ""
+    local = False
+
+
+def connect(user: object, num_workers: int | None, num_gpus: float, address: str | None) -> None:
+    """Join or start Ray for a grid, unless that has been done in this process."""
+    if not ray.is_initialized():
+        if address:
+            _join(address)
+        else:
+            _start(num_workers, num_gpus)
+        _Session.ours, _Session.local = _address(), not address
+    elif _address() != _Session.ours:  # the caller's own
+        _Session.ours, _Session.local = "", False
+    _Session.users[user] = 0
+
+
+def leave(user: object) -> None:
+    """End what ``connect`` began, once no grid needs it."""
+    known = _Session.users.pop(user, None) is not None
+    if known and not _Session.users and ray.is_initialized() and _address() == _Session.ours:
+        ray.shutdown()
+
+
+def _address() -> str:
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _start(num_workers: int | None, num_gpus: float) -> None:
+    _check_count(num_workers or 1)
     if num_gpus:
         import torch
 
@@ -61,34 +90,49 @@ def connect(num_workers: int | None, num_gpus: float, address: str | None) -> bo
                 "preload_python_modules": ["fedexp.simulation.worker"],
             },
         )
-    return True
 
 
-def claim(num_workers: int | None, num_gpus: float) -> int:
+def claim(user: object, num_workers: int | None, num_gpus: float) -> tuple[int, int]:
     """How many workers to start, by default one per CPU of the cluster, once there is room.
 
-    Ray itself would start workers for which no CPU is free as soon as there is one, if ever.
+    Ray itself would start workers for which no CPU is free as soon as there is one, if ever. Grids
+    of one process share its CPUs: they seldom run at the same time.
+
+    Returns:
+        The number, and how many CPUs of the cluster each of them claims: 0 or 1.
 
     Raises:
         ValueError: more workers or GPUs than there are, or than are free.
     """
     there = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
     cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
-    count = num_workers or int(cpus)
-    if not 0 < count <= cpus or num_gpus > gpus:
+    count = num_workers or (os.cpu_count() or 1 if _Session.local else int(cpus))
+    if _Session.local:
+        _check_count(count)
+    if not (0 < count <= cpus or _Session.local) or num_gpus > gpus:
         raise ValueError(
             f"RayGrid(num_workers={count}, num_gpus={num_gpus}): the cluster has {cpus:g} CPUs "
             f"and {gpus:g} GPUs. Ask for less."
         )
+    own = math.inf if _Session.local else sum(_Session.users.values())
     end = time.monotonic() + _FREE_SECONDS
-    while (free := ray.available_resources().get("CPU", 0)) < count:  # type: ignore[no-untyped-call]
+    while not _is_room(count - own, num_gpus):
         if time.monotonic() > end:
+            free = ray.available_resources()  # type: ignore[no-untyped-call]
             raise ValueError(
-                f"RayGrid(num_workers={count}): only {free:g} CPUs of the cluster are free. "
-                "Close the grid that holds them, or ask for less."
+                f"RayGrid(num_workers={count}, num_gpus={num_gpus:g}): only "
+                f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs of the cluster are "
+                "free. Close the grid that holds them, or ask for less."
             )
         time.sleep(0.1)
-    return count
+    each = 0 if _Session.local else int(_is_room(count, 0))
+    _Session.users[user] = count * each
+    return count, each
+
+
+def _is_room(num_cpus: float, num_gpus: float) -> bool:
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    return bool(free.get("CPU", 0) >= num_cpus and free.get("GPU", 0) >= num_gpus)
 
 
 def keep_freed_memory() -> None:
@@ -149,6 +193,15 @@ def _join(address: str) -> None:
             f"RayGrid(ray_address={address!r}): no cluster answers there ({error}). "
             "Start one with `ray start --head`."
         ) from None
+
+
+def _check_count(num_workers: int) -> None:
+    limit = _PER_CPU * (os.cpu_count() or 1)
+    if num_workers > limit:
+        raise ValueError(
+            f"RayGrid(num_workers={num_workers}): at most {limit} here, {_PER_CPU} per CPU. "
+            "Ask for less, or 0 for one per CPU."
+        )
 
 
 def _check(argument: str, have: float, noun: str, need_: float) -> None:

@@ -52,7 +52,7 @@ class RayGrid(LocalGrid):
     to every worker once. For strategies of ours each worker answers once for all its clients,
     and the result is the same to the last bit for any number of workers. ``Context.state`` lives
     here, so a worker that dies takes nothing with it. This process and the workers keep memory
-    that they free, up to a GiB.
+    that they free, up to a GiB. Several grids of one process share Ray and its CPUs.
 
     Args:
         client_app: what the nodes run.
@@ -93,7 +93,7 @@ class RayGrid(LocalGrid):
         self._unit: int | None = None
 
     def close(self) -> None:
-        """End the workers, and Ray if this grid started it."""
+        """End the workers, and Ray if a grid started it and this is the last one open."""
         self._workers.close()
 
     def _execute(self, messages: list[Message], timeout: float) -> Iterator[Message]:

@@ -15,7 +15,13 @@ from flwr.clientapp import ClientApp
 
 from fedexp.clients.vectorizable import check_mode
 from fedexp.simulation.profiler_marks import leave_out_idle_marks
-from fedexp.simulation.ray_cluster import claim, connect, keep_freed_memory, keep_store_mapped
+from fedexp.simulation.ray_cluster import (
+    claim,
+    connect,
+    keep_freed_memory,
+    keep_store_mapped,
+    leave,
+)
 from fedexp.simulation.worker import Worker
 
 _WATCH_SECONDS = 5.0  # for word from a worker whose client may hang
@@ -134,15 +140,18 @@ class RayWorkers:
         check_mode(vectorize)
         self._actors: list[Any] = []
         keep_freed_memory()
-        self._started = connect(num_workers, num_gpus, address)
         try:
-            self.count = claim(num_workers, num_gpus)
+            connect(self, num_workers, num_gpus, address)
+            self.count, num_cpus = claim(self, num_workers, num_gpus)
         except ValueError:
             self.close()
             raise
         self._mapped = keep_store_mapped()
         share = num_gpus / self.count
-        self._actor = _Actor.options(num_cpus=1, num_gpus=share)  # type: ignore[attr-defined]
+        options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": share}
+        if not num_cpus:  # what claims nothing would all go to one node
+            options["scheduling_strategy"] = "SPREAD"
+        self._actor = _Actor.options(**options)  # type: ignore[attr-defined]
         self._args = ray.put(client_app), num_nodes, dict(run_config), vectorize
         self._actors = [self._new() for _ in range(self.count)]
 
@@ -211,14 +220,12 @@ class RayWorkers:
                 ray.get(self._actors[worker].__ray_ready__.remote())
 
     def close(self) -> None:
-        """End the workers, and Ray if it was started here."""
+        """End the workers; and Ray, if this process started it and no other grid is open."""
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
         self._mapped = None
-        if self._started:
-            ray.shutdown()
-        self._started = False
+        leave(self)
 
     def _new(self) -> Any:
         return self._actor.remote(*self._args)

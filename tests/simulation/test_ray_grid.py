@@ -57,6 +57,10 @@ def drift(message, context):
     p, config = partition(context), message.content["config"]
     if p == config.get("raises"):
         raise RuntimeError("no battery")
+    if p == config.get("exits"):
+        raise {"sys": SystemExit(3), "kbd": KeyboardInterrupt(), "gen": GeneratorExit()}[
+            config["how"]
+        ]
     if p == config.get("hangs"):
         time.sleep(600)
     if p == config.get("dies") and not Path(config.get("once", "")).is_file():
@@ -152,6 +156,32 @@ def test_a_client_that_raises_is_one_error_reply(grid):
     assert "RuntimeError: no battery" in replies[3].error.reason
 
 
+@pytest.mark.parametrize("how", ["sys", "kbd", "gen"])
+def test_a_client_that_ends_itself_is_one_error_reply_and_its_worker_lives(grid, how, logged):
+    replies = ask(grid, range(2, 10), exits=3, how=how)
+    assert [reply.has_error() for reply in replies] == [i == 3 for i in range(8)]
+    result = start(FedAvg(**OURS), grid, rounds=1, exits=_sampled(1), how=how)
+    assert result.train_metrics_clientapp[1]["num-failures"] == 1
+    assert not any("is replaced" in line for line in logged)
+
+
+def test_nothing_is_pushed_and_pulled_without_a_fault(grid):
+    assert grid.push_messages([]) == []
+    assert list(grid.pull_messages([])) == []
+    assert list(grid.send_and_receive([])) == []
+
+
+def test_several_messages_to_one_node_run_one_after_the_other(grid):
+    body = RecordDict({"arrays": record(MODEL), "config": ConfigRecord()})
+    sent = [Message(body, 700, "train") for _ in range(3)]
+    counts = {
+        r.metadata.reply_to_message_id: r.content["metrics"]["count"]
+        for r in grid.pull_messages(grid.push_messages(sent))
+    }
+    assert [counts[m.metadata.message_id] for m in sent] == [1, 2, 3]
+    assert grid.states[700]["count"]["n"] == 3
+
+
 def test_a_worker_killed_in_a_round_is_replaced_and_no_bit_changes(grid, tmp_path, logged):
     once = str(tmp_path / "once")
     results = [
@@ -209,9 +239,23 @@ def test_a_grid_refuses_a_node_that_it_does_not_have(grid):
 
 
 def test_a_grid_for_which_no_cpu_is_free_says_so(grid, monkeypatch):
+    class Other:
+        def is_there(self):
+            return True
+
     monkeypatch.setattr(ray_cluster, "_FREE_SECONDS", 0.3)
-    with pytest.raises(ValueError, match=r"num_workers=6\): only 4 CPUs of the cluster are free"):
-        RayGrid(app_of(drift), 4, num_workers=6)
+    other = ray.remote(num_cpus=3)(Other).remote()
+    ray.get(other.is_there.remote())
+    with pytest.raises(ValueError, match=r"num_workers=4, num_gpus=0\): only 1 CPUs .* are free"):
+        RayGrid(app_of(drift), 4, num_workers=4)
+    ray.kill(other)
+
+
+def test_grids_of_one_process_share_the_clusters_cpus(grid):
+    with RayGrid(app_of(drift), 4, num_workers=6) as second:
+        assert [r.content["metrics"]["count"] for r in ask(second, [2, 3, 4])] == [1, 1, 1]
+        assert not any(r.has_error() for r in ask(grid, [2, 3, 4]))
+    assert ray.is_initialized()  # whoever started Ray ends it
 
 
 def test_large_contents_go_through_the_object_store_and_change_no_bit(grid, monkeypatch):

@@ -90,6 +90,64 @@ def test_no_process_is_left_behind(end):
         assert left_of(found) == {}
 
 
+CELLS = """
+import ray
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+from fedexp.simulation import RayGrid
+
+app = ClientApp()
+app.train()(lambda message, context: Message(RecordDict(), reply_to=message))
+
+def usable(grid):
+    messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
+    return [reply.has_content() for reply in grid.send_and_receive(messages)] == [True] * 3
+
+first = RayGrid(app, 3, num_workers=1)
+second = RayGrid(app, 3, num_workers=2)
+print(usable(first), usable(second))
+first.close()
+print(usable(second), ray.is_initialized())
+second = RayGrid(app, 3, num_workers=2)  # the cell again: nothing closes the one before
+second = RayGrid(app, 3)
+print(usable(second))
+second.close()
+second.close()
+print(ray.is_initialized())
+with RayGrid(app, 3, num_workers=1) as third:
+    print(usable(third))
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+with RayGrid(app, 3, num_workers=1) as joined:
+    print(usable(joined))
+print(ray.is_initialized())
+ray.shutdown()
+"""
+
+
+@pytest.mark.deploy
+def test_several_grids_live_in_one_process_and_the_last_one_ends_ray():
+    command = [sys.executable, "-W", "ignore", "-c", CELLS]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240)
+    words = done.stdout.split()
+    expected = [True] * 5 + [False] + [True] * 3
+    assert words == [str(x) for x in expected], done.stderr[-2000:]
+
+
+def test_without_ray_the_grid_says_what_to_install():
+    code = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *args: None if name == "ray" else find(name, *args)
+import fedexp.simulation
+try:
+    from fedexp.simulation import RayGrid
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+    assert done.stdout.strip() == "ray is not installed. Run: pip install 'fedexp[simulation]'"
+
+
 def _free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from logging import ERROR, INFO
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
+from fedexp import readers, verdict
 from fedexp.clients import (
     Examples,
     LocalTraining,
@@ -32,6 +32,7 @@ from fedexp.datasets.partition import named, split
 from fedexp.files import save_model
 from fedexp.logs import level
 from fedexp.models import build
+from fedexp.readers import strategy_arguments
 from fedexp.records import from_record, to_record
 from fedexp.rounds import EvaluateFn, Round, rounds
 from fedexp.strategies import STRATEGIES, BothIterates, FedOpt, average_named
@@ -100,7 +101,9 @@ def model_of(config: Config) -> nn.Module:
     return build(config.model, dataset_of(config), seed=config.seed)
 
 
-client = client_app(lambda context: model_of(Config.of(context.run_config)), examples)
+client = client_app(
+    lambda context: model_of(Config.of(context.run_config)), examples, check=Config.of
+)
 server = ServerApp()
 
 
@@ -108,14 +111,22 @@ server = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Wait for all nodes, then run every strategy of the run config, one after the other."""
     config = Config.of(context.run_config)
+    check_read(config)
     partitions = partitions_of(grid)
     grid = cast(Grid, InPartitionOrder(grid, partitions))
+    summaries = {}
     for key in strategy_keys(config):
-        run = Run(config, key, len(partitions))
+        run, rows = Run(config, key, len(partitions)), []
         for round_ in run.rounds(grid):
             log(INFO, "%s round %d: %s", key, round_.server_round, dict(round_.server))
+            rows.append(run.row(round_))
+        summaries[key] = verdict.of_run(
+            rows, run.strategy.attendance.missing, config.num_server_rounds
+        )
         if config.out:
             run.save(Path(config.out) / key)
+    if problems := verdict.problems(summaries):
+        raise RuntimeError("; ".join(problems))  # else Flower would say that the run completed
 
 
 def strategy_keys(config: Config) -> list[str]:
@@ -164,6 +175,44 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
     return settings
 
 
+_OWN_IF_0 = {"max_step_size", "server_learning_rate", "smoothing"}
+
+
+def check_read(config: Config, given: Collection[str] = ()) -> None:
+    """Find out whether all settings that differ from their default, or are ``given``, are read.
+
+    Raises:
+        ValueError: no strategy, local optimizer, partitioner, dataset or engine of ``config``
+            reads one of them.
+    """
+    keys = strategy_keys(config)
+    own = config.local_optimizer
+    if all("+" in key for key in keys) and ("local-optimizer" in given or own != "sgd"):
+        raise ValueError(
+            f"Config(local-optimizer={own!r}): every strategy names its own behind a +. "
+            "Leave one of the two out."
+        )
+    chosen: dict[str, list[str]] = {
+        "strategy": [key.partition("+")[0] for key in keys],
+        "local optimizer": [optimizer_key(config, key) for key in keys],
+        **_data_choices(config),
+        "engine": [config.engine],
+    }
+    readers.check_read(config, chosen, given)
+
+
+def check_read_by_partition(config: Config, given: Collection[str]) -> None:
+    """As ``check_read``, for a command that splits a dataset and does no more."""
+    for key in given:
+        if key.replace("-", "_") not in _PARTITION | {"out"}:
+            raise ValueError(f"--{key}: a partition has no use for it, a simulation has.")
+    readers.check_read(config, _data_choices(config), given)
+
+
+def _data_choices(config: Config) -> dict[str, list[str]]:
+    return {"partitioner": [config.partitioner], "dataset": [config.dataset]}
+
+
 def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
     """The strategy ``key``, its own arguments filled from the config fields of the same name.
 
@@ -171,12 +220,13 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
         ValueError: its clients' optimizer does not go with it, or with its settings.
     """
     cls = STRATEGIES[key.partition("+")[0]].strategy
-    known = {name for base in cls.__mro__ for name in inspect.signature(base).parameters}
-    options = {name: getattr(config, name) for name in known & Config.model_fields.keys()}
-    options["max_step_size"] = config.max_step_size or None
+    fields = strategy_arguments(cls)
+    options = {
+        name: value
+        for name, field in fields.items()
+        if (value := getattr(config, field)) or field not in _OWN_IF_0
+    }
     average_named(config.average)  # what is wrong with it shows now
-    if not config.smoothing:  # the strategy's own
-        options.pop("smoothing", None)
     with level(ERROR):  # Flower warns when no client evaluates, which is the default here
         strategy = cls(
             min_train_nodes=1,
@@ -207,6 +257,7 @@ class Run:
     Attributes:
         arrays: the last iterate; at first the initial model, or the one to go on from.
         evaluation: of the two; its ``memory`` is needed to go on.
+        failed_in_a_row: rounds that failed at the end of those so far.
     """
 
     def __init__(self, config: Config, key: str, num_nodes: int) -> None:
@@ -219,9 +270,10 @@ class Run:
             frozenset(name for name, _ in module.named_parameters()),
         )
         self.arrays = to_record(module_arrays(module))
+        self.failed_in_a_row = 0
 
     def rounds(self, grid: Grid, first: int = 1) -> Iterator[Round]:
-        """The rounds from ``first`` on."""
+        """The rounds from ``first`` on, until ``max-failed-rounds`` in a row have failed."""
         for round_ in rounds(
             self.strategy,
             grid,
@@ -232,7 +284,16 @@ class Run:
             evaluate_fn=self.evaluation,
         ):
             self.arrays = round_.arrays
+            self.failed_in_a_row = self.failed_in_a_row + 1 if round_.failed else 0
             yield round_
+            if 0 < self.config.max_failed_rounds <= self.failed_in_a_row:
+                return
+
+    def row(self, round_: Round) -> dict[str, Any]:
+        """What failed in the round that has just ended; see ``verdict``."""
+        failures = {"failures": reasons} if (reasons := self.strategy.attendance.reasons) else {}
+        number = round_.train.get("num-failures", 0)
+        return {"failed": round_.failed, "num-failures": number, **failures}
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors``, the last iterate, and ``model-mean.safetensors``."""

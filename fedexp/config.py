@@ -6,13 +6,27 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import tomli_w
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _encodable(text: str) -> str:
+    """``text``, unless no file could hold it: a command line may be in another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("utf_8", "it should be text in UTF-8") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 
 
 class Config(BaseModel):
@@ -34,8 +48,8 @@ class Config(BaseModel):
         "fedavg,fedexp,nesterovexp,nesterovexp+hypersgd",
         description="strategies, by comma; `all` for every one; +NAME for a local optimizer",
     )
-    dataset: str = Field("digits", description="a key of datasets.SOURCES")
-    data_dir: str = Field("", description="folder with one folder per dataset, for file formats")
+    dataset: Text = Field("digits", description="a key of datasets.SOURCES")
+    data_dir: Text = Field("", description="folder with one folder per dataset, for file formats")
     partitioner: str = Field("dirichlet", description="a key of datasets.PARTITIONERS")
     alpha: float = Field(0.1, gt=0, description="Dirichlet concentration; small is more skewed")
     sigma: float = Field(1.0, gt=0, description="spread of log sizes, for quantity-lognormal")
@@ -45,7 +59,7 @@ class Config(BaseModel):
     fraction_train: float = Field(0.2, gt=0, le=1, description="share of clients a round")
     fraction_evaluate: float = Field(0.0, ge=0, le=1, description="share that evaluates a round")
     local_test_fraction: float = Field(0.0, ge=0, lt=1, description="of a client's rows, held out")
-    model: str = Field("mlp", description="a key of models.MODELS, or module:function")
+    model: Text = Field("mlp", description="a key of models.MODELS, or module:function")
     num_server_rounds: int = Field(40, ge=1, description="rounds")
     local_steps: int = Field(20, ge=1, description="minibatch steps per client and round")
     batch_size: int = Field(20, ge=1, description="examples a step")
@@ -59,7 +73,9 @@ class Config(BaseModel):
         "fresh", description="what a tuned learning rate starts from: fresh, carry, average"
     )
     max_grad_norm: float = Field(0.0, ge=0, description="clip local gradients; 0 for none")
-    server_learning_rate: float = Field(1.0, gt=0, description="server step of fixed-step rules")
+    server_learning_rate: float = Field(
+        0.0, ge=0, description="server step η of fixed-step rules; 0: the strategy's own"
+    )
     epsilon: float = Field(1e-3, ge=0, description="FedExP's ε, in squared parameter units")
     epsilon_decay: float = Field(1.0, gt=0, le=1, description="ε shrinks by its square a round")
     epsilon_per_client: bool = Field(False, description="M·ε, as in the authors' code")
@@ -76,16 +92,26 @@ class Config(BaseModel):
     engine: Literal["ray", "serial"] = Field("ray", description="where clients run: ray, serial")
     num_workers: int = Field(0, ge=0, description="Ray workers; 0 for one per CPU")
     num_gpus: float = Field(0.0, ge=0, description="GPUs that the workers share")
-    ray_address: str = Field("", description="of a Ray cluster: auto or host:port")
+    ray_address: Text = Field("", description="of a Ray cluster: auto or host:port")
     vectorize: Literal["auto", "on", "off"] = Field(
         "auto", description="train groups of clients at once: auto, on, off"
     )
-    device: str = Field("", description="of the clients; cuda with --num-gpus, else cpu")
+    device: Text = Field("", description="of the clients; cuda with --num-gpus, else cpu")
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for the clients of a round")
+    max_failed_rounds: int = Field(
+        3, ge=0, description="a strategy ends after so many failed rounds in a row; 0 for never"
+    )
     target_accuracy: float = Field(0.85, ge=0, le=1, description="the table counts rounds to it")
     seed: int = Field(0, ge=0, description="fixes everything that is drawn")
-    name: str = Field("", description="of the run, for its folder")
-    out: str = Field("", description="run folder; runs/<time>-<name> if empty")
+    name: Text = Field("", description="of the run, for its folder")
+    out: Text = Field("", description="run folder; runs/<time>-<name> if empty")
+
+    @field_validator("name")
+    @classmethod
+    def _stays_in_its_folder(cls, name: str) -> str:
+        if set(name) & set("/\\\0") or name in (".", ".."):
+            raise PydanticCustomError("name", "it should have no slash, and name no other folder")
+        return name
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -107,7 +133,7 @@ class Config(BaseModel):
             ValueError: no such file, or not TOML.
         """
         try:
-            return tomllib.loads(Path(path).read_text())
+            return tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read: {error}. Name a TOML file.") from None
 
@@ -122,7 +148,7 @@ class Config(BaseModel):
 
     def to_toml(self) -> str:
         """As a TOML file that ``--config`` reads back."""
-        return "".join(f"{key} = {_toml(value)}\n" for key, value in self.values().items())
+        return tomli_w.dumps(self.values())
 
     @classmethod
     def _line(cls, error: ValidationError) -> str:
@@ -138,12 +164,3 @@ class Config(BaseModel):
             f"Config({key}={first['input']!r}): {rule.replace('input', 'it')}. "
             f"The default is {default!r}."
         )
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return repr(value)

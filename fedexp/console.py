@@ -63,7 +63,10 @@ def table(summaries: dict[str, dict[str, Any]], target: float) -> None:
     for column in view.columns:
         column.no_wrap = True
         column.justify = "left" if column.header == "strategy" else "right"
-    for key, summary in summaries.items():
+    failures = _failures(summaries)
+    for title in failures:
+        view.add_column(title, justify="right", no_wrap=True)
+    for i, (key, summary) in enumerate(summaries.items()):
         view.add_row(
             key,
             _both(summary, "rounds-to-target", lambda number: str(number or "-")),
@@ -71,6 +74,7 @@ def table(summaries: dict[str, dict[str, Any]], target: float) -> None:
             _both(summary, "final-accuracy", _hundredths),
             _number(summary["mean-server-step-size"]),
             _number(summary["seconds-a-round"], 3),
+            *(cells[i] for cells in failures.values()),
         )
     Console().print(view)
     print(
@@ -80,6 +84,15 @@ def table(summaries: dict[str, dict[str, Any]], target: float) -> None:
     for key, summary in summaries.items():
         if summary["failed-rounds"]:
             print(f"{key}: {summary['failed-rounds']} of {summary['num-rounds']} rounds failed.")
+
+
+def _failures(summaries: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Columns on replies left out and on clients that never contributed, if there are any."""
+    counts = {
+        "failures": [summary["num-failures"] for summary in summaries.values()],
+        "left out": [len(summary["missing-nodes"]) for summary in summaries.values()],
+    }
+    return {title: [str(n) for n in column] for title, column in counts.items() if any(column)}
 
 
 def _both(summary: dict[str, Any], name: str, text: Callable[[Any], str]) -> str:

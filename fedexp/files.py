@@ -1,24 +1,33 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, in UTF-8 whatever the locale."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import re
+import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fedexp.arrays import Arrays
 
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then put it in its place in one step."""
+    """Let ``write`` fill a file beside ``path``, then put it in its place in one step.
+
+    Its permissions are those that the process gives to any new file.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        beside.touch()
+        mode = stat.S_IMODE(beside.stat().st_mode)
         write(beside)
+        beside.chmod(mode)  # safetensors makes a file that its owner alone can read
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -26,7 +35,7 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def save_text(path: Path, text: str) -> None:
     """Write ``text``."""
-    atomically(path, lambda beside: beside.write_text(text))
+    atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def save_json(path: Path, value: Any) -> None:
@@ -34,7 +43,30 @@ def save_json(path: Path, value: Any) -> None:
     save_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def save_model(path: Path, arrays: Arrays) -> None:
+def read_json(path: Path) -> Any:
+    """What ``save_json`` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def save_model(path: Path, arrays: Arrays, metadata: Mapping[str, str] | None = None) -> None:
     """Write ``arrays`` in the safetensors format."""
     contiguous = {name: np.array(x, order="C") for name, x in arrays.items()}
-    atomically(path, lambda beside: save_file(contiguous, beside))
+    own = dict(metadata) if metadata else None
+    atomically(path, lambda beside: _save_file(contiguous, beside, own))
+
+
+def reason(error: OSError) -> str:
+    """What the system says of ``error``, and of which file."""
+    name = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{name}"
+
+
+def _save_file(arrays: Arrays, path: Path, metadata: dict[str, str] | None) -> None:
+    try:
+        save_file(dict(arrays), path, metadata)
+    except SafetensorError as error:  # as Python itself would say it
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error

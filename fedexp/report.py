@@ -13,7 +13,7 @@ from fedexp.files import atomically
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The lines of a strategy's ``metrics.jsonl``; none if there is no such file yet."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     # A line cut short by a crash has no end; the round is run again.
     return [json.loads(line) for line in lines if line.endswith("\n")]
 

@@ -15,7 +15,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedexp.config import Config
-from fedexp.simulation.run import begin, grid_of, simulate
+from fedexp.simulation.run import grid_of, simulate
+from fedexp.simulation.run_folder import begin
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -32,9 +32,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": TOOLS,
     "report": TOOLS,
     "console": TOOLS,
-    "app": SERVER | LEARNING | {"config"},
-    "simulation": SERVER | LEARNING | {"config", "app", "report"},
-    "cli": SERVER | LEARNING | {"config", "app", "simulation", "report", "console"},
+    "readers": SERVER | LEARNING | {"config"},
+    "verdict": SERVER - {"rounds"},
+    "app": SERVER | LEARNING | {"config", "readers", "verdict"},
+    "simulation": SERVER | LEARNING | {"config", "app", "verdict", "report"},
+    "flags": TOOLS | {"config"},
+    "cli": SERVER
+    | LEARNING
+    | {"config", "flags", "app", "verdict", "simulation", "report", "console"},
 }
 # Testable with NumPy alone: no Flower, no Ray, no torch, and of ours only each other.
 MATHEMATICS = ["arrays", "fold", "stats"] + [

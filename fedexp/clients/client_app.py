@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flwr.clientapp import ClientApp
@@ -9,6 +10,7 @@ from flwr.clientapp import ClientApp
 from fedexp.clients.local_optimizers import OptimizerFn
 from fedexp.clients.losses import Loss, default_loss
 from fedexp.clients.trainer import DataFn, ModelFn, Trainer
+from fedexp.clients.training import LocalTraining
 
 
 def client_app(
@@ -16,6 +18,7 @@ def client_app(
     data: DataFn,
     optimizer: OptimizerFn | None = None,
     loss: Loss = default_loss,
+    check: Callable[[Mapping[str, Any]], object] = LocalTraining.of,
     **kwargs: Any,
 ) -> ClientApp:
     """A ClientApp that trains ``model`` on ``data`` for exactly ``local-steps`` steps.
@@ -28,9 +31,11 @@ def client_app(
         optimizer: ``(parameters, settings) -> torch optimizer``; by default what the setting
             ``local-optimizer`` names, plain SGD if there is none.
         loss: ``(outputs, targets) -> scalar``; cross-entropy or squared error by default.
+        check: called by our grids with their run config when they are made, raises ValueError if
+            the app cannot take it; by default if a key looks like a slip for a setting.
         **kwargs: ClientApp's, e.g. ``mods``.
     """
-    trainer = Trainer(model, data, optimizer, loss)
+    trainer = Trainer(model, data, optimizer, loss, check)
     app = ClientApp(**kwargs)
     app.train()(trainer.train)
     app.evaluate()(trainer.evaluate)

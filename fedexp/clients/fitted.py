@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Context
@@ -31,8 +31,11 @@ class Fitted:
         context: Context,
         control: ControlVariates | None,
         settings: LocalTraining,
+        cause: Callable[[], str],
     ) -> Fitted:
         """The same, once it is known to be usable; its control variate goes to ``context.state``.
+
+        ``cause`` is asked why a loss is not finite.
 
         Raises:
             FloatingPointError: the loss is not finite, or with a variate any array.
@@ -40,7 +43,7 @@ class Fitted:
         if not math.isfinite(self.metrics["train-loss"]):
             raise FloatingPointError(
                 f"train loss is {self.metrics['train-loss']} with learning-rate "
-                f"{self.metrics['learning-rate']}. Use a smaller one."
+                f"{self.metrics['learning-rate']}: {cause()}"
             )
         if control is None:
             return self

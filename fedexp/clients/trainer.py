@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from torch import Tensor, nn
 
 from fedexp.arrays import Arrays
+from fedexp.clients.causes import cause
 from fedexp.clients.control import VARIATE, ControlVariates
 from fedexp.clients.fitted import Fitted
 from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named
@@ -47,12 +49,14 @@ class Trainer:
         optimizer: ``(parameters, settings) -> torch optimizer``, made anew every round; by
             default what ``local-optimizer`` names in ``LOCAL_OPTIMIZERS``.
         loss: ``(outputs, targets) -> scalar``, a mean over the batch.
+        check: raises ValueError for a run config that the app cannot take; grids ask it.
     """
 
     model: ModelFn
     data: DataFn
     optimizer: OptimizerFn | None = None
     loss: Loss = default_loss
+    check: Callable[[Mapping[str, Any]], object] = LocalTraining.of
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
     _lent: tuple[Arrays, dict[str, Tensor]] | None = field(default=None, repr=False)
 
@@ -109,7 +113,8 @@ class Trainer:
         if config.get("final-loss"):
             metrics["final-loss"] = evaluate(module, examples, self.loss)["loss"]
         fitted = Fitted(after, metrics)
-        fitted = fitted.checked(arrays, context, control, settings)
+        why = partial(cause, module, arrays, examples, self.loss)
+        fitted = fitted.checked(arrays, context, control, settings, why)
         if tunes(make):
             keep(config, context, rate)
         return fitted

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Protocol, Self
 
@@ -95,20 +97,20 @@ class LocalTraining:
         """From kebab-case keys; ``learning-rate`` decays by ``learning-rate-decay`` every round.
 
         ``η_l(t) = learning-rate · learning-rate-decay^t`` in round ``t = 1, 2, …``: the first
-        round is decayed already, as in the FedExP authors' code.
+        round is decayed already, as in the FedExP authors' code. A key that is no setting is the
+        app's own.
+
+        Raises:
+            ValueError: a key is so near to a setting that it must be a slip.
         """
+        _check_keys(frozenset(config))
         decay = config.get("learning-rate-decay", 1.0) ** config.get("server-round", 0)
-        return cls(
-            num_steps=int(config.get("local-steps", cls.num_steps)),
-            batch_size=int(config.get("batch-size", cls.batch_size)),
-            lr=float(config.get("learning-rate", cls.lr)) * decay,
-            weight_decay=float(config.get("weight-decay", cls.weight_decay)),
-            max_grad_norm=float(config.get("max-grad-norm", cls.max_grad_norm)),
-            proximal_mu=float(config.get("proximal-mu", cls.proximal_mu)),
-            optimizer=str(config.get("local-optimizer", cls.optimizer)),
-            hyper_lr=float(config.get("hyper-learning-rate", cls.hyper_lr)),
-            hyper_height=int(config.get("hyper-height", cls.hyper_height)),
-        )
+        given = {
+            name: type(getattr(cls, name))(config[key])
+            for key, name in KEYS.items()
+            if key in config
+        }
+        return cls(**{**given, "lr": given.get("lr", cls.lr) * decay})
 
     def batches(self, num_examples: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Positions of every step's batch, ``[num_steps, batch_size]``.
@@ -120,6 +122,33 @@ class LocalTraining:
         passes = -(-wanted // num_examples)
         order = [rng.permutation(num_examples) for _ in range(passes)]
         return np.concatenate(order)[:wanted].reshape(self.num_steps, self.batch_size)
+
+
+KEYS = {
+    "local-steps": "num_steps",
+    "batch-size": "batch_size",
+    "learning-rate": "lr",
+    "weight-decay": "weight_decay",
+    "max-grad-norm": "max_grad_norm",
+    "proximal-mu": "proximal_mu",
+    "local-optimizer": "optimizer",
+    "hyper-learning-rate": "hyper_lr",
+    "hyper-height": "hyper_height",
+}
+"""Setting to attribute of ``LocalTraining``."""
+
+_OTHER_KEYS = ("learning-rate-decay", "server-round", "seed", "hyper-between-rounds", "final-loss")
+
+
+@lru_cache(maxsize=64)
+def _check_keys(keys: frozenset[str]) -> None:
+    known = (*KEYS, *_OTHER_KEYS)
+    for key in sorted(keys.difference(known)):
+        if near := get_close_matches(key, known, 1, cutoff=0.9):
+            raise ValueError(
+                f"LocalTraining({key}): no such setting. Did you mean {near[0]!r}? "
+                "A key of your own needs a name less like it."
+            )
 
 
 def train(

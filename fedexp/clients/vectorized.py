@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from fedexp.arrays import Arrays
+from fedexp.clients.causes import cause
 from fedexp.clients.chain import Chain
 from fedexp.clients.client_app import has_mods, trainer_of
 from fedexp.clients.control import ControlVariates
@@ -104,7 +106,8 @@ class Cohort:
                 load_arrays(module, one.arrays)
                 metrics["final-loss"] = evaluate(module, examples[i], trainer.loss)["loss"]
             try:
-                fitted.append(one.checked(arrays, context, controls[i], settings[i]))
+                why = partial(cause, module, arrays, examples[i], trainer.loss)
+                fitted.append(one.checked(arrays, context, controls[i], settings[i], why))
             except FloatingPointError as error:
                 fitted.append(error)
                 continue

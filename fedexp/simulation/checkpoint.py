@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flwr.app import ConfigRecord, MetricRecord
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from fedexp.arrays import Arrays
-from fedexp.files import atomically
+from fedexp.files import save_model
 from fedexp.simulation.transport import Packed
 
 _KINDS = {"MetricRecord": MetricRecord, "ConfigRecord": ConfigRecord}
@@ -58,8 +56,7 @@ class Checkpoint:
             "order": json.dumps(list(arrays)),  # the file's own is another, and sums would differ
             "records": json.dumps(records),
         }
-        whole = {name: np.array(x, order="C") for name, x in arrays.items()}
-        atomically(path, lambda beside: save_file(whole, beside, meta))
+        save_model(path, arrays, meta)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:

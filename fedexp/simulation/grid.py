@@ -39,6 +39,9 @@ class LocalGrid(Grid):
         client_app: what the nodes run.
         num_nodes: how many there are.
         run_config: ``context.run_config`` of every node.
+
+    Raises:
+        ValueError: no nodes, or a run config that an app of ours cannot take.
     """
 
     streams = True
@@ -50,6 +53,8 @@ class LocalGrid(Grid):
     ) -> None:
         if num_nodes < 1:
             raise ValueError(f"{type(self).__name__}(num_nodes={num_nodes}): must be at least 1.")
+        if check := getattr(getattr(client_app, "trainer", None), "check", None):
+            check(run_config or {})  # an app of ours knows its settings
         identify()
         self.client_app = client_app
         self.num_nodes = num_nodes

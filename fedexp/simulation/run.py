@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import platform
-import shutil
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -19,11 +14,10 @@ from typing import Any
 import torch
 from flwr.common.logger import log
 
-from fedexp import app
+from fedexp import app, verdict
 from fedexp.clients.vectorized import Cohort
 from fedexp.config import Config
-from fedexp.datasets import plot
-from fedexp.files import save_json, save_text
+from fedexp.files import read_json, save_json, save_text
 from fedexp.records import from_record, to_record
 from fedexp.report import read_rows
 from fedexp.rounds import Round
@@ -36,39 +30,7 @@ Row = dict[str, Any]
 
 _SCORES = ("test-loss", "test-accuracy", "mean-test-loss", "mean-test-accuracy")
 _METRICS = ("train-loss", *_SCORES, "server-step-size")
-_PACKAGES = ("fedexp", "flwr", "torch", "numpy", "ray", "scikit-learn")
-
-
-def folder_of(config: Config, overwrite: bool = False) -> Path:
-    """The folder that ``--out`` names, or ``runs/<time>-<name>``; nothing is written yet.
-
-    Raises:
-        ValueError: it exists, is not empty, and is not an earlier run to overwrite.
-    """
-    name = config.name or config.strategy.replace(",", "-")
-    folder = Path(config.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{name}")
-    replaceable = overwrite and (folder / "config.toml").exists()
-    if folder.exists() and not replaceable and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"Config(out={str(folder)!r}): exists already. "
-            "Name another, or add --overwrite if it is an old run."
-        )
-    return folder
-
-
-def begin(config: Config, folder: Path) -> None:
-    """Make ``folder`` with what is known before the first round; an old run in it goes.
-
-    That is ``config.toml``, ``environment.json`` and the picture of the partition.
-    """
-    if (folder / "config.toml").exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_text(folder / "config.toml", config.to_toml())
-    save_json(folder / "environment.json", environment())
-    if importlib.util.find_spec("matplotlib") and app.dataset_of(config).num_classes:
-        labels = app.dataset_of(config).train[1].numpy()
-        plot(labels, app.partition_of(config), folder / "partition.png")
+_ATTENDANCE = "attendance"
 
 
 def simulate(
@@ -76,26 +38,31 @@ def simulate(
     folder: Path,
     grid: LocalGrid,
     on_round: Callable[[str, Row], None] = lambda *_: None,
+    *,
+    resume: bool = False,
 ) -> dict[str, Row]:
     """Run every strategy of ``config`` on ``grid``; summaries by strategy.
-
-    What ``folder`` holds of an interrupted run is not run again: it goes on after the last round
-    that was recorded, to the same bits.
 
     Args:
         config: what to run.
         folder: as ``begin`` made it, or of an interrupted run. Each strategy has a subfolder.
         grid: that of ``grid_of``.
         on_round: called after each round with the strategy's key and the line just written.
+        resume: what ``folder`` holds of an interrupted run is not run again: it goes on after the
+            last round that was recorded, to the same bits. Else nothing there is believed.
     """
     summaries = {}
     for key in app.strategy_keys(config):
         finished = folder / key / "summary.json"
-        if not finished.exists():
+        if not (resume and finished.exists()):
+            (folder / key).mkdir(exist_ok=True)
+            if not resume:
+                for old in (finished, folder / key / "checkpoint.safetensors"):
+                    old.unlink(missing_ok=True)
             grid.forget()
             run = app.Run(config, key, grid.num_nodes)
             _record(run, folder / key, grid, partial(on_round, key))
-        summaries[key] = json.loads(finished.read_text())
+        summaries[key] = read_json(finished)
     return summaries
 
 
@@ -151,32 +118,36 @@ def grid_of(config: Config) -> LocalGrid:
 
 def _record(run: app.Run, folder: Path, grid: LocalGrid, on_row: Callable[[Row], None]) -> None:
     """Write ``metrics.jsonl`` round by round, then ``model.safetensors`` and ``summary.json``."""
-    folder.mkdir(exist_ok=True)
     checkpoint = folder / "checkpoint.safetensors"
     last = _restored(run, checkpoint, grid) if checkpoint.exists() else 0
     rows = [row for row in read_rows(folder) if row["round"] <= last]
+    run.failed_in_a_row = verdict.failed_in_a_row(rows)
     save_text(folder / "metrics.jsonl", "".join(map(_line, rows)))
-    with open(folder / "metrics.jsonl", "a") as file:
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         for round_ in run.rounds(grid, last + 1):
-            rows.append(row_of(round_))
+            rows.append(row_of(round_) | run.row(round_))
             file.write(_line(rows[-1]))
             file.flush()
             _saved(run, round_.server_round, grid).save(checkpoint)
             on_row(rows[-1])
     run.save(folder)
-    save_json(folder / "summary.json", summary_of(rows, run.config))
+    missing, num_rounds = run.strategy.attendance.missing, run.config.num_server_rounds
+    summary = summary_of(verdict.scored(rows), run.config)
+    save_json(folder / "summary.json", summary | verdict.of_run(rows, missing, num_rounds))
     checkpoint.unlink(missing_ok=True)
 
 
 def _saved(run: app.Run, server_round: int, grid: LocalGrid) -> Checkpoint:
-    params, state = from_record(run.arrays), run.strategy.state
+    params = from_record(run.arrays)
+    state = {**run.strategy.state, _ATTENDANCE: run.strategy.attendance.state()}
     return Checkpoint(server_round, params, state, run.evaluation.memory, grid.states)
 
 
 def _restored(run: app.Run, path: Path, grid: LocalGrid) -> int:
     saved = Checkpoint.load(path)
     run.arrays = to_record(saved.params)
-    run.strategy.state = dict(saved.state)
+    run.strategy.state = {**saved.state}
+    run.strategy.attendance.restore(run.strategy.state.pop(_ATTENDANCE))
     run.evaluation.memory = dict(saved.average)
     grid.states.update(saved.clients)
     return saved.server_round
@@ -211,7 +182,6 @@ def summary_of(rows: list[Row], config: Config) -> Row:
         **_scores(rows, config.target_accuracy, "mean-"),
         "mean-server-step-size": statistics.fmean(steps) if steps else None,
         "seconds-a-round": statistics.median(row["round-seconds"] for row in rows),
-        "failed-rounds": sum(row["failed"] for row in rows),
     }
 
 
@@ -226,19 +196,3 @@ def _scores(rows: list[Row], target: float, prefix: str = "") -> Row:
         f"{prefix}final-accuracy": accuracies[-1] if accuracies else None,
         f"{prefix}final-test-loss": rows[-1][f"{prefix}test-loss"],
     }
-
-
-def environment() -> dict[str, Any]:
-    """Versions that a result depends on."""
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

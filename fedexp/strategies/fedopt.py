@@ -21,6 +21,7 @@ from fedexp import wire
 from fedexp.arrays import Arrays, first_non_finite, has_batch_norm, sq_norm, trainable_names
 from fedexp.records import from_record, to_record
 from fedexp.stats import PseudoGradientStats
+from fedexp.strategies.attendance import Attendance
 from fedexp.strategies.control import VARIATE, common_step, next_variate, server_variate
 from fedexp.strategies.directions import State
 from fedexp.strategies.optimizer import ServerOptimizer, limited
@@ -108,6 +109,7 @@ class FedOpt(FlowerFedAvg):
         self.client_config = dict(client_config or {})
         self.control_variates = control_variates
         self.state: State = {}
+        self.attendance = Attendance()
         self.params: Arrays = {}
         self._num_nodes = 0
         self._released: ArrayRecord | None = None
@@ -136,7 +138,7 @@ class FedOpt(FlowerFedAvg):
     ) -> list[Message]:
         """FedAvg's messages; remembers what is broadcast. Round 1 starts afresh."""
         if server_round == 1:
-            self.state, self._released = {}, None
+            self.state, self._released, self.attendance = {}, None, Attendance()
         self._check_untouched(arrays)
         self.begin(from_record(arrays))
         self._tell(config)
@@ -148,6 +150,7 @@ class FedOpt(FlowerFedAvg):
         if self.control_variates:
             self._num_nodes = len(list(grid.get_node_ids()))
             self._send_variate(messages)
+        self.attendance.ask(message.metadata.dst_node_id for message in messages)
         self._ask_to_merge(grid)
         return messages
 
@@ -174,6 +177,7 @@ class FedOpt(FlowerFedAvg):
         """
         folded = Replies(self.params, self.reading(), merges=self.merges)
         folded.fold(folded.contents(replies), drop_beyond=self.drop_beyond)
+        self.attendance.fail(folded.failures)
         log(
             INFO,
             "aggregate_train: Received %s results and %s failures",
@@ -187,9 +191,13 @@ class FedOpt(FlowerFedAvg):
         params, own = self.advance(folded.with_loss())
         if not math.isfinite(own["server-step-size"]) or first_non_finite(params):
             self.state = state
-            log(WARNING, "Round %d: the step %s is not finite.", server_round, own)
+            reason = (
+                f"the server step {own['server-step-size']:.3g} gives a model that is not finite."
+            )
+            self.attendance.fail([(node, reason) for node, _ in folded.metrics])
             return self._nothing(server_round, folded.num_failures + folded.stats.count)
         self.state = self.state | variate
+        self.attendance.came(node for node, _ in folded.metrics)
         metrics = folded.aggregated(self.train_metrics_aggr_fn)
         metrics.update({**own, **self._rates(folded), "num-failures": folded.num_failures})
         self._released = to_record(params)
@@ -201,6 +209,7 @@ class FedOpt(FlowerFedAvg):
         """Aggregate the metrics of the usable replies."""
         folded = Replies({}, self.reading())
         folded.fold_metrics(folded.contents(replies))
+        self.attendance.tell(folded.failures)
         if not folded.metrics:
             return None
         return folded.aggregated(self.evaluate_metrics_aggr_fn)

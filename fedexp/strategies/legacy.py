@@ -114,6 +114,7 @@ class FedOpt(FlowerFedAvg):
         folded = Replies(self.strategy.params, self.strategy.reading())
         decoded = self._decoded(results)
         folded.fold(decoded, drop_beyond=self.strategy.drop_beyond)
+        self.strategy.attendance.tell(folded.failures)
         if not folded.stats.count:
             log(WARNING, "Round %d: no usable result, the model is unchanged.", server_round)
             return None, {}

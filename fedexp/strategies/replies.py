@@ -17,6 +17,7 @@ from fedexp import wire
 from fedexp.arrays import Arrays
 from fedexp.records import records_of
 from fedexp.stats import PseudoGradientStats, update_norm
+from fedexp.strategies.attendance import Failure
 from fedexp.strategies.robustness import outliers
 
 Content = tuple[int, RecordDict]
@@ -30,6 +31,9 @@ class Replies:
         before: what was broadcast.
         reading: how replies are read.
         merges: the grid was asked for merged replies; from anybody else they are not believed.
+
+    Attributes:
+        failures: node and reason of each reply that was left out.
     """
 
     def __init__(self, before: Arrays, reading: wire.Reading, *, merges: bool = False) -> None:
@@ -37,10 +41,15 @@ class Replies:
         self.stats = PseudoGradientStats()
         self.metrics: list[tuple[int, Mapping[str, Any]]] = []
         self.metrics_key = "metrics"
-        self.num_failures = 0
+        self.failures: list[Failure] = []
+
+    @property
+    def num_failures(self) -> int:
+        """How many replies were left out."""
+        return len(self.failures)
 
     def contents(self, replies: Iterable[Message]) -> Iterator[Content]:
-        """Node and content of each reply as it arrives; errors are logged."""
+        """Node and content of each reply as it arrives; errors become ``failures``."""
         for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_error():
@@ -52,7 +61,7 @@ class Replies:
                 del content
 
     def fold(self, contents: Iterable[Content], *, drop_beyond: float | None = None) -> None:
-        """Add train replies one by one, or log why not.
+        """Add train replies one by one, or note why not.
 
         With ``drop_beyond`` all of them are held until the last has come, and those whose update
         is longer than this multiple of the median are left out.
@@ -87,7 +96,7 @@ class Replies:
                 self._add(node, content, *read)
 
     def fold_metrics(self, contents: Iterable[Content]) -> None:
-        """Keep the metrics of evaluate replies, or log why not."""
+        """Keep the metrics of evaluate replies, or note why not."""
         for node, content in contents:
             try:
                 self.reading.weight(content)
@@ -154,8 +163,7 @@ class Replies:
         self.metrics.append((node, dict(metrics)))
 
     def _leave_out(self, node: int, reason: str) -> None:
-        self.num_failures += 1
-        log(WARNING, "Reply of node %s left out: %s", node, reason)
+        self.failures.append((node, reason))
 
 
 def _form(metrics: Mapping[str, Any]) -> dict[str, int | None]:

@@ -146,7 +146,7 @@ def test_a_client_whose_loss_explodes_fails_alone():
     fitted = group(Cohort.of(app, "on", contexts[0]), messages, contexts)
     failed = [isinstance(one, FloatingPointError) for one in fitted]
     assert failed == [False, False, True, False, False, False]
-    assert "Use a smaller one" in str(fitted[2])
+    assert "use a smaller learning rate" in str(fitted[2])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""Which choice reads which setting, so that none is given in vain."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS
+from fedexp.clients.training import KEYS, LocalTraining
+from fedexp.clients.tuned_rates import BETWEEN
+from fedexp.config import Config
+from fedexp.datasets import PARTITIONERS, SOURCES
+from fedexp.strategies import STRATEGIES, FedOpt
+
+Fields = frozenset[str]
+"""Names of fields of ``Config``."""
+
+_MOST = 8  # names in one line
+_FIELDS: Fields = frozenset(Config.model_fields)
+_SAME = {"eta": "server_learning_rate"}  # an argument of a strategy, and the field that means it
+_ENGINES = {
+    "serial": Fields(),
+    "ray": Fields({"num_workers", "num_gpus", "ray_address", "vectorize"}),
+}
+
+
+def strategy_arguments(strategy: type[FedOpt]) -> dict[str, str]:
+    """Arguments that ``strategy`` takes, and the field of ``Config`` that fills each."""
+    taken = {name for base in strategy.__mro__ for name in inspect.signature(base).parameters}
+    fields = {name: _SAME.get(name, name) for name in taken}
+    return {name: field for name, field in fields.items() if field in _FIELDS}
+
+
+def readers() -> dict[str, dict[str, Fields]]:
+    """What is chosen (a strategy, a partitioner, ...), by name, and the fields that it reads.
+
+    All is derived from what the choices are made of, but for the engines: looking at those would
+    import Ray.
+    """
+    return {
+        "strategy": {
+            key: Fields(strategy_arguments(row.strategy).values())
+            for key, row in STRATEGIES.items()
+        },
+        "local optimizer": {name: _of_optimizer(name) for name in LOCAL_OPTIMIZERS},
+        "partitioner": {name: _parameters(f) & _FIELDS for name, f in PARTITIONERS.items()},
+        "dataset": {
+            name: Fields({"data_dir"} if source.files else ()) for name, source in SOURCES.items()
+        },
+        "engine": _ENGINES,
+    }
+
+
+def check_read(
+    config: Config, chosen: Mapping[str, Collection[str]], given: Collection[str] = ()
+) -> None:
+    """Find out whether each setting has a reader among the choices.
+
+    Settings that no choice at all reads are the run's own, and pass.
+
+    Args:
+        config: values that differ from their default are judged.
+        chosen: names by kind of choice, see ``readers``; kinds that are left out are not judged.
+        given: keys that are judged though they have their default, those of the command line.
+
+    Raises:
+        ValueError: nothing that was chosen reads a setting; the line names what would.
+    """
+    known = {kind: options for kind, options in readers().items() if kind in chosen}
+    for field, info in Config.model_fields.items():
+        key, value = field.replace("_", "-"), getattr(config, field)
+        would = {
+            kind: [name for name, fields in options.items() if field in fields]
+            for kind, options in known.items()
+        }
+        is_read = any(set(names) & set(chosen[kind]) for kind, names in would.items())
+        if is_read or not any(would.values()) or (key not in given and value == info.default):
+            continue
+        instead = [f"no chosen {kind} reads {key}; {_do(x)}" for kind, x in would.items() if x]
+        raise ValueError(f"Config({key}={value!r}): {', and '.join(instead)}.")
+
+
+def _of_optimizer(name: str) -> Fields:
+    """The settings that making the optimizer reads, and that of tuned rates if it tunes."""
+    optimizer, settings = LOCAL_OPTIMIZERS[name], _Noted()
+    optimizer([nn.Parameter(torch.zeros(1))], cast(LocalTraining, settings))
+    keys = [key for key, attribute in KEYS.items() if attribute in settings.names]
+    keys += [BETWEEN] if optimizer.tunes else []
+    return Fields(key.replace("-", "_") for key in keys)
+
+
+class _Noted:
+    """Settings of a client that note which of them are read."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.names.add(name)
+        return getattr(LocalTraining(), name)
+
+
+def _parameters(function: Any) -> Fields:
+    return Fields(inspect.signature(function).parameters)
+
+
+def _do(names: list[str]) -> str:
+    shown = names if len(names) <= _MOST else [*names[:_MOST], f"{len(names) - _MOST} more"]
+    *first, last = shown
+    return f"{', '.join(first)} and {last} do" if first else f"{last} does"

@@ -31,7 +31,7 @@ from fedexp.datasets import Dataset, Parts, load
 from fedexp.datasets.partition import named, split
 from fedexp.files import save_model
 from fedexp.logs import level
-from fedexp.models import build
+from fedexp.models import build, suited
 from fedexp.readers import strategy_arguments
 from fedexp.records import from_record, to_record
 from fedexp.rounds import EvaluateFn, Round, rounds
@@ -41,8 +41,18 @@ from fedexp.strategies.sampling import InPartitionOrder, partitions_of
 
 
 def dataset_of(config: Config) -> Dataset:
-    """The dataset of a run; loaded once per process."""
-    return load(config.dataset, data_dir=config.data_dir or None, seed=config.seed)
+    """The dataset of a run, with inputs of the kind its model takes; loaded once per process."""
+    return suited(config.model, _loaded(config))
+
+
+def _loaded(config: Config) -> Dataset:
+    return load(
+        config.dataset,
+        data_dir=config.data_dir or None,
+        seed=config.seed,
+        impute=config.impute,
+        targets=config.targets,
+    )
 
 
 def partition_of(config: Config) -> Parts:
@@ -55,7 +65,7 @@ def partition_of(config: Config) -> Parts:
 
 
 _PARTITION = {
-    *("dataset", "data_dir", "partitioner", "num_clients", "seed"),
+    *("dataset", "data_dir", "impute", "targets", "partitioner", "num_clients", "seed"),
     *("alpha", "sigma", "shards_per_client", "classes_per_client"),
 }
 # All else goes back to its default, so that configurations that split alike share a partition.
@@ -68,7 +78,7 @@ _NO_PARTITION = {
 def _partition(config: Config) -> Parts:
     return named(
         config.partitioner,
-        dataset_of(config),
+        _loaded(config),
         num_clients=config.num_clients,
         seed=config.seed,
         alpha=config.alpha,

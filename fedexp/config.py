@@ -50,6 +50,12 @@ class Config(BaseModel):
     )
     dataset: Text = Field("digits", description="a key of datasets.SOURCES")
     data_dir: Text = Field("", description="folder with one folder per dataset, for file formats")
+    impute: Literal["", "mean", "median", "zero"] = Field(
+        "", description="for missing inputs of .npz and hub: data: mean, median, zero"
+    )
+    targets: Literal["auto", "classes", "values"] = Field(
+        "auto", description="of .npz and hub: data: auto, classes, values (a regression)"
+    )
     partitioner: str = Field("dirichlet", description="a key of datasets.PARTITIONERS")
     alpha: float = Field(0.1, gt=0, description="Dirichlet concentration; small is more skewed")
     sigma: float = Field(1.0, gt=0, description="spread of log sizes, for quantity-lognormal")

@@ -7,6 +7,7 @@ All run under ``torch.func.functional_call``, and all but the LSTM under ``vmap`
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import import_module
 
 import torch
@@ -30,16 +31,37 @@ def build(name: str, dataset: Dataset, *, seed: int = 0) -> nn.Module:
         ValueError: unknown name, or a model that cannot take these inputs.
     """
     inputs = dataset.train[0]
-    if name in MODELS and (name == "char-lstm") != (inputs.dtype == torch.uint8):
-        kind = "characters" if inputs.dtype == torch.uint8 else "numbers"
+    if name in MODELS and (name == "char-lstm") == inputs.is_floating_point():
+        kind = "numbers" if inputs.is_floating_point() else f"characters ({inputs.dtype})"
         raise ValueError(
             f"build(name={name!r}): does not fit a dataset of {kind}. "
-            "Use `char-lstm` for characters and another model for numbers."
+            "Use `char-lstm` for characters and another model for numbers, saved as floats."
         )
-    function = MODELS.get(name) or _imported(name)
+    if name == "char-lstm":
+        _check_alphabet(dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return function(tuple(inputs.shape[1:]), dataset.num_classes)
+        if name in MODELS:
+            return MODELS[name](tuple(inputs.shape[1:]), dataset.num_classes)
+        return _made(name, tuple(inputs.shape[1:]), dataset.num_classes)
+
+
+@lru_cache(maxsize=4)
+def suited(name: str, dataset: Dataset) -> Dataset:
+    """``dataset`` with its inputs as the model ``name`` takes them.
+
+    int64 inputs are tokens to ``char-lstm``, and to a model of your own that has an
+    ``nn.Embedding``, ``nn.EmbeddingBag`` or a module with the attribute ``takes_tokens = True``.
+    To any other model they are numbers: float32. All other inputs stay.
+
+    Raises:
+        ValueError: a model that cannot be built, or integers that float32 would round.
+    """
+    if dataset.train[0].dtype != torch.int64 or name == "char-lstm":
+        return dataset
+    if name not in MODELS and any(map(_takes_tokens, build(name, dataset).modules())):
+        return dataset
+    return dataset.as_numbers()
 
 
 def linear(input_shape: Shape, num_outputs: int) -> nn.Module:
@@ -182,6 +204,41 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
 }
 
 
+def _takes_tokens(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag) or getattr(
+        module, "takes_tokens", False
+    )
+
+
+def _check_alphabet(dataset: Dataset) -> None:
+    lowest = min(int(x.min()) for x, _ in (dataset.train, dataset.test))
+    highest = max(int(x.max()) for x, _ in (dataset.train, dataset.test))
+    if not 0 <= lowest <= highest < dataset.num_classes:
+        raise ValueError(
+            f"build(name='char-lstm'): predicts the next of {dataset.num_classes} characters, the "
+            f"inputs hold {lowest} to {highest}. Number characters alike in inputs and targets, or "
+            "use a model of your own."
+        )
+
+
+def _made(name: str, shape: Shape, num_outputs: int) -> nn.Module:
+    function = _imported(name)
+    try:
+        model = function(shape, num_outputs)
+    except Exception as error:  # of any kind: it is the user's code
+        line = str(error).partition("\n")[0]
+        raise ValueError(
+            f"build(name={name!r}): {type(error).__name__} for input_shape={shape}, "
+            f"num_outputs={num_outputs}: {line}."
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"build(name={name!r}): the function gives {type(model).__name__}, must give a "
+            "torch.nn.Module. Return the model."
+        )
+    return model
+
+
 def _imported(name: str) -> Callable[[Shape, int], nn.Module]:
     module, _, attribute = name.partition(":")
     if not attribute:
@@ -191,8 +248,9 @@ def _imported(name: str) -> Callable[[Shape, int], nn.Module]:
         )
     try:
         function: Callable[[Shape, int], nn.Module] = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"build(name={name!r}): {error}. Is it on the Python path?") from error
+    except Exception as error:  # of any kind: it is the user's code
+        line = str(error).partition("\n")[0]
+        raise ValueError(f"build(name={name!r}): {line}. Is it on the Python path?") from error
     return function
 
 

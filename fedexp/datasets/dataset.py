@@ -1,13 +1,17 @@
-"""The one form in which every source hands over its data."""
+"""The one form in which every source hands over its data, and the check that all of it passes."""
 
-from collections.abc import Sized
-from dataclasses import dataclass
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from fedexp.datasets.inputs import check_exact, check_finite, inputs_of
 from fedexp.datasets.parts import Array
+from fedexp.datasets.targets import targets_of
+
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,66 +19,149 @@ class Dataset:
     """Train and test tensors, shared by all clients of a process; clients index, never write.
 
     Attributes:
-        train: inputs ``[num_examples, ...]`` (float32, or uint8 tokens) and targets
+        train: inputs ``[num_examples, ...]`` (floats, or tokens as uint8 or int64) and targets
             ``[num_examples]`` (int64 classes, or floats in a regression).
         test: the same for the global test set.
         num_classes: 0 in a regression.
         keys: natural client of each training row, integers ``0 … K-1``, or None.
         names: what the keys stand for, ``[K]``; empty if they have no names.
+        class_names: what the classes stand for, ``[num_classes]``; empty if they are numbers.
+        columns: names of the features; empty if they have no names.
+
+    Raises:
+        ValueError: no rows, a test set of another shape, NaN, or targets out of range.
     """
 
-    train: tuple[torch.Tensor, torch.Tensor]
-    test: tuple[torch.Tensor, torch.Tensor]
+    train: Pair
+    test: Pair
     num_classes: int
     keys: Array | None = None
     names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part, (x, y) in (("train", self.train), ("test", self.test)):
+            if not len(x) == len(y) > 0:
+                raise ValueError(
+                    f"Dataset(y_{part}=[{len(y)}]): must be as long as x_{part}, {len(x)}, and "
+                    "have a row."
+                )
+            check_finite(f"Dataset(x_{part})", x, self.columns)
+            self._check_targets(f"y_{part}", y)
+        (x, _), (x_test, _) = self.train, self.test
+        if x_test.shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"Dataset(x_test={list(x_test.shape)}): a row must have the shape of those of "
+                f"x_train, {list(x.shape[1:])}. Use the same columns."
+            )
+        if self.keys is not None and self.keys.shape != (len(x),):
+            raise ValueError(
+                f"Dataset(keys={list(self.keys.shape)}): must be one per training row, {len(x)}."
+            )
+
+    def _check_targets(self, name: str, y: torch.Tensor) -> None:
+        if y.is_floating_point() != (not self.num_classes):
+            kind = f"{self.num_classes} classes" if self.num_classes else "floats of a regression"
+            raise ValueError(f"Dataset({name}={y.dtype}): must be {kind}.")
+        if not y.isfinite().all():
+            raise ValueError(f"Dataset({name}): holds NaN or infinity. Leave these rows out.")
+        if self.num_classes and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
+            raise ValueError(
+                f"Dataset({name}={int(y.min())} to {int(y.max())}): classes must be 0 to "
+                f"{self.num_classes - 1}, below num_classes."
+            )
+
+    def as_numbers(self) -> "Dataset":
+        """The same with integer inputs as float32.
+
+        Raises:
+            ValueError: integers that float32 would round.
+        """
+        if self.train[0].is_floating_point():
+            return self
+        for part, (x, _) in (("train", self.train), ("test", self.test)):
+            check_exact(f"Dataset(x_{part})", x, self.columns)
+        (x, y), (x_test, y_test) = self.train, self.test
+        return replace(self, train=(x.float(), y), test=(x_test.float(), y_test))
 
 
 def from_arrays(
-    x_train: Any, y_train: Any, x_test: Any, y_test: Any, *, keys: Any = None
+    x_train: Any,
+    y_train: Any,
+    x_test: Any,
+    y_test: Any,
+    *,
+    keys: Any = None,
+    impute: str = "",
+    targets: str = "auto",
+    columns: Sequence[str] = (),
 ) -> Dataset:
     """A dataset of the user's own arrays or tensors.
 
     Args:
-        x_train: ``[num_examples, ...]``. uint8 is taken for grey or colour images: scaled to
-            [0, 1], and given a channel axis if there is none. All else becomes float32.
-        y_train: ``[num_examples]``, integer classes from 0, or floats for a regression.
+        x_train: ``[num_examples, ...]``: images if uint8 with 3 or 4 dimensions, tokens or numbers
+            if other integers, else float32. `fedexp.datasets.inputs` has the rules.
+        y_train: ``[num_examples]``: classes if integers, text or one-hot rows, values of a
+            regression if floats. `fedexp.datasets.targets` has the rules.
         x_test: as ``x_train``.
         y_test: as ``y_train``.
         keys: natural client of each training row, of any type that sorts.
+        impute: ``mean``, ``median`` or ``zero`` for missing inputs (NaN), over the training rows.
+        targets: ``classes`` or ``values`` if ``y_train`` could be both.
+        columns: names of the features, for messages.
 
     Raises:
-        ValueError: lengths that differ.
+        ValueError: what cannot be trained on, with the array or column and what to do.
     """
-    train, test = _pair("train", x_train, y_train), _pair("test", x_test, y_test)
-    is_regression = train[1].is_floating_point()
-    num_classes = 0 if is_regression else int(max(train[1].max(), test[1].max())) + 1
-    if keys is None:
-        return Dataset(train, test, num_classes)
-    names, number = np.unique(np.asarray(keys), return_inverse=True)
-    if len(number) != len(train[1]):
-        raise ValueError(f"from_arrays(keys=[{len(number)}]): must be one per training row.")
-    return Dataset(train, test, num_classes, number, tuple(map(str, names)))
+    train, test, num_classes, class_names = targets_of(y_train, y_test, targets)
+    x, x_test = inputs_of(x_train, x_test, impute=impute, columns=columns)
+    number, names = (None, ()) if keys is None else _numbered(keys)
+    return Dataset(
+        (x, train), (x_test, test), num_classes, number, names, class_names, tuple(columns)
+    )
 
 
-def from_torch(train: Any, test: Any, *, keys: Any = None) -> Dataset:
-    """A dataset of two map-style ``torch.utils.data.Dataset`` of (input, target) pairs."""
-    return from_arrays(*_stacked(train), *_stacked(test), keys=keys)
+def from_torch(
+    train: Any, test: Any, *, keys: Any = None, impute: str = "", targets: str = "auto"
+) -> Dataset:
+    """A dataset of two map-style ``torch.utils.data.Dataset`` of (input, target) pairs.
+
+    Args:
+        train: gives the training rows.
+        test: gives the test rows.
+        keys: as in `from_arrays`.
+        impute: as in `from_arrays`.
+        targets: as in `from_arrays`.
+
+    Raises:
+        ValueError: as in `from_arrays`, and for rows that are no pairs.
+    """
+    pairs = *_stacked("train", train), *_stacked("test", test)
+    return from_arrays(*pairs, keys=keys, impute=impute, targets=targets)
 
 
-def _stacked(pairs: Sized) -> tuple[torch.Tensor, torch.Tensor]:
+def _stacked(name: str, pairs: Sized) -> tuple[Array, Array]:
     rows = [pairs[i] for i in range(len(pairs))]  # type: ignore[index]
-    inputs, targets = zip(*rows, strict=True)
-    return torch.stack([torch.as_tensor(x) for x in inputs]), torch.as_tensor(targets)
-
-
-def _pair(name: str, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
-    if len(x) != len(y):
+    if not rows or any(not isinstance(row, tuple | list) or len(row) != 2 for row in rows):
         raise ValueError(
-            f"from_arrays(y_{name}=[{len(y)}]): must be as long as x_{name}, {len(x)}."
+            f"from_torch({name}=[{len(rows)}]): must have rows, each an (input, target) pair."
         )
-    if x.dtype == torch.uint8:
-        x = x.float().div_(255)
-        x = x.unsqueeze(1) if x.ndim == 3 else x
-    return x.float(), y.float() if y.is_floating_point() else y.long()
+    try:
+        return np.stack([np.asarray(x) for x, _ in rows]), np.array(
+            [np.asarray(y) for _, y in rows]
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"from_torch({name}): {error}. Give all inputs one shape, and all targets."
+        ) from None
+
+
+def _numbered(keys: Any) -> tuple[Array, tuple[str, ...]]:
+    keys = np.asarray(keys)
+    keys = keys[:, 0] if keys.shape[1:] == (1,) else keys
+    try:
+        names, number = np.unique(keys, return_inverse=True)
+    except TypeError as error:
+        raise ValueError(f"from_arrays(keys={keys.dtype}): {error}. Make all keys text.") from None
+    return number, tuple(map(str, names))

@@ -10,12 +10,14 @@ from fedexp.datasets.parts import Array, Parts, held_out
 from fedexp.extras import need
 
 
-def from_hub(spec: str) -> Dataset:
+def from_hub(spec: str, *, impute: str = "", targets: str = "auto") -> Dataset:
     """Any dataset of the Hub: ``owner/name``, ``owner/name:target`` or ``owner/name:target:key``.
 
     Args:
         spec: repository, then the columns of the target (else the only column of classes) and of
             the natural client (else there are none).
+        impute: as in `from_arrays`.
+        targets: as in `from_arrays`.
 
     Raises:
         ModuleNotFoundError: flwr-datasets is not installed.
@@ -31,34 +33,50 @@ def from_hub(spec: str) -> Dataset:
         test = federated.load_split("test")
     except ValueError:  # no such split
         test = None
-    return from_table(train, test, target=target, key=key)
+    return from_table(train, test, target=target, key=key, impute=impute, targets=targets)
 
 
-def from_table(train: Any, test: Any = None, *, target: str = "", key: str = "") -> Dataset:
+def from_table(
+    train: Any,
+    test: Any = None,
+    *,
+    target: str = "",
+    key: str = "",
+    impute: str = "",
+    targets: str = "auto",
+) -> Dataset:
     """A dataset of ``datasets.Dataset`` tables; all other columns than these two are inputs.
 
     Args:
-        train: one column of images, or any number of numeric columns.
+        train: one column of images or token lists, or any number of numeric columns.
         test: the same columns; None holds out a fifth of the rows.
         target: column of classes or numbers; by default the only ``ClassLabel`` column.
         key: column of natural clients, or none.
+        impute: as in `from_arrays`.
+        targets: as in `from_arrays`.
+
+    Raises:
+        ValueError: as in `from_arrays`, and for columns that are not there.
     """
     need("flwr_datasets", "hub")
     from datasets import concatenate_datasets
 
     target = target or _only_class_column(train)
     if absent := [name for name in (target, key) if name and name not in train.column_names]:
-        columns = ", ".join(train.column_names)
-        raise ValueError(f"from_table(column={absent[0]!r}): there is none. Columns: {columns}.")
+        known = ", ".join(train.column_names)
+        raise ValueError(f"from_table(column={absent[0]!r}): there is none. Columns: {known}.")
     table = train if test is None else concatenate_datasets([train, test])
-    x = _inputs(table, [name for name in table.column_names if name not in (target, key)])
-    y = _targets(table, target)
-    if test is None:
-        is_test = held_out(y if y.dtype.kind == "i" else np.zeros(len(y), np.int64), 0.2)
-    else:
-        is_test = np.arange(len(table)) >= len(train)
-    keys = np.asarray(table[key][:])[~is_test] if key else None
-    return from_arrays(x[~is_test], y[~is_test], x[is_test], y[is_test], keys=keys)
+    columns = [name for name in table.column_names if name not in (target, key)]
+    x, y = _inputs(table, columns), _target(table, target)
+    is_last = np.arange(len(table)) >= len(train)
+    is_test = held_out(_strata(y), 0.2) if test is None else is_last
+    return from_arrays(
+        *(x[~is_test], y[~is_test], x[is_test], y[is_test]),
+        keys=np.asarray(table[key][:])[~is_test] if key else None,
+        impute=impute,
+        targets=targets,
+        columns=columns,
+    )
 
 
 def parts_by(partitioner: Any, dataset: Dataset) -> Parts:
@@ -128,14 +146,49 @@ def _only_class_column(table: Any) -> str:
 
 
 def _inputs(table: Any, columns: list[str]) -> Array:
-    if len(columns) == 1:
-        rows = np.stack([np.asarray(row) for row in table[columns[0]]])
-        return np.moveaxis(rows, -1, 1) if rows.ndim == 4 and rows.shape[-1] in (1, 3) else rows
-    return np.stack([np.asarray(table[name][:], np.float32) for name in columns], axis=1)
+    arrays = [_feature(table, name) for name in columns]
+    if not arrays:
+        raise ValueError("from_table(train): has no column beside target and key. Give it inputs.")
+    if len(arrays) == 1:
+        return arrays[0]
+    for name, values in zip(columns, arrays, strict=True):
+        if values.ndim > 1:
+            raise ValueError(
+                f"from_table(column={name!r}): holds arrays of shape {values.shape[1:]}, beside "
+                "other columns only numbers go. Remove it, or the others (remove_columns)."
+            )
+    if any(values.dtype.kind not in "fiub" for values in arrays):
+        arrays = [values.astype(object) for values in arrays]  # else all would become text
+    return np.stack(arrays, axis=1)
 
 
-def _targets(table: Any, column: str) -> Array:
-    values = np.asarray(table[column][:])
-    if values.dtype.kind in "fiub":
-        return values
-    return np.unique(values, return_inverse=True)[1]
+def _feature(table: Any, name: str) -> Array:
+    from datasets import ClassLabel, Value
+
+    if isinstance(table.features[name], ClassLabel | Value):
+        return np.asarray(table[name][:])
+    try:
+        return np.stack([np.asarray(row) for row in table[name]])
+    except ValueError as error:
+        raise ValueError(
+            f"from_table(column={name!r}): {error}. Give all its rows one shape."
+        ) from None
+
+
+def _target(table: Any, name: str) -> Array:
+    from datasets import ClassLabel
+
+    values = np.asarray(table[name][:])
+    if isinstance(table.features[name], ClassLabel) and -1 in values:
+        raise ValueError(
+            f"from_table(column={name!r}): {np.count_nonzero(values == -1)} rows have no class "
+            "(-1). Leave them out; a test set without classes cannot be scored."
+        )
+    return values
+
+
+def _strata(y: Array) -> Array:
+    """What a held-out set is balanced by: the classes, if there are any."""
+    if y.ndim > 1 or y.dtype.kind not in "iUS":
+        return np.zeros(len(y), np.int64)
+    return np.unique(y, return_inverse=True)[1]

@@ -1,12 +1,13 @@
 """Image sets from their published files."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedexp.datasets.dataset import Dataset
-from fedexp.datasets.formats import damaged, read_cifar, read_idx, read_leaf
+from fedexp.datasets.formats import damaged, parsing, read_cifar, read_idx, read_leaf
 from fedexp.datasets.parts import Array
 
 EMNIST_CLASSES = {
@@ -59,6 +60,8 @@ def cifar(data_dir: Path, num_classes: int) -> Dataset:
         folder, label_key = data_dir / "cifar100" / "cifar-100-python", "fine_labels"
         train_files, test_file = ["train"], "test"
     batches = [read_cifar(folder / name, label_key) for name in [*train_files, test_file]]
+    for _, found in batches:
+        _check_classes(folder, found, num_classes)
     sizes = {len(labels) for _, labels in batches[:-1]}
     if len(sizes) > 1:
         raise damaged(folder, "training batches of one size", sorted(sizes))
@@ -83,16 +86,24 @@ def femnist(data_dir: Path) -> Dataset:
 
 
 def _leaf_images(
-    folder: Path, clients: dict[str, tuple[list[list[float]], list[int]]]
+    folder: Path, clients: dict[str, tuple[list[Any], list[Any]]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    pairs = list(clients.values())
-    try:
-        x = np.concatenate([np.asarray(x, np.float32).reshape(-1, 1, 28, 28) for x, _ in pairs])
-        y = np.concatenate([np.asarray(y, np.int64) for _, y in pairs])
-    except ValueError as error:
-        raise damaged(folder, "images of 784 numbers", error) from error
+    with parsing(folder, "images of 784 numbers and a class each"):
+        x = np.concatenate([_pixels(folder, images) for images, _ in clients.values()])
+        y = np.concatenate(
+            [np.asarray(labels).reshape(len(images)) for images, labels in clients.values()]
+        )
+    if y.dtype.kind not in "iu":
+        raise damaged(folder, "integers as classes", y.dtype)
     _check_classes(folder, y, 62)
-    return torch.from_numpy(x), torch.from_numpy(y)
+    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
+
+
+def _pixels(folder: Path, rows: list[Any]) -> Array:
+    x = np.asarray(rows)  # without a dtype, so that text and null do not become numbers
+    if x.dtype.kind not in "fiu" or not np.isfinite(x).all():
+        raise damaged(folder, "finite numbers as pixels", x.dtype)
+    return x.astype(np.float32).reshape(-1, 1, 28, 28)
 
 
 def _idx_split(

@@ -31,7 +31,14 @@ class Source:
     published: str = ""
 
 
-def load(name: str, *, data_dir: str | None = None, seed: int = 0) -> Dataset:
+def load(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    seed: int = 0,
+    impute: str = "",
+    targets: str = "auto",
+) -> Dataset:
     """Train and test sets by name; one copy per process, shared by all clients.
 
     Args:
@@ -39,18 +46,27 @@ def load(name: str, *, data_dir: str | None = None, seed: int = 0) -> Dataset:
             ``:target:key`` columns if need be, see `from_hub`).
         data_dir: folder that holds one folder per dataset, for the sources that read files.
         seed: of the synthetic sources; all others are the same for every seed.
+        impute: of a dataset of your own (``.npz`` or ``hub:``), as in `from_arrays`.
+        targets: likewise.
 
     Raises:
-        ValueError: unknown name, missing or damaged files.
+        ValueError: unknown name, missing or damaged files, or an option for your own data given
+            for a dataset that is known.
     """
     if name.endswith(".npz"):
-        return _from_npz(name)
+        return _from_npz(name, impute, targets)
     if name.startswith("hub:"):
-        return _from_hub(name.removeprefix("hub:"))
+        return _from_hub(name.removeprefix("hub:"), impute, targets)
     if name not in SOURCES:
         raise ValueError(
             f"load(name={name!r}): unknown dataset. Known: {', '.join(SOURCES)}, "
             "a path ending in .npz, or hub:owner/name."
+        )
+    if impute or targets != "auto":
+        option = f"impute={impute!r}" if impute else f"targets={targets!r}"
+        raise ValueError(
+            f"load({option}): {name} needs no choice. It is for .npz and hub: datasets; leave it "
+            "out."
         )
     if SOURCES[name].files:
         return _from_files(name, data_dir)
@@ -76,17 +92,18 @@ def _from_files(name: str, data_dir: str | None) -> Dataset:
 
 
 @lru_cache(maxsize=4)
-def _from_npz(path: str) -> Dataset:
+def _from_npz(path: str, impute: str, targets: str) -> Dataset:
     if not Path(path).exists():
         raise ValueError(f"load(name={path!r}): there is no such file.")
     arrays = read_npz(Path(path))
     names = ("x_train", "y_train", "x_test", "y_test")
-    return from_arrays(*(arrays[name] for name in names), keys=arrays.get("keys"))
+    parts = (arrays[name] for name in names)
+    return from_arrays(*parts, keys=arrays.get("keys"), impute=impute, targets=targets)
 
 
 @lru_cache(maxsize=4)
-def _from_hub(spec: str) -> Dataset:
-    return from_hub(spec)
+def _from_hub(spec: str, impute: str, targets: str) -> Dataset:
+    return from_hub(spec, impute=impute, targets=targets)
 
 
 def digits(_seed: int = 0) -> Dataset:

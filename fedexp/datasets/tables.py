@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedexp.datasets.dataset import Dataset
-from fedexp.datasets.formats import damaged, read_libsvm, read_table
+from fedexp.datasets.formats import damaged, parsing, read_libsvm, read_table
 from fedexp.datasets.parts import Array, held_out
 
 HOSPITALS = {"cleveland": 303, "hungarian": 294, "switzerland": 123, "va": 200}
@@ -40,6 +40,8 @@ def heart_disease(data_dir: Path) -> Dataset:
     table, hospital = table[complete], hospital[complete]
     values = _numbers(folder, table[:, [*range(10), 13]])
     x = np.hstack([values[:, [0, 1, 3, 4, 5, 7, 8, 9]], _one_hot(values[:, [2, 6]])])  # cp, restecg
+    if not np.isfinite(values[:, 10]).all():
+        raise damaged(folder, "a diagnosis in the last column", "a row without one")
     y = (values[:, 10] > 0).astype(np.int64)
     return _dataset(x, y, held_out(hospital, 1 / 3), 2, hospital, tuple(HOSPITALS))
 
@@ -58,7 +60,10 @@ def adult(data_dir: Path) -> Dataset:
     numbers = [0, 2, 4, 10, 11, 12]
     categories = [1, 3, 5, 6, 7, 8, 9, 13]
     x = np.hstack([_numbers(folder, table[:, numbers]), _one_hot(table[:, categories])])
-    y = np.char.startswith(table[:, 14], ">").astype(np.int64)
+    incomes = np.char.rstrip(table[:, 14], ".")  # the test file ends them so
+    if odd := sorted(set(incomes) - {"<=50K", ">50K"}):
+        raise damaged(folder, "incomes <=50K and >50K", odd[0])
+    y = (incomes == ">50K").astype(np.int64)
     names, keys = np.unique(table[:, 3], return_inverse=True)
     is_test = np.arange(len(table)) >= ADULT_ROWS["adult.data"]
     return _dataset(x, y, is_test, 2, keys, tuple(map(str, names)))
@@ -74,9 +79,11 @@ def wisdm(data_dir: Path) -> Dataset:
     y = np.searchsorted(_WISDM_CLASSES, table[:, 45])
     if not np.array_equal(np.take(_WISDM_CLASSES, y, mode="clip"), table[:, 45]):
         raise damaged(path, f"classes {', '.join(_WISDM_CLASSES)}", sorted(set(table[:, 45])))
-    users, keys = np.unique(_numbers(path, table[:, 1:2])[:, 0].astype(int), return_inverse=True)
+    users, keys = np.unique(_numbers(path, table[:, 1]), return_inverse=True)
+    if not np.array_equal(users, np.rint(users)):
+        raise damaged(path, "whole numbers as users", users[-1])
     x = _numbers(path, table[:, 2:45])
-    return _dataset(x, y, held_out(keys, 0.2), 6, keys, tuple(map(str, users)))
+    return _dataset(x, y, held_out(keys, 0.2), 6, keys, tuple(f"{user:.0f}" for user in users))
 
 
 def libsvm(data_dir: Path, name: str) -> Dataset:
@@ -119,10 +126,13 @@ def _split(
 
 
 def _numbers(path: Path, cells: Array) -> Array:
-    try:
-        return np.where(cells == "?", "nan", cells).astype(np.float64)
-    except ValueError as error:
-        raise damaged(path, "numbers", error) from error
+    """Floats, NaN where a value is missing (``?``)."""
+    missing = cells == "?"
+    with parsing(path, "numbers"):
+        values = np.where(missing, "0", cells).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise damaged(path, "numbers", cells[~np.isfinite(values)][0])
+    return np.where(missing, np.nan, values)
 
 
 def _one_hot(cells: Array) -> Array:

@@ -5,14 +5,15 @@ An example is ``CONTEXT`` characters as uint8 tokens; its target is the characte
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedexp.datasets.dataset import Dataset
-from fedexp.datasets.formats import damaged, read_leaf
+from fedexp.datasets.formats import damaged, parsing, read_leaf
 from fedexp.datasets.parts import Array
 
 CONTEXT = 80
@@ -21,10 +22,8 @@ NUM_PLAYS = 37
 _LEAF_LETTERS = (  # LEAF's alphabet, in its order
     "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
 )
-_SPEECH_OR_LINE = re.compile(
-    r"<A NAME=speech\d+><b>(?P<role>.*?)</b></a>|<A NAME=[\d.]+>(?P<line>.*?)</A>",
-    re.IGNORECASE | re.DOTALL,
-)
+_BEGIN = re.compile(r"<A NAME=(?:(?P<role>speech\d+><b>)|[\d.]+>)", re.IGNORECASE)
+_END_OF_ROLE, _END_OF_LINE = (re.compile(tag, re.IGNORECASE) for tag in ("</b></a>", "</a>"))
 
 Speech = tuple[str, list[str]]  # role, lines
 
@@ -33,20 +32,43 @@ def read_play(path: Path) -> list[Speech]:
     """Speeches of a play, from its page in the MIT edition of Shakespeare."""
     page = path.read_text(encoding="iso-8859-1")
     speeches: list[Speech] = []
-    for match in _SPEECH_OR_LINE.finditer(page):
-        if match["line"] is None:
-            speeches.append((_plain(match["role"]), []))
-        elif speeches:
-            speeches[-1][1].append(_plain(match["line"]))
+    with parsing(path, "a whole page with speeches"):
+        for is_role, markup in _tagged(page):
+            if is_role:
+                speeches.append((_plain(markup), []))
+            elif speeches:
+                speeches[-1][1].append(_plain(markup))
     if not speeches or "</html>" not in page[-200:].lower():
         raise damaged(path, "a whole page with speeches", f"{len(speeches)} of them")
     return speeches
 
 
+def _tagged(page: str) -> Iterator[tuple[bool, str]]:
+    """Whether it is a role, and the markup, for each role and line of a page.
+
+    The time is linear in the length of the page, whatever stands in it: an end that was once
+    looked for in vain is not looked for again.
+    """
+    done = 0
+    absent = set()
+    for begin in _BEGIN.finditer(page):
+        is_role = begin["role"] is not None
+        if begin.start() < done or is_role in absent:
+            continue
+        end = (_END_OF_ROLE if is_role else _END_OF_LINE).search(page, begin.end())
+        if end is None:
+            absent.add(is_role)
+            continue
+        yield is_role, page[begin.end() : end.start()]
+        done = end.end()
+
+
 def read_roles(path: Path) -> list[Speech]:
     """Speeches of a plain text: ``ROLE:`` on a line of its own, lines, an empty line."""
+    with path.open(encoding="utf-8") as file, parsing(path, "text in UTF-8"):
+        page = file.read()
     speeches = []
-    for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")):
+    for block in re.split(r"\n\s*\n", page):
         heading, *lines = block.strip("\n").split("\n")
         if heading.endswith(":"):
             speeches.append((heading[:-1], lines))
@@ -84,8 +106,8 @@ def leaf_shakespeare(data_dir: Path) -> Dataset:
     pairs = [
         _encoded(
             part,
-            "".join(x for inputs, _ in clients.values() for x in inputs),
-            "".join(y for _, targets in clients.values() for y in targets),
+            [x for inputs, _ in clients.values() for x in inputs],
+            [y for _, targets in clients.values() for y in targets],
         )
         for part, clients in ((folder / "train", train), (folder / "test", test))
     ]
@@ -103,6 +125,11 @@ def next_character(texts: Mapping[str, str], *, test_fraction: float = 0.2) -> D
         Inputs ``[num_examples, CONTEXT]``; the classes are the characters that occur, sorted.
     """
     alphabet = "".join(sorted(set().union(*texts.values())))
+    if len(alphabet) > 256:
+        raise ValueError(
+            f"next_character(texts): {len(alphabet)} different characters, at most 256 go. "
+            "Replace the rare ones."
+        )
     train, test, names = [], [], []
     for name, text in texts.items():
         tokens = _tokens(text, alphabet)
@@ -112,6 +139,11 @@ def next_character(texts: Mapping[str, str], *, test_fraction: float = 0.2) -> D
             names.append(name)
             train.append(windows)
             test.append(_windows(tokens[cut:], CONTEXT))
+    if not any(map(len, test)):
+        raise ValueError(
+            f"next_character(texts): no text is long enough for {CONTEXT} characters and the next "
+            "in its training and test part. Use longer texts."
+        )
     keys = np.repeat(np.arange(len(names)), [len(windows) for windows in train])
     return Dataset(_last_apart(train), _last_apart(test), len(alphabet), keys, tuple(names))
 
@@ -128,12 +160,17 @@ def _last_apart(windows: list[Array]) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.from_numpy(rows[:, -1].astype(np.int64))
 
 
-def _encoded(folder: Path, inputs: str, targets: str) -> tuple[torch.Tensor, torch.Tensor]:
-    if len(inputs) != CONTEXT * len(targets) or set(inputs + targets) - set(_LEAF_LETTERS):
-        expected = f"{CONTEXT} letters of LEAF's alphabet and one to predict"
-        raise damaged(folder, expected, f"{len(inputs)} letters for {len(targets)} examples")
-    x = _tokens(inputs, _LEAF_LETTERS).reshape(-1, CONTEXT)
-    y = _tokens(targets, _LEAF_LETTERS).astype(np.int64)
+def _encoded(
+    folder: Path, inputs: list[Any], targets: list[Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    letters = set(_LEAF_LETTERS)
+    for values, length in ((inputs, CONTEXT), (targets, 1)):
+        for x in values:
+            if not isinstance(x, str) or len(x) != length or set(x) - letters:
+                expected = f"{CONTEXT} letters of LEAF's alphabet and one to predict"
+                raise damaged(folder, expected, repr(x)[:100])
+    x = _tokens("".join(inputs), _LEAF_LETTERS).reshape(-1, CONTEXT)
+    y = _tokens("".join(targets), _LEAF_LETTERS).astype(np.int64)
     return torch.from_numpy(x), torch.from_numpy(y)
 
 
@@ -143,4 +180,4 @@ def _tokens(text: str, alphabet: str) -> Array:
 
 
 def _plain(markup: str) -> str:
-    return html.unescape(re.sub(r"<[^>]*>", "", markup)).strip()
+    return html.unescape(re.sub(r"<[^<>]*>", "", markup)).strip()

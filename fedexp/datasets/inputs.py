@@ -1,0 +1,170 @@
+"""Inputs of a user's own data: which arrays are images, which are tokens, which are numbers.
+
+- uint8 of shape ``[n, height, width]``, ``[n, channels, height, width]`` or ``[n, height, width,
+  channels]`` are images: scaled to [0, 1], channels first.
+- Other integers stay integers: uint8 as it is, the others as int64. A model with an embedding takes
+  them as tokens; for any other model int64 becomes float32, see `Dataset.as_numbers`.
+- Floats and truth values become float32.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedexp.datasets.parts import Array
+
+IMPUTATIONS = ("mean", "median", "zero")
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+
+
+def array_of(name: str, values: Any) -> Array:
+    """The array ``name`` of `from_arrays`, whatever it comes in, with at least one row.
+
+    Raises:
+        ValueError: rows of several shapes, no rows, or no array at all.
+    """
+    try:
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu().to_dense()
+            values = values.float() if values.dtype == torch.bfloat16 else values
+        elif np.ma.isMaskedArray(values):
+            values = np.ma.filled(values.astype(np.float64), np.nan)
+        array: Array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        line = str(error).partition("\n")[0]
+        raise ValueError(
+            f"from_arrays({name}): no array: {line}. Give all rows one shape."
+        ) from None
+    if array.ndim == 0:
+        raise ValueError(f"from_arrays({name}={array.dtype}): must be an array with a row each.")
+    if len(array) == 0:
+        raise ValueError(f"from_arrays({name}={array.shape}): has no rows. Give it at least one.")
+    return array
+
+
+def inputs_of(
+    x_train: Any, x_test: Any, *, impute: str = "", columns: Sequence[str] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training and test inputs as tensors of one kind; see the module for the rules.
+
+    Args:
+        x_train: ``[num_examples, ...]``, or ``[num_examples]`` if there is one feature.
+        x_test: as ``x_train``.
+        impute: what stands for a missing value (NaN): the column's ``mean`` or ``median`` over the
+            training rows, or ``zero``; empty to leave it.
+        columns: names of the features, for messages.
+
+    Raises:
+        ValueError: text, images on one side only, a column without any value to impute.
+    """
+    if impute and impute not in IMPUTATIONS:
+        known = ", ".join(IMPUTATIONS)
+        raise ValueError(f"from_arrays(impute={impute!r}): must be one of {known}.")
+    train, test = _numbers("x_train", x_train, columns), _numbers("x_test", x_test, columns)
+    if (train.dtype == np.uint8) != (test.dtype == np.uint8):
+        raise ValueError(
+            f"from_arrays(x_test={test.dtype}): x_train is {train.dtype}, and uint8 images are "
+            "scaled. Save both alike."
+        )
+    if train.dtype == np.uint8 and train.ndim > 2:
+        return _images(train), _images(test)
+    if all(x.dtype.kind in "iu" and np.can_cast(x.dtype, np.int64) for x in (train, test)):
+        dtype = np.uint8 if train.dtype == np.uint8 else np.int64
+        return _tensor(train, dtype), _tensor(test, dtype)
+    if impute:
+        train, test = _filled(train, test, impute, columns)
+    return _tensor(train, np.float32), _tensor(test, np.float32)
+
+
+def check_finite(owner: str, x: torch.Tensor, columns: Sequence[str] = ()) -> None:
+    """Raise ``ValueError`` if inputs hold NaN or infinity; it names the first column that does."""
+    if not x.is_floating_point() or bool(x.isfinite().all()):
+        return
+    bad = ~x.flatten(1).isfinite()
+    found = bad.any(0).nonzero().flatten().tolist()
+    rows = int(bad[:, found[0]].sum())
+    what = "NaN" if bool(x.flatten(1)[:, found[0]].isnan().any()) else "infinity"
+    more = f", as do {len(found) - 1} more columns" if len(found) > 1 else ""
+    remedy = "Use impute='median' (--impute median)" if what == "NaN" else "Scale the column"
+    raise ValueError(
+        f"{owner}: {_column(found[0], x.shape[1:], columns)} holds {what} in {rows} of {len(x)} "
+        f"rows{more}. {remedy}, or leave it out."
+    )
+
+
+def check_exact(owner: str, x: torch.Tensor, columns: Sequence[str] = ()) -> None:
+    """Raise ``ValueError`` if float32 cannot hold the integers ``x``."""
+    large = x.flatten(1).abs().amax(0) > 1 << 24
+    if bool(large.any()):
+        j = int(large.nonzero()[0])
+        raise ValueError(
+            f"{owner}: {_column(j, x.shape[1:], columns)} holds integers beyond 16,777,216, which "
+            "float32 would round. Save it as scaled floats, or leave it out if it is an id."
+        )
+
+
+def _numbers(name: str, values: Any, columns: Sequence[str]) -> Array:
+    x = array_of(name, values)
+    x = x[:, None] if x.ndim == 1 else x
+    if x[0].size == 0:
+        raise ValueError(f"from_arrays({name}={x.shape}): has no columns. Give it at least one.")
+    if x.dtype.kind in "fiub":
+        return x
+    try:
+        if x.dtype.kind in "OUS":
+            return x.astype(np.float64)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"from_arrays({name}={x.dtype}): {_first_text(x, columns)}must be numbers. "
+        "Encode it as numbers, or leave it out."
+    )
+
+
+def _first_text(x: Array, columns: Sequence[str]) -> str:
+    flat = x.reshape(len(x), -1)
+    for j in range(flat.shape[1]):
+        for value in flat[:, j]:
+            try:
+                np.float64(value)
+            except (TypeError, ValueError):
+                return f"{_column(j, x.shape[1:], columns)} holds {str(value)[:40]!r}, it "
+    return ""
+
+
+def _column(j: int, shape: Sequence[int], columns: Sequence[str]) -> str:
+    if len(columns) > j:
+        return f"column {columns[j]!r}"
+    if len(shape) < 2:
+        return f"column {j}"
+    return f"entry {[int(i) for i in np.unravel_index(j, tuple(shape))]}"
+
+
+def _images(x: Array) -> torch.Tensor:
+    if x.ndim == 4 and x.shape[-1] in _CHANNELS and x.shape[1] not in _CHANNELS:
+        x = np.moveaxis(x, -1, 1)
+    images = _tensor(x, np.float32).div_(255)
+    return images.unsqueeze(1) if x.ndim == 3 else images
+
+
+def _tensor(x: Array, dtype: Any) -> torch.Tensor:
+    with np.errstate(over="ignore"):  # to infinity, which `check_finite` names
+        return torch.from_numpy(np.require(x, dtype, ["C", "W"]))
+
+
+def _filled(train: Array, test: Array, how: str, columns: Sequence[str]) -> tuple[Array, Array]:
+    """Both with missing values filled in from the training rows."""
+    train, test = (x.astype(np.float64) for x in (train, test))
+    shape, seen = train.shape[1:], ~np.isnan(train.reshape(len(train), -1))
+    if how != "zero" and not seen.any(0).all():
+        j = int(np.flatnonzero(~seen.any(0))[0])
+        raise ValueError(
+            f"from_arrays(impute={how!r}): {_column(j, shape, columns)} has no value in the "
+            "training rows. Leave it out, or use zero."
+        )
+    fill = np.zeros(shape)
+    if how != "zero":
+        fill = (np.nanmean if how == "mean" else np.nanmedian)(train, axis=0)
+    return tuple(np.where(np.isnan(x), fill, x) for x in (train, test))  # type: ignore[return-value]

@@ -114,4 +114,6 @@ def _header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     shape, fortran, dtype = _HEADERS[head[:8]][1](BytesIO(head[8:]))
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
+    if any(length < 0 for length in shape):  # reshape would choose one to fit
+        raise ValueError(f"its shape is {shape}")
     return shape, fortran, dtype

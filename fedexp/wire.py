@@ -16,6 +16,7 @@ FINAL_LOSS = "final-loss"
 """Metric: the client's loss at what it returns, for rules that need it."""
 
 _MAX_WEIGHT, _MAX_NORM = 1e15, 1e100  # so that sums of products and squares stay finite
+_MAX_METRICS = 10_000
 
 BUFFERS = "fedexp-buffers"
 """Record key: names of a reply's floating-point arrays that are no parameters."""
@@ -27,17 +28,13 @@ class BadReply(ValueError):
     """A client's reply that cannot enter the round; its text says why."""
 
 
-class NoStep(BadReply):
-    """A reply without the local step size that control variates need."""
-
-
 @dataclass(frozen=True)
 class Kind:
     """What replies must have in common for their sums to mean something.
 
     Attributes:
         trainable: names that move; the rest are buffers.
-        step: ``K η_l`` of SCAFFOLD's clients; 0 without control variates.
+        step: ``K η_l`` of SCAFFOLD's clients; 0 where it is unknown or not needed.
     """
 
     trainable: frozenset[str]
@@ -55,8 +52,7 @@ class Reading:
         arrays_key: record key of what was broadcast.
         max_norm: ``C``; a longer update counts as ``Δᵢ C/‖Δᵢ‖``.
         narrows: a client may name buffers of its own among ``trainable`` (record ``BUFFERS``).
-        step_key: metric that every client must report as a positive number, the same at all
-            (``Kind.step``); empty for none.
+        step_key: metric that brings ``Kind.step``, a positive number; empty for none.
     """
 
     weighted_by: str
@@ -141,17 +137,10 @@ class Reading:
         return arrays, self.share(metrics)
 
     def kind(self, metrics: Mapping[str, Any], buffers: frozenset[str] = frozenset()) -> Kind:
-        """What a reply of these ``metrics`` that names these ``buffers`` adds up with.
-
-        Raises:
-            NoStep: the metric ``step_key`` is no positive number.
-        """
-        if not self.step_key:
-            return Kind(self._moved(buffers))
-        step = metrics.get(self.step_key)
-        if not isinstance(step, int | float) or not 0 < step < math.inf:
-            raise NoStep(f"{self.step_key} is {step}, it must be a positive number.")
-        return Kind(self._moved(buffers), float(step))
+        """What a reply of these ``metrics`` that names these ``buffers`` adds up with."""
+        step = metrics.get(self.step_key, 0.0)
+        sound = isinstance(step, int | float) and 0 < step < math.inf
+        return Kind(self._moved(buffers), float(step) if sound else 0.0)
 
     def buffers(self, content: RecordDict) -> frozenset[str]:
         """What a reply names as buffers, if it may."""
@@ -162,9 +151,9 @@ class Reading:
     def _moved(self, buffers: frozenset[str]) -> frozenset[str]:
         return self.trainable - buffers if self.narrows and buffers else self.trainable
 
-    def scale(self, after: Arrays, before: Arrays, kind: Kind) -> float:
+    def scale(self, after: Arrays, before: Arrays, kind: Kind | None = None) -> float:
         """``sᵢ = min(1, C/‖Δᵢ‖)`` for what a client returned."""
-        return clip_scale(before, after, kind.trainable, self.max_norm)
+        return clip_scale(before, after, (kind or self).trainable, self.max_norm)
 
     def weight(self, content: RecordDict) -> float:
         """The client's weight as it reported it."""
@@ -176,6 +165,8 @@ class Reading:
         return 1.0 if self.uniform else weight
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:
+        if len(metrics) > _MAX_METRICS:
+            raise BadReply(f"it has {len(metrics)} metrics, at most {_MAX_METRICS} are read.")
         value = metrics.get(self.weighted_by)
         if isinstance(value, list) or value is None or not 0 < value < _MAX_WEIGHT:
             raise BadReply(

@@ -130,26 +130,26 @@ def next_variate(
     return {VARIATE: new}
 
 
-def check_steps(num_alike: int, num_unlike: int, num_without: int) -> None:
+def check_steps(num_alike: int, unlike: Sequence[int], without: Sequence[int]) -> None:
     """Find out in the first round whether the clients are made for control variates.
 
     Later, and here if most of them are, those that are not count as failures.
 
     Args:
-        num_alike: clients that report the commonest ``K η_l``.
-        num_unlike: that report another.
-        num_without: that report none.
+        num_alike: how many report the commonest ``K η_l``.
+        unlike: nodes that report another.
+        without: nodes that report none.
 
     Raises:
         ValueError: they are not.
     """
-    if num_unlike >= num_alike > 0:
+    if len(unlike) >= num_alike > 0:
         raise ValueError(
-            f"Scaffold({STEP}): must be the same at every client, {num_unlike} differ from "
+            f"Scaffold({STEP}): must be the same at every client, {len(unlike)} differ from "
             f"{num_alike}. Give all the same local-steps and learning-rate."
         )
-    if num_without and not num_alike:
+    if without and not num_alike:
         raise ValueError(
-            f"Scaffold(metrics of {num_without} clients): no {STEP}, so their ClientApp uses no "
-            "control variates. Use fedexp.clients.client_app, or a strategy without them."
+            f"Scaffold(metrics of node {without[0]}): no {STEP}, so its ClientApp uses no control "
+            "variates. Use fedexp.clients.client_app, or a strategy without them."
         )

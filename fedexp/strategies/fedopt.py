@@ -189,7 +189,7 @@ class FedOpt(FlowerFedAvg):
             folded.num_failures,
         )
         if self.control_variates and VARIATE not in self.state:
-            check_steps(folded.stats.count, folded.num_unlike, folded.num_without_step)
+            check_steps(folded.stats.count, folded.unlike, folded.without_step)
         if not folded.stats.count:
             return self._nothing(server_round, folded.num_failures)
         self._learn_buffers(folded.kind)

@@ -35,8 +35,8 @@ class Replies:
     Attributes:
         kind: what the replies that count have in common.
         num_failures: replies that do not count.
-        num_unlike: of these, the sound ones of another kind.
-        num_without_step: of these, the ones that lack the metric ``reading.step_key``.
+        unlike: nodes of sound replies of another kind.
+        without_step: nodes of replies without the metric ``reading.step_key``.
     """
 
     def __init__(
@@ -44,7 +44,9 @@ class Replies:
     ) -> None:
         self.before, self.reading, self.merges, self.whole = before, reading, merges, whole
         self.kind = wire.Kind(reading.trainable)
-        self.num_failures = self.num_unlike = self.num_without_step = 0
+        self.num_failures = 0
+        self.unlike: list[int] = []
+        self.without_step: list[int] = []
         self._groups: dict[wire.Kind, ReplyGroup] = {}
         self._chosen = ReplyGroup(reading, whole)
         # The square of a float32 fits into a float64.
@@ -102,7 +104,7 @@ class Replies:
             else:
                 self._add(node, content, *self._read(content))
         except wire.BadReply as error:
-            self._refuse(node, error)
+            self._leave_out(node, str(error))
 
     def _fold_near(self, contents: Iterable[Content], k: float) -> None:
         rows = []
@@ -110,7 +112,7 @@ class Replies:
             try:
                 rows.append((node, content, *self._read(content)))
             except wire.BadReply as error:
-                self._refuse(node, error)
+                self._leave_out(node, str(error))
         norms = [update_norm(self.before, after, kind.trainable) for *_, after, _, kind in rows]
         for row, norm, is_out in zip(rows, norms, outliers(norms, k), strict=True):
             if is_out:
@@ -120,13 +122,17 @@ class Replies:
 
     def _choose(self) -> None:
         """Let the replies of the commonest kind count, and none of the others."""
-        if not self._groups:
-            return
-        self.kind = max(self._groups, key=lambda kind: self._groups[kind].stats.count)
-        self._chosen = self._groups.pop(self.kind)
-        self.num_unlike = sum(group.stats.count for group in self._groups.values())
+        stepless = [kind for kind in self._groups if self.reading.step_key and not kind.step]
+        for kind in stepless:
+            self.without_step += [node for node, _ in self._groups.pop(kind).metrics]
+        if self._groups:
+            self.kind = max(self._groups, key=lambda kind: self._groups[kind].stats.count)
+            self._chosen = self._groups.pop(self.kind)
+        for node in self.without_step:
+            self._leave_out(node, f"{self.reading.step_key} is no positive number.")
         for kind, group in self._groups.items():
             for node, _ in group.metrics:
+                self.unlike.append(node)
                 self._leave_out(node, _difference(kind, self.kind))
 
     def fold_metrics(self, contents: Iterable[Content]) -> None:
@@ -135,7 +141,7 @@ class Replies:
             try:
                 self.reading.weight(content)
             except wire.BadReply as error:
-                self._refuse(node, error)
+                self._leave_out(node, str(error))
             else:
                 self._chosen.keep(node, content)
 
@@ -163,10 +169,6 @@ class Replies:
 
     def _group(self, kind: wire.Kind) -> ReplyGroup:
         return self._groups.setdefault(kind, ReplyGroup(self.reading, self.whole))
-
-    def _refuse(self, node: int, error: wire.BadReply) -> None:
-        self.num_without_step += isinstance(error, wire.NoStep)
-        self._leave_out(node, str(error))
 
     def _leave_out(self, node: int, reason: str) -> None:
         self.num_failures += 1

@@ -63,7 +63,8 @@ class ReplyGroup:
                 client, which would be most of a small round's server time.
         """
         if aggregate is aggregate_metricrecords:
-            return weighted_means([m for _, m in self.metrics], self.reading.weighted_by)
+            nodes, rows = [node for node, _ in self.metrics], [m for _, m in self.metrics]
+            return weighted_means(rows, self.reading.weighted_by, nodes)
         return aggregate([RecordDict(kept) for kept in self.contents], self.reading.weighted_by)
 
     def with_loss(self) -> PseudoGradientStats:

@@ -274,10 +274,10 @@ class Run:
         self.config = config
         self.strategy = strategy_of(config, key, num_nodes)
         module = model_of(config)
+        parameters = frozenset(name for name, _ in module.named_parameters())
+        self.strategy.trainable = parameters  # no need to go by names, or by the clients' word
         self.evaluation = BothIterates(
-            test_evaluation(config),
-            average_named(config.average),
-            frozenset(name for name, _ in module.named_parameters()),
+            test_evaluation(config), average_named(config.average), parameters
         )
         self.arrays = to_record(module_arrays(module))
         self.failed_in_a_row = 0

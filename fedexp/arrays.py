@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,25 @@ def sq_norm(arrays: Arrays) -> float:
 def _sq_norm(x: NDArray[Any]) -> float:
     flat = np.ravel(x).astype(np.float64, copy=False)
     return float(flat @ flat)
+
+
+def update_norm(before: Arrays, after: Arrays, trainable: Container[str]) -> float:
+    """``‖Δᵢ‖``, of the client that got ``before`` and returned ``after``."""
+    differences = {
+        name: np.subtract(w, after[name], dtype=np.result_type(w.dtype, np.float32))
+        for name, w in before.items()
+        if name in trainable
+    }
+    return math.sqrt(sq_norm(differences))
+
+
+def clip_scale(before: Arrays, after: Arrays, trainable: Container[str], max_norm: float) -> float:
+    """``sᵢ = min(1, C/‖Δᵢ‖)`` with ``C = max_norm``; server and clients must agree on it."""
+    if math.isinf(max_norm):
+        return 1.0
+    norm = update_norm(before, after, trainable)
+    # An infinite norm is not scaled to nothing: it has to show in the sums.
+    return max_norm / norm if max_norm < norm < math.inf else 1.0
 
 
 def moved(params: Arrays, direction: Float64s, step: float) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 from fedexp.arrays import Arrays
 
 _STYPE = "numpy.ndarray"  # Flower's tag for bytes in NumPy's .npy format
-_MAGIC = np.lib.format.magic(1, 0)
+_HEADERS = {  # magic -> bytes of the header's length, its parser
+    np.lib.format.magic(1, 0): (2, np.lib.format.read_array_header_1_0),
+    np.lib.format.magic(2, 0): (4, np.lib.format.read_array_header_2_0),
+}
+_MAX_HEADER = 1 << 14  # bytes; NumPy itself reads no longer ones
 
 
 class _Lazy(Array):
@@ -91,9 +95,14 @@ def _view(name: str, array: Array) -> NDArray[Any]:
 
 
 def _decode(data: memoryview) -> NDArray[Any]:
-    if bytes(data[:8]) != _MAGIC:  # other versions are for headers that no model needs
-        return cast(NDArray[Any], np.load(BytesIO(data), allow_pickle=False))
-    start = 10 + int.from_bytes(data[8:10], "little")
+    """The array that lies in ``data``; whatever its header claims, no memory is taken."""
+    magic = bytes(data[:8])
+    if magic not in _HEADERS:
+        raise ValueError("it is not in NumPy's .npy encoding, version 1 or 2")
+    body = 8 + _HEADERS[magic][0]
+    start = body + int.from_bytes(data[8:body], "little")
+    if start > _MAX_HEADER:
+        raise ValueError(f"its header claims {start} bytes")
     shape, fortran, dtype = _header(bytes(data[:start]))
     flat = np.frombuffer(data, dtype, offset=start)
     return flat.reshape(shape, order="F" if fortran else "C")
@@ -102,7 +111,9 @@ def _decode(data: memoryview) -> NDArray[Any]:
 @lru_cache(maxsize=4096)
 def _header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order and dtype; a model's few headers come again with every client."""
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(BytesIO(head[8:]))
+    shape, fortran, dtype = _HEADERS[head[:8]][1](BytesIO(head[8:]))
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
+    if any(length < 0 for length in shape):  # reshape would choose one to fit
+        raise ValueError(f"its shape is {shape}")
     return shape, fortran, dtype

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedexp.arrays import Arrays, Float64s, Quotient, sq_norm
+from fedexp.arrays import Arrays, Float64s, Quotient
 from fedexp.fold import fold_update, tree_sum
 
 
@@ -129,16 +128,6 @@ class PseudoGradientStats:
     def mean_norm(self) -> float:
         """``Σ pᵢ ‖Δᵢ‖ / Σ pᵢ``."""
         return self.norm / self.weight
-
-
-def update_norm(before: Arrays, after: Arrays, trainable: frozenset[str]) -> float:
-    """``‖Δᵢ‖``, of the client that got ``before`` and returned ``after``."""
-    differences = {
-        name: np.subtract(w, after[name], dtype=np.result_type(w.dtype, np.float32))
-        for name, w in before.items()
-        if name in trainable
-    }
-    return math.sqrt(sq_norm(differences))
 
 
 def total(parts: Iterable[PseudoGradientStats]) -> PseudoGradientStats:

@@ -1,29 +1,42 @@
-"""Reading clients' replies, and the one reply of a merged cohort."""
+"""Reading clients' replies."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedexp.arrays import Arrays, cast_alike, check_alike, first_non_finite
-from fedexp.records import R, from_record, records_of, to_record
-from fedexp.stats import PseudoGradientStats, update_norm
+from fedexp.arrays import Arrays, cast_alike, check_alike, clip_scale, first_non_finite
+from fedexp.records import R, from_record, records_of
 
 FINAL_LOSS = "final-loss"
 """Metric: the client's loss at what it returns, for rules that need it."""
 
-_MAX_WEIGHT = 1e15
+_MAX_WEIGHT, _MAX_NORM = 1e15, 1e100  # so that sums of products and squares stay finite
+_MAX_METRICS = 10_000
 
-MERGED = "fedexp-sums"
+BUFFERS = "fedexp-buffers"
+"""Record key: names of a reply's floating-point arrays that are no parameters."""
 
 
 class BadReply(ValueError):
     """A client's reply that cannot enter the round; its text says why."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What replies must have in common for their sums to mean something.
+
+    Attributes:
+        trainable: names that move; the rest are buffers.
+        step: ``K η_l`` of SCAFFOLD's clients; 0 where it is unknown or not needed.
+    """
+
+    trainable: frozenset[str]
+    step: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,8 @@ class Reading:
         trainable: names that move; the rest are buffers.
         arrays_key: record key of what was broadcast.
         max_norm: ``C``; a longer update counts as ``Δᵢ C/‖Δᵢ‖``.
+        narrows: a client may name buffers of its own among ``trainable`` (record ``BUFFERS``).
+        step_key: metric that brings ``Kind.step``, a positive number; empty for none.
     """
 
     weighted_by: str
@@ -43,6 +58,8 @@ class Reading:
     trainable: frozenset[str]
     arrays_key: str
     max_norm: float = math.inf
+    narrows: bool = False
+    step_key: str = ""
 
     def read(
         self, content: RecordDict, before: Arrays, *, look_at_updates: bool = True
@@ -66,43 +83,61 @@ class Reading:
         except ValueError as error:
             raise BadReply(str(error)) from error
         metrics = _only(content, MetricRecord)
-        return self.taken(received, metrics, before, look_at_updates=look_at_updates)
+        buffers = self.buffers(content)
+        return self.taken(received, metrics, before, buffers, look_at_updates=look_at_updates)
 
     def taken(
         self,
         received: Arrays,
         metrics: Mapping[str, Any],
         before: Arrays,
+        buffers: frozenset[str] = frozenset(),
         *,
         look_at_updates: bool = False,
     ) -> tuple[Arrays, float]:
-        """As ``read``, of a reply's arrays and metrics."""
+        """As ``read``, of a reply's arrays, metrics and the buffers that it names."""
         try:
             check_alike(received, before)
         except ValueError as error:
             raise BadReply(str(error)) from error
         arrays = cast_alike(received, before)
-        looked_at = {
-            name: x for name, x in arrays.items() if look_at_updates or name not in self.trainable
-        }
+        moved = frozenset() if look_at_updates else self._moved(buffers)
+        looked_at = {name: x for name, x in arrays.items() if name not in moved}
         if name := first_non_finite(looked_at):
             raise BadReply(f"array {name!r} holds NaN or infinity.")
-        weight = self._weight(metrics)
-        return arrays, 1.0 if self.uniform else weight
+        return arrays, self.share(metrics)
 
-    def scale(self, after: Arrays, before: Arrays) -> float:
+    def kind(self, metrics: Mapping[str, Any], buffers: frozenset[str] = frozenset()) -> Kind:
+        """What a reply of these ``metrics`` that names these ``buffers`` adds up with."""
+        step = metrics.get(self.step_key, 0.0)
+        sound = isinstance(step, int | float) and 0 < step < math.inf
+        return Kind(self._moved(buffers), float(step) if sound else 0.0)
+
+    def buffers(self, content: RecordDict) -> frozenset[str]:
+        """What a reply names as buffers, if it may."""
+        record = records_of(content, ConfigRecord).get(BUFFERS) if self.narrows else None
+        names = record.get("names") if record else None
+        return frozenset(map(str, names)) if isinstance(names, list) else frozenset()
+
+    def _moved(self, buffers: frozenset[str]) -> frozenset[str]:
+        return self.trainable - buffers if self.narrows and buffers else self.trainable
+
+    def scale(self, after: Arrays, before: Arrays, kind: Kind | None = None) -> float:
         """``sᵢ = min(1, C/‖Δᵢ‖)`` for what a client returned."""
-        if math.isinf(self.max_norm):
-            return 1.0
-        norm = update_norm(before, after, self.trainable)
-        # An infinite norm is not scaled to nothing: it has to show in the sums.
-        return self.max_norm / norm if self.max_norm < norm < math.inf else 1.0
+        return clip_scale(before, after, (kind or self).trainable, self.max_norm)
 
     def weight(self, content: RecordDict) -> float:
         """The client's weight as it reported it."""
         return self._weight(_only(content, MetricRecord))
 
+    def share(self, metrics: Mapping[str, Any]) -> float:
+        """``pᵢ``, the client's weight in the step."""
+        weight = self._weight(metrics)
+        return 1.0 if self.uniform else weight
+
     def _weight(self, metrics: Mapping[str, Any]) -> float:
+        if len(metrics) > _MAX_METRICS:
+            raise BadReply(f"it has {len(metrics)} metrics, at most {_MAX_METRICS} are read.")
         value = metrics.get(self.weighted_by)
         if isinstance(value, list) or value is None or not 0 < value < _MAX_WEIGHT:
             raise BadReply(
@@ -114,64 +149,14 @@ class Reading:
         return float(value)
 
 
+def check_norm(norm: float) -> None:
+    """Raise ``BadReply`` for an update of a ``norm`` whose square would drown the sums."""
+    if not norm < _MAX_NORM:
+        raise BadReply(f"its update has norm {norm:.3g}, it must be below {_MAX_NORM:g}.")
+
+
 def _only(content: RecordDict, kind: type[R]) -> R:
     records = records_of(content, kind)
     if len(records) != 1:
         raise BadReply(f"it has {len(records)} records of kind {kind.__name__}, expected one.")
     return next(iter(records.values()))
-
-
-@dataclass(frozen=True, eq=False)
-class Merged:
-    """The replies of several clients as one value that adds.
-
-    Attributes:
-        stats: their statistics.
-        metrics: node id and reported metrics of each, in cohort order.
-    """
-
-    stats: PseudoGradientStats = field(default_factory=PseudoGradientStats)
-    metrics: tuple[tuple[int, Mapping[str, Any]], ...] = ()
-
-    def __add__(self, other: Merged) -> Merged:
-        return Merged(self.stats + other.stats, self.metrics + other.metrics)
-
-    def to_content(self) -> RecordDict:
-        """As the content of one reply, read back by ``from_content``."""
-        s = self.stats
-        sums: dict[str, Any] = {
-            "count": s.count,
-            "weight": s.weight,
-            "sq-norm": s.sq_norm,
-            "norm": s.norm,
-            "num-clipped": s.num_clipped,
-        }
-        # One text, not a record per client: Flower's records check every number they are given.
-        metrics = json.dumps([(node, dict(m)) for node, m in self.metrics])
-        return RecordDict(
-            {
-                MERGED: MetricRecord(sums),
-                "update-sum": to_record(s.update),
-                "buffer-sum": to_record(s.buffers),
-                "metrics": ConfigRecord({"json": metrics}),
-            }
-        )
-
-    @classmethod
-    def from_content(cls, content: RecordDict) -> Merged:
-        """The inverse of ``to_content``."""
-        arrays = records_of(content, ArrayRecord)
-        sums = records_of(content, MetricRecord)[MERGED]
-        metrics = json.loads(cast(str, records_of(content, ConfigRecord)["metrics"]["json"]))
-        return cls(
-            PseudoGradientStats(
-                count=int(cast(int, sums["count"])),
-                weight=float(cast(float, sums["weight"])),
-                update=cast(Any, from_record(arrays["update-sum"])),
-                sq_norm=float(cast(float, sums["sq-norm"])),
-                norm=float(cast(float, sums["norm"])),
-                buffers=cast(Any, from_record(arrays["buffer-sum"])),
-                num_clipped=int(cast(int, sums["num-clipped"])),
-            ),
-            tuple((node, m) for node, m in metrics),
-        )

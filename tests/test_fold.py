@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
+from fedexp.arrays import update_norm
 from fedexp.fold import Factored, fold_update, tree_sum
-from fedexp.stats import PseudoGradientStats, update_norm
+from fedexp.stats import PseudoGradientStats
 
 RNG = np.random.default_rng(0)
 SHAPES = [(3, 4), (1, 1), (50, 1000), (7, 24576), (3, 30000)]  # the last is wider than a block

@@ -8,8 +8,9 @@ from builders import content, record, stats_of
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
+from fedexp.merged import Merged
 from fedexp.stats import PseudoGradientStats
-from fedexp.wire import BadReply, Merged, Reading
+from fedexp.wire import BadReply, Reading
 
 BEFORE = {"w": np.zeros((2, 3), np.float32), "n": np.asarray(3)}
 GOOD = {"w": np.ones((2, 3), np.float32), "n": np.asarray(5)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,7 +12,7 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from fedexp.arrays import Arrays
+from fedexp.arrays import Arrays, clip_scale
 from fedexp.records import from_record, records_of, to_record
 
 VARIATE = "control-variate"
@@ -20,10 +21,16 @@ VARIATE = "control-variate"
 STEP = "control-step"
 """Metric by which a client says that it used its variates: ``K η_l``."""
 
-_RUN = "control-run"
+_BEFORE, _RUN = "control-variate-before", "control-run"
 
 RUN = "run-id"
 """Setting by which clients tell one run from another."""
+
+NODES, ROUNDS = "control-nodes", "control-rounds"
+"""Settings: nodes of which a reply was not applied since, and the last round that was."""
+
+MAX_NORM = "max-update-norm"
+"""Setting: the norm to which the server clips updates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,44 +38,87 @@ class ControlVariates:
     """The server's variate ``c`` and the client's own ``cᵢ``, by parameter name.
 
     A local step is ``y ← y - η_l (g - cᵢ + c)``. After ``K`` of them ``cᵢ ← cᵢ - c +
-    (w - y)/(K η_l)``, option II of Karimireddy et al. 2020, arXiv:1910.06378, alg. 1.
+    s (w - y)/(K η_l)``, option II of Karimireddy et al. 2020, arXiv:1910.06378, alg. 1, where
+    ``s = min(1, C/‖w - y‖)`` is the server's clipping. That holds once the server has applied
+    the reply: if it says that it has not, the client goes on from the ``cᵢ`` before.
 
     Attributes:
         server: ``c``.
-        own: ``cᵢ``; zero when the client takes part for the first time in this run.
+        own: ``cᵢ``; empty, which stands for zero, while no reply of this run was applied.
         run: the run that ``own`` belongs to.
+        server_round: of the message.
+        max_norm: ``C``.
     """
 
     server: Arrays
     own: Arrays
     run: float
+    server_round: int = 0
+    max_norm: float = math.inf
 
     @classmethod
-    def of(cls, content: RecordDict, config: Mapping[str, Any], context: Context) -> Self | None:
-        """What a message brings and ``context`` kept; None if the server sends no variate."""
+    def of(
+        cls,
+        content: RecordDict,
+        config: Mapping[str, Any],
+        context: Context,
+        buffers: frozenset[str] = frozenset(),
+    ) -> Self | None:
+        """What a message brings and ``context`` kept; None if the server sends no variate.
+
+        Args:
+            content: of the message.
+            config: its settings.
+            context: of the client.
+            buffers: names that are no parameters here, whatever the server takes them for.
+        """
         if VARIATE not in content:
             return None
-        server = from_record(records_of(content, ArrayRecord)[VARIATE])
+        sent = from_record(records_of(content, ArrayRecord)[VARIATE])
         run = float(config.get(RUN, 0.0))
-        known = (
-            VARIATE in context.state and records_of(context.state, MetricRecord)[_RUN]["id"] == run
+        return cls(
+            {name: c for name, c in sent.items() if name not in buffers},
+            _kept(config, context, run),
+            run,
+            int(config.get("server-round", 0)),
+            float(config.get(MAX_NORM, math.inf)),
         )
-        own = from_record(records_of(context.state, ArrayRecord)[VARIATE]) if known else {}
-        return cls(server, own or {name: np.zeros_like(c) for name, c in server.items()}, run)
 
     def correction(self, module: nn.Module) -> dict[str, Tensor]:
         """``c - cᵢ`` for the trainable parameters of ``module``, to be added to the gradient."""
         return {
-            name: torch.from_numpy(np.asarray(self.server[name] - self.own[name])).to(p)
+            name: torch.from_numpy(np.asarray(self.server[name] - self._own(name))).to(p)
             for name, p in module.named_parameters()
             if p.requires_grad and name in self.server
         }
 
     def keep(self, context: Context, before: Arrays, after: Arrays, step: float) -> None:
-        """Store the next ``cᵢ`` in ``context.state``; ``step`` is ``K η_l``."""
+        """Store the next ``cᵢ`` and this one in ``context.state``; ``step`` is ``K η_l``."""
+        s = clip_scale(before, after, self.server, self.max_norm)
         new = {
-            name: np.asarray(self.own[name] - c + (before[name] - after[name]) / step, c.dtype)
+            name: np.asarray(self._own(name) - c + s * (before[name] - after[name]) / step, c.dtype)
             for name, c in self.server.items()
         }
-        context.state[VARIATE] = to_record(new)
-        context.state[_RUN] = MetricRecord({"id": self.run})
+        state = context.state
+        state[VARIATE] = to_record(new)
+        state[_RUN] = MetricRecord({"id": self.run, "round": self.server_round})
+        if self.own:
+            state[_BEFORE] = to_record(self.own)
+        elif _BEFORE in state:
+            del state[_BEFORE]
+
+    def _own(self, name: str) -> Any:
+        return self.own[name] if self.own else 0.0
+
+
+def _kept(config: Mapping[str, Any], context: Context, run: float) -> Arrays:
+    """``cᵢ`` as of the last reply that the server applied; empty for zero."""
+    if VARIATE not in context.state:
+        return {}
+    last = records_of(context.state, MetricRecord)[_RUN]
+    if last["id"] != run:
+        return {}
+    applied = dict(zip(config.get(NODES, ()), config.get(ROUNDS, ()), strict=True))
+    lost = context.node_id in applied and applied[context.node_id] != last.get("round")
+    record = records_of(context.state, ArrayRecord).get(_BEFORE if lost else VARIATE)
+    return from_record(record) if record else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import Context
 
@@ -20,10 +20,13 @@ class Fitted:
     Attributes:
         arrays: its model, sharing memory with nobody who writes.
         metrics: ``num-examples``, ``train-loss``, ``learning-rate`` and what else it reports.
+        buffers: names among ``arrays`` that only the client knows to be no parameters, see
+            ``unnamed_buffers``.
     """
 
     arrays: Arrays
     metrics: Mapping[str, int | float]
+    buffers: frozenset[str] = frozenset()
 
     def checked(
         self,
@@ -51,4 +54,4 @@ class Fitted:
             raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
         step = settings.num_steps * settings.lr
         control.keep(context, before, self.arrays, step)
-        return Fitted(self.arrays, {**self.metrics, STEP: step})
+        return replace(self, metrics={**self.metrics, STEP: step})

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedexp.arrays import Arrays
+from fedexp.arrays import Arrays, trainable_names
 
 
 def module_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
@@ -19,6 +19,15 @@ def module_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
     A tied parameter appears once, under its first name, so that no norm counts it twice.
     """
     return {name: x.detach().cpu().contiguous().numpy() for name, x in _tensors(module)}
+
+
+def unnamed_buffers(module: nn.Module) -> frozenset[str]:
+    """Persistent buffers that a server would take for parameters, by their names and dtypes.
+
+    Such as the ``u`` and ``v`` of spectral norm, code books and moving averages of weights.
+    """
+    parameters = {name for name, _ in module.named_parameters()}
+    return trainable_names(module_arrays(module)) - parameters
 
 
 def load_arrays(module: nn.Module, arrays: Arrays) -> None:

@@ -18,7 +18,14 @@ from fedexp.clients.control import VARIATE, ControlVariates
 from fedexp.clients.fitted import Fitted
 from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named
 from fedexp.clients.losses import Loss, default_loss
-from fedexp.clients.module import copies, is_plain, lend, load_arrays, module_arrays
+from fedexp.clients.module import (
+    copies,
+    is_plain,
+    lend,
+    load_arrays,
+    module_arrays,
+    unnamed_buffers,
+)
 from fedexp.clients.one_step import one_step, single
 from fedexp.clients.training import (
     Examples,
@@ -30,6 +37,9 @@ from fedexp.clients.training import (
 )
 from fedexp.clients.tuned_rates import keep, started
 from fedexp.records import from_record, records_of, to_record
+
+BUFFERS = "fedexp-buffers"
+"""Record key: names of a reply's floating-point arrays that are no parameters."""
 
 ModelFn = Callable[[Context], nn.Module]
 DataFn = Callable[[Context], tuple[Examples, Examples]]
@@ -58,6 +68,7 @@ class Trainer:
     loss: Loss = default_loss
     check: Callable[[Mapping[str, Any]], object] = LocalTraining.of
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+    _buffers: dict[nn.Module, frozenset[str]] = field(default_factory=dict, repr=False)
     _lent: tuple[Arrays, dict[str, Tensor]] | None = field(default=None, repr=False)
 
     def train(self, message: Message, context: Context) -> Message:
@@ -69,7 +80,10 @@ class Trainer:
         config = self.config(message.content, context)
         fitted = self.fit(config, sent(message.content), message.content, context)
         arrays, metrics = to_record(fitted.arrays), MetricRecord(dict(fitted.metrics))
-        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
+        if fitted.buffers:
+            content[BUFFERS] = ConfigRecord({"names": sorted(fitted.buffers)})
+        return Message(content, reply_to=message)
 
     def fit(
         self, config: Mapping[str, Any], arrays: Arrays, content: RecordDict, context: Context
@@ -96,7 +110,8 @@ class Trainer:
             torch.default_generator.manual_seed(int(rng.integers(2**63)))
             params = [p for p in module.parameters() if p.requires_grad]
             optimizer = make(params, settings)
-            control = ControlVariates.of(content, config, context)
+            buffers = self.buffers(module)
+            control = ControlVariates.of(content, config, context, buffers)
             correction = control.correction(module) if control else {}
             descent = plain_descent(optimizer, settings, correction)
             chain = (
@@ -112,7 +127,7 @@ class Trainer:
         metrics = {"num-examples": len(examples), "train-loss": loss, "learning-rate": rate}
         if config.get("final-loss"):
             metrics["final-loss"] = evaluate(module, examples, self.loss)["loss"]
-        fitted = Fitted(after, metrics)
+        fitted = Fitted(after, metrics, buffers)
         why = partial(cause, module, arrays, examples, self.loss)
         fitted = fitted.checked(arrays, context, control, settings, why)
         if tunes(make):
@@ -170,6 +185,12 @@ class Trainer:
             device = str(context.run_config.get("device") or "cpu")
             self._modules[key] = self.model(context).to(device)
         return self._modules[key]
+
+    def buffers(self, module: nn.Module) -> frozenset[str]:
+        """``unnamed_buffers`` of a module of this process."""
+        if module not in self._buffers:
+            self._buffers[module] = unnamed_buffers(module)
+        return self._buffers[module]
 
 
 def tunes(make: OptimizerFn) -> bool:

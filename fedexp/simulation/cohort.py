@@ -7,20 +7,21 @@ that every other division of labour gives.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 
-from fedexp.arrays import Arrays, first_non_finite
+from fedexp.arrays import Arrays, first_non_finite, update_norm
+from fedexp.merged import Merged, Sums
 from fedexp.records import from_record, records_of
 from fedexp.simulation.grid import RAISED
-from fedexp.stats import PseudoGradientStats, update_norm
-from fedexp.wire import BadReply, Merged, Reading
+from fedexp.stats import PseudoGradientStats
+from fedexp.wire import BadReply, Kind, Reading, check_norm
 
 _GROUP_BYTES = 1 << 28  # of trained models that wait to be folded together
+_MAX_SQ_NORM = 1e200  # of a sum; beyond it, or NaN, its clients are looked at one by one
 
 Span = tuple[int, int]
 """Positions ``lo`` to ``hi - 1`` of a cohort."""
@@ -49,7 +50,7 @@ def units(span: Span, size: int) -> list[Span]:
     return [unit for half in halves(span) for unit in units(half, size)]
 
 
-def combine(span: Span, parts: Mapping[Span, Merged]) -> Merged:
+def combine(span: Span, parts: Mapping[Span, Sums]) -> Sums:
     """The sum over ``span`` from the sums of subtrees that make it up."""
     if span in parts:
         return parts[span]
@@ -70,6 +71,7 @@ class Row:
         node: id of the client's node.
         arrays: its model; None if it is of no use.
         weight: ``pᵢ``.
+        kind: what it adds up with; None if it is of no use.
         metrics: as the client reported them.
         failure: why it is of no use.
     """
@@ -78,6 +80,7 @@ class Row:
     node: int
     arrays: Arrays | None = None
     weight: float = 0.0
+    kind: Kind | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
 
@@ -91,12 +94,14 @@ def row_of(position: int, reply: Message, reading: Reading, before: Arrays) -> R
     row = Row(position, reply.metadata.src_node_id)
     if reply.has_error():
         return replace(row, failure=(reply.error.code, reply.error.reason or ""))
+    content = reply.content
     try:
-        arrays, weight = reading.read(reply.content, before, look_at_updates=False)
+        arrays, weight = reading.read(content, before, look_at_updates=False)
+        (metrics,) = records_of(content, MetricRecord).values()
+        kind = reading.kind(metrics, reading.buffers(content))
     except BadReply as error:
         return row.failed(str(error))
-    (metrics,) = records_of(reply.content, MetricRecord).values()
-    return replace(row, arrays=arrays, weight=weight, metrics=dict(metrics))
+    return replace(row, arrays=arrays, weight=weight, kind=kind, metrics=dict(metrics))
 
 
 @dataclass(eq=False)
@@ -115,38 +120,46 @@ class Share:
     before: Arrays
     failures: dict[int, Failure] = field(default_factory=dict)
 
-    def merged(self, span: Span, size: int) -> Merged:
-        """The sum over a subtree, folding at most ``size`` clients at a time."""
+    def merged(self, span: Span, size: int) -> Sums:
+        """The sums over a subtree, folding at most ``size`` clients at a time."""
         if span[1] - span[0] <= size:
             return self._folded(self.run(span))
         left, right = halves(span)
         return self.merged(left, size) + self.merged(right, size)
 
-    def _folded(self, rows: Sequence[Row], *, looked_at: bool = False) -> Merged:
-        # A client that is left out keeps its place in the tree, with the model and weight 0.
+    def _folded(self, rows: Sequence[Row], *, looked_at: bool = False) -> Sums:
+        kinds = dict.fromkeys(row.kind for row in rows if row.kind)
+        sums = Sums({kind: self._of_kind(kind, rows) for kind in kinds})
+        bounded = all(merged.stats.sq_norm < _MAX_SQ_NORM for merged in sums.values())
+        if not (bounded or looked_at):
+            return self._folded([self._bounded(row) for row in rows], looked_at=True)
+        self.failures |= {row.position: row.failure for row in rows if row.failure}
+        return sums
+
+    def _of_kind(self, kind: Kind, rows: Sequence[Row]) -> Merged:
+        # Any other client keeps its place in the tree, with the model and weight 0.
+        rows = [row if row.kind == kind else Row(row.position, row.node) for row in rows]
         arrays = [self.before if row.arrays is None else row.arrays for row in rows]
         stats = PseudoGradientStats.fold(
             self.before,
             arrays,
             weights=[row.weight for row in rows],
-            trainable=self.reading.trainable,
-            scales=[self.reading.scale(x, self.before) for x in arrays],
+            trainable=kind.trainable,
+            scales=[self.reading.scale(x, self.before, kind) for x in arrays],
         )
-        if not (math.isfinite(stats.sq_norm) or looked_at):
-            return self._folded([self._finite(row) for row in rows], looked_at=True)
-        self.failures |= {row.position: row.failure for row in rows if row.failure}
-        return Merged(stats, tuple((row.node, row.metrics) for row in rows if not row.failure))
+        return Merged(stats, tuple((row.node, row.metrics) for row in rows if row.kind))
 
-    def _finite(self, row: Row) -> Row:
-        """``row``, or nothing in its place if the square of its update is not finite."""
-        if row.arrays is None or math.isfinite(
-            update_norm(self.before, row.arrays, self.reading.trainable)
-        ):
+    def _bounded(self, row: Row) -> Row:
+        """``row``, or nothing in its place if the square of its update drowns the sums."""
+        if row.arrays is None or row.kind is None:
             return row
-        name = first_non_finite(row.arrays)
-        return row.failed(
-            f"array {name!r} holds NaN or infinity." if name else "its norm overflows."
-        )
+        if name := first_non_finite(row.arrays):
+            return row.failed(f"array {name!r} holds NaN or infinity.")
+        try:
+            check_norm(update_norm(self.before, row.arrays, row.kind.trainable))
+        except BadReply as error:
+            return row.failed(str(error))
+        return row
 
 
 def group_size(before: Arrays) -> int:
@@ -160,10 +173,10 @@ def broadcast_of(content: RecordDict, reading: Reading) -> Arrays:
 
 
 def replies(
-    messages: Sequence[Message], merged: Merged, failures: Mapping[int, Failure]
+    messages: Sequence[Message], sums: Sums, failures: Mapping[int, Failure]
 ) -> Iterator[Message]:
-    """The errors in cohort order, then one reply for all usable clients if there is any."""
+    """The errors in cohort order, then one reply for all usable clients of a kind."""
     for position in sorted(failures):
         yield Message(Error(*failures[position]), reply_to=messages[position])
-    if merged.stats.count:
+    for merged in sums.values():
         yield Message(merged.to_content(), reply_to=messages[0])

@@ -87,7 +87,7 @@ class LocalGrid(Grid):
     def _execute_merged(
         self, messages: list[Message], reading: wire.Reading, timeout: float
     ) -> Iterator[Message]:
-        """As ``_execute``, with one reply for all usable ones (``wire.Merged``)."""
+        """As ``_execute``, with one reply for all usable ones (``merged.Merged``)."""
 
     def set_run(self, run: Run) -> None:
         """Set the run.

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from flwr.app import Message, Metadata
 
+from fedexp.merged import Sums
 from fedexp.simulation.cohort import Failure, Span
 from fedexp.simulation.transport import Packed, pack
-from fedexp.wire import Merged
 
 
 class Job(NamedTuple):
@@ -58,7 +58,7 @@ class Outcome:
         seconds: by node.
     """
 
-    merged: Mapping[Span, Merged] = field(default_factory=dict)
+    merged: Mapping[Span, Sums] = field(default_factory=dict)
     replies: Mapping[int, Packed | Failure] = field(default_factory=dict)
     failures: Mapping[int, Failure] = field(default_factory=dict)
     states: Mapping[int, Packed] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
+from fedexp.merged import Sums
 from fedexp.records import records_of
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Failure, Span
@@ -22,7 +23,7 @@ from fedexp.simulation.jobs import Job, Outcome, jobs_of
 from fedexp.simulation.ray_workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
 from fedexp.simulation.shares import Costs, chunks, shares
 from fedexp.simulation.transport import Packed, num_bytes, unpack
-from fedexp.wire import Merged, Reading
+from fedexp.wire import Reading
 
 _CHUNK_BYTES = 1 << 26  # of replies that one task returns
 _ONE_BY_ONE = 3  # the attempt in which a worker notes each client that it runs
@@ -119,7 +120,7 @@ class RayGrid(LocalGrid):
             _Task(worker, _part(jobs, span), "merge", (contents, whole, reading, unit))
             for worker, span in enumerate(spans)
         ]
-        parts: dict[Span, Merged] = {}
+        parts: dict[Span, Sums] = {}
         failures: dict[int, Failure] = {}
         for outcome in self._outcomes(tasks, timeout):
             parts |= outcome.merged

@@ -160,11 +160,11 @@ def _line(row: Row) -> str:
 def row_of(round_: Round) -> Row:
     """The line of a round; a value that does not exist or is not finite is null."""
     measured = {**round_.train, **round_.evaluate, **round_.server}
-    row: Row = {"round": round_.server_round}
-    row |= {name: None for name in _METRICS}
-    row |= {"num-clients": 0, "num-failures": 0, "failed": round_.failed}
+    own = {"round": round_.server_round, "failed": round_.failed}
+    row: Row = own | {name: None for name in _METRICS}
+    row |= {"num-clients": 0, "num-failures": 0}
     row |= {name: _finite(value) for name, value in measured.items()}
-    return row | {"round-seconds": round(round_.seconds, 4)}
+    return row | own | {"round-seconds": round(round_.seconds, 4)}  # whatever clients report
 
 
 def _finite(value: Any) -> Any:

@@ -215,10 +215,12 @@ class _Merging(_Work):
         if isinstance(fitted, FloatingPointError):
             return row.failed(reason_of(fitted))
         try:
-            arrays, weight = self.reading.taken(fitted.arrays, fitted.metrics, self.before)
+            reading, metrics, own = self.reading, fitted.metrics, fitted.buffers
+            arrays, weight = reading.taken(fitted.arrays, metrics, self.before, own)
+            kind = reading.kind(metrics, own)
         except BadReply as error:
             return row.failed(str(error))
-        return replace(row, arrays=arrays, weight=weight, metrics=fitted.metrics)
+        return replace(row, arrays=arrays, weight=weight, kind=kind, metrics=metrics)
 
 
 def _failure(reply: Message) -> Failure:

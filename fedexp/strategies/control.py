@@ -1,18 +1,96 @@
-"""SCAFFOLD's server half: the mean of the clients' control variates."""
+"""SCAFFOLD's server half: the mean of the clients' control variates, and whose are in it."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from fedexp.arrays import Arrays, Float64s, cast_like
+from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
 
 VARIATE, STEP = "control-variate", "control-step"
+
+_CLIENTS = "control-clients"
+
+NODES, ROUNDS = "control-nodes", "control-rounds"
+"""Settings: nodes of which a reply was not applied since, and the last round that was (0: none)."""
+
+MAX_NORM = "max-update-norm"
+"""Setting: the bound ``C`` to which the server clips updates."""
+
+
+@dataclass
+class Clients:
+    """What the server knows of the clients and their variates, by node.
+
+    Attributes:
+        weight: ``pᵢ`` as last reported.
+        applied: the last round whose reply is in the server's variate.
+        asked: the last round in which the client was asked to train.
+        total: ``Σ pᵢ`` over all clients, for which the server's variate was computed.
+    """
+
+    weight: dict[int, float] = field(default_factory=dict)
+    applied: dict[int, int] = field(default_factory=dict)
+    asked: dict[int, int] = field(default_factory=dict)
+    total: float = 0.0
+
+    @classmethod
+    def of(cls, state: State) -> Clients:
+        """As ``entry`` put it into a strategy's state; nobody is known in round 1."""
+        if _CLIENTS not in state:
+            return cls()
+        known = state[_CLIENTS]
+        nodes = known["nodes"].tolist()
+        rows = zip(nodes, known["weight"].tolist(), known["applied"].tolist(), strict=True)
+        replied = [(node, p, t) for node, p, t in rows if t]
+        return cls(
+            weight={node: p for node, p, _ in replied},
+            applied={node: t for node, _, t in replied},
+            asked=dict(zip(nodes, known["asked"].tolist(), strict=True)),
+            total=float(known["total"]),
+        )
+
+    def entry(self) -> dict[str, Arrays]:
+        """As an entry of the state, arrays by node."""
+        arrays: dict[str, Arrays] = {
+            _CLIENTS: {
+                "nodes": np.array(list(self.asked), np.uint64),
+                "weight": np.array([self.weight.get(i, 0.0) for i in self.asked]),
+                "applied": np.array([self.applied.get(i, 0) for i in self.asked], np.int64),
+                "asked": np.array(list(self.asked.values()), np.int64),
+                "total": np.asarray(self.total),
+            }
+        }
+        return arrays
+
+    def ask(self, nodes: Sequence[int], server_round: int) -> dict[str, list[int]]:
+        """Note that ``nodes`` are asked to train; settings that say whose last reply was lost.
+
+        A client keeps the variate of its last reply only if the server applied that reply.
+        """
+        lost = [i for i in nodes if self.asked.get(i, 0) != self.applied.get(i, 0)]
+        self.asked |= dict.fromkeys(nodes, server_round)
+        rounds = [self.applied.get(i, 0) for i in lost]
+        return {NODES: lost, ROUNDS: rounds} if lost else {}
+
+    def apply(self, weights: Mapping[int, float], server_round: int, num_nodes: int) -> None:
+        """Note whose replies are applied.
+
+        Args:
+            weights: ``pᵢ`` by node.
+            server_round: the round.
+            num_nodes: how many clients there are. One that has never taken part counts with the
+                mean weight of the others; its own variate is zero.
+        """
+        self.weight |= weights
+        self.asked |= dict.fromkeys(weights, server_round)
+        self.applied |= dict.fromkeys(weights, server_round)
+        self.total = math.fsum(self.weight.values()) * max(1.0, num_nodes / len(self.weight))
 
 
 def server_variate(params: Arrays, trainable: frozenset[str], state: State) -> Arrays:
@@ -26,52 +104,52 @@ def server_variate(params: Arrays, trainable: frozenset[str], state: State) -> A
 
 
 def next_variate(
-    mean_update: Float64s, state: State, *, step: float, share: float
+    stats: PseudoGradientStats, state: State, *, step: float, before: float, total: float
 ) -> dict[str, Float64s]:
-    """``c ← c + (S/N) (Δ̄/(K η_l) - c)``, the state's new entry.
+    """``c = Σ pᵢ cᵢ / Σ pᵢ`` over all clients after a round, the state's new entry.
 
-    By option II a client's variate moves by ``cᵢ⁺ - cᵢ = Δᵢ/(K η_l) - c``, so that the mean of
-    these follows from the mean update: clients send nothing more than FedAvg's do, and sums of
-    replies serve as well as the replies. Karimireddy et al. 2020, arXiv:1910.06378, alg. 1.
+    By option II a client's variate moves by ``cᵢ⁺ - cᵢ = Δᵢ/(K η_l) - c``, so that with the sums
+    over the round ``c ← (P c + Σ pᵢ (Δᵢ/(K η_l) - c)) / P⁺``: clients send nothing more than
+    FedAvg's do, and sums of replies serve as well as the replies. Karimireddy et al. 2020,
+    arXiv:1910.06378, alg. 1, where ``pᵢ = 1``. A clipped update counts with what is left of it.
 
     Args:
-        mean_update: ``Δ̄``, the clients' mean in the weights of the step.
+        stats: of the round.
         state: what the last round left, ``{}`` in round 1.
         step: ``K η_l``, the number of local steps times their size; the same at every client.
-        share: ``S/N``, the share of all clients that took part.
+        before: ``P``, the weight of all clients as the last round knew it.
+        total: ``P⁺``, as this round knows it.
     """
     old = state.get(VARIATE, {})
     new = {}
-    for name, update in mean_update.items():
-        c = old[name] if old else np.zeros_like(update)
-        new[name] = np.asarray(c + share * (update / step - c))
+    for name, update in stats.update.items():
+        c = np.asarray(update / (step * total))
+        if old:
+            c += old[name] * ((before - stats.weight) / total)
+        new[name] = c
     return {VARIATE: new}
 
 
-def common_step(metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> float | None:
-    """``K η_l`` as the clients report it; None if only some do, or one reports no such number.
+def check_steps(num_alike: int, unlike: Sequence[int], without: Sequence[int]) -> None:
+    """Find out in the first round whether the clients are made for control variates.
 
-    Then the server's variate stays as it was: one odd client must not end a run.
+    Later, and here if most of them are, those that are not count as failures.
+
+    Args:
+        num_alike: how many report the commonest ``K η_l``.
+        unlike: nodes that report another.
+        without: nodes that report none.
 
     Raises:
-        ValueError: no client reports it, or they differ.
+        ValueError: they are not.
     """
-    steps = {m.get(STEP): node for node, m in metrics}
-    sound = [step for step in steps if isinstance(step, float) and 0 < step < math.inf]
-    if sound and len(sound) < len(steps):
-        logging.getLogger("flwr").warning(
-            "Variate kept: some clients report %s %s.", STEP, list(steps)[:3]
-        )
-        return None
-    if not sound:
+    if len(unlike) >= num_alike > 0:
         raise ValueError(
-            f"Scaffold(metrics of node {next(iter(steps.values()))}): no {STEP}, so its "
-            "ClientApp uses no control variates. Use fedexp.clients.client_app, or a strategy "
-            "without them."
+            f"Scaffold({STEP}): must be the same at every client, {len(unlike)} differ from "
+            f"{num_alike}. Give all the same local-steps and learning-rate."
         )
-    if len(steps) > 1:
+    if without and not num_alike:
         raise ValueError(
-            f"Scaffold({STEP}={list(steps)[:2]}): must be the same at every client. Give all "
-            "the same local-steps and learning-rate."
+            f"Scaffold(metrics of node {without[0]}): no {STEP}, so its ClientApp uses no control "
+            "variates. Use fedexp.clients.client_app, or a strategy without them."
         )
-    return float(sound[0])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from logging import INFO, WARNING
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -22,7 +22,17 @@ from fedexp.arrays import Arrays, first_non_finite, has_batch_norm, sq_norm, tra
 from fedexp.records import from_record, to_record
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.attendance import Attendance
-from fedexp.strategies.control import VARIATE, common_step, next_variate, server_variate
+from fedexp.strategies.control import (
+    MAX_NORM,
+    NODES,
+    ROUNDS,
+    STEP,
+    VARIATE,
+    Clients,
+    check_steps,
+    next_variate,
+    server_variate,
+)
 from fedexp.strategies.directions import State
 from fedexp.strategies.optimizer import ServerOptimizer, limited
 from fedexp.strategies.privacy import check_untouched
@@ -33,7 +43,7 @@ from fedexp.strategies.step_sizes import Constant
 from fedexp.strategies.streaming import Stream, stream
 from fedexp.strategies.tuning import BETWEEN, MEAN, cohort_rates, next_config, remembered
 
-_RUN = "run-id"
+_RUN, _BUFFERS = "run-id", "buffers"
 _BATCH_NORM_MAX_STEP = 1.5  # the best of those tried in experiments/batch_norm.py
 
 
@@ -41,8 +51,10 @@ class FedOpt(FlowerFedAvg):
     """Any server step ``w ← w - η d`` in place of FedAvg's, with FedAvg's arguments.
 
     Takes every argument of ``flwr.serverapp.strategy.FedAvg``, in the same order and with the
-    same defaults, and these by keyword. ``train_metrics_aggr_fn`` gets the replies' metrics only:
-    their arrays are gone by then. The train metrics of a round gain
+    same defaults, and these by keyword. A ``train_metrics_aggr_fn`` of one's own gets the whole
+    replies, so that the server holds all of a round; it may return None. By default replies are
+    folded as they come, and each metric is the mean over the clients that report it as a finite
+    number. The train metrics of a round gain
     ``server-step-size`` (``η``), ``update-norm`` (``‖Δ̄‖``), ``mean-update-norm``
     (``Σ pᵢ‖Δᵢ‖ / Σ pᵢ``), ``num-clients`` and ``num-failures``; with ``clip`` also
     ``max-update-norm`` (``C``) and ``num-clipped``, and with clients that
@@ -56,7 +68,8 @@ class FedOpt(FlowerFedAvg):
         optimizer: the server rule; FedAvg's if left out.
         weighted: weigh clients by ``weighted_by_key`` (``pᵢ``, the default) or equally.
         trainable: names of the arrays that the step moves. By default all floating-point arrays
-            but batch-norm buffers.
+            but batch-norm buffers, and but those that the clients of the first round name as
+            buffers of theirs, as ``fedexp.clients`` do (``state["buffers"]``).
         seed: fixes which nodes are sampled, from the nodes in ascending order of id; by default
             they are Flower's draw.
         buffers: what becomes of arrays that the step does not move: the clients' mean in their own
@@ -149,7 +162,7 @@ class FedOpt(FlowerFedAvg):
             messages = self._draw(server_round, arrays, config, grid, MessageType.TRAIN, *sizes)
         if self.control_variates:
             self._num_nodes = len(list(grid.get_node_ids()))
-            self._send_variate(messages)
+            self._send_variate(messages, server_round)
         self.attendance.ask(message.metadata.dst_node_id for message in messages)
         self._ask_to_merge(grid)
         return messages
@@ -175,7 +188,8 @@ class FedOpt(FlowerFedAvg):
         Raises:
             ValueError: with control variates, clients that use none or take unlike steps.
         """
-        folded = Replies(self.params, self.reading(), merges=self.merges)
+        whole = self.train_metrics_aggr_fn is not aggregate_metricrecords
+        folded = Replies(self.params, self.reading(), merges=self.merges, whole=whole)
         folded.fold(folded.contents(replies), drop_beyond=self.drop_beyond)
         self.attendance.fail(folded.failures)
         log(
@@ -184,10 +198,13 @@ class FedOpt(FlowerFedAvg):
             folded.stats.count,
             folded.num_failures,
         )
+        if self.control_variates and VARIATE not in self.state:
+            check_steps(folded.stats.count, folded.unlike, folded.without_step)
         if not folded.stats.count:
             return self._nothing(server_round, folded.num_failures)
+        self._learn_buffers(folded.kind)
         state = self.state
-        variate: State = self._next_variate(folded) if self.control_variates else {}
+        variate = self._next_variate(server_round, folded) if self.control_variates else {}
         params, own = self.advance(folded.with_loss())
         if not math.isfinite(own["server-step-size"]) or first_non_finite(params):
             self.state = state
@@ -198,7 +215,7 @@ class FedOpt(FlowerFedAvg):
             return self._nothing(server_round, folded.num_failures + folded.stats.count)
         self.state = self.state | variate
         self.attendance.came(node for node, _ in folded.metrics)
-        metrics = folded.aggregated(self.train_metrics_aggr_fn)
+        metrics = folded.aggregated(self.train_metrics_aggr_fn) or MetricRecord()
         metrics.update({**own, **self._rates(folded), "num-failures": folded.num_failures})
         self._released = to_record(params)
         return self._released, metrics
@@ -207,7 +224,8 @@ class FedOpt(FlowerFedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Aggregate the metrics of the usable replies."""
-        folded = Replies({}, self.reading())
+        whole = self.evaluate_metrics_aggr_fn is not aggregate_metricrecords
+        folded = Replies({}, self.reading(), whole=whole)
         folded.fold_metrics(folded.contents(replies))
         self.attendance.tell(folded.failures)
         if not folded.metrics:
@@ -226,9 +244,14 @@ class FedOpt(FlowerFedAvg):
 
     def reading(self) -> wire.Reading:
         """How the replies of this round are read."""
-        trainable = trainable_names(self.params) if self.trainable is None else self.trainable
+        trainable = trainable_names(self.params).difference(self.state.get(_BUFFERS, {}))
         reading = wire.Reading(
-            self.weighted_by_key, not self.weighted, trainable, self.arrayrecord_key
+            self.weighted_by_key,
+            not self.weighted,
+            trainable if self.trainable is None else self.trainable,
+            self.arrayrecord_key,
+            narrows=self.trainable is None and _BUFFERS not in self.state,
+            step_key=STEP if self.control_variates else "",
         )
         return replace(reading, max_norm=self.clip.bound(self.state)) if self.clip else reading
 
@@ -301,13 +324,16 @@ class FedOpt(FlowerFedAvg):
     def _tell(self, config: ConfigRecord) -> None:
         """Settings for the clients; to those that keep something, this run's number."""
         policy = self.client_config.get(BETWEEN)
-        config.pop(MEAN, None)  # of an earlier run
+        for key in (MEAN, NODES, ROUNDS, MAX_NORM):  # of an earlier round or run
+            config.pop(key, None)
         config.update({**self.client_config, **next_config(policy, self.state)})
         if self.control_variates or policy == "carry":
             if _RUN not in self.state:
                 this: State = {_RUN: {"id": np.asarray(float(time.time_ns()))}}
                 self.state = self.state | this
             config[_RUN] = float(self.state[_RUN]["id"])
+        if self.control_variates and math.isfinite(max_norm := self.reading().max_norm):
+            config[MAX_NORM] = max_norm
 
     def _rates(self, folded: Replies) -> dict[str, float]:
         """How the clients' learning rates spread; their mean is kept where it is sent back."""
@@ -318,18 +344,36 @@ class FedOpt(FlowerFedAvg):
             self.state = self.state | remembered(rates[0])
         return {"learning-rate-std": rates[1]}
 
-    def _send_variate(self, messages: list[Message]) -> None:
-        """Add the server's variate."""
+    def _send_variate(self, messages: list[Message], server_round: int) -> None:
+        """Add the server's variate, and what clients need to know to keep their own."""
         variate = to_record(server_variate(self.params, self.reading().trainable, self.state))
-        for message in messages:
-            message.content[VARIATE] = variate
+        clients = Clients.of(self.state)
+        lost = clients.ask([m.metadata.dst_node_id for m in messages], server_round)
+        self.state = self.state | clients.entry()
+        for content in {id(m.content): m.content for m in messages}.values():
+            content[VARIATE] = variate
+            cast(ConfigRecord, content[self.configrecord_key]).update(lost)
 
-    def _next_variate(self, folded: Replies) -> State:
-        share = folded.stats.count / self._num_nodes
-        step = common_step(folded.metrics)
-        if step is None:
-            return {}
-        return next_variate(folded.stats.mean_update, self.state, step=step, share=share)
+    def _next_variate(self, server_round: int, folded: Replies) -> State:
+        clients, reading = Clients.of(self.state), self.reading()
+        before = clients.total
+        weights = {node: reading.share(metrics) for node, metrics in folded.metrics}
+        clients.apply(weights, server_round, self._num_nodes)
+        sums = {"step": folded.kind.step, "before": before, "total": clients.total}
+        return {**next_variate(folded.stats, self.state, **sums), **clients.entry()}
+
+    def _learn_buffers(self, kind: wire.Kind) -> None:
+        """Remember which arrays the clients of the first round name as buffers, and say so."""
+        reading = self.reading()
+        if not reading.narrows:
+            return
+        buffers = sorted(reading.trainable - kind.trainable)
+        learned: State = {_BUFFERS: {name: np.zeros(0) for name in buffers}}
+        self.state = self.state | learned
+        if buffers:
+            log(WARNING, "Not moved by the server step, as the clients say: %s", buffers)
+        else:
+            log(INFO, "Moved by the server step: %d arrays, by name.", len(kind.trainable))
 
     def _check_untouched(self, arrays: ArrayRecord) -> None:
         if self._is_ours("aggregate_train"):  # else it knows what it changes

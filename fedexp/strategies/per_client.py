@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from flwr.app import MetricRecord, RecordDict
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedexp.records import records_of
+from fedexp.strategies.client_metrics import is_number, weighted_means
 
 
 def per_client(records: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """Flower's weighted means, and of each accuracy ``a`` its distribution over the clients.
+    """The weighted means, and of each accuracy ``a`` its distribution over the clients.
 
     ``a-worst-tenth`` is the mean of the lowest tenth of the clients (at least one), ``a-std`` the
     standard deviation, each client counted once. Give it as ``evaluate_metrics_aggr_fn``.
@@ -19,10 +19,10 @@ def per_client(records: list[RecordDict], weighted_by_key: str) -> MetricRecord:
         records: one MetricRecord per client.
         weighted_by_key: key of the weight, Flower's ``num-examples``.
     """
-    result = aggregate_metricrecords(records, weighted_by_key)
     metrics = [next(iter(records_of(record, MetricRecord).values())) for record in records]
-    for key in [key for key in result if key.endswith("accuracy")]:
-        values = np.sort([float(m[key]) for m in metrics])  # type: ignore[arg-type]
+    result = weighted_means(metrics, weighted_by_key)
+    for key in [key for key in result if key.endswith("accuracy") and is_number(result[key])]:
+        values = np.sort([m[key] for m in metrics if is_number(m.get(key))])
         result[f"{key}-worst-tenth"] = float(values[: -(-len(values) // 10)].mean())
         result[f"{key}-std"] = float(values.std())
     return result

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from logging import WARNING
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
-from flwr.common.logger import log
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedexp import wire
-from fedexp.arrays import Arrays
+from fedexp.arrays import Arrays, update_norm
+from fedexp.merged import MERGED, Merged
 from fedexp.records import records_of
-from fedexp.stats import PseudoGradientStats, update_norm
+from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.attendance import Failure
+from fedexp.strategies.reply_group import Aggregate, ReplyGroup
 from fedexp.strategies.robustness import outliers
 
 Content = tuple[int, RecordDict]
@@ -27,26 +23,56 @@ Content = tuple[int, RecordDict]
 class Replies:
     """The running sums of one round.
 
+    Replies of unlike ``wire.Kind`` cannot be added up: those of the commonest kind count.
+
     Args:
         before: what was broadcast.
         reading: how replies are read.
         merges: the grid was asked for merged replies; from anybody else they are not believed.
+        whole: keep all arrays of the replies for ``aggregated``.
 
     Attributes:
+        kind: what the replies that count have in common.
         failures: node and reason of each reply that was left out.
+        unlike: nodes of sound replies of another kind.
+        without_step: nodes of replies without the metric ``reading.step_key``.
     """
 
-    def __init__(self, before: Arrays, reading: wire.Reading, *, merges: bool = False) -> None:
-        self.before, self.reading, self.merges = before, reading, merges
-        self.stats = PseudoGradientStats()
-        self.metrics: list[tuple[int, Mapping[str, Any]]] = []
-        self.metrics_key = "metrics"
+    def __init__(
+        self, before: Arrays, reading: wire.Reading, *, merges: bool = False, whole: bool = False
+    ) -> None:
+        self.before, self.reading, self.merges, self.whole = before, reading, merges, whole
+        self.kind = wire.Kind(reading.trainable)
         self.failures: list[Failure] = []
+        self.unlike: list[int] = []
+        self.without_step: list[int] = []
+        self._groups: dict[wire.Kind, ReplyGroup] = {}
+        self._chosen = ReplyGroup(reading, whole)
+        # The square of a float32 fits into a float64.
+        self._may_overflow = any(x.dtype.itemsize > 4 for x in before.values())
 
     @property
     def num_failures(self) -> int:
         """How many replies were left out."""
         return len(self.failures)
+
+    @property
+    def stats(self) -> PseudoGradientStats:
+        """The sums over the replies that count."""
+        return self._chosen.stats
+
+    @property
+    def metrics(self) -> list[tuple[int, Mapping[str, Any]]]:
+        """Node and metrics of each reply that counts."""
+        return self._chosen.metrics
+
+    def aggregated(self, aggregate: Aggregate) -> MetricRecord | None:
+        """The metrics of the clients that count as one record, see ``ReplyGroup``."""
+        return self._chosen.aggregated(aggregate)
+
+    def with_loss(self) -> PseudoGradientStats:
+        """The statistics with the clients' losses, see ``ReplyGroup``."""
+        return self._chosen.with_loss()
 
     def contents(self, replies: Iterable[Message]) -> Iterator[Content]:
         """Node and content of each reply as it arrives; errors become ``failures``."""
@@ -67,33 +93,51 @@ class Replies:
         is longer than this multiple of the median are left out.
         """
         if drop_beyond is not None:
-            return self._fold_near(contents, drop_beyond)
-        for node, content in contents:
-            self._take(node, content)
-            del content
+            self._fold_near(contents, drop_beyond)
+        else:
+            for node, content in contents:
+                self._take(node, content)
+                del content
+        self._choose()
 
     def _take(self, node: int, content: RecordDict) -> None:
-        if self.merges and wire.MERGED in content:
-            merged = wire.Merged.from_content(content)
-            self.stats = self.stats + merged.stats
-            self.metrics.extend(merged.metrics)
-        elif (read := self._read(node, content)) is not None:
-            self._add(node, content, *read)
+        try:
+            if self.merges and MERGED in content:
+                merged = Merged.from_content(content)
+                self._group(merged.checked(self.reading, self.before)).extend(merged)
+            else:
+                self._add(node, content, *self._read(content))
+        except wire.BadReply as error:
+            self._leave_out(node, str(error))
 
     def _fold_near(self, contents: Iterable[Content], k: float) -> None:
-        rows = [
-            (node, content, read)
-            for node, content in contents
-            if (read := self._read(node, content)) is not None
-        ]
-        trainable = self.reading.trainable
-        norms = [update_norm(self.before, after, trainable) for _, _, (after, _) in rows]
+        rows = []
+        for node, content in contents:
+            try:
+                rows.append((node, content, *self._read(content)))
+            except wire.BadReply as error:
+                self._leave_out(node, str(error))
+        norms = [update_norm(self.before, after, kind.trainable) for *_, after, _, kind in rows]
         for row, norm, is_out in zip(rows, norms, outliers(norms, k), strict=True):
-            node, content, read = row
             if is_out:
-                self._leave_out(node, f"its update's norm {norm:.3g} is over {k} x the median.")
+                self._leave_out(row[0], f"its update's norm {norm:.3g} is over {k} x the median.")
             else:
-                self._add(node, content, *read)
+                self._add(*row)
+
+    def _choose(self) -> None:
+        """Let the replies of the commonest kind count, and none of the others."""
+        stepless = [kind for kind in self._groups if self.reading.step_key and not kind.step]
+        for kind in stepless:
+            self.without_step += [node for node, _ in self._groups.pop(kind).metrics]
+        if self._groups:
+            self.kind = max(self._groups, key=lambda kind: self._groups[kind].stats.count)
+            self._chosen = self._groups.pop(self.kind)
+        for node in self.without_step:
+            self._leave_out(node, f"{self.reading.step_key} is no positive number.")
+        for kind, group in self._groups.items():
+            for node, _ in group.metrics:
+                self.unlike.append(node)
+                self._leave_out(node, _difference(kind, self.kind))
 
     def fold_metrics(self, contents: Iterable[Content]) -> None:
         """Keep the metrics of evaluate replies, or note why not."""
@@ -103,81 +147,39 @@ class Replies:
             except wire.BadReply as error:
                 self._leave_out(node, str(error))
             else:
-                self._keep_metrics(node, content)
+                self._chosen.keep(node, content)
 
-    def aggregated(
-        self, aggregate: Callable[[list[RecordDict], str], MetricRecord]
-    ) -> MetricRecord:
-        """The clients' metrics as one; of clients whose metrics have the first one's form.
+    def _read(self, content: RecordDict) -> tuple[Arrays, float, wire.Kind]:
+        after, weight = self.reading.read(content, self.before)
+        (metrics,) = records_of(content, MetricRecord).values()
+        kind = self.reading.kind(metrics, self.reading.buffers(content))
+        if self._may_overflow:
+            wire.check_norm(update_norm(self.before, after, kind.trainable))
+        return after, weight, kind
 
-        Args:
-            aggregate: Flower's function or another; Flower's own weighted mean is taken without
-                making a record per client, which would be most of a small round's server time.
-        """
-        rows = self._alike()
-        if aggregate is aggregate_metricrecords:
-            return _means(rows, self.reading.weighted_by)
-        records = [RecordDict({self.metrics_key: MetricRecord(dict(m))}) for m in rows]
-        return aggregate(records, self.reading.weighted_by)
-
-    def _alike(self) -> list[Mapping[str, Any]]:
-        form = _form(self.metrics[0][1])
-        for node, metrics in self.metrics:
-            if _form(metrics) != form:
-                log(WARNING, "Metrics of node %s left out: they are %s.", node, sorted(metrics))
-        return [m for _, m in self.metrics if _form(m) == form]
-
-    def with_loss(self) -> PseudoGradientStats:
-        """The statistics, with ``Σ pᵢ fᵢ(wᵢ)`` if every client reports its ``final-loss``."""
-        if not all(wire.FINAL_LOSS in m for _, m in self.metrics):
-            return self.stats
-        # fsum is exact, so the order in which replies arrive changes no bit.
-        return replace(
-            self.stats,
-            loss=math.fsum(self._weight(m) * m[wire.FINAL_LOSS] for _, m in self.metrics),
-        )
-
-    def _weight(self, metrics: Mapping[str, Any]) -> float:
-        return 1.0 if self.reading.uniform else float(metrics[self.reading.weighted_by])
-
-    def _read(self, node: int, content: RecordDict) -> tuple[Arrays, float] | None:
-        try:
-            return self.reading.read(content, self.before)
-        except wire.BadReply as error:
-            self._leave_out(node, str(error))
-            return None
-
-    def _add(self, node: int, content: RecordDict, after: Arrays, weight: float) -> None:
-        self.stats = PseudoGradientStats.fold(
+    def _add(
+        self, node: int, content: RecordDict, after: Arrays, weight: float, kind: wire.Kind
+    ) -> None:
+        group = self._group(kind)
+        group.stats = PseudoGradientStats.fold(
             self.before,
             [after],
             weights=[weight],
-            trainable=self.reading.trainable,
-            scales=[self.reading.scale(after, self.before)],
-            onto=self.stats,
+            trainable=kind.trainable,
+            scales=[self.reading.scale(after, self.before, kind)],
+            onto=group.stats,
         )
-        self._keep_metrics(node, content)
+        group.keep(node, content)
 
-    def _keep_metrics(self, node: int, content: RecordDict) -> None:
-        ((self.metrics_key, metrics),) = records_of(content, MetricRecord).items()
-        self.metrics.append((node, dict(metrics)))
+    def _group(self, kind: wire.Kind) -> ReplyGroup:
+        return self._groups.setdefault(kind, ReplyGroup(self.reading, self.whole))
 
     def _leave_out(self, node: int, reason: str) -> None:
         self.failures.append((node, reason))
 
 
-def _form(metrics: Mapping[str, Any]) -> dict[str, int | None]:
-    """Names, and the length of each that is a list."""
-    return {key: len(x) if isinstance(x, list) else None for key, x in metrics.items()}
-
-
-def _means(rows: Sequence[Mapping[str, Any]], weighted_by: str) -> MetricRecord:
-    weights = np.array([row[weighted_by] for row in rows], np.float64)
-    shares = weights / weights.sum()
-    return MetricRecord(
-        {
-            key: (shares @ np.array([row[key] for row in rows], np.float64)).tolist()
-            for key in rows[0]
-            if key != weighted_by
-        }
-    )
+def _difference(kind: wire.Kind, most: wire.Kind) -> str:
+    if kind.trainable != most.trainable:
+        names = sorted(kind.trainable ^ most.trainable)
+        return f"it differs from most in which arrays are buffers: {names[:3]}."
+    return f"its local step is {kind.step}, most have {most.step}."

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from logging import INFO
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from logging import INFO, WARNING
 from typing import Any, cast
 from zlib import crc32
 
@@ -12,6 +13,8 @@ import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
+
+_PATIENCE = 60.0  # seconds to wait for another node when none of those here is of use
 
 
 def wait_for_nodes(grid: Grid, minimum: int) -> Sequence[int]:
@@ -64,21 +67,60 @@ def partitions_of(grid: Grid) -> dict[int, int]:
 
     Nodes answer ``query`` messages with ``partition-id`` and ``num-partitions``, as those of
     ``fedexp.clients.client_app`` do. Under ``flwr run`` the ServerApp starts while nodes still
-    register; without this the first round would train on whichever are there.
+    register; without this the first round would train on whichever are there. How many partitions
+    there are is what most nodes say. A node whose answer is of no use is logged, and left out of
+    the result.
+
+    Raises:
+        ValueError: no node gives a usable answer, and no more nodes connect.
     """
-    first = wait_for_nodes(grid, 1)[:1]
-    expected = next(iter(_ask(grid, first).values()))["num-partitions"]
-    nodes = wait_for_nodes(grid, expected)
-    return {node: reply["partition-id"] for node, reply in _ask(grid, nodes).items()}
+    answers: dict[int, tuple[int, int] | None] = {}
+    since = time.monotonic()
+    while True:
+        nodes = wait_for_nodes(grid, 1)
+        if new := [node for node in nodes if node not in answers]:
+            answers |= dict.fromkeys(new) | _ask(grid, new)
+            since = time.monotonic()
+        sound = {node: answer for node in nodes if (answer := answers[node])}
+        if sound and len(nodes) >= (expected := _commonest(n for _, n in sound.values())):
+            return {node: partition for node, (partition, _) in sound.items()}
+        if not sound and time.monotonic() - since > _PATIENCE:
+            raise ValueError(
+                f"partitions_of(grid of {len(nodes)} nodes): none says which partition it has. "
+                "Use fedexp.clients.client_app, or answer query messages as it does."
+            )
+        if sound:
+            log(INFO, "Waiting for nodes to connect: %d of %d.", len(nodes), expected)
+        time.sleep(1)
 
 
-def _ask(grid: Grid, nodes: Sequence[int]) -> dict[int, dict[str, int]]:
+def _ask(grid: Grid, nodes: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """``partition-id`` and ``num-partitions`` of the nodes that give sound ones."""
     messages = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
-    replies = grid.send_and_receive(messages)
-    return {
-        reply.metadata.src_node_id: cast(dict[str, int], reply.content["metrics"])
-        for reply in replies
-    }
+    found = {}
+    for reply in grid.send_and_receive(messages):
+        node = reply.metadata.src_node_id
+        try:
+            found[node] = _partition_in(reply)
+        except Exception as error:  # whatever a node sends
+            log(WARNING, "Node %d does not say which partition it has: %s", node, error)
+    return found
+
+
+def _partition_in(reply: Message) -> tuple[int, int]:
+    if reply.has_error():
+        raise ValueError(reply.error.reason)
+    metrics = cast(Mapping[str, Any], reply.content["metrics"])
+    partition, count = metrics["partition-id"], metrics["num-partitions"]
+    if not (isinstance(partition, int) and isinstance(count, int) and 0 <= partition < count):
+        raise ValueError(f"partition {partition} of {count}")
+    return partition, count
+
+
+def _commonest(values: Iterable[int]) -> int:
+    """The commonest value, the smallest of several."""
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value))
 
 
 def sample(nodes: Sequence[int], size: int, *, seed: int, server_round: int, use: str) -> list[int]:

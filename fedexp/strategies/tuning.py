@@ -35,13 +35,11 @@ def spread(rates: Sequence[float], weights: Sequence[float]) -> tuple[float, flo
 def cohort_rates(
     metrics: Sequence[Mapping[str, Any]], weighted_by: str
 ) -> tuple[float, float] | None:
-    """Mean and spread of the cohort's learning rates; None unless every client reports one.
+    """Mean and spread of the cohort's learning rates; None unless a client reports one.
 
     A rate that is not finite and positive does not count.
     """
-    if not all(isinstance(m.get(RATE), float) for m in metrics):
-        return None
-    metrics = [m for m in metrics if 0 < m[RATE] < math.inf]
+    metrics = [m for m in metrics if isinstance(m.get(RATE), float) and 0 < m[RATE] < math.inf]
     weights = [float(m[weighted_by]) for m in metrics]
     if not sum(weights) > 0:
         return None

@@ -10,11 +10,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
+from fedexp.merged import Merged
 from fedexp.records import from_record
 from fedexp.simulation import SerialGrid, cohort
 from fedexp.stats import PseudoGradientStats, tree_sum
 from fedexp.strategies import FedAvg, FedExP
-from fedexp.wire import Merged
 
 MODEL = {
     "w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),

@@ -382,18 +382,26 @@ def test_a_bad_client_in_a_real_round_is_left_out_and_named(logged):
     assert any("node 4" in line and "NaN" in line for line in logged)
 
 
-def test_metrics_unlike_the_first_clients_are_left_out_of_the_mean_only(logged):
+def test_each_metric_is_the_mean_over_the_clients_that_report_it_soundly(logged):
     replies = [
+        reply(content(GOOD, loss=float("nan"), auc=0.5, many=[7.0]), 4),
         reply(content(GOOD, loss=1.0, many=[1.0, 2.0]), 2),
-        reply(content(GOOD, accuracy=0.5), 3),
-        reply(content(GOOD, loss=9.0, many=[1.0]), 4),
-        reply(content(GOOD, loss=3.0, many=[3.0, 2.0]), 5),
+        reply(content(GOOD, loss=3.0, many=[float("inf"), 2.0]), 3),
+        reply(content(GOOD, loss=3.0, num_examples=2, many=[4.0, 2.0]), 5),
     ]
     _, metrics = prepared(FedAvg()).aggregate_train(1, replies)
     assert metrics["num-clients"] == 4
-    assert metrics["loss"] == 2.0
-    assert metrics["many"] == [2.0, 2.0]
-    assert {3, 4} == {node for node in range(9) for line in logged if f"node {node} " in line}
+    assert metrics["loss"] == pytest.approx((1 + 3 + 2 * 3) / 4)
+    assert metrics["many"] == pytest.approx([(1 + 2 * 4) / 3, 2])
+    assert metrics["auc"] == 0.5
+    named = {
+        (key, i)
+        for key in ("loss", "many", "auc")
+        for i in range(9)
+        for line in logged
+        if f"Metric '{key}' of node {i} " in line
+    }
+    assert named == {("loss", 4), ("many", 4), ("many", 3)}
 
 
 def test_bad_evaluate_replies_are_left_out(logged):

@@ -10,6 +10,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedexp.strategies.client_metrics import weighted_means
 from fedexp.strategies.replies import Replies
 from fedexp.wire import Reading
 
@@ -58,10 +59,25 @@ def test_any_other_function_gets_a_record_per_client():
     assert seen == ["num-examples"]
 
 
-def test_a_client_with_other_metrics_is_left_out_of_the_mean_only():
-    rows = [{"train_loss": 1.0}, {"train_loss": 3.0}, {"other": 9.0}]
-    replies = folded(rows)
-    mean = replies.aggregated(aggregate_metricrecords)
-    assert dict(mean) == {"train-loss": 2.0}
+ODD = [float("nan"), float("inf"), [1.0], [], 10**400]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_client_decides_nothing_about_the_metrics_of_others(odd, place):
+    # Σ pᵢxᵢ / Σ pᵢ over the sound ones: (1·1 + 2·4) / 3
+    rows = [{"num-examples": 1, "loss": 1.0}, {"num-examples": 2, "loss": 4.0}]
+    rows.insert(place, {"num-examples": 5, "loss": odd, "auc": 0.25})
+    mean = weighted_means(rows, "num-examples")
+    assert dict(mean) == pytest.approx({"loss": 3.0, "auc": 0.25})
+
+
+def test_a_metric_that_nobody_reports_soundly_is_left_out():
+    assert weighted_means([{"n": 1, "loss": float("nan")}, {"n": 1}], "n") == {}
+
+
+def test_a_client_with_other_metrics_counts_in_the_step():
+    replies = folded([{"train_loss": 1.0}, {"train_loss": 3.0}, {"other": 9.0}])
+    assert dict(replies.aggregated(aggregate_metricrecords)) == {"train-loss": 2.0, "other": 9.0}
     assert replies.stats.count == 3
     assert math.isfinite(replies.stats.sq_norm)

@@ -7,7 +7,6 @@ from flwr.clientapp import ClientApp
 
 from fedexp.simulation import SerialGrid
 from fedexp.strategies import FedExP, FedExProx
-from fedexp.strategies.control import STEP, common_step
 from fedexp.strategies.robustness import FixedClip
 from fedexp.strategies.tuning import cohort_rates
 
@@ -78,9 +77,3 @@ def test_a_step_that_is_not_finite_leaves_the_model_and_the_round_has_failed():
 def test_rates_that_are_not_finite_do_not_count():
     metrics = [{"num-examples": 1, "learning-rate": x} for x in (0.1, 0.3, float("nan"), -1.0)]
     assert cohort_rates(metrics, "num-examples") == pytest.approx((0.2, 0.1))
-
-
-def test_one_client_without_variates_does_not_end_a_run():
-    assert common_step([(2, {STEP: 0.5}), (3, {})]) is None
-    assert common_step([(2, {STEP: 0.5}), (3, {STEP: 0.0})]) is None
-    assert common_step([(2, {STEP: 0.5}), (3, {STEP: 0.5})]) == 0.5

@@ -52,9 +52,15 @@ def test_the_order_of_the_replies_changes_no_bit(pairs):
     assert forwards == backwards
 
 
-def test_there_is_no_spread_unless_all_clients_report_a_rate():
-    assert cohort_rates([{"learning-rate": 0.1, "n": 1}, {"n": 1}], "n") is None
+def test_there_is_no_spread_where_no_client_reports_a_rate():
+    assert cohort_rates([{"n": 1}, {"learning-rate": [0.1], "n": 1}], "n") is None
     assert cohort_rates([{"learning-rate": 0.1, "n": 0}], "n") is None
+
+
+def test_clients_without_a_sound_rate_do_not_hide_those_of_the_others():
+    odd = [{"n": 9, "learning-rate": x} for x in ([0.1], float("nan"), -1.0)]
+    rates = [{"n": 1, "learning-rate": x} for x in (0.1, 0.3)]
+    assert cohort_rates([*rates, *odd, {"n": 9}], "n") == pytest.approx((0.2, 0.1))
 
 
 def test_a_round_reports_mean_and_spread_of_the_rates():

@@ -1,0 +1,82 @@
+"""Replies that add up with each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+from fedexp import wire
+from fedexp.merged import Merged
+from fedexp.records import records_of
+from fedexp.stats import PseudoGradientStats
+from fedexp.strategies.client_metrics import weighted_means
+
+Aggregate = Callable[[list[RecordDict], str], MetricRecord | None]
+"""Flower's form of a function that makes one record of the clients' metrics."""
+
+
+@dataclass(eq=False)
+class ReplyGroup:
+    """Sums and metrics of replies of one ``wire.Kind``.
+
+    Attributes:
+        reading: how they were read.
+        whole: keep their arrays too, for an aggregation function that wants to see them.
+        stats: their sums.
+        metrics: node and metrics of each.
+        contents: records of each reply, without arrays unless ``whole``; none of merged ones.
+    """
+
+    reading: wire.Reading
+    whole: bool = False
+    stats: PseudoGradientStats = field(default_factory=PseudoGradientStats)
+    metrics: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
+    contents: list[dict[str, Any]] = field(default_factory=list)
+
+    def keep(self, node: int, content: RecordDict) -> None:
+        """Remember what a node reported."""
+        (metrics,) = records_of(content, MetricRecord).values()
+        self.metrics.append((node, dict(metrics)))
+        kept = {
+            key: record
+            for key, record in content.items()
+            if self.whole or not isinstance(record, ArrayRecord)
+        }
+        self.contents.append(kept)
+
+    def extend(self, merged: Merged) -> None:
+        """Add several replies at once."""
+        self.stats = self.stats + merged.stats
+        self.metrics.extend(merged.metrics)
+
+    def aggregated(self, aggregate: Aggregate) -> MetricRecord | None:
+        """The metrics of all as one record.
+
+        Args:
+            aggregate: Flower's function or another, which gets the contents. Flower's own mean
+                is taken of each metric over the clients that report it, and without a record per
+                client, which would be most of a small round's server time.
+        """
+        if aggregate is aggregate_metricrecords:
+            nodes, rows = [node for node, _ in self.metrics], [m for _, m in self.metrics]
+            return weighted_means(rows, self.reading.weighted_by, nodes)
+        return aggregate([RecordDict(kept) for kept in self.contents], self.reading.weighted_by)
+
+    def with_loss(self) -> PseudoGradientStats:
+        """The statistics, with ``Σ pᵢ fᵢ(wᵢ)`` if any client reports its ``final-loss``.
+
+        For clients that do not, the mean of the others stands.
+        """
+        told = [m for _, m in self.metrics if wire.FINAL_LOSS in m]
+        if not told:
+            return self.stats
+        # fsum is exact, so the order in which replies arrive changes no bit.
+        loss = math.fsum(self.reading.share(m) * m[wire.FINAL_LOSS] for m in told)
+        if len(told) < len(self.metrics):
+            loss *= self.stats.weight / math.fsum(map(self.reading.share, told))
+        return replace(self.stats, loss=loss)

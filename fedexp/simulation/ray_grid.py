@@ -17,7 +17,7 @@ from flwr.common.logger import log
 from fedexp.records import records_of
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Failure, Span
-from fedexp.simulation.grid import LocalGrid
+from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid
 from fedexp.simulation.jobs import Job, Outcome, jobs_of
 from fedexp.simulation.ray_workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
 from fedexp.simulation.shares import Costs, chunks, shares
@@ -113,7 +113,7 @@ class RayGrid(LocalGrid):
         self, messages: list[Message], reading: Reading, timeout: float | None
     ) -> Iterator[Message]:
         contents, jobs = self._jobs(messages)
-        whole, unit = (0, len(messages)), self._unit_of(messages[0], timeout)
+        whole, unit = (0, len(messages)), self._unit_of(timeout)
         spans = shares(self._cost_of(messages), self._workers.count, cohort.units(whole, unit))
         tasks = [
             _Task(worker, _part(jobs, span), "merge", (contents, whole, reading, unit))
@@ -168,13 +168,14 @@ class RayGrid(LocalGrid):
             self._workers.replace(task.worker, ticket)
             ticket, start = self._submit(task, timeout), time.monotonic()
 
-    def _unit_of(self, message: Message, timeout: float | None) -> int:
+    def _unit_of(self, timeout: float | None) -> int:
         if self._unit is None:
-            node = message.metadata.dst_node_id
             for _ in range(2):
-                ticket = self._workers.submit(0, "unit", node)
+                ticket = self._workers.submit(0, "unit", FIRST_NODE_ID)
                 try:
-                    self._unit = self._workers.wait(ticket, timeout)
+                    self._unit, difference = self._workers.wait(ticket, timeout)
+                    if difference:
+                        log(WARNING, "Clients train one by one: %s.", difference)
                     return self._unit
                 except (WorkerDied, WorkerHangs):
                     self._workers.replace(0, ticket)

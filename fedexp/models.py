@@ -155,7 +155,7 @@ def char_lstm(input_shape: Shape, num_outputs: int) -> nn.Module:
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions with group norm, added to a (projected) identity."""
 
-    plain_forward = True  # see fedexp.clients.module.is_plain
+    plain_forward = True  # see fedexp.clients.known.is_plain
 
     def __init__(self, before: int, after: int, *, stride: int) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedexp.clients.known import is_hooked, is_torchs
 from fedexp.clients.losses import Loss, each_loss, each_slope
 
 Tensors = dict[str, Tensor]
@@ -53,14 +54,19 @@ class Chain:
 
     @classmethod
     def of(cls, module: nn.Module, loss: Loss) -> Chain | None:
-        """``module`` as a chain; None if it is not known to be one."""
-        layers = _layers(module)
+        """``module`` as a chain; None if it is not known to be one.
+
+        The parameters then enter the loss through the chain's outputs alone: the caller knows
+        that (``losses.is_known``), or has compared.
+        """
+        layers = None if is_hooked(module) else _layers(module)
         if not layers or not any(isinstance(layer, nn.Linear) for _, layer in layers):
             return None
         own = {f"{at}{name}": p for at, layer in layers for name, p in layer.named_parameters()}
         # Else a weight has two names, or the containers hold something of their own.
         whole = own.keys() == dict(module.named_parameters()).keys() and not list(module.buffers())
-        return cls(layers, loss) if whole and all(p.requires_grad for p in own.values()) else None
+        usual = all(type(p) is nn.Parameter and p.requires_grad for p in own.values())
+        return cls(layers, loss) if whole and usual else None
 
     def losses(self, params: Tensors, inputs: Tensor, targets: Tensor) -> Tensor:
         """Each client's loss, ``[clients]``, at its own parameters."""
@@ -142,7 +148,7 @@ class Chain:
 
 def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:
     """Prefix and layer of each step of ``module``, if these are all it does."""
-    if _hooked(module):
+    if not is_torchs(module):
         return None
     # A subclass may do anything, so only the very classes count.
     if type(module) is nn.Sequential:
@@ -151,12 +157,6 @@ def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] 
         parts = [_layers(m, f"{prefix}{name}.") for name, m in children if m is not None]
         return None if None in parts else [step for part in parts for step in part or ()]
     return [(prefix, module)] if type(module) in _KNOWN else None
-
-
-def _hooked(module: nn.Module) -> bool:
-    parts = module, *module.parameters(recurse=False)
-    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    return any(getattr(part, kind, None) for part in parts for kind in kinds)
 
 
 def _shared(params: Tensors, name: str, x: Tensor) -> Tensor:

@@ -22,9 +22,10 @@ class DeltaSGD(torch.optim.Optimizer):
         lr: ``η_0``, the first step of a round.
         gamma: ``γ``.
         delta: ``δ``, how fast the step may grow.
-        same_batch: Take ``g_{k-1}`` on the present minibatch, as the paper's code: unbiased by
-            the change of batch, for one more backward pass and a copy of the parameters.
-            `step` then needs a closure, which must give the same loss at the same parameters.
+        same_batch: Take ``g_{k-1}`` on the present minibatch, as the paper's code, for one more
+            backward pass. `step` then needs a closure, which must give the same loss at the same
+            parameters. Else it is the gradient that the last step had: with minibatches, their
+            noise then enters the difference, and the step shrinks until nothing moves.
 
     Raises:
         ValueError: For a step, ``γ`` or ``δ`` that is not positive; for `same_batch` without a
@@ -38,13 +39,18 @@ class DeltaSGD(torch.optim.Optimizer):
         *,
         gamma: float = 2.0,
         delta: float = 0.02,
-        same_batch: bool = False,
+        same_batch: bool = True,
     ) -> None:
         for name, value in (("lr", lr), ("gamma", gamma), ("delta", delta)):
             if not 0 < value < float("inf"):
                 raise ValueError(f"DeltaSGD({name}={value}): must be positive and finite.")
         rates = {"lr": lr, "first_lr": lr, "theta": 1.0, "gamma": gamma, "delta": delta}
         super().__init__(params, {**rates, "same_batch": same_batch})
+
+    @property
+    def same_batch(self) -> bool:
+        """Whether `step` needs a closure."""
+        return bool(self.defaults["same_batch"])
 
     def reset(self) -> None:
         """Begin a round: the first step size, no past."""
@@ -55,9 +61,12 @@ class DeltaSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Set the step size from the last two iterates, and step."""
-        same_batch = self.defaults["same_batch"]
+        same_batch = self.same_batch
         if same_batch and closure is None:
-            raise ValueError("DeltaSGD(same_batch=True): `step` needs a closure. Pass one.")
+            raise ValueError(
+                "DeltaSGD(same_batch=True): `step` needs a closure. Pass one, or same_batch=False "
+                "for gradients of all examples."
+            )
         evaluate = torch.enable_grad()(closure) if closure else None
         loss = evaluate() if evaluate else None
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -69,7 +78,7 @@ class DeltaSGD(torch.optim.Optimizer):
             dx = torch._foreach_sub(params, before)
             if same_batch and evaluate:
                 self._at(before, params, evaluate)
-                old = [p.grad for p in params]
+                old = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
             else:
                 old = [self.state[p]["grad"] for p in params]
             self._resize(norm(dx), norm(torch._foreach_sub(grads, old)))
@@ -101,4 +110,5 @@ class DeltaSGD(torch.optim.Optimizer):
 
 def norm(tensors: Any) -> float:
     """Euclidean norm of all together."""
-    return float(torch.stack(torch._foreach_norm(tensors)).norm())
+    sums = torch._foreach_norm(tensors, dtype=torch.promote_types(tensors[0].dtype, torch.float32))
+    return float(torch.stack(sums).norm())

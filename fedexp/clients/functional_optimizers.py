@@ -23,10 +23,17 @@ class FunctionalOptimizer(Protocol):
     Attributes:
         stacked: whether ``init`` and ``update`` take all clients' tensors, ``[clients, ...]``, at
             once; else they take one client's, and run under vmap.
+        same_batch: whether ``state["grads"]`` is to be the gradient of the present minibatch at
+            ``state["params"]`` whenever ``update`` is called.
     """
 
     @property
     def stacked(self) -> bool:
+        """See above."""
+        ...
+
+    @property
+    def same_batch(self) -> bool:
         """See above."""
         ...
 
@@ -54,6 +61,7 @@ class FunctionalSGD:
     settings: LocalTraining
 
     stacked = True
+    same_batch = False
 
     def init(self, params: Tensors, lr: Tensor) -> bool:
         """Whether a step has been taken."""
@@ -88,6 +96,7 @@ class FunctionalTower:
     rule: Rule
 
     stacked = False
+    same_batch = False
 
     def init(self, params: Tensors, lr: Tensor) -> Any:
         """The state of `Tower` at ``lr``."""
@@ -116,11 +125,12 @@ class FunctionalDeltaSGD:
     delta: float = 0.02
 
     stacked = False
+    same_batch = True
 
     def init(self, params: Tensors, lr: Tensor) -> dict[str, Any]:
         """``θ = 1``, no iterate yet."""
-        old = {"params": params, "grads": {k: torch.zeros_like(p) for k, p in params.items()}}
-        return {"lr": lr, "theta": torch.ones_like(lr), "begun": torch.zeros_like(lr), **old}
+        one, old = torch.ones_like(lr), {"params": params, "grads": params}
+        return {"lr": lr, "theta": one, "begun": torch.zeros_like(lr), **old}
 
     def update(
         self, params: Tensors, grads: Tensors, state: dict[str, Any]
@@ -152,6 +162,7 @@ class FunctionalScheduledSGD:
     bound: float = 10.0
 
     stacked = False
+    same_batch = False
 
     def init(self, params: Tensors, lr: Tensor) -> dict[str, Any]:
         """``β = 1``; a first gradient of 0 agrees with any."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
+
+from fedexp.clients.known import is_hooked, is_torchs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``(outputs, targets) -> scalar``, a mean over the batch."""
@@ -20,6 +22,13 @@ def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
         return functional.mse_loss(outputs, targets)
     return functional.cross_entropy(outputs, targets)
+
+
+def is_known(loss: Loss) -> bool:
+    """Whether ``loss`` is the default or PyTorch's own: it reads outputs and targets alone."""
+    if isinstance(loss, nn.Module):
+        return is_torchs(loss) and not is_hooked(loss)
+    return loss is default_loss or getattr(loss, "__module__", "") == "torch.nn.functional"
 
 
 def each_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -54,5 +63,5 @@ def each_slope(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Te
 
 
 def _is_cross_entropy(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
-    classes = not targets.is_floating_point() and outputs.dim() == 3
+    classes = targets.dtype == torch.int64 and (outputs.dim(), targets.dim()) == (3, 2)
     return loss is default_loss and classes

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedexp.arrays import Arrays, trainable_names
+from fedexp.clients.known import is_plain
 
 
 def module_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
@@ -90,18 +91,6 @@ def layout_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
     last = torch.channels_last
     # A clone even of one channel: only its strides tell PyTorch what is wanted.
     return lambda x: x.clone(memory_format=last) if x.dim() == 4 else x
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether ``forward`` is known to write to no parameter and to need no layout of its inputs.
-
-    So are PyTorch's own modules, and classes with an attribute ``plain_forward = True``. Any other
-    might call ``view``, or clamp its weights.
-    """
-    return all(
-        type(m).__module__.startswith("torch.nn.") or getattr(m, "plain_forward", False)
-        for m in module.modules()
-    )
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedexp.arrays import Arrays
 from fedexp.clients.chain import Chain
 from fedexp.clients.descent import Descent
-from fedexp.clients.losses import Loss
+from fedexp.clients.losses import Loss, is_known
 from fedexp.clients.training import LocalTraining
 from fedexp.fold import MOST_ENTRIES, Factored
 
@@ -26,7 +26,7 @@ def single(
     if descent is None or descent.decay or settings.num_steps != 1 or not descent.covers(module):
         return None
     on_cpu = all(p.device.type == "cpu" for p in module.parameters())
-    return Chain.of(module, loss) if on_cpu else None
+    return Chain.of(module, loss) if on_cpu and is_known(loss) else None
 
 
 @torch.no_grad()

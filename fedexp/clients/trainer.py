@@ -16,16 +16,10 @@ from fedexp.arrays import Arrays
 from fedexp.clients.causes import cause
 from fedexp.clients.control import VARIATE, ControlVariates
 from fedexp.clients.fitted import Fitted
+from fedexp.clients.known import is_plain
 from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named
-from fedexp.clients.losses import Loss, default_loss
-from fedexp.clients.module import (
-    copies,
-    is_plain,
-    lend,
-    load_arrays,
-    module_arrays,
-    unnamed_buffers,
-)
+from fedexp.clients.losses import Loss, default_loss, is_known
+from fedexp.clients.module import copies, lend, load_arrays, module_arrays, unnamed_buffers
 from fedexp.clients.one_step import one_step, single
 from fedexp.clients.training import (
     Examples,
@@ -135,7 +129,7 @@ class Trainer:
         return fitted
 
     def _load(self, module: nn.Module, arrays: Arrays, *, borrowed: bool) -> None:
-        if not (borrowed and is_plain(module)):
+        if not (borrowed and is_known(self.loss) and is_plain(module)):
             load_arrays(module, arrays)
             return
         if self._lent is None or self._lent[0] is not arrays:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from fedexp.clients.chain import Chain
 from fedexp.clients.descent import Descent
-from fedexp.clients.losses import Loss
+from fedexp.clients.known import is_hooked
+from fedexp.clients.losses import Loss, is_known
 from fedexp.clients.module import layout_of
+from fedexp.clients.objective import Objective, loss_at
 
 
 class Optimizer(Protocol):
@@ -170,31 +172,28 @@ def train(
     params = list(named.values())
     batches = batches_of(model, examples, settings, rng)
     descent = plain_descent(optimizer, settings, correction)
-    if descent and descent.covers(model) and (chain := Chain.of(model, loss_fn)):
+    known = descent and descent.covers(model) and is_known(loss_fn)
+    if descent and known and (chain := Chain.of(model, loss_fn)):
         first = {name: p.data for name, p in named.items()}
         alone = ((x[None], y[None]) for x, y in batches)
         after, total = chain.descend(first, alone, lr=descent.lr, decay=descent.decay)
         for name, p in named.items():
             p.data = after[name][0]
         return float(total) / settings.num_steps
-    start = [p.detach().clone() for p in params] if settings.proximal_mu else []
     total = torch.zeros((), dtype=torch.float64, device=params[0].device)
-    for inputs, targets in batches:
-        loss = loss_fn(model(inputs), targets)
-        total += loss.detach()
+    objective = Objective(model, loss_fn, correction, settings.proximal_mu, settings.max_grad_norm)
+    if is_hooked(model):
+        descent = None  # some hooks run only where gradients are stored in the parameters
+    for batch in batches:
         if descent:
+            _, loss = loss_at(model, loss_fn, *batch)
             descent.step(torch.autograd.grad(loss, params, allow_unused=True))
-            continue
-        for p in params:
-            p.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        for name, term in correction.items():
-            _add(named[name], term)
-        for p, w in zip(params, start, strict=False):
-            _add(p, settings.proximal_mu * (p.detach() - w))
-        if settings.max_grad_norm:
-            nn.utils.clip_grad_norm_(params, settings.max_grad_norm)
-        optimizer.step()
+        elif getattr(optimizer, "same_batch", False):
+            loss = optimizer.step(objective.closure(*batch))  # type: ignore[call-arg]
+        else:
+            loss = objective(*batch)
+            optimizer.step()
+        total += loss.detach().squeeze()
     return float(total) / settings.num_steps
 
 
@@ -216,10 +215,6 @@ def batches_of(
         yield layout(inputs), targets
 
 
-def _add(param: nn.Parameter, term: Tensor) -> None:
-    param.grad = term.clone() if param.grad is None else param.grad.add_(term)
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module, examples: Examples, loss_fn: Loss, batch_size: int = 1024
@@ -230,8 +225,8 @@ def evaluate(
     device, layout = next(model.parameters()).device, layout_of(model)
     for positions in torch.split(torch.arange(len(examples)), batch_size):
         inputs, targets = (x.to(device) for x in examples.take(positions))
-        outputs = model(layout(inputs))
-        loss += float(loss_fn(outputs, targets)) * len(positions)
+        outputs, mean = loss_at(model, loss_fn, layout(inputs), targets)
+        loss += float(mean) * len(positions)
         if not targets.is_floating_point():
             correct += int((outputs.argmax(1) == targets).sum())
             labels += targets.numel()

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 from flwr.app import Context
 from torch import nn
 
+from fedexp.clients.chain import Chain
+from fedexp.clients.comparison import difference
+from fedexp.clients.known import is_hooked
 from fedexp.clients.local_optimizers import LocalOptimizer
+from fedexp.clients.losses import default_loss
 from fedexp.clients.trainer import Trainer
+from fedexp.clients.training import LocalTraining, batches_of
 
 MOST = 64  # clients trained together; measured: more gain little
 _CACHE = 5 << 20  # bytes of a group's parameters; measured: the best between 1 and 10 MiB
@@ -26,7 +34,12 @@ def obstacle_to(trainer: Trainer | None, context: Context) -> str:
     optimizer = trainer.optimizer
     if optimizer and not (isinstance(optimizer, LocalOptimizer) and optimizer.functional):
         return f"the local optimizer {trainer.optimizer} has no functional form"
-    for module in trainer.module(context).modules():
+    whole = trainer.module(context)
+    if is_hooked(whole):
+        return "hooks run with its passes"
+    if not any(True for _ in whole.parameters()):
+        return "it has no parameters"
+    for module in whole.modules():
         if any(True for _ in module.buffers(recurse=False)):
             return f"{type(module).__name__} keeps buffers"
         if isinstance(module, nn.modules.dropout._DropoutNd | nn.RNNBase):
@@ -34,6 +47,24 @@ def obstacle_to(trainer: Trainer | None, context: Context) -> str:
         if any(not p.requires_grad for p in module.parameters(recurse=False)):
             return f"{type(module).__name__} has frozen parameters"
     return ""
+
+
+def unlike(trainer: Trainer, context: Context) -> str:
+    """What a group computes otherwise than its clients alone; empty if nothing.
+
+    Tried on two minibatches of this client, at the parameters that the model begins with: so it
+    is the same in every process, and in a run that is resumed.
+    """
+    module = trainer.module(context)
+    if trainer.loss is default_loss and Chain.of(module, trainer.loss):
+        return ""
+    try:
+        examples = trainer.data(context)[0]
+    except Exception as error:
+        return f"the data of node {context.node_id} raised {type(error).__name__}"
+    settings = replace(LocalTraining.of(context.run_config), num_steps=2)
+    batches = batches_of(module, examples, settings, np.random.default_rng(0))
+    return difference(module, trainer.loss, list(batches))
 
 
 def group_size(module: nn.Module) -> int:

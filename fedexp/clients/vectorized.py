@@ -23,11 +23,11 @@ from fedexp.clients.fitted import Fitted
 from fedexp.clients.functional_optimizers import FunctionalOptimizer, FunctionalSGD, Tensors
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.module import load_arrays
-from fedexp.clients.stacked import Losses, losses_of
+from fedexp.clients.stacked import StackedObjective, losses_of
 from fedexp.clients.trainer import Trainer, tunes
 from fedexp.clients.training import Examples, LocalTraining, evaluate
 from fedexp.clients.tuned_rates import keep, started
-from fedexp.clients.vectorizable import MOST, check_mode, group_size, obstacle_to
+from fedexp.clients.vectorizable import MOST, check_mode, group_size, obstacle_to, unlike
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,28 +47,34 @@ class Cohort:
 
     @classmethod
     def of(cls, app: ClientApp, mode: str, context: Context) -> Cohort | None:
-        """The cohort of ``app``, or None where clients run one by one.
+        """The cohort of ``app``, or None where clients run one by one; see ``tried``."""
+        return cls.tried(app, mode, context)[0]
+
+    @classmethod
+    def tried(cls, app: ClientApp, mode: str, context: Context) -> tuple[Cohort | None, str]:
+        """The cohort of ``app``; or None, and what a group would compute otherwise if that is why.
 
         Args:
             app: any ClientApp; only those of ``client_app`` can be vectorised.
             mode: ``off``; ``on``; or ``auto``, which takes small models without convolutions on
                 a CPU and every model that can on a GPU.
-            context: of any node.
+            context: of the node on whose data a group is tried out.
 
         Raises:
             ValueError: unknown mode, or ``on`` for clients that cannot be vectorised.
         """
         check_mode(mode)
         if mode == "off":
-            return None
+            return None, ""
         trainer = trainer_of(app)
         obstacle = "the ClientApp has mods" if has_mods(app) else obstacle_to(trainer, context)
-        if mode == "on" and obstacle:
-            raise ValueError(f"vectorize='on': {obstacle}. Use auto.")
-        if trainer is None or obstacle:
-            return None
-        size = group_size(trainer.module(context))
-        return cls(trainer, size or MOST) if size or mode == "on" else None
+        size, found = 0, ""
+        if trainer and not obstacle:
+            size = group_size(trainer.module(context)) or (MOST if mode == "on" else 0)
+            found = unlike(trainer, context) if size else ""
+        if mode == "on" and (obstacle or found):
+            raise ValueError(f"vectorize='on': {obstacle or found}. Use auto.")
+        return (cls(trainer, size) if trainer and size and not found else None), found
 
     def fit(
         self,
@@ -141,19 +147,16 @@ class Cohort:
         if not optimizer.stacked:
             init, update = vmap(init), vmap(update)
         losses_at = losses_of(module, self.trainer.loss)
+        objective = StackedObjective(losses_at, settings, start, correction)
         count, steps, _ = rows.shape
         params = {name: w.expand(count, *w.shape) for name, w in start.items()}
         rates = torch.tensor([client.lr for client in clients], dtype=torch.float64, device=device)
         state = init(params, rates)
         total = torch.zeros(count, dtype=torch.float64, device=device)
         for batch in batches:
-            grads, losses = _gradients(losses_at, params, *batch)
-            for name, term in correction.items():
-                grads[name] = grads[name] + term
-            if mu := settings.proximal_mu:
-                grads = {name: g + mu * (params[name] - start[name]) for name, g in grads.items()}
-            if settings.max_grad_norm:
-                grads = _clipped(grads, settings.max_grad_norm)
+            grads, losses = objective(params, *batch)
+            if optimizer.same_batch:
+                state["grads"], _ = objective(state["params"], *batch)
             params, state = update(params, grads, state)
             total += losses
         if tunes(self.trainer.maker(settings)):
@@ -165,20 +168,6 @@ class Cohort:
         assert isinstance(make, LocalOptimizer)
         assert make.functional
         return make.functional(settings)
-
-
-def _gradients(
-    losses_at: Losses, params: Tensors, inputs: Tensor, targets: Tensor
-) -> tuple[Tensors, Tensor]:
-    """Each client's gradient and loss.
-
-    No client's loss depends on another's parameters: the gradient of their sum is each one's own.
-    """
-    with torch.enable_grad():
-        leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-        losses = losses_at(leaves, inputs, targets)
-        grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
-    return dict(zip(leaves, grads, strict=True)), losses.detach()
 
 
 def _batches(data: Examples, rows: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -193,6 +182,8 @@ def _one_dataset(examples: Sequence[Examples]) -> tuple[Examples, list[int]]:
     first = examples[0]
     if all(e.inputs is first.inputs and e.targets is first.targets for e in examples):
         return first, [0] * len(examples)
+    if len({(e.inputs.dtype, e.targets.dtype) for e in examples}) > 1:
+        raise ValueError("clients hold numbers of different types.")  # joined, all would be one
     sizes = [len(e.inputs) for e in examples]
     joined = (torch.cat([e.inputs for e in examples]), torch.cat([e.targets for e in examples]))
     return Examples(*joined), [sum(sizes[:i]) for i in range(len(sizes))]
@@ -201,13 +192,3 @@ def _one_dataset(examples: Sequence[Examples]) -> tuple[Examples, list[int]]:
 def _rows(examples: Examples, settings: LocalTraining, rng: np.random.Generator) -> Tensor:
     rng.integers(2**63)  # the single client's draw for dropout
     return examples.at(torch.from_numpy(settings.batches(len(examples), rng)))
-
-
-def _clipped(grads: Tensors, max_norm: float) -> Tensors:
-    norms = (
-        torch.stack([g.square().reshape(len(g), -1).sum(1) for g in grads.values()]).sum(0).sqrt()
-    )
-    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
-    return {
-        name: g * factors.view(-1, *[1] * (g.dim() - 1)).to(g.dtype) for name, g in grads.items()
-    }

@@ -18,7 +18,7 @@ from fedexp.merged import Sums
 from fedexp.records import records_of
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Failure, Span
-from fedexp.simulation.grid import LocalGrid, too_late
+from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, too_late
 from fedexp.simulation.jobs import Job, Outcome, jobs_of
 from fedexp.simulation.ray_workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
 from fedexp.simulation.shares import Costs, chunks, shares
@@ -114,7 +114,7 @@ class RayGrid(LocalGrid):
         self, messages: list[Message], reading: Reading, timeout: float
     ) -> Iterator[Message]:
         contents, jobs = self._jobs(messages)
-        whole, unit = (0, len(messages)), self._unit_of(messages[0], timeout)
+        whole, unit = (0, len(messages)), self._unit_of(timeout)
         spans = shares(self._cost_of(messages), self._workers.count, cohort.units(whole, unit))
         tasks = [
             _Task(worker, _part(jobs, span), "merge", (contents, whole, reading, unit))
@@ -169,13 +169,14 @@ class RayGrid(LocalGrid):
             self._workers.replace(task.worker, ticket)
             ticket, start = self._submit(task, timeout), time.monotonic()
 
-    def _unit_of(self, message: Message, timeout: float) -> int:
+    def _unit_of(self, timeout: float) -> int:
         if self._unit is None:
-            node = message.metadata.dst_node_id
             for _ in range(2):
-                ticket = self._workers.submit(0, "unit", node)
+                ticket = self._workers.submit(0, "unit", FIRST_NODE_ID)
                 try:
-                    self._unit = self._workers.wait(ticket, timeout)
+                    self._unit, difference = self._workers.wait(ticket, timeout)
+                    if difference:
+                        log(WARNING, "Clients train one by one: %s.", difference)
                     return self._unit
                 except (WorkerDied, WorkerHangs):
                     self._workers.replace(0, ticket)

@@ -18,6 +18,7 @@ from fedexp.clients.vectorized import Cohort
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Failure, Row, Span
 from fedexp.simulation.grid import (
+    FIRST_NODE_ID,
     answer,
     context_of,
     error_reply,
@@ -64,11 +65,15 @@ class Worker:
         """The client at ``position`` is about to run; or nobody is."""
         self.position = position
 
-    def unit(self, node: int) -> int:
-        """How many neighbours train at once; shares to merge are made of whole units."""
+    def unit(self, node: int) -> tuple[int, str]:
+        """How many neighbours train at once; shares to merge are made of whole units.
+
+        Also, where groups were tried on this node and are of no use, why.
+        """
         context = context_of(node, self.num_nodes, self.run_config, None)
-        self.cohort = Cohort.of(self.client_app, self.vectorize, context)
-        return self.cohort.size if self.cohort else 1
+        with one_thread():
+            self.cohort, difference = Cohort.tried(self.client_app, self.vectorize, context)
+        return (self.cohort.size if self.cohort else 1), difference
 
     def replies(self, contents: Sequence[Packed], jobs: Mapping[int, Job]) -> Outcome:
         """Run ``jobs`` (by position in the cohort) and keep every reply."""
@@ -88,7 +93,7 @@ class Worker:
     ) -> Outcome:
         """Run ``jobs``, neighbours in the cohort ``whole``, and add their replies up."""
         if unit > 1 and self.cohort is None:  # a worker that has replaced another
-            self.unit(next(iter(jobs.values())).metadata.dst_node_id)
+            self.unit(FIRST_NODE_ID)
         span = min(jobs), max(jobs) + 1
         work = _Merging(self, contents, jobs, reading, jobs[span[0]].content)
         share = cohort.Share(work.one_by_one if unit == 1 else work.at_once, reading, work.before)

@@ -38,7 +38,9 @@ def obstacle_to(trainer: Trainer | None, context: Context) -> str:
     if is_hooked(whole):
         return "hooks run with its passes"
     if not any(True for _ in whole.parameters()):
-        return "it has no parameters"
+        return "the model has no parameters"
+    if len(list(whole.named_modules(remove_duplicate=False))) > len(list(whole.modules())):
+        return "a layer of the model has two names"  # functional_call would not restore it
     for module in whole.modules():
         if any(True for _ in module.buffers(recurse=False)):
             return f"{type(module).__name__} keeps buffers"

@@ -60,13 +60,13 @@ def unlike(trainer: Trainer, context: Context) -> str:
     module = trainer.module(context)
     if trainer.loss is default_loss and Chain.of(module, trainer.loss):
         return ""
+    settings = replace(LocalTraining.of(context.run_config), num_steps=2)
     try:
         examples = trainer.data(context)[0]
+        batches = list(batches_of(module, examples, settings, np.random.default_rng(0)))
     except Exception as error:
         return f"the data of node {context.node_id} raised {type(error).__name__}"
-    settings = replace(LocalTraining.of(context.run_config), num_steps=2)
-    batches = batches_of(module, examples, settings, np.random.default_rng(0))
-    return difference(module, trainer.loss, list(batches))
+    return difference(module, trainer.loss, batches)
 
 
 def group_size(module: nn.Module) -> int:

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from fedexp import cli
-from fedexp.app import client_config, optimizer_key, strategy_keys, strategy_of
+from fedexp.app import Run, client_config, optimizer_key, strategy_keys, strategy_of
 from fedexp.config import Config
 from fedexp.report import plot_curves, read_rows
 from fedexp.simulation import run as runs
+from fedexp.simulation.run import grid_of
 
 QUICK = [
     *("--num-server-rounds", "3", "--num-clients", "8", "--fraction-train", "0.5"),
@@ -122,3 +123,18 @@ def test_the_picture_gains_a_panel_only_where_a_rate_is_tuned(tmp_path):
         png = plot_curves(tmp_path / name, ["fedavg"], 0.85).read_bytes()
         widths.append(int.from_bytes(png[16:20], "big"))
     assert widths[1] > 1.4 * widths[0]
+
+
+def test_delta_sgd_grows_where_noise_between_minibatches_once_stopped_it():
+    config = Config(
+        engine="serial",
+        model="linear",
+        local_optimizer="delta-sgd",
+        hyper_between_rounds="average",
+        learning_rate=0.1,
+        num_server_rounds=5,
+    )
+    with grid_of(config) as grid:
+        found = [r.train["learning-rate"] for r in Run(config, "fedavg", 50).rounds(grid)]
+    # By a loop of its own, with both gradients of a step on one minibatch.
+    assert found == pytest.approx([0.121, 0.146, 0.177, 0.214, 0.258], abs=6e-4)

@@ -6,6 +6,7 @@ reach parameters past ``torch.func.functional_call``, draw random numbers, remem
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from random import getstate, setstate
@@ -33,6 +34,7 @@ def difference(module: nn.Module, loss: Loss, batches: Sequence[Batch]) -> str:
     start = {name: p.data for name, p in module.named_parameters()}
     try:
         with _undisturbed(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            warnings.filterwarnings("error", "There is a performance drop")  # one by one, then
             module.train()
             return _difference(module, loss, batches, start)
     except Exception as error:
@@ -117,10 +119,10 @@ def _numbers() -> tuple[Any, ...]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Put back the states of all global generators."""
+    """Put back the states of all global generators, and the filters of warnings."""
     python, numpy = getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
             yield
     finally:
         setstate(python)

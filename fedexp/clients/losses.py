@@ -21,7 +21,8 @@ def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy for classes (int64), mean squared error for values."""
     if targets.is_floating_point():
         return functional.mse_loss(outputs, targets)
-    return functional.cross_entropy(outputs, targets)
+    classes = targets.long() if targets.dtype == torch.uint8 else targets  # for vmap
+    return functional.cross_entropy(outputs, classes)
 
 
 def is_known(loss: Loss) -> bool:
@@ -34,9 +35,9 @@ def is_known(loss: Loss) -> bool:
 def each_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """The loss of each client, ``[clients]``; both tensors are ``[clients, batch, ...]``."""
     if len(outputs) == 1:
-        return loss(outputs[0], targets[0])[None]
+        return loss(outputs[0], targets[0]).reshape(1)
     if not _is_cross_entropy(loss, outputs, targets):
-        return vmap(loss)(outputs, targets)
+        return vmap(loss)(outputs, targets).reshape(len(outputs))
     each = functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
     return each.view(targets.shape).sum(1) / (targets != _LEFT_OUT).sum(1)
 
@@ -50,7 +51,7 @@ def each_slope(loss: Loss, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Te
     if not _is_cross_entropy(loss, outputs, targets):
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
-            losses = each_loss(loss, leaf, targets)
+            losses = each_loss(loss, leaf.clone(), targets)  # which it may write to
             (slope,) = torch.autograd.grad(losses.sum(), leaf, materialize_grads=True)
         return losses.detach(), slope
     counted = targets != _LEFT_OUT

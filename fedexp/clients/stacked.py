@@ -26,7 +26,7 @@ def losses_of(module: nn.Module, loss: Loss) -> Losses:
     chain = Chain.of(module, loss)
     if chain:
         return chain.losses
-    return vmap(lambda params, x, y: loss(functional_call(module, params, (x,)), y))
+    return vmap(lambda params, x, y: loss(functional_call(module, params, (x,)), y).reshape(()))
 
 
 def gradients(

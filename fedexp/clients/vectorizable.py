@@ -38,7 +38,9 @@ def obstacle_to(trainer: Trainer | None, context: Context) -> str:
     if is_hooked(whole):
         return "hooks run with its passes"
     if not any(True for _ in whole.parameters()):
-        return "it has no parameters"
+        return "the model has no parameters"
+    if len(list(whole.named_modules(remove_duplicate=False))) > len(list(whole.modules())):
+        return "a layer of the model has two names"  # functional_call would not restore it
     for module in whole.modules():
         if any(True for _ in module.buffers(recurse=False)):
             return f"{type(module).__name__} keeps buffers"
@@ -58,13 +60,13 @@ def unlike(trainer: Trainer, context: Context) -> str:
     module = trainer.module(context)
     if trainer.loss is default_loss and Chain.of(module, trainer.loss):
         return ""
+    settings = replace(LocalTraining.of(context.run_config), num_steps=2)
     try:
         examples = trainer.data(context)[0]
+        batches = list(batches_of(module, examples, settings, np.random.default_rng(0)))
     except Exception as error:
         return f"the data of node {context.node_id} raised {type(error).__name__}"
-    settings = replace(LocalTraining.of(context.run_config), num_steps=2)
-    batches = batches_of(module, examples, settings, np.random.default_rng(0))
-    return difference(module, trainer.loss, list(batches))
+    return difference(module, trainer.loss, batches)
 
 
 def group_size(module: nn.Module) -> int:

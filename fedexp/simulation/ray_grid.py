@@ -180,7 +180,8 @@ class RayGrid(LocalGrid):
                     return self._unit
                 except (WorkerDied, WorkerHangs):
                     self._workers.replace(0, ticket)
-            raise RuntimeError("Workers cannot start. Run on SerialGrid to see why.")
+            log(WARNING, "Clients train one by one: trying a group ended its worker.")
+            self._unit = 1
         return self._unit
 
     def _cost_of(self, messages: Sequence[Message]) -> list[float]:

@@ -18,7 +18,6 @@ from fedexp.clients.vectorized import Cohort
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Failure, Row, Span
 from fedexp.simulation.grid import (
-    FIRST_NODE_ID,
     answer,
     context_of,
     error_reply,
@@ -71,8 +70,13 @@ class Worker:
         Also, where groups were tried on this node and are of no use, why.
         """
         context = context_of(node, self.num_nodes, self.run_config, None)
-        with one_thread():
-            self.cohort, difference = Cohort.tried(self.client_app, self.vectorize, context)
+        try:
+            with one_thread(), guarded():
+                self.cohort, difference = Cohort.tried(self.client_app, self.vectorize, context)
+        except ClientRaised as raised:
+            if isinstance(raised.error, Exception):
+                raise raised.error from None
+            return 1, f"node {node} raised {type(raised.error).__name__} when a group was tried"
         return (self.cohort.size if self.cohort else 1), difference
 
     def replies(self, contents: Sequence[Packed], jobs: Mapping[int, Job]) -> Outcome:
@@ -92,8 +96,9 @@ class Worker:
         unit: int,
     ) -> Outcome:
         """Run ``jobs``, neighbours in the cohort ``whole``, and add their replies up."""
-        if unit > 1 and self.cohort is None:  # a worker that has replaced another
-            self.unit(FIRST_NODE_ID)
+        trainer = trainer_of(self.client_app)
+        if unit > 1 and self.cohort is None and trainer:  # not the worker that was asked
+            self.cohort = Cohort(trainer, unit)
         span = min(jobs), max(jobs) + 1
         work = _Merging(self, contents, jobs, reading, jobs[span[0]].content)
         share = cohort.Share(work.one_by_one if unit == 1 else work.at_once, reading, work.before)

@@ -9,10 +9,12 @@ from fedexp.clients.delta_sgd import DeltaSGD
 
 
 def quadratic(curvature, w, optimizer, num_steps):
+    def closure():
+        w.grad = curvature * w.detach()
+
     rates = []
     for _ in range(num_steps):
-        w.grad = curvature * w.detach()
-        optimizer.step()
+        optimizer.step(closure)
         rates.append(optimizer.param_groups[0]["lr"])
     return rates
 
@@ -56,7 +58,7 @@ def test_one_batch_for_both_gradients_sees_through_the_noise_between_batches():
     """With ``f_k = (w - c_k)²/2`` the smoothness is 1 whatever the ``c_k``."""
     generator = torch.Generator().manual_seed(0)
     w = weight(1.0, -1.0)
-    optimizer = DeltaSGD([w], lr=0.9, delta=10.0, same_batch=True)
+    optimizer = DeltaSGD([w], lr=0.9, delta=10.0)
     for step, c in enumerate(torch.randn(5, 2, generator=generator, dtype=torch.float64)):
 
         def closure(c=c):
@@ -77,7 +79,7 @@ def test_one_batch_for_both_gradients_sees_through_the_noise_between_batches():
 @given(st.lists(st.sampled_from([0.0, 1.0, -2.0, 1e300, float("inf"), float("nan")]), min_size=1))
 def test_the_step_stays_positive_and_finite_whatever_the_gradients(gradients):
     w = weight(1.0)
-    optimizer = DeltaSGD([w], lr=0.1)
+    optimizer = DeltaSGD([w], lr=0.1, same_batch=False)
     for gradient in gradients:
         w.grad = torch.full_like(w, gradient)
         optimizer.step()
@@ -93,7 +95,29 @@ def test_a_constant_that_is_not_positive_is_refused(name):
 def test_what_it_cannot_use_is_refused():
     w = weight(1.0)
     with pytest.raises(ValueError, match="needs a closure"):
-        DeltaSGD([w], same_batch=True).step()
+        DeltaSGD([w]).step()
     w.grad = torch.ones(1).double().to_sparse()
     with pytest.raises(ValueError, match="only dense"):
-        DeltaSGD([w]).step()
+        DeltaSGD([w], same_batch=False).step()
+
+
+def test_a_parameter_that_sleeps_at_the_last_iterate_had_no_gradient_there():
+    w, v = weight(1.0), weight(1.0)
+    optimizer, calls = DeltaSGD([w, v], lr=1.0, delta=10.0), []
+
+    def closure():
+        calls.append(1)
+        w.grad, v.grad = torch.ones(1).double(), None if len(calls) == 3 else torch.ones(1).double()
+
+    optimizer.step(closure)
+    optimizer.step(closure)
+    # γ ‖dx‖ / (2 ‖dg‖) with dx = (1, 1), dg = (0, 1).
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(2**0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_whose_norm_no_half_can_hold(dtype):
+    w = torch.nn.Parameter(torch.full((4,), 300.0, dtype=dtype))
+    rates = quadratic(200.0, w, DeltaSGD([w], lr=1e-3, gamma=1.0), 2)
+    assert rates[1] == pytest.approx(1e-3 * 1.02**0.5)
+    assert w.isfinite().all()

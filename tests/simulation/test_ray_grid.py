@@ -364,6 +364,41 @@ def test_a_client_that_kills_every_worker_is_found_in_its_group():
         np.testing.assert_allclose(arrays[name], without[name], rtol=1e-3, atol=1e-5)
 
 
+def of_tokens(exits=None):
+    """A model with padding, which a group would train; its first client may end itself."""
+    tokens = torch.arange(90).reshape(30, 3) % 5
+
+    def data(context):
+        if partition(context) == exits:
+            sys.exit(3)
+        return (Examples(tokens, tokens.sum(1) % 3, torch.arange(partition(context), 30, 4)),) * 2
+
+    def model(context=None):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Embedding(5, 4, padding_idx=0), nn.Flatten(), nn.Linear(12, 3))
+
+    return client_app(model, data), to_record(module_arrays(model()))
+
+
+@pytest.mark.parametrize("exits", [None, 0])
+def test_what_a_group_would_train_otherwise_is_trained_one_by_one_and_that_is_logged(exits, logged):
+    app, arrays = of_tokens(exits)
+    runs = []
+    for grid in (
+        SerialGrid(app, 4, run_config=CONFIG),
+        *(RayGrid(app, 4, run_config=CONFIG, num_workers=n) for n in (1, 2)),
+    ):
+        with grid:
+            runs.append(FedExP(fraction_evaluate=0.0, seed=2).start(grid, arrays, num_rounds=2))
+    for run in runs[1:]:
+        same_bits(run, runs[0])
+        assert dict(run.train_metrics_clientapp[2]) == dict(runs[0].train_metrics_clientapp[2])
+    assert runs[0].train_metrics_clientapp[2]["num-failures"] == (exits is not None)
+    reason = "an embedding with padding_idx" if exits is None else "node 2 raised SystemExit"
+    assert sum("Clients train one by one" in line and reason in line for line in logged) == 2
+
+
 def task_of(num_clients):
     jobs = {p: Job(None, 0) for p in range(num_clients)}
     return ray_grid._Task(0, jobs, "merge", ())

@@ -133,7 +133,7 @@ def _prepared(values: dict[str, Any]) -> tuple[Config, Path, LocalGrid]:
     for key in app.strategy_keys(config):
         app.strategy_of(config, key, 1)
     app.partition_of(config)
-    app.model_of(config)
+    app.check_model(config)
     need("matplotlib", "simulation")
     folder = Path(resume) if resume else run.folder_of(config, overwrite)
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from flwr.app import Context
 
 from fedexp.arrays import Arrays, first_non_finite
 from fedexp.clients.control import STEP, ControlVariates
-from fedexp.clients.training import LocalTraining
+from fedexp.clients.training import Examples, LocalTraining
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,7 @@ class Fitted:
         context: Context,
         control: ControlVariates | None,
         settings: LocalTraining,
+        examples: Examples,
     ) -> Fitted:
         """The same, once it is known to be usable; its control variate goes to ``context.state``.
 
@@ -38,9 +39,14 @@ class Fitted:
             FloatingPointError: the loss is not finite, or with a variate any array.
         """
         if not math.isfinite(self.metrics["train-loss"]):
+            found = f"train loss is {self.metrics['train-loss']}"
+            if name := examples.non_finite():
+                raise FloatingPointError(
+                    f"{found}: the client's {name} hold NaN or infinity. Fill these values in, or "
+                    "leave their rows out."
+                )
             raise FloatingPointError(
-                f"train loss is {self.metrics['train-loss']} with learning-rate "
-                f"{self.metrics['learning-rate']}. Use a smaller one."
+                f"{found} with learning-rate {self.metrics['learning-rate']}. Use a smaller one."
             )
         if control is None:
             return self

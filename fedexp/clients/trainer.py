@@ -109,7 +109,7 @@ class Trainer:
         if config.get("final-loss"):
             metrics["final-loss"] = evaluate(module, examples, self.loss)["loss"]
         fitted = Fitted(after, metrics)
-        fitted = fitted.checked(arrays, context, control, settings)
+        fitted = fitted.checked(arrays, context, control, settings, examples)
         if tunes(make):
             keep(config, context, rate)
         return fitted

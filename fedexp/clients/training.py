@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedexp.clients.chain import Chain
 from fedexp.clients.descent import Descent
-from fedexp.clients.losses import Loss
+from fedexp.clients.losses import Loss, classes_for
 from fedexp.clients.module import layout_of
 
 
@@ -34,13 +34,26 @@ class Examples:
 
     Attributes:
         inputs: ``[num_rows, ...]``, of the whole dataset.
-        targets: ``[num_rows, ...]``: classes as int64, or values as floats.
+        targets: ``[num_rows, ...]``: classes as integers, or values as floats.
         rows: indices of the client's rows; all of them if None.
+
+    Raises:
+        ValueError: inputs and targets that are no tensors of one length.
     """
 
     inputs: Tensor
     targets: Tensor
     rows: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor)):
+            kinds = f"{type(self.inputs).__name__}, {type(self.targets).__name__}"
+            raise ValueError(f"Examples({kinds}): must be tensors. Use torch.as_tensor.")
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(
+                f"Examples(targets=[{len(self.targets)}]): must be as many as inputs, "
+                f"{len(self.inputs)}."
+            )
 
     def __len__(self) -> int:
         return len(self.targets if self.rows is None else self.rows)
@@ -56,6 +69,12 @@ class Examples:
     def at(self, positions: Tensor) -> Tensor:
         """Rows of the dataset at ``positions`` among the client's own."""
         return positions if self.rows is None else self.rows[positions]
+
+    def non_finite(self) -> str:
+        """``inputs``, ``targets`` or nothing: which of the client's own hold NaN or infinity."""
+        own = self.take(torch.arange(len(self)))
+        bad = (name for name, x in zip(("inputs", "targets"), own, strict=True) if not _finite(x))
+        return next(bad, "")
 
 
 @dataclass(frozen=True)
@@ -115,7 +134,12 @@ class LocalTraining:
 
         The examples are shuffled, gone through, shuffled again and so on; a batch may run from
         one pass into the next, so every batch is full even for a client smaller than a batch.
+
+        Raises:
+            ValueError: there are no examples.
         """
+        if not num_examples:
+            raise ValueError("the client has no training examples. Give it some, or no partition.")
         wanted = self.num_steps * self.batch_size
         passes = -(-wanted // num_examples)
         order = [rng.permutation(num_examples) for _ in range(passes)]
@@ -187,6 +211,10 @@ def batches_of(
         yield layout(inputs), targets
 
 
+def _finite(x: Tensor) -> bool:
+    return bool(x.isfinite().all())
+
+
 def _add(param: nn.Parameter, term: Tensor) -> None:
     param.grad = term.clone() if param.grad is None else param.grad.add_(term)
 
@@ -195,7 +223,13 @@ def _add(param: nn.Parameter, term: Tensor) -> None:
 def evaluate(
     model: nn.Module, examples: Examples, loss_fn: Loss, batch_size: int = 1024
 ) -> dict[str, float]:
-    """Mean ``loss`` over ``examples``, and ``accuracy`` if targets are classes."""
+    """Mean ``loss`` over ``examples``, and ``accuracy`` if outputs score classes.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    if not len(examples):
+        raise ValueError("there are no examples to test on. Give some (local-test-fraction).")
     model.eval()
     loss, correct, labels = 0.0, 0, 0
     device, layout = next(model.parameters()).device, layout_of(model)
@@ -203,8 +237,8 @@ def evaluate(
         inputs, targets = (x.to(device) for x in examples.take(positions))
         outputs = model(layout(inputs))
         loss += float(loss_fn(outputs, targets)) * len(positions)
-        if not targets.is_floating_point():
-            correct += int((outputs.argmax(1) == targets).sum())
-            labels += targets.numel()
+        if (classes := classes_for(outputs, targets)) is not None:
+            correct += int((outputs.argmax(1) == classes).sum())
+            labels += classes.numel()
     accuracy = {"accuracy": correct / labels} if labels else {}
     return {"loss": loss / len(examples)} | accuracy

@@ -104,7 +104,7 @@ class Cohort:
                 load_arrays(module, one.arrays)
                 metrics["final-loss"] = evaluate(module, examples[i], trainer.loss)["loss"]
             try:
-                fitted.append(one.checked(arrays, context, controls[i], settings[i]))
+                fitted.append(one.checked(arrays, context, controls[i], settings[i], examples[i]))
             except FloatingPointError as error:
                 fitted.append(error)
                 continue

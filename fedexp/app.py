@@ -26,6 +26,7 @@ from fedexp.clients import (
     module_arrays,
 )
 from fedexp.clients.local_optimizers import named as named_optimizer
+from fedexp.clients.trial import try_model
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Parts, load
 from fedexp.datasets.partition import named, split
@@ -111,6 +112,18 @@ def model_of(config: Config) -> nn.Module:
     return build(config.model, dataset_of(config), seed=config.seed)
 
 
+def check_model(config: Config) -> None:
+    """Find out whether the model of a run can be trained on its data; nothing changes.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    owner, examples = f"Config(model={config.model!r})", Examples(*dataset_of(config).train)
+    for name, key in {optimizer_key(config, key): key for key in strategy_keys(config)}.items():
+        settings = LocalTraining.of({**config.values(), **client_config(config, key)})
+        try_model(owner, model_of(config), examples, named_optimizer(name), settings)
+
+
 client = client_app(
     lambda context: model_of(Config.of(context.run_config)), examples, check=Config.of
 )
@@ -122,6 +135,7 @@ def main(grid: Grid, context: Context) -> None:
     """Wait for all nodes, then run every strategy of the run config, one after the other."""
     config = Config.of(context.run_config)
     check_read(config)
+    check_model(config)
     partitions = partitions_of(grid)
     grid = cast(Grid, InPartitionOrder(grid, partitions))
     summaries = {}

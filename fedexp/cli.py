@@ -129,7 +129,7 @@ def _prepared(values: dict[str, Any], held: ExitStack) -> tuple[Config, Path, Lo
     for key in app.strategy_keys(config):
         app.strategy_of(config, key, 1)
     app.partition_of(config)
-    app.model_of(config)
+    app.check_model(config)
     need("matplotlib", "simulation")
     if resume:
         held.enter_context(run_folder.locked(folder := Path(resume)))

@@ -18,11 +18,50 @@ _LEFT_OUT = -100  # a target that PyTorch ignores, also in the number it divides
 
 
 def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy for classes (int64), mean squared error for values."""
+    """Cross-entropy for classes (integers of any kind), mean squared error for values.
+
+    A last dimension of one that only outputs or only targets have is dropped.
+
+    Raises:
+        ValueError: outputs that are no tensor, or of another shape: nothing is broadcast.
+    """
+    if not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"default_loss(outputs={type(outputs).__name__}): must be a tensor. Return one from "
+            "forward, or give client_app a loss for what it returns."
+        )
     if targets.is_floating_point():
-        return functional.mse_loss(outputs, targets)
-    classes = targets.long() if targets.dtype == torch.uint8 else targets  # for vmap
+        return functional.mse_loss(*_alike(outputs, targets))
+    classes = classes_for(outputs, targets)
+    if classes is None:
+        raise ValueError(
+            f"default_loss(outputs={list(outputs.shape)}, targets={list(targets.shape)}): outputs "
+            "must be [batch, num_classes], a score for every class of each target."
+        )
     return functional.cross_entropy(outputs, classes)
+
+
+def classes_for(outputs: object, targets: Tensor) -> Tensor | None:
+    """``targets`` as the int64 classes that ``outputs`` score; None if they are not."""
+    if targets.is_floating_point() or not isinstance(outputs, Tensor) or outputs.dim() < 2:
+        return None
+    wanted = outputs.shape[:1] + outputs.shape[2:]
+    if targets.shape == (*wanted, 1):
+        targets = targets.squeeze(-1)
+    return targets.long() if targets.shape == wanted else None
+
+
+def _alike(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    if targets.shape == (*outputs.shape, 1):
+        targets = targets.squeeze(-1)
+    elif outputs.shape == (*targets.shape, 1):
+        outputs = outputs.squeeze(-1)
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"default_loss(outputs={list(outputs.shape)}, targets={list(targets.shape)}): must "
+            "have one shape. Return one number per target, or give client_app a loss of your own."
+        )
+    return outputs, targets
 
 
 def is_known(loss: Loss) -> bool:

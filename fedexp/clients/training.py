@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedexp.clients.chain import Chain
 from fedexp.clients.descent import Descent
 from fedexp.clients.known import is_hooked
-from fedexp.clients.losses import Loss, is_known
+from fedexp.clients.losses import Loss, classes_for, is_known
 from fedexp.clients.module import layout_of
 from fedexp.clients.objective import Objective, loss_at
 
@@ -38,13 +38,26 @@ class Examples:
 
     Attributes:
         inputs: ``[num_rows, ...]``, of the whole dataset.
-        targets: ``[num_rows, ...]``: classes as int64, or values as floats.
+        targets: ``[num_rows, ...]``: classes as integers, or values as floats.
         rows: indices of the client's rows; all of them if None.
+
+    Raises:
+        ValueError: inputs and targets that are no tensors of one length.
     """
 
     inputs: Tensor
     targets: Tensor
     rows: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor)):
+            kinds = f"{type(self.inputs).__name__}, {type(self.targets).__name__}"
+            raise ValueError(f"Examples({kinds}): must be tensors. Use torch.as_tensor.")
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(
+                f"Examples(targets=[{len(self.targets)}]): must be as many as inputs, "
+                f"{len(self.inputs)}."
+            )
 
     def __len__(self) -> int:
         return len(self.targets if self.rows is None else self.rows)
@@ -119,7 +132,12 @@ class LocalTraining:
 
         The examples are shuffled, gone through, shuffled again and so on; a batch may run from
         one pass into the next, so every batch is full even for a client smaller than a batch.
+
+        Raises:
+            ValueError: there are no examples.
         """
+        if not num_examples:
+            raise ValueError("the client has no training examples. Give it some, or no partition.")
         wanted = self.num_steps * self.batch_size
         passes = -(-wanted // num_examples)
         order = [rng.permutation(num_examples) for _ in range(passes)]
@@ -219,7 +237,13 @@ def batches_of(
 def evaluate(
     model: nn.Module, examples: Examples, loss_fn: Loss, batch_size: int = 1024
 ) -> dict[str, float]:
-    """Mean ``loss`` over ``examples``, and ``accuracy`` if targets are classes."""
+    """Mean ``loss`` over ``examples``, and ``accuracy`` if outputs score classes.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    if not len(examples):
+        raise ValueError("there are no examples to test on. Give some (local-test-fraction).")
     model.eval()
     loss, correct, labels = 0.0, 0, 0
     device, layout = next(model.parameters()).device, layout_of(model)
@@ -227,8 +251,8 @@ def evaluate(
         inputs, targets = (x.to(device) for x in examples.take(positions))
         outputs, mean = loss_at(model, loss_fn, layout(inputs), targets)
         loss += float(mean) * len(positions)
-        if not targets.is_floating_point():
-            correct += int((outputs.argmax(1) == targets).sum())
-            labels += targets.numel()
+        if (classes := classes_for(outputs, targets)) is not None:
+            correct += int((outputs.argmax(1) == classes).sum())
+            labels += classes.numel()
     accuracy = {"accuracy": correct / labels} if labels else {}
     return {"loss": loss / len(examples)} | accuracy

@@ -112,13 +112,14 @@ def _numbers(name: str, values: Any, columns: Sequence[str]) -> Array:
         raise ValueError(f"from_arrays({name}={x.shape}): has no columns. Give it at least one.")
     if x.dtype.kind in "fiub":
         return x
-    try:
-        if x.dtype.kind in "OUS":
+    found = ""
+    if x.dtype.kind in "OUS":
+        try:
             return x.astype(np.float64)
-    except (TypeError, ValueError):
-        pass
+        except (TypeError, ValueError):
+            found = _first_text(x, columns)
     raise ValueError(
-        f"from_arrays({name}={x.dtype}): {_first_text(x, columns)}must be numbers. "
+        f"from_arrays({name}={x.dtype}): {found}must be numbers. "
         "Encode it as numbers, or leave it out."
     )
 

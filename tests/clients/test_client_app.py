@@ -192,3 +192,37 @@ def test_loaded_arrays_are_copies_even_of_read_only_memory():
 def test_arrays_that_do_not_fit_are_named(arrays, message):
     with pytest.raises(ValueError, match=message):
         load_arrays(nn.Linear(2, 1, bias=False), arrays)
+
+
+def odd(what):
+    """Data of which partition 1 is odd."""
+
+    def data_of(context):
+        examples, test = data(context)
+        if int(context.node_config["partition-id"]) != 1:
+            return examples, test
+        inputs = examples.inputs.clone()
+        inputs[7] = float("nan")
+        rows = examples.rows[:0] if what == "empty" else examples.rows
+        return Examples(inputs, examples.targets, rows), Examples(inputs, test.targets, rows)
+
+    return data_of
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_client_without_examples_fails_alone_and_says_so(kind):
+    first, second, third = ask(client_app(model, odd("empty")), kind, num_nodes=3)
+    assert not first.has_error()
+    assert not third.has_error()
+    assert "no training examples" in second.error.reason or "no examples" in second.error.reason
+
+
+def test_the_reason_of_a_loss_that_is_nan_is_the_true_one():
+    app = client_app(lambda context: nn.Sequential(nn.Linear(4, 3)), odd("nan"))
+    body = {"arrays": record(module_arrays(nn.Sequential(nn.Linear(4, 3))))}
+    grid = SerialGrid(app, 2, run_config=RUN | {"local-steps": 9})
+    content = RecordDict(body | {"config": ConfigRecord({"server-round": 1})})
+    good, bad = grid.send_and_receive([Message(content, n, "train") for n in (2, 3)])
+    assert not good.has_error()
+    assert "the client's inputs hold NaN or infinity" in bad.error.reason
+    assert "learning-rate" not in bad.error.reason

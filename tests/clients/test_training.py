@@ -161,3 +161,45 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
     train(model, examples, settings, optimizer, default_loss, np.random.default_rng(0))
     evaluate(model, examples, default_loss)
     assert modes == [True, False]
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_targets_in_a_column_are_those_of_a_vector(width):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 2, generator=rng)
+    y = torch.randint(3, (12,), generator=rng) if width > 1 else torch.randn(12, generator=rng)
+    got = []
+    for targets in (y, y[:, None]):
+        model = nn.Linear(2, width)
+        nn.init.ones_(model.weight)
+        nn.init.zeros_(model.bias)
+        settings, examples = LocalTraining(5, 4, 0.1), Examples(x, targets)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        train(model, examples, settings, optimizer, default_loss, np.random.default_rng(0))
+        got.append((model.weight.detach(), evaluate(model, examples, default_loss)))
+    assert torch.equal(got[0][0], got[1][0])
+    assert got[0][1] == got[1][1]
+
+
+def test_outputs_that_score_no_classes_have_no_accuracy():
+    loss = lambda outputs, targets: (outputs[0] - targets).square().mean()  # noqa: E731
+    model = nn.LSTM(2, 1)  # returns a tuple
+    found = evaluate(model, Examples(torch.ones(4, 2), torch.ones(4, 1).long()), loss)
+    assert found.keys() == {"loss"}
+
+
+def test_examples_that_do_not_belong_together_are_refused():
+    with pytest.raises(
+        ValueError, match=r"Examples\(targets=\[3\]\): must be as many as inputs, 4"
+    ):
+        Examples(torch.ones(4, 2), torch.ones(3))
+    with pytest.raises(ValueError, match=r"Examples\(ndarray, Tensor\): must be tensors"):
+        Examples(np.ones((4, 2)), torch.ones(4))
+
+
+def test_without_examples_nothing_is_trained_or_tested():
+    none = Examples(torch.ones(4, 2), torch.ones(4), torch.arange(0))
+    with pytest.raises(ValueError, match="no training examples"):
+        LocalTraining().batches(len(none), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="no examples to test on"):
+        evaluate(nn.Linear(2, 1), none, default_loss)

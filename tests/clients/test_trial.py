@@ -1,0 +1,136 @@
+"""Models that cannot work are found before round 1, and those that can are left as they were."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fedexp.clients import Examples, LocalTraining, sgd
+from fedexp.clients.trial import try_model
+
+IMAGES = Examples(torch.randn(30, 1, 4, 4), torch.arange(30) % 5)
+VALUES = Examples(torch.randn(30, 16), torch.randn(30))
+
+
+class Forward(nn.Module):
+    def __init__(self, forward, outputs=5):
+        super().__init__()
+        self.head = nn.Linear(16, outputs)
+        self.way = forward
+
+    def forward(self, x):
+        return self.way(self, self.head(x.flatten(1)))
+
+
+def flat(*layers):
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def broken(module, _):
+    raise KeyError("two\nlines")
+
+
+def grown(module, outputs):
+    if not hasattr(module, "late"):
+        module.late = nn.Linear(5, 5)
+    return module.late(outputs)
+
+
+BAD = {
+    "bfloat16": (lambda: flat(nn.Linear(16, 5)).bfloat16(), "'1.weight' is torch.bfloat16"),
+    "complex": (lambda: flat(nn.Linear(16, 5, dtype=torch.complex64)), "is torch.complex64"),
+    "lazy": (lambda: flat(nn.LazyLinear(5)), "'1.weight' of a lazy layer has no shape yet"),
+    "lazy buffers": (lambda: nn.Sequential(nn.LazyBatchNorm2d()), "of a lazy layer"),
+    "nothing to learn": (flat, "has no parameter that learns"),
+    "frozen": (lambda: flat(nn.Linear(16, 5)).requires_grad_(False), "no parameter that learns"),
+    "half": (lambda: flat(nn.Linear(16, 5)).half(), "forward with inputs float32.*same dtype"),
+    "none": (lambda: Forward(lambda m, x: None), "outputs=NoneType.*must be a tensor"),
+    "tuple": (lambda: Forward(lambda m, x: (x, x)), "outputs=tuple.*give client_app a loss"),
+    "dict": (lambda: Forward(lambda m, x: {"logits": x}), "outputs=dict"),
+    "too few outputs": (lambda: flat(nn.Linear(16, 4)), "gives 4 outputs for the classes 0 to 4"),
+    "one output": (lambda: flat(nn.Linear(16, 1)), "gives 1 outputs for the classes 0 to 4"),
+    "flat output": (lambda: flat(nn.Linear(16, 1), nn.Flatten(0)), r"outputs=\[\d\], targets=\[\d"),
+    "wrong width": (lambda: flat(nn.Linear(17, 5)), r"forward with inputs float32 \[.*17x5"),
+    "raises": (lambda: Forward(broken), "KeyError"),
+    "detached": (lambda: Forward(lambda m, x: x.detach()), "depends on no parameter"),
+    "made late": (lambda: Forward(grown), "forward makes arrays"),
+    "not finite": (lambda: Forward(lambda m, x: x / 0), "loss of the first model is nan"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_model_that_cannot_work_is_one_line(name):
+    make, message = BAD[name]
+    with pytest.raises(ValueError, match=message) as error:
+        try_model("Config(model='own')", make(), IMAGES, sgd, LocalTraining())
+    assert str(error.value).startswith("Config(model='own'): ")
+    assert "\n" not in str(error.value)
+
+
+GOOD = {
+    "linear": lambda: flat(nn.Linear(16, 5)),
+    "batch norm": lambda: flat(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)),
+    "dropout": lambda: flat(nn.Dropout(0.5), nn.Linear(16, 5)),
+    "convolution": lambda: nn.Sequential(nn.Conv2d(1, 5, 4), nn.Flatten()),
+    "more outputs than classes": lambda: flat(nn.Linear(16, 9)),
+    "partly frozen": lambda: flat(nn.Linear(16, 4).requires_grad_(False), nn.Linear(4, 5)),
+}
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("name", GOOD)
+def test_a_model_that_works_is_left_as_it_was(name, mode):
+    module = GOOD[name]().train(mode)
+    module[-1].eval()
+    before = copy.deepcopy(module)
+    random = torch.random.get_rng_state()
+    try_model("own", module, IMAGES, sgd, LocalTraining(weight_decay=0.1, proximal_mu=0.1))
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert [m.training for m in module.modules()] == [m.training for m in before.modules()]
+    for (key, now), then in zip(
+        module.state_dict().items(), before.state_dict().values(), strict=True
+    ):
+        assert torch.equal(now, then), key
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_a_regression_needs_a_number_per_example():
+    try_model("own", nn.Linear(16, 1), VALUES, sgd, LocalTraining())
+    with pytest.raises(ValueError, match=r"outputs=\[\d, 3\], targets=\[\d\]\): must have one sh"):
+        try_model("own", nn.Linear(16, 3), VALUES, sgd, LocalTraining())
+
+
+def test_the_largest_token_is_among_the_rows_that_are_tried():
+    tokens = torch.zeros(30, 4, dtype=torch.int64)
+    tokens[13, 2] = 50
+    net = nn.Sequential(nn.Embedding(50, 3), nn.Flatten(), nn.Linear(12, 5))
+    with pytest.raises(ValueError, match=r"forward with inputs int64.*IndexError"):
+        try_model("own", net, Examples(tokens, torch.arange(30) % 5), sgd, LocalTraining())
+    tokens[13, 2] = 49
+    try_model("own", net, Examples(tokens, torch.arange(30) % 5), sgd, LocalTraining())
+
+
+def test_batch_norm_cannot_have_batches_of_one():
+    net = flat(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 5))
+    with pytest.raises(ValueError, match=r"a local step fails.*more than 1 value per channel"):
+        try_model("own", net, IMAGES, sgd, LocalTraining(batch_size=1))
+
+
+def test_a_loss_and_an_optimizer_of_ones_own_are_tried_too():
+    both = Forward(lambda m, x: (x, x))
+    summed = lambda outputs, targets: nn.functional.cross_entropy(sum(outputs), targets)  # noqa: E731
+    try_model("own", both, IMAGES, sgd, LocalTraining(), summed)
+    with pytest.raises(ValueError, match="the loss is no single number"):
+        try_model("own", GOOD["linear"](), IMAGES, sgd, LocalTraining(), lambda x, y: x)
+
+    def refused(params, settings):
+        raise TypeError("no such optimizer")
+
+    with pytest.raises(ValueError, match="a local step fails: TypeError: no such optimizer"):
+        try_model("own", GOOD["linear"](), IMAGES, refused, LocalTraining())
+
+
+def test_one_row_is_enough_for_batch_norm():
+    one = Examples(*IMAGES.take(torch.tensor([3])))
+    try_model("own", GOOD["batch norm"](), one, sgd, LocalTraining())

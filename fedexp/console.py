@@ -63,10 +63,7 @@ def table(summaries: dict[str, dict[str, Any]], target: float) -> None:
     for column in view.columns:
         column.no_wrap = True
         column.justify = "left" if column.header == "strategy" else "right"
-    failures = _failures(summaries)
-    for title in failures:
-        view.add_column(title, justify="right", no_wrap=True)
-    for i, (key, summary) in enumerate(summaries.items()):
+    for key, summary in summaries.items():
         view.add_row(
             key,
             _both(summary, "rounds-to-target", lambda number: str(number or "-")),
@@ -74,25 +71,28 @@ def table(summaries: dict[str, dict[str, Any]], target: float) -> None:
             _both(summary, "final-accuracy", _hundredths),
             _number(summary["mean-server-step-size"]),
             _number(summary["seconds-a-round"], 3),
-            *(cells[i] for cells in failures.values()),
         )
     Console().print(view)
     print(
         f"Rounds to {target:.0%} test accuracy, best and final accuracy: of the last iterate "
         f"(model.safetensors) / of the average {average} of the iterates (model-mean.safetensors)."
     )
+    _failure_table(summaries)
+
+
+def _failure_table(summaries: dict[str, dict[str, Any]]) -> None:
+    """Print what failed, if anything did."""
+    names = ("failed-rounds", "num-failures", "missing-nodes")
+    titles = ("failed rounds", "failed replies", "clients left out of all")
+    if not any(summary[name] for summary in summaries.values() for name in names):
+        return
+    view = Table("strategy", *titles, box=SIMPLE)
+    for column in view.columns[1:]:
+        column.justify = "right"
     for key, summary in summaries.items():
-        if summary["failed-rounds"]:
-            print(f"{key}: {summary['failed-rounds']} of {summary['num-rounds']} rounds failed.")
-
-
-def _failures(summaries: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """Columns on replies left out and on clients that never contributed, if there are any."""
-    counts = {
-        "failures": [summary["num-failures"] for summary in summaries.values()],
-        "left out": [len(summary["missing-nodes"]) for summary in summaries.values()],
-    }
-    return {title: [str(n) for n in column] for title, column in counts.items() if any(column)}
+        failed, replies, missing = (summary[name] for name in names)
+        view.add_row(key, f"{failed} of {summary['num-rounds']}", str(replies), str(len(missing)))
+    Console().print(view)
 
 
 def _both(summary: dict[str, Any], name: str, text: Callable[[Any], str]) -> str:

@@ -158,7 +158,10 @@ def test_a_folder_in_use_is_kept_unless_it_is_an_old_run_to_overwrite(tmp_path, 
 
 
 def test_a_round_in_which_every_client_fails_is_recorded_as_failed(tmp_path):
-    run(*QUICK, "--learning-rate", "1e30", "--strategy", "fedavg", "--out", tmp_path / "run")
+    flags = ["--learning-rate", "1e30", "--strategy", "fedavg", "--out", tmp_path / "run"]
+    with pytest.raises(SystemExit) as caught:
+        run(*QUICK, *flags)
+    assert caught.value.code == 1
     first = lines(tmp_path / "run" / "fedavg" / "metrics.jsonl")[0]
     assert first["failed"]
     assert (first["num-clients"], first["num-failures"], first["train-loss"]) == (0, 1, None)

@@ -71,12 +71,10 @@ class Attendance:
 def grouped(failures: Iterable[Failure]) -> Reasons:
     """Nodes by reason; reasons that differ in their numbers alone are one, the first's."""
     first: dict[str, str] = {}
-    reasons: Reasons = {}
+    nodes: dict[str, set[int]] = {}
     for node, reason in failures:
-        nodes = reasons.setdefault(first.setdefault(_pattern(reason), reason), [])
-        if node not in nodes:
-            nodes.append(node)
-    return reasons
+        nodes.setdefault(first.setdefault(_pattern(reason), reason), set()).add(node)
+    return {reason: sorted(found) for reason, found in nodes.items()}
 
 
 def merged(rounds: Iterable[Mapping[str, Iterable[int]]]) -> Reasons:

@@ -22,6 +22,7 @@ from fedexp.arrays import Arrays, first_non_finite, has_batch_norm, sq_norm, tra
 from fedexp.records import from_record, to_record
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.attendance import Attendance
+from fedexp.strategies.attributes import Current
 from fedexp.strategies.control import (
     MAX_NORM,
     NODES,
@@ -89,6 +90,8 @@ class FedOpt(FlowerFedAvg):
         ValueError: an argument is out of its range.
     """
 
+    current_arrays = Current()
+
     def __init__(
         self,
         *args: Any,
@@ -124,6 +127,7 @@ class FedOpt(FlowerFedAvg):
         self.state: State = {}
         self.attendance = Attendance()
         self.params: Arrays = {}
+        self.has_begun = False
         self._num_nodes = 0
         self._released: ArrayRecord | None = None
         self._warned = False
@@ -234,7 +238,7 @@ class FedOpt(FlowerFedAvg):
 
     def begin(self, params: Arrays) -> None:
         """Take ``params`` as what is broadcast; name its buffers in the log, once."""
-        self.params = params
+        self.params, self.has_begun = params, True
         names = [name for name in params if name not in self.reading().trainable]
         if names and not self._warned:
             self._warned = True

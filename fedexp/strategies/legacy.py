@@ -59,6 +59,8 @@ class FedOpt(FlowerFedAvg):
     """
 
     twin: ClassVar[type[fedopt.FedOpt]] = fedopt.FedOpt
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Flower's, where its two APIs differ."""
 
     def __init__(self, *, names: Sequence[str] | None = None, **kwargs: Any) -> None:
         if foreign := sorted((_OTHERS & kwargs.keys()) - _FLOWERS):
@@ -67,12 +69,23 @@ class FedOpt(FlowerFedAvg):
                 "argument in the older API. Use fraction_fit, min_fit_clients and the like."
             )
         super().__init__(**{key: kwargs.pop(key) for key in _FLOWERS & kwargs.keys()})
-        self.strategy = self.twin(**kwargs)
+        self.strategy = self.twin(**{**self.defaults, **kwargs})
         self.names = None if names is None else list(names)
+        self._first = self.initial_parameters  # for a round that configure_fit did not begin
         self._released: Parameters | None = None
 
     def __repr__(self) -> str:
         return f"legacy.{type(self).__name__}({self.strategy.optimizer})"
+
+    @property
+    def current_weights(self) -> list[NDArray[Any]] | None:
+        """The model that a round starts from, None as long as it is not known."""
+        self._begin_with_first()
+        return list(self.strategy.params.values()) if self.strategy.has_begun else None
+
+    @current_weights.setter
+    def current_weights(self, arrays: Sequence[NDArray[Any]]) -> None:
+        self.strategy.begin(self._named(ndarrays_to_parameters(list(arrays))))
 
     def evaluate(
         self, server_round: int, parameters: Parameters
@@ -88,6 +101,7 @@ class FedOpt(FlowerFedAvg):
         if server_round == 1:
             self.strategy.state, self._released = {}, None
         self._check_untouched(parameters)
+        self._first = None
         self.strategy.begin(self._named(parameters))
         settings = {k.replace("-", "_"): v for k, v in self.strategy.client_config.items()}
         return [
@@ -108,33 +122,46 @@ class FedOpt(FlowerFedAvg):
         """Fold the results and take the server step.
 
         A result that cannot be used is logged with its client and left out.
+
+        Raises:
+            ValueError: the step needs more than a mean of the results, which is all there is.
+            AggregationError: the step needs the model that was sent, which is not known.
         """
-        if failures and not self.accept_failures:
+        if not results or (failures and not self.accept_failures):
             return None, {}
-        folded = Replies(self.strategy.params, self.strategy.reading())
-        decoded = self._decoded(results)
-        folded.fold(decoded, drop_beyond=self.strategy.drop_beyond)
-        self.strategy.attendance.tell(folded.failures)
+        mean_only = is_one_for_all([result.parameters for _, result in results])
+        if mean_only:
+            check_mean_is_enough(f"legacy.{type(self).__name__}", self.strategy)
+        self._begin_with_first()
+        folded = self.strategy.replies()
+        folded.fold(self._decoded(results), drop_beyond=self.strategy.drop_beyond)
         if not folded.stats.count:
             log(WARNING, "Round %d: no usable result, the model is unchanged.", server_round)
             return None, {}
-        params, metrics = self.strategy.advance(folded.with_loss())
+        params, own = self.strategy.advance(folded.with_loss())
+        self.strategy.begin(params)
         self._released = ndarrays_to_parameters([np.asarray(x) for x in params.values()])
+        metrics: dict[str, Scalar] = {**own}
         if self.fit_metrics_aggregation_fn:
             used = {node for node, _ in folded.metrics}
-            pairs = [(r.num_examples, r.metrics) for client, r in results if client.node_id in used]
+            pairs = [(r.num_examples, r.metrics) for client, r in results if _node(client) in used]
             metrics = {**self.fit_metrics_aggregation_fn(pairs), **metrics}
         lost = len(results) - folded.stats.count + len(failures)
         return self._released, {**metrics, "num-failures": lost}
 
-    def _decoded(self, results: Results) -> Iterator[tuple[int, RecordDict]]:
+    def _begin_with_first(self) -> None:
+        if self._first is not None:
+            self.strategy.begin(self._named(self._first))
+            self._first = None
+
+    def _decoded(self, results: Results) -> Iterator[tuple[Any, RecordDict]]:
         for client, result in results:
             try:
                 content = self._content(result)
             except Exception as error:  # whatever bytes a client sends
-                log(WARNING, "Result of node %d left out: %s", client.node_id, error)
+                log(WARNING, "Result of node %s left out: %s", _node(client), error)
             else:
-                yield client.node_id, content
+                yield _node(client), content
 
     def _named(self, parameters: Parameters) -> Arrays:
         arrays = parameters_to_ndarrays(parameters)
@@ -151,7 +178,7 @@ class FedOpt(FlowerFedAvg):
         metrics: dict[str, Any] = {
             key.replace("_", "-"): value
             for key, value in result.metrics.items()
-            if isinstance(value, int | float)
+            if isinstance(value, int | float) and not isinstance(value, bool)
         }
         metrics[self.strategy.weighted_by_key] = result.num_examples
         arrays = parameters_to_ndarrays(result.parameters)

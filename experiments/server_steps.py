@@ -62,6 +62,7 @@ class Method:
     optimizer: str = "sgd"
 
 
+MOMENTUM = {"server_momentum": 0.9, "nesterov": True}
 METHODS = {
     "FedAvg": Method(FedAvg),
     "fixed step 2": Method(FedAvg, {"server_learning_rate": 2.0}),
@@ -71,8 +72,8 @@ METHODS = {
     "FedExP, step at most 3": Method(FedExP, {"max_step_size": 3.0}),
     "FedExP, smoothing 0.5": Method(FedExP, {"smoothing": 0.5}),
     "FedAdagrad 0.1 / 0.01": Method(FedAdagrad, {"eta": 0.1, "tau": 0.01}),
-    "Nesterov 0.7 / 0.9": Method(FedAvgM, {"server_learning_rate": 0.7, "nesterov": True}),
-    "Nesterov 1 / 0.9": Method(FedAvgM, {"server_learning_rate": 1.0, "nesterov": True}),
+    "Nesterov 0.7 / 0.9": Method(FedAvgM, MOMENTUM | {"server_learning_rate": 0.7}),
+    "Nesterov 1 / 0.9": Method(FedAvgM, MOMENTUM | {"server_learning_rate": 1.0}),
     "NesterovExP": Method(NesterovExP),
     "NesterovExP, hypersgd": Method(NesterovExP, optimizer="hypersgd"),
 }

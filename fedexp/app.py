@@ -243,9 +243,11 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
     Raises:
         ValueError: its clients' optimizer does not go with it, or with its settings.
     """
-    cls = STRATEGIES[key.partition("+")[0]].strategy
+    entry = STRATEGIES[key.partition("+")[0]]
+    cls = entry.strategy
     fields = strategy_arguments(cls)
-    options = {
+    options: dict[str, Any] = dict(entry.options)
+    options |= {
         name: value
         for name, field in fields.items()
         if (value := getattr(config, field)) or field not in _OWN_IF_0

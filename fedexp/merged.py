@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedexp.arrays import Arrays, Float64s, check_alike, first_non_finite, sq_norm
 from fedexp.records import from_record, records_of, to_record
@@ -19,6 +19,19 @@ MERGED = "fedexp-sums"
 """Record key by which a merged reply is known."""
 
 _ROUNDING = 1e-6  # of the inequalities that sums of any clients obey
+
+
+class ToMerge(list[Message]):
+    """Messages whose replies a grid may merge. Who makes another list of them gets single ones.
+
+    Args:
+        messages: as a strategy sends them.
+        reading: how the replies are to be read.
+    """
+
+    def __init__(self, messages: Iterable[Message], reading: Reading) -> None:
+        super().__init__(messages)
+        self.reading = reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,13 +135,12 @@ class Merged:
         return kind
 
     def _kind(self, reading: Reading, before: Arrays) -> Kind:
-        s = self.stats
-        _check_alike(s.update, {name: before[name] for name in s.update if name in before})
-        _check_alike(s.buffers, {name: x for name, x in before.items() if name not in s.update})
-        buffers = frozenset(s.buffers) & reading.trainable
-        if (buffers and not reading.narrows) or not s.update.keys() <= reading.trainable:
-            raise BadReply(f"it moves {sorted(s.update)[:3]}..., another set than was asked for.")
-        kinds = {reading.kind(metrics, buffers) for _, metrics in self.metrics}
+        sums = {**self.stats.update, **self.stats.buffers}
+        _check_alike(sums, {name: x for name, x in before.items() if name in sums})
+        moved, buffers = self.stats.update.keys(), frozenset(self.stats.buffers) & reading.trainable
+        if (buffers and not reading.narrows) or not sums or not moved <= reading.trainable:
+            raise BadReply(f"it moves {sorted(moved)[:3]}..., another set than was asked for.")
+        kinds = {reading.kind(sums, metrics, before, buffers) for _, metrics in self.metrics}
         if len(kinds) > 1:
             raise BadReply(f"it adds up clients of different {reading.step_key}.")
         return kinds.pop()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedexp.arrays import Arrays, cast_alike, check_alike, clip_scale, first_non_finite
@@ -33,10 +34,22 @@ class Kind:
     Attributes:
         trainable: names that move; the rest are buffers.
         step: ``K η_l`` of SCAFFOLD's clients; 0 where it is unknown or not needed.
+        absent: names of the model that are not sent back.
+        form: name, shape and dtype of each array, where the model was not known before.
     """
 
     trainable: frozenset[str]
     step: float = 0.0
+    absent: frozenset[str] = frozenset()
+    form: tuple[tuple[str, tuple[int, ...], np.dtype[Any]], ...] = ()
+
+    def part(self, before: Arrays) -> Arrays:
+        """What of the model is sent back; without values where it was not known."""
+        if self.form:
+            return {name: np.broadcast_to(np.zeros((), d), shape) for name, shape, d in self.form}
+        if not self.absent:
+            return before
+        return {name: x for name, x in before.items() if name not in self.absent}
 
 
 @dataclass(frozen=True)
@@ -73,8 +86,8 @@ class Reading:
                 folds can save this pass over memory: they show in the norm.
 
         Raises:
-            BadReply: not one ArrayRecord and one MetricRecord, other names or shapes than
-                ``before``, NaN or infinity, or a weight that is not a positive number.
+            BadReply: not one ArrayRecord and one MetricRecord, names or shapes that ``before``
+                has not, NaN or infinity, or a weight that is not a positive number.
         """
         try:
             received = from_record(_only(content, ArrayRecord))
@@ -96,22 +109,41 @@ class Reading:
         look_at_updates: bool = False,
     ) -> tuple[Arrays, float]:
         """As ``read``, of a reply's arrays, metrics and the buffers that it names."""
+        expected = before or received  # an empty model takes any
+        if 0 < len(received) < len(expected) and received.keys() <= expected.keys():
+            expected = {name: x for name, x in expected.items() if name in received}
         try:
-            check_alike(received, before)
+            check_alike(received, expected)
         except ValueError as error:
             raise BadReply(str(error)) from error
-        arrays = cast_alike(received, before)
+        arrays = cast_alike(received, expected)
         moved = frozenset() if look_at_updates else self._moved(buffers)
         looked_at = {name: x for name, x in arrays.items() if name not in moved}
         if name := first_non_finite(looked_at):
             raise BadReply(f"array {name!r} holds NaN or infinity.")
         return arrays, self.share(metrics)
 
-    def kind(self, metrics: Mapping[str, Any], buffers: frozenset[str] = frozenset()) -> Kind:
-        """What a reply of these ``metrics`` that names these ``buffers`` adds up with."""
+    def kind(
+        self,
+        arrays: Arrays,
+        metrics: Mapping[str, Any],
+        before: Arrays,
+        buffers: frozenset[str] = frozenset(),
+    ) -> Kind:
+        """What a reply of these ``arrays`` and ``metrics`` adds up with.
+
+        Args:
+            arrays: as ``read`` gave them.
+            metrics: of the reply.
+            before: what was broadcast.
+            buffers: what the reply names as such.
+        """
         step = metrics.get(self.step_key, 0.0)
         sound = isinstance(step, int | float) and 0 < step < math.inf
-        return Kind(self._moved(buffers), float(step) if sound else 0.0)
+        absent = frozenset(before.keys() - arrays.keys())
+        form = () if before else tuple((k, x.shape, x.dtype) for k, x in arrays.items())
+        moved = self._moved(buffers) if before else frozenset()
+        return Kind(moved - absent, float(step) if sound else 0.0, absent, form)
 
     def buffers(self, content: RecordDict) -> frozenset[str]:
         """What a reply names as buffers, if it may."""

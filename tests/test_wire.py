@@ -75,7 +75,10 @@ BAD = {
     "shape": (with_w(np.ones((3, 2))), r"'w' has shape \(3, 2\), expected \(2, 3\)"),
     "broadcastable shape": (with_w(np.ones(3)), r"'w' has shape \(3,\)"),
     "dtype": (with_w(np.ones((2, 3), complex)), "'w' has dtype complex128"),
-    "missing name": (content({"w": GOOD["w"]}), "missing .*'n'"),
+    "another name": (
+        content({"w": GOOD["w"], "x": GOOD["n"]}),
+        "missing .*'n'.*, unexpected .*'x'",
+    ),
     "extra name": (content(GOOD | {"x": np.ones(1)}), "unexpected .*'x'"),
     "no arrays": (RecordDict({"m": MetricRecord({"num-examples": 1})}), "0 records .*ArrayRecord"),
     "two array records": (TWO_ARRAYS, "2 records of kind ArrayRecord"),

@@ -98,7 +98,7 @@ def row_of(position: int, reply: Message, reading: Reading, before: Arrays) -> R
     try:
         arrays, weight = reading.read(content, before, look_at_updates=False)
         (metrics,) = records_of(content, MetricRecord).values()
-        kind = reading.kind(metrics, reading.buffers(content))
+        kind = reading.kind(arrays, metrics, before, reading.buffers(content))
     except BadReply as error:
         return row.failed(str(error))
     return replace(row, arrays=arrays, weight=weight, kind=kind, metrics=dict(metrics))
@@ -139,13 +139,14 @@ class Share:
     def _of_kind(self, kind: Kind, rows: Sequence[Row]) -> Merged:
         # Any other client keeps its place in the tree, with the model and weight 0.
         rows = [row if row.kind == kind else Row(row.position, row.node) for row in rows]
-        arrays = [self.before if row.arrays is None else row.arrays for row in rows]
+        before = kind.part(self.before)
+        arrays = [before if row.arrays is None else row.arrays for row in rows]
         stats = PseudoGradientStats.fold(
-            self.before,
+            before,
             arrays,
             weights=[row.weight for row in rows],
             trainable=kind.trainable,
-            scales=[self.reading.scale(x, self.before, kind) for x in arrays],
+            scales=[self.reading.scale(x, before, kind) for x in arrays],
         )
         return Merged(stats, tuple((row.node, row.metrics) for row in rows if row.kind))
 

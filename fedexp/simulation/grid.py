@@ -17,12 +17,13 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedexp import wire
+from fedexp.merged import ToMerge
 from fedexp.simulation.contents import Content
 from fedexp.simulation.delivery import patience, turns, unavailable
 from fedexp.simulation.guard import ClientRaised, guarded
 from fedexp.simulation.transport import Packed
 from fedexp.simulation.unencoded import unencoded
+from fedexp.wire import Reading
 
 FIRST_NODE_ID = 2  # 0 and 1 are Flower's own
 RAISED = 2  # Flower's error code for a ClientApp that raised
@@ -85,7 +86,7 @@ class LocalGrid(Grid):
 
     @abstractmethod
     def _execute_merged(
-        self, messages: list[Message], reading: wire.Reading, timeout: float
+        self, messages: list[Message], reading: Reading, timeout: float
     ) -> Iterator[Message]:
         """As ``_execute``, with one reply for all usable ones (``merged.Merged``)."""
 
@@ -137,22 +138,21 @@ class LocalGrid(Grid):
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
+    ) -> Iterable[Message]:
         """Run the messages; a client that takes longer than ``timeout`` seconds is an error.
 
         Clients that it has kept waiting then get as long again. Without ``timeout`` it is the
         messages' time to live.
-        """
-        return list(self._answers([self._numbered(message) for message in messages], timeout))
 
-    def send_and_merge(
-        self, messages: Iterable[Message], reading: wire.Reading, *, timeout: float | None = None
-    ) -> Iterator[Message]:
-        """As ``send_and_receive``, with one reply for all usable ones (``wire.Merged``)."""
+        A strategy of ours gets one reply for all usable ones where it asked for that (see
+        ``merged``); any other gets the list that Flower's grids return.
+        """
         sent = [self._numbered(message) for message in messages]
-        if len({message.metadata.dst_node_id for message in sent}) < len(sent) or not sent:
-            return self._answers(sent, timeout)
-        return map(self._signed, self._execute_merged(sent, reading, patience(sent, timeout)))
+        nodes = {message.metadata.dst_node_id for message in sent}
+        if isinstance(messages, ToMerge) and 0 < len(nodes) == len(sent):
+            merged = self._execute_merged(sent, messages.reading, patience(sent, timeout))
+            return map(self._signed, merged)
+        return list(self._answers(sent, timeout))
 
     def _answers(self, sent: Sequence[Message], timeout: float | None) -> Iterator[Message]:
         """The replies; of several messages to one node each runs after the one before."""

@@ -227,7 +227,7 @@ class _Merging(_Work):
         try:
             reading, metrics, own = self.reading, fitted.metrics, fitted.buffers
             arrays, weight = reading.taken(fitted.arrays, metrics, self.before, own)
-            kind = reading.kind(metrics, own)
+            kind = reading.kind(arrays, metrics, self.before, own)
         except BadReply as error:
             return row.failed(str(error))
         return replace(row, arrays=arrays, weight=weight, kind=kind, metrics=metrics)

@@ -13,6 +13,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
@@ -20,8 +21,8 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from fedexp import wire
 from fedexp.arrays import Arrays, first_non_finite, has_batch_norm, sq_norm, trainable_names
 from fedexp.records import from_record, to_record
-from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.attendance import Attendance
+from fedexp.strategies.attributes import Current
 from fedexp.strategies.control import (
     MAX_NORM,
     NODES,
@@ -89,6 +90,8 @@ class FedOpt(FlowerFedAvg):
         ValueError: an argument is out of its range.
     """
 
+    current_arrays = Current()
+
     def __init__(
         self,
         *args: Any,
@@ -124,6 +127,7 @@ class FedOpt(FlowerFedAvg):
         self.state: State = {}
         self.attendance = Attendance()
         self.params: Arrays = {}
+        self.has_begun = False
         self._num_nodes = 0
         self._released: ArrayRecord | None = None
         self._warned = False
@@ -187,9 +191,9 @@ class FedOpt(FlowerFedAvg):
 
         Raises:
             ValueError: with control variates, clients that use none or take unlike steps.
+            AggregationError: the model of the round is not known, and the step depends on it.
         """
-        whole = self.train_metrics_aggr_fn is not aggregate_metricrecords
-        folded = Replies(self.params, self.reading(), merges=self.merges, whole=whole)
+        folded = self.replies()
         folded.fold(folded.contents(replies), drop_beyond=self.drop_beyond)
         self.attendance.fail(folded.failures)
         log(
@@ -205,18 +209,18 @@ class FedOpt(FlowerFedAvg):
         self._learn_buffers(folded.kind)
         state = self.state
         variate = self._next_variate(server_round, folded) if self.control_variates else {}
-        params, own = self.advance(folded.with_loss())
-        if not math.isfinite(own["server-step-size"]) or first_non_finite(params):
+        params, own = self.advance(folded)
+        eta = own.get("server-step-size", 1.0)
+        if not math.isfinite(eta) or first_non_finite(params):
             self.state = state
-            reason = (
-                f"the server step {own['server-step-size']:.3g} gives a model that is not finite."
-            )
+            reason = f"the server step {eta:.3g} gives a model that is not finite."
             self.attendance.fail([(node, reason) for node, _ in folded.metrics])
             return self._nothing(server_round, folded.num_failures + folded.stats.count)
         self.state = self.state | variate
         self.attendance.came(node for node, _ in folded.metrics)
         metrics = folded.aggregated(self.train_metrics_aggr_fn) or MetricRecord()
         metrics.update({**own, **self._rates(folded), "num-failures": folded.num_failures})
+        self.params = params
         self._released = to_record(params)
         return self._released, metrics
 
@@ -234,7 +238,7 @@ class FedOpt(FlowerFedAvg):
 
     def begin(self, params: Arrays) -> None:
         """Take ``params`` as what is broadcast; name its buffers in the log, once."""
-        self.params = params
+        self.params, self.has_begun = params, True
         names = [name for name in params if name not in self.reading().trainable]
         if names and not self._warned:
             self._warned = True
@@ -255,11 +259,30 @@ class FedOpt(FlowerFedAvg):
         )
         return replace(reading, max_norm=self.clip.bound(self.state)) if self.clip else reading
 
-    def advance(self, stats: PseudoGradientStats) -> tuple[Arrays, dict[str, Any]]:
-        """The server step after a round of ``stats``: new parameters, and what there is to report.
+    def replies(self) -> Replies:
+        """Where the replies of this round are added up.
+
+        Raises:
+            AggregationError: the model of the round is not known, and the step depends on it.
+        """
+        if not self.has_begun and not (self.optimizer.is_mean and self.clip is None):
+            raise AggregationError(
+                f"{type(self).__name__}.aggregate_train: the model that the clients started from "
+                "is not known. Call configure_train first, or set current_arrays."
+            )
+        whole = self.train_metrics_aggr_fn is not aggregate_metricrecords
+        return Replies(self.params, self.reading(), merges=self.merges, whole=whole)
+
+    def advance(self, folded: Replies) -> tuple[Arrays, dict[str, Any]]:
+        """The server step after a round: new parameters, and what there is to report.
 
         Both of Flower's APIs come here; ``begin`` gave the parameters, and ``state`` moves on.
+        As with Flower's FedAvg, arrays that the clients do not send back leave the model, and
+        clients that got an empty model give the first one, their mean.
         """
+        stats, params = folded.with_loss(), folded.kind.part(self.params)
+        if folded.kind.form:
+            return ServerOptimizer().step(params, stats, {})[0], {"num-clients": stats.count}
         if self.buffers == "keep":
             stats = replace(stats, buffers={})
         clipping: dict[str, Any] = {}
@@ -268,9 +291,9 @@ class FedOpt(FlowerFedAvg):
             clipping = {"max-update-norm": self.clip.bound(state), "num-clipped": stats.num_clipped}
             state = self.clip.adapt(stats, state)
         optimizer = self.optimizer
-        if self._limits_batch_norm and has_batch_norm(self.params):
+        if self._limits_batch_norm and has_batch_norm(params):
             optimizer = limited(optimizer, max_step_size=_BATCH_NORM_MAX_STEP)
-        params, self.state, eta = optimizer.step(self.params, stats, state)
+        params, self.state, eta = optimizer.step(params, stats, state)
         return params, {
             "server-step-size": eta,
             "update-norm": sq_norm(stats.mean_update) ** 0.5,
@@ -313,6 +336,7 @@ class FedOpt(FlowerFedAvg):
                 self._is_ours("aggregate_train")
                 and self.train_metrics_aggr_fn is aggregate_metricrecords
                 and self.drop_beyond is None
+                and bool(self.params)  # without a model there is nothing to measure updates from
                 and getattr(grid, "merges", False)
             )
             grid.reading = self.reading() if self.merges else None
@@ -365,9 +389,9 @@ class FedOpt(FlowerFedAvg):
     def _learn_buffers(self, kind: wire.Kind) -> None:
         """Remember which arrays the clients of the first round name as buffers, and say so."""
         reading = self.reading()
-        if not reading.narrows:
+        if not reading.narrows or kind.form:
             return
-        buffers = sorted(reading.trainable - kind.trainable)
+        buffers = sorted(reading.trainable - kind.trainable - kind.absent)
         learned: State = {_BUFFERS: {name: np.zeros(0) for name in buffers}}
         self.state = self.state | learned
         if buffers:

@@ -7,7 +7,7 @@ Each holds its twin of ``fedexp.strategies`` and lets it do the arithmetic. SCAF
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from logging import WARNING
 from typing import Any, ClassVar
 
@@ -27,12 +27,12 @@ from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import FedAvg as NewFedAvg
+from numpy.typing import NDArray
 
 from fedexp.arrays import Arrays
 from fedexp.records import to_record
 from fedexp.strategies import adaptive_presets, fedopt, presets
-from fedexp.strategies.privacy import check_untouched
-from fedexp.strategies.replies import Replies
+from fedexp.strategies.privacy import check_mean_is_enough, check_untouched, is_one_for_all
 
 Results = list[tuple[ClientProxy, FitRes]]
 Failures = list[tuple[ClientProxy, FitRes] | BaseException]
@@ -59,6 +59,8 @@ class FedOpt(FlowerFedAvg):
     """
 
     twin: ClassVar[type[fedopt.FedOpt]] = fedopt.FedOpt
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Flower's, where its two APIs differ."""
 
     def __init__(self, *, names: Sequence[str] | None = None, **kwargs: Any) -> None:
         if foreign := sorted((_OTHERS & kwargs.keys()) - _FLOWERS):
@@ -67,12 +69,23 @@ class FedOpt(FlowerFedAvg):
                 "argument in the older API. Use fraction_fit, min_fit_clients and the like."
             )
         super().__init__(**{key: kwargs.pop(key) for key in _FLOWERS & kwargs.keys()})
-        self.strategy = self.twin(**kwargs)
+        self.strategy = self.twin(**{**self.defaults, **kwargs})
         self.names = None if names is None else list(names)
+        self._first = self.initial_parameters  # for a round that configure_fit did not begin
         self._released: Parameters | None = None
 
     def __repr__(self) -> str:
         return f"legacy.{type(self).__name__}({self.strategy.optimizer})"
+
+    @property
+    def current_weights(self) -> list[NDArray[Any]] | None:
+        """The model that a round starts from, None as long as it is not known."""
+        self._begin_with_first()
+        return list(self.strategy.params.values()) if self.strategy.has_begun else None
+
+    @current_weights.setter
+    def current_weights(self, arrays: Sequence[NDArray[Any]]) -> None:
+        self.strategy.begin(self._named(ndarrays_to_parameters(list(arrays))))
 
     def evaluate(
         self, server_round: int, parameters: Parameters
@@ -88,6 +101,7 @@ class FedOpt(FlowerFedAvg):
         if server_round == 1:
             self.strategy.state, self._released = {}, None
         self._check_untouched(parameters)
+        self._first = None
         self.strategy.begin(self._named(parameters))
         settings = {k.replace("-", "_"): v for k, v in self.strategy.client_config.items()}
         return [
@@ -108,33 +122,55 @@ class FedOpt(FlowerFedAvg):
         """Fold the results and take the server step.
 
         A result that cannot be used is logged with its client and left out.
+
+        Raises:
+            ValueError: the step needs more than a mean of the results, which is all there is.
+            AggregationError: the step needs the model that was sent, which is not known.
         """
-        if failures and not self.accept_failures:
+        if not results or (failures and not self.accept_failures):
             return None, {}
-        folded = Replies(self.strategy.params, self.strategy.reading())
-        decoded = self._decoded(results)
-        folded.fold(decoded, drop_beyond=self.strategy.drop_beyond)
-        self.strategy.attendance.tell(folded.failures)
+        if is_one_for_all([result.parameters for _, result in results]):
+            self._check_mean_is_enough()
+        self._begin_with_first()
+        folded = self.strategy.replies()
+        folded.fold(self._decoded(results), drop_beyond=self.strategy.drop_beyond)
         if not folded.stats.count:
             log(WARNING, "Round %d: no usable result, the model is unchanged.", server_round)
             return None, {}
-        params, metrics = self.strategy.advance(folded.with_loss())
+        params, own = self.strategy.advance(folded)
+        self.strategy.begin(params)
         self._released = ndarrays_to_parameters([np.asarray(x) for x in params.values()])
+        metrics: dict[str, Scalar] = {**own}
         if self.fit_metrics_aggregation_fn:
             used = {node for node, _ in folded.metrics}
-            pairs = [(r.num_examples, r.metrics) for client, r in results if client.node_id in used]
+            pairs = [(r.num_examples, r.metrics) for client, r in results if _node(client) in used]
             metrics = {**self.fit_metrics_aggregation_fn(pairs), **metrics}
         lost = len(results) - folded.stats.count + len(failures)
         return self._released, {**metrics, "num-failures": lost}
 
-    def _decoded(self, results: Results) -> Iterator[tuple[int, RecordDict]]:
+    def _check_mean_is_enough(self) -> None:
+        ours = self.strategy
+        single = {
+            "weighted=False": not ours.weighted,
+            "clip": ours.clip is not None,
+            "drop_beyond": ours.drop_beyond is not None,
+        }
+        owner = f"legacy.{type(self).__name__}"
+        check_mean_is_enough(owner, ours.optimizer.step_size, single)
+
+    def _begin_with_first(self) -> None:
+        if self._first is not None:
+            self.strategy.begin(self._named(self._first))
+            self._first = None
+
+    def _decoded(self, results: Results) -> Iterator[tuple[Any, RecordDict]]:
         for client, result in results:
             try:
                 content = self._content(result)
             except Exception as error:  # whatever bytes a client sends
-                log(WARNING, "Result of node %d left out: %s", client.node_id, error)
+                log(WARNING, "Result of node %s left out: %s", _node(client), error)
             else:
-                yield client.node_id, content
+                yield _node(client), content
 
     def _named(self, parameters: Parameters) -> Arrays:
         arrays = parameters_to_ndarrays(parameters)
@@ -151,13 +187,13 @@ class FedOpt(FlowerFedAvg):
         metrics: dict[str, Any] = {
             key.replace("_", "-"): value
             for key, value in result.metrics.items()
-            if isinstance(value, int | float)
+            if isinstance(value, int | float) and not isinstance(value, bool)
         }
         metrics[self.strategy.weighted_by_key] = result.num_examples
         arrays = parameters_to_ndarrays(result.parameters)
-        names = list(self.strategy.params)
-        if len(names) != len(arrays):  # to be refused with a reason
-            names = [str(i) for i in range(len(arrays))]
+        names = list(self.strategy.params) or self.names or [str(i) for i in range(len(arrays))]
+        if len(names) != len(arrays):  # to be refused: who knows which are missing
+            names = [f"array {i} of {len(arrays)}" for i in range(len(arrays))]
         record = to_record(dict(zip(names, arrays, strict=True)))
         return RecordDict({"arrays": record, "metrics": MetricRecord(metrics)})
 
@@ -167,40 +203,73 @@ class FedOpt(FlowerFedAvg):
             check_untouched(optimizer, self._released, parameters, self._named)
 
 
+def _node(client: ClientProxy) -> Any:
+    """Its id; the clients of ``start_server`` have a ``cid`` alone."""
+    return getattr(client, "node_id", client.cid)
+
+
+class _OfTwin:
+    """An attribute of the twin; arrays by name are a list here."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, strategy: Any, owner: Any = None) -> Any:
+        if strategy is None:
+            return self
+        value = getattr(strategy.strategy, self.name)
+        return list(value.values()) if isinstance(value, dict) else value
+
+    def __set__(self, strategy: Any, value: Any) -> None:
+        setattr(strategy.strategy, self.name, value)
+
+
 class FedAvg(FedOpt):
     """``fedexp.strategies.FedAvg`` in the older API."""
 
     twin = presets.FedAvg
+    server_learning_rate = _OfTwin()
 
 
 class FedAvgM(FedOpt):
     """``fedexp.strategies.FedAvgM`` in the older API."""
 
     twin = presets.FedAvgM
+    server_learning_rate, server_momentum = _OfTwin(), _OfTwin()
+    server_opt, momentum_vector = _OfTwin(), _OfTwin()
 
 
 class FedAdagrad(FedOpt):
     """``fedexp.strategies.FedAdagrad`` in the older API."""
 
     twin = presets.FedAdagrad
+    defaults: ClassVar[Mapping[str, Any]] = {"tau": 1e-9}
+    eta, eta_l, beta_1, beta_2, tau = (_OfTwin() for _ in range(5))
+    m_t, v_t = _OfTwin(), _OfTwin()
 
 
 class FedAdam(FedOpt):
     """``fedexp.strategies.FedAdam`` in the older API."""
 
     twin = presets.FedAdam
+    defaults: ClassVar[Mapping[str, Any]] = {"tau": 1e-9}
+    eta, eta_l, beta_1, beta_2, tau = (_OfTwin() for _ in range(5))
+    m_t, v_t = _OfTwin(), _OfTwin()
 
 
 class FedYogi(FedOpt):
     """``fedexp.strategies.FedYogi`` in the older API."""
 
     twin = presets.FedYogi
+    eta, eta_l, beta_1, beta_2, tau = (_OfTwin() for _ in range(5))
+    m_t, v_t = _OfTwin(), _OfTwin()
 
 
 class FedProx(FedOpt):
     """``fedexp.strategies.FedProx`` in the older API."""
 
     twin = presets.FedProx
+    proximal_mu = _OfTwin()
 
 
 class FedExP(FedOpt):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from fedexp.arrays import Arrays, cast_like, moved
 from fedexp.stats import PseudoGradientStats
-from fedexp.strategies.directions import Direction, Identity, State
+from fedexp.strategies.directions import Direction, Identity, Momentum, State
 from fedexp.strategies.step_sizes import Capped, Constant, Relaxed, StepSize, check
 
 
@@ -33,6 +33,12 @@ class ServerOptimizer:
         """Whether ``w ← w - η Δ̄`` with a constant ``η ≤ 1``, so that no update counts more."""
         step = self.step_size
         return self.direction == Identity() and isinstance(step, Constant) and step.value <= 1
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the new model is the clients' mean, whatever the model was before."""
+        still = self.direction in (Identity(), Momentum(0.0), Momentum(0.0, nesterov=True))
+        return still and self.step_size == Constant(1.0)
 
     def step(
         self, params: Arrays, stats: PseudoGradientStats, state: State

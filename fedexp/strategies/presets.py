@@ -1,18 +1,29 @@
 """Named strategies with a constant step: ``FedOpt`` with its rule filled in.
 
 Every one takes the arguments of Flower's FedAvg, in their order, then those of ``FedOpt`` by
-keyword. Defaults are those of the method's authors, or of Flower where it has the method.
+keyword. Those that Flower has too take Flower's own arguments with Flower's defaults, and have
+its attributes; setting one, as in ``strategy.eta /= 2``, holds from the next step on. Flower's
+step moves every array, batch-norm statistics and counters too; ours leaves those at the clients'
+mean, unless ``trainable`` names them.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from logging import WARNING
 from typing import Any
 
+from flwr.common.logger import log
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+
+from fedexp.strategies.attributes import Current, OfRule, OfSettings, OfState
 from fedexp.strategies.directions import Adagrad, Adam, Momentum, Yogi
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.step_sizes import Constant
+
+_NUM_FLOWERS = len(inspect.signature(FlowerFedAvg).parameters)
 
 
 class FedAvg(FedOpt):
@@ -27,6 +38,8 @@ class FedAvg(FedOpt):
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
     """
 
+    server_learning_rate = OfRule(Constant, "value")
+
     def __init__(self, *args: Any, server_learning_rate: float = 1.0, **kwargs: Any) -> None:
         rule = ServerOptimizer(step_size=Constant(server_learning_rate))
         super().__init__(*args, optimizer=rule, **kwargs)
@@ -35,26 +48,37 @@ class FedAvg(FedOpt):
 class FedAvgM(FedOpt):
     """Server momentum: ``m ← Δ̄ + β m``, ``w ← w - η m``. Hsu, Qi & Brown 2019, arXiv:1909.06335.
 
-    The same numbers as Flower's FedAvgM.
+    The same numbers as Flower's FedAvgM, of floating-point arrays.
 
     Args:
-        *args: those of Flower's FedAvg.
+        *args: those of Flower's FedAvg, then ``server_learning_rate`` and ``server_momentum``.
         server_learning_rate: ``η > 0``; ``1 - β`` for steps of FedAvg's length.
-        server_momentum: ``β``, in [0, 1).
+        server_momentum: ``β``, in [0, 1). 0, Flower's default, is FedAvg; 0.9 is usual.
         nesterov: step along ``Δ̄ + β m``.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
     """
+
+    server_learning_rate = OfRule(Constant, "value")
+    server_momentum = OfRule(Momentum, "beta")
+    momentum_vector = OfState("momentum", as_list=True)
+    current_arrays = Current(as_record=True)
 
     def __init__(
         self,
         *args: Any,
         server_learning_rate: float = 1.0,
-        server_momentum: float = 0.9,
+        server_momentum: float = 0.0,
         nesterov: bool = False,
         **kwargs: Any,
     ) -> None:
-        rule = ServerOptimizer(Momentum(server_momentum, nesterov), Constant(server_learning_rate))
+        args, (eta, beta) = beyond(args, server_learning_rate, server_momentum)
+        rule = ServerOptimizer(Momentum(beta, nesterov), Constant(eta))
         super().__init__(*args, optimizer=rule, **kwargs)
+
+    @property
+    def server_opt(self) -> bool:
+        """Whether the step is another than FedAvg's."""
+        return bool(self.server_momentum != 0.0 or self.server_learning_rate != 1.0)
 
 
 class FedAdagrad(FedOpt):
@@ -63,21 +87,31 @@ class FedAdagrad(FedOpt):
     Args:
         *args: those of Flower's FedAvg.
         eta: ``η > 0``.
+        eta_l: the clients' learning rate, kept as Flower keeps it and read by nobody.
         tau: ``τ > 0``, in parameter units.
         flower_compatible: ``v₀ = 0`` as Flower has it, in place of ``τ²``.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
     """
 
+    eta = OfRule(Constant, "value")
+    beta_1 = OfRule(Adagrad, "beta_1")
+    beta_2 = OfRule(Adagrad, "beta_2")
+    tau = OfRule(Adagrad, "tau")
+    m_t = OfState("first-moment", -1.0)
+    v_t = OfState("second-moment")
+
     def __init__(
         self,
         *args: Any,
         eta: float = 0.1,
+        eta_l: float = 0.1,
         tau: float = 1e-3,
         flower_compatible: bool = False,
         **kwargs: Any,
     ) -> None:
-        direction = Adagrad(tau=tau, initial=0.0 if flower_compatible else None)
+        direction = Adagrad(beta_2=0.0, tau=tau, initial=0.0 if flower_compatible else None)
         super().__init__(*args, optimizer=ServerOptimizer(direction, Constant(eta)), **kwargs)
+        self.eta_l = eta_l
 
 
 class FedAdam(FedOpt):
@@ -86,6 +120,7 @@ class FedAdam(FedOpt):
     Args:
         *args: those of Flower's FedAvg.
         eta: ``η > 0``.
+        eta_l: the clients' learning rate, kept as Flower keeps it and read by nobody.
         beta_1: ``β₁`` of ``m ← β₁m + (1-β₁)Δ̄``, in [0, 1).
         beta_2: ``β₂``, in [0, 1).
         tau: ``τ > 0``, in parameter units.
@@ -93,10 +128,18 @@ class FedAdam(FedOpt):
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
     """
 
+    eta = OfRule(Constant, "value")
+    beta_1 = OfRule(Adam, "beta_1")
+    beta_2 = OfRule(Adam, "beta_2")
+    tau = OfRule(Adam, "tau")
+    m_t = OfState("first-moment", -1.0)
+    v_t = OfState("second-moment")
+
     def __init__(
         self,
         *args: Any,
         eta: float = 0.1,
+        eta_l: float = 0.1,
         beta_1: float = 0.9,
         beta_2: float = 0.99,
         tau: float = 1e-3,
@@ -109,6 +152,7 @@ class FedAdam(FedOpt):
             else Adam(beta_1, beta_2, tau)
         )
         super().__init__(*args, optimizer=ServerOptimizer(direction, Constant(eta)), **kwargs)
+        self.eta_l = eta_l
 
 
 class FedYogi(FedOpt):
@@ -117,6 +161,7 @@ class FedYogi(FedOpt):
     Args:
         *args: those of Flower's FedAvg.
         eta: ``η > 0``.
+        eta_l: the clients' learning rate, kept as Flower keeps it and read by nobody.
         beta_1: ``β₁`` of ``m ← β₁m + (1-β₁)Δ̄``, in [0, 1).
         beta_2: ``β₂``, in [0, 1).
         tau: ``τ > 0``, in parameter units.
@@ -124,10 +169,18 @@ class FedYogi(FedOpt):
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
     """
 
+    eta = OfRule(Constant, "value")
+    beta_1 = OfRule(Yogi, "beta_1")
+    beta_2 = OfRule(Yogi, "beta_2")
+    tau = OfRule(Yogi, "tau")
+    m_t = OfState("first-moment", -1.0)
+    v_t = OfState("second-moment")
+
     def __init__(
         self,
         *args: Any,
         eta: float = 0.01,
+        eta_l: float = 0.0316,
         beta_1: float = 0.9,
         beta_2: float = 0.99,
         tau: float = 1e-3,
@@ -136,6 +189,7 @@ class FedYogi(FedOpt):
     ) -> None:
         direction = Yogi(beta_1, beta_2, tau, initial=0.0 if flower_compatible else None)
         super().__init__(*args, optimizer=ServerOptimizer(direction, Constant(eta)), **kwargs)
+        self.eta_l = eta_l
 
 
 class FedProx(FedAvg):
@@ -145,13 +199,18 @@ class FedProx(FedAvg):
     not read it trains as for FedAvg.
 
     Args:
-        *args: those of Flower's FedAvg.
-        proximal_mu: ``μ ≥ 0``.
+        *args: those of Flower's FedAvg, then ``proximal_mu``.
+        proximal_mu: ``μ ≥ 0``; 0, Flower's default, is FedAvg.
         **kwargs: those of ``FedAvg``.
     """
 
-    def __init__(self, *args: Any, proximal_mu: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(*args, **sending(kwargs, proximal(proximal_mu)))
+    proximal_mu = OfSettings("proximal-mu")
+
+    def __init__(self, *args: Any, proximal_mu: float = 0.0, **kwargs: Any) -> None:
+        args, (mu,) = beyond(args, proximal_mu)
+        if mu == 0:
+            log(WARNING, "FedProx(proximal_mu=0.0) is FedAvg. Use 0.1, say.")
+        super().__init__(*args, **sending(kwargs, {"proximal-mu": 0.0, **proximal(mu)}))
 
 
 class Scaffold(FedAvg):
@@ -167,6 +226,13 @@ class Scaffold(FedAvg):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, control_variates=True, **kwargs)
+
+
+def beyond(args: tuple[Any, ...], *own: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """``args`` of Flower's FedAvg, and ``own`` arguments with those that are given after them."""
+    end = _NUM_FLOWERS + len(own)
+    given = args[_NUM_FLOWERS:end]
+    return args[:_NUM_FLOWERS] + args[end:], (*given, *own[len(given) :])
 
 
 def sending(kwargs: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,17 @@
-"""What a server step may be under noise that someone else adds."""
+"""What a server step may be where somebody else hides the clients' updates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import math
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+import numpy as np
 
 from fedexp.arrays import Arrays, same
+from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.optimizer import ServerOptimizer
+from fedexp.strategies.step_sizes import StepSize
 
 _Model = TypeVar("_Model")
 
@@ -42,3 +47,54 @@ def check_untouched(
             "wrappers do. Their noise fits a plain mean; after this step it is too small for the "
             "privacy they state. Wrap FedAvg with a server_learning_rate of at most 1."
         )
+
+
+def is_one_for_all(results: Sequence[object]) -> bool:
+    """Whether several clients' results are one object.
+
+    Flower's secure aggregation knows the clients' mean alone, and puts it in the place of each.
+    """
+    return len(results) > 1 and all(result is results[0] for result in results)
+
+
+def check_mean_is_enough(owner: str, step_size: StepSize, single: dict[str, bool]) -> None:
+    """Raise unless a server that knows the clients' mean and nothing else can take the step.
+
+    Args:
+        owner: name of the strategy.
+        step_size: its rule.
+        single: by name, whether a setting that looks at single updates is used.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    used = [name for name, is_used in single.items() if is_used]
+    if _needs_norms(step_size):
+        used.insert(0, f"{type(step_size).__name__}, its step size,")
+    if used:
+        raise ValueError(
+            f"{owner}: under secure aggregation every result is the clients' mean, and {used[0]} "
+            "needs the single updates. Use legacy.FedAvg, with a server_learning_rate if you like."
+        )
+
+
+class _NormAsked(Exception):
+    """A rule asked for what only single updates tell."""
+
+
+class _MeanAlone(PseudoGradientStats):
+    @property
+    def mean_sq_norm(self) -> NoReturn:
+        raise _NormAsked
+
+    mean_norm = mean_sq_norm
+
+
+def _needs_norms(step_size: StepSize) -> bool:
+    nothing = {"": np.zeros(1)}
+    alone = _MeanAlone(2, 2.0, nothing, sq_norm=math.nan, norm=math.nan, loss=0.0)
+    try:
+        step_size(alone, nothing, {})
+    except _NormAsked:
+        return True
+    return False

@@ -130,7 +130,9 @@ class Replies:
         for kind in stepless:
             self.without_step += [node for node, _ in self._groups.pop(kind).metrics]
         if self._groups:
-            self.kind = max(self._groups, key=lambda kind: self._groups[kind].stats.count)
+            self.kind = max(
+                self._groups, key=lambda kind: (self._groups[kind].stats.count, -len(kind.absent))
+            )
             self._chosen = self._groups.pop(self.kind)
         for node in self.without_step:
             self._leave_out(node, f"{self.reading.step_key} is no positive number.")
@@ -152,7 +154,8 @@ class Replies:
     def _read(self, content: RecordDict) -> tuple[Arrays, float, wire.Kind]:
         after, weight = self.reading.read(content, self.before)
         (metrics,) = records_of(content, MetricRecord).values()
-        kind = self.reading.kind(metrics, self.reading.buffers(content))
+        buffers = self.reading.buffers(content)
+        kind = self.reading.kind(after, metrics, self.before, buffers)
         if self._may_overflow:
             wire.check_norm(update_norm(self.before, after, kind.trainable))
         return after, weight, kind
@@ -160,13 +163,13 @@ class Replies:
     def _add(
         self, node: int, content: RecordDict, after: Arrays, weight: float, kind: wire.Kind
     ) -> None:
-        group = self._group(kind)
+        group, before = self._group(kind), kind.part(self.before)
         group.stats = PseudoGradientStats.fold(
-            self.before,
+            before,
             [after],
             weights=[weight],
             trainable=kind.trainable,
-            scales=[self.reading.scale(after, self.before, kind)],
+            scales=[self.reading.scale(after, before, kind)],
             onto=group.stats,
         )
         group.keep(node, content)
@@ -179,6 +182,11 @@ class Replies:
 
 
 def _difference(kind: wire.Kind, most: wire.Kind) -> str:
+    if kind.absent != most.absent:
+        names = sorted(kind.absent ^ most.absent)
+        return f"it differs from most in which arrays it holds: {names[:3]}."
+    if kind.form != most.form:
+        return "it differs from most in the names, shapes and dtypes of its arrays."
     if kind.trainable != most.trainable:
         names = sorted(kind.trainable ^ most.trainable)
         return f"it differs from most in which arrays are buffers: {names[:3]}."

@@ -10,6 +10,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedexp import wire
+from fedexp.merged import ToMerge
 
 _SLICE = 4  # replies pulled together: what the server holds at once
 _PAUSE = 0.5  # seconds between looks when nothing has arrived
@@ -59,10 +60,7 @@ class Stream:
             return []
         kind = messages[0].metadata.message_type.partition(".")[0]
         if kind == MessageType.TRAIN and self.reading is not None:
-            reading, self.reading = self.reading, None
-            merging: Any = self.grid
-            merged: Iterable[Message] = merging.send_and_merge(messages, reading, timeout=timeout)
-            return merged
+            messages, self.reading = ToMerge(messages, self.reading), None
         if getattr(self.grid, "streams", False):
             replies = self.grid.send_and_receive(messages, timeout=timeout)
         else:

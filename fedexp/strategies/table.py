@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fedexp.strategies import adaptive_presets, presets
 from fedexp.strategies.fedopt import FedOpt
@@ -18,6 +19,8 @@ class Entry:
         formula: its server step, or its clients' if that is the point of it.
         source: authors, year and arXiv number.
         use: when to use it.
+        options: arguments of the class on the command line, where its own default, Flower's, would
+            leave the method out.
     """
 
     strategy: type[FedOpt]
@@ -25,6 +28,7 @@ class Entry:
     formula: str
     source: str
     use: str
+    options: Mapping[str, float] = field(default_factory=dict)
 
 
 _REDDI = "Reddi et al. 2021, arXiv:2003.00295"
@@ -44,6 +48,7 @@ STRATEGIES: dict[str, Entry] = {
         "m ← Δ̄ + β m, w ← w - η m",
         "Hsu, Qi & Brown 2019, arXiv:1909.06335",
         "skewed labels, few clients a round",
+        {"server_momentum": 0.9},
     ),
     "fedadagrad": Entry(
         presets.FedAdagrad,
@@ -72,6 +77,7 @@ STRATEGIES: dict[str, Entry] = {
         "clients: fᵢ(y) + μ/2 ‖y - w‖²",
         "Li et al. 2020, arXiv:1812.06127",
         "many local steps, or clients that do unequal work",
+        {"proximal_mu": 0.1},
     ),
     "scaffold": Entry(
         presets.Scaffold,

@@ -4,10 +4,11 @@ import weakref
 import numpy as np
 import pytest
 from builders import content, grid_of, record
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedexp.rounds import rounds
+from fedexp.simulation import SerialGrid
 from fedexp.strategies import STRATEGIES, FedAvg, FedExP, streaming
 from fedexp.strategies.streaming import stream
 
@@ -172,6 +173,31 @@ def test_a_stream_made_for_another_strategy_is_made_anew():
     grid = SlowGrid(3)
     assert stream(stream(grid, ["train"])).types == {"train", "evaluate"}
     assert stream(stream(grid, ["train"])).grid is grid
+
+
+def test_a_grid_that_merges_answers_once_for_all():
+    grid, strategy = stream(answering(5)), FedAvg()
+    sent = strategy.configure_train(1, record({"w": np.zeros(2)}), ConfigRecord(), grid)
+    (reply,) = grid.send_and_receive(sent)
+    arrays, metrics = strategy.aggregate_train(1, iter([reply]))
+    np.testing.assert_allclose(arrays["w"].numpy(), 4.0)  # of nodes 2 to 6
+    assert metrics["num-clients"] == 5
+    assert len(list(grid.send_and_receive(sent))) == 5  # asked for once
+
+
+def test_a_grid_that_looks_at_the_messages_gets_single_replies():
+    class Recording(SerialGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            self.seen = list(messages)
+            return super().send_and_receive(self.seen, timeout=timeout)
+
+    inner = answering(5)
+    grid = Recording(inner.client_app, 5)
+    model = record({"w": np.zeros(2)})
+    results = [FedExP(fraction_evaluate=0.0).start(g, model, num_rounds=1) for g in (grid, inner)]
+    assert len(grid.seen) == 5
+    a, b = (result.arrays["w"].numpy() for result in results)
+    np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
 @pytest.mark.parametrize("strategy", [FedAvg, FedExP])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from statistics import fmean, stdev
 from typing import Any
 
@@ -17,9 +17,12 @@ def print_tables(rows: Rows) -> None:
     for federation in unique(rows, "federation"):
         mine = [row for row in rows if row["federation"] == federation]
         print(f"\n### {federation}\n")
-        print(tuned_table(mine))
-        print(f"\n{federation}, at the same client rate for all:\n")
-        print(fixed_table(mine))
+        for title, table in (
+            ("", tuned_table(mine)),
+            ("All at one client rate:\n", fixed_table(mine)),
+        ):
+            if table.count("\n") > 1:
+                print(f"{title}\n{table}\n")
 
 
 def tuned_table(rows: Rows) -> str:
@@ -28,45 +31,41 @@ def tuned_table(rows: Rows) -> str:
     heads = [f"{score}: rate | accuracy | rounds to {target:.0%}" for score in SCORES]
     lines = [f"| method | {' | '.join(heads)} |", "| --- |" + " ---: |" * 3 * len(heads)]
     for method in unique(rows, "method"):
-        cells = []
-        for average in SCORES.values():
-            rate = tuned_rate(rows, method, average)
-            chosen = reported(rows, method, rate)
-            if chosen:
-                rounds = [row["to-target"][average] for row in chosen]
-                cells += [f"{rate:g}", accuracy(chosen, average), spread_of_rounds(rounds)]
-        if cells:
+        rates = {name: tuned_rate(rows, method, name) for name in SCORES.values()}
+        cells = [
+            cell
+            for name, rate in rates.items()
+            if rate and (chosen := reported(rows, method, rate))
+            for cell in (f"{rate:g}", accuracy(chosen, name), rounds_to_target(chosen, name))
+        ]
+        if len(cells) == 3 * len(SCORES):
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def fixed_table(rows: Rows) -> str:
     """Every average of every method, at the client rates that all methods were run at."""
-    rates = sorted(
-        set.intersection(
-            *({row["rate"] for row in reported(rows, m)} for m in unique(rows, "method"))
-        )
-    )
-    averages = list(rows[0]["accuracy"])
-    heads = [f"{rate:g}: {name}" for rate in rates for name in averages]
+    methods, names = unique(rows, "method"), list(rows[0]["accuracy"])
+    rates = sorted(set.intersection(*({row["rate"] for row in reported(rows, m)} for m in methods)))
+    heads = [f"{rate:g}: {name}" for rate in rates for name in names]
     lines = [f"| method | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
-    for method in unique(rows, "method"):
+    for method in methods if rates else []:
         cells = [
             f"{fmean(row['accuracy'][name] for row in reported(rows, method, rate)):.3f}"
             for rate in rates
-            for name in averages
+            for name in names
         ]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def tuned_rate(rows: Rows, method: str, average: str) -> float:
-    """The client rate that did best on the tuning seeds."""
-    mine = [row for row in rows if row["method"] == method and row["seed"] in TUNING]
-    by_rate: Callable[[float], float] = lambda rate: fmean(  # noqa: E731
-        row["accuracy"][average] for row in mine if row["rate"] == rate
-    )
-    return max(sorted({row["rate"] for row in mine}), key=by_rate, default=0.1)
+    """The client rate that did best on the tuning seeds, of equal ones the smaller; 0 for none."""
+    found: dict[float, list[float]] = {}
+    for row in rows:
+        if row["method"] == method and row["seed"] in TUNING:
+            found.setdefault(row["rate"], []).append(row["accuracy"][average])
+    return max(sorted(found), key=lambda rate: fmean(found[rate]), default=0.0)
 
 
 def reported(rows: Rows, method: str, rate: float | None = None) -> Rows:
@@ -84,11 +83,11 @@ def accuracy(rows: Rows, average: str) -> str:
     return f"{fmean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f}"
 
 
-def spread_of_rounds(rounds: list[int | None]) -> str:
+def rounds_to_target(rows: Rows, average: str) -> str:
     """Mean and range; with a seed that does not arrive, how many do."""
-    arrived = [n for n in rounds if n is not None]
-    if len(arrived) < len(rounds):
-        return f"{len(arrived)} of {len(rounds)} arrive"
+    arrived = [row["to-target"][average] for row in rows if row["to-target"][average]]
+    if len(arrived) < len(rows):
+        return f"{len(arrived)} of {len(rows)} arrive"
     return f"{fmean(arrived):.1f} ({min(arrived)} to {max(arrived)})"
 
 

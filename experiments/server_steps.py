@@ -7,8 +7,8 @@
 A line of the file is one run: federation, method, client learning rate and seed, and for the last
 iterate and three averages the accuracy over the last ten rounds and the rounds to the target. Runs
 that the file holds are not run again, so the command goes on where it was stopped. The client
-learning rate of a method is that of ``RATES`` with the best accuracy over the seeds ``TUNING``;
-what is reported comes from other seeds. Server settings are those named in ``METHODS``, untouched.
+learning rate of a method is the one with the best accuracy over the seeds ``TUNING``, of the same
+rates for all; what is reported comes from other seeds. Server settings are those named in ``METHODS``, untouched.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from torch.nn.functional import avg_pool2d
 
-from experiments.server_step_tables import print_tables
+from experiments.server_step_tables import SCORES, TUNING, print_tables, tuned_rate
 from fedexp import app
 from fedexp.clients import module_arrays
 from fedexp.config import Config
@@ -48,8 +48,7 @@ from fedexp.strategies import (
     average_named,
 )
 
-RATES = (0.0316, 0.1, 0.316, 1.0)
-TUNING = (100, 101)
+RATES = (0.0316, 0.1, 0.316, 1.0)  # half a decade apart; further ones where the best is at an end
 AVERAGES = ("last-1", "last-2", "last-5", "ema-0.7")
 
 
@@ -88,6 +87,8 @@ class Federation(NamedTuple):
     seeds: int = 3
     shown: tuple[float, ...] = (0.1, 0.316)
     """Client rates at which every method is run with the reported seeds too."""
+    rates: tuple[float, ...] = RATES
+    """Client rates to choose from; none if all methods are run at ``shown`` alone."""
 
 
 _SKEWED = {"num_clients": 100, "alpha": 0.3, "num_server_rounds": 80}
@@ -104,11 +105,13 @@ FEDERATIONS = {
             "num_server_rounds": 20,
         },
         shown=(0.0316, 0.1),
+        rates=(0.00316, 0.01, *RATES[:3]),
     ),
     "WISDM": Federation(
         0.70,
         {**_NATURAL, "dataset": "wisdm", "fraction_train": 0.3, "num_server_rounds": 60},
         shown=(0.05, 0.158),
+        rates=(*RATES, 3.16),
     ),
     "MNIST by writer": Federation(
         0.90,
@@ -116,8 +119,10 @@ FEDERATIONS = {
         pooled=True,
         shown=(),
     ),
-    "Fashion-MNIST": Federation(0.80, {**_SKEWED, "dataset": "fashion-mnist"}, pooled=True),
-    "MNIST": Federation(0.90, {**_SKEWED, "dataset": "mnist"}, pooled=True),
+    "Fashion-MNIST": Federation(
+        0.80, {**_SKEWED, "dataset": "fashion-mnist"}, pooled=True, rates=()
+    ),
+    "MNIST": Federation(0.90, {**_SKEWED, "dataset": "mnist"}, pooled=True, rates=()),
 }
 
 
@@ -197,7 +202,7 @@ def measure(grid: LocalGrid, config: Config, method: Method, rate: float, target
 def wanted(federation: Federation, done: list[dict[str, Any]]) -> Iterator[tuple[int, str, float]]:
     """Seed, method and rate of the runs to make, given those of the tuning seeds."""
     for seed in TUNING:
-        yield from ((seed, method, rate) for method in METHODS for rate in RATES)
+        yield from ((seed, method, rate) for method in METHODS for rate in federation.rates)
     for seed in range(federation.seeds):
         for method in METHODS:
             yield from ((seed, method, rate) for rate in sorted(rates_of(federation, done, method)))
@@ -205,19 +210,8 @@ def wanted(federation: Federation, done: list[dict[str, Any]]) -> Iterator[tuple
 
 def rates_of(federation: Federation, done: list[dict[str, Any]], method: str) -> set[float]:
     """Client rates that a method is reported at: the tuned ones, and those shown for all."""
-    tuned = {best_rate(done, method, name) for name in AVERAGES}
+    tuned = {tuned_rate(done, method, name) for name in SCORES.values() if federation.rates}
     return tuned | set(federation.shown)
-
-
-def best_rate(done: list[dict[str, Any]], method: str, average: str) -> float:
-    """The rate with the best accuracy over the tuning seeds; of equal ones the smaller."""
-    mine = [row for row in done if row["method"] == method and row["seed"] in TUNING]
-    means = {
-        rate: np.mean([row["accuracy"][average] for row in mine if row["rate"] == rate])
-        for rate in RATES
-        if any(row["rate"] == rate for row in mine)
-    }
-    return max(means, key=lambda rate: means[rate], default=RATES[1])
 
 
 def run_all(names: list[str], data_dir: str, file: Path) -> None:

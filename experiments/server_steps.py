@@ -8,7 +8,8 @@ A line of the file is one run: federation, method, client learning rate and seed
 iterate and three averages the accuracy over the last ten rounds and the rounds to the target. Runs
 that the file holds are not run again, so the command goes on where it was stopped. The client
 learning rate of a method is the one with the best accuracy over the seeds ``TUNING``, of the same
-rates for all; what is reported comes from other seeds. Server settings are those named in ``METHODS``, untouched.
+rates for all; what is reported comes from other seeds. Server settings are those named in
+``METHODS``, untouched.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from fedexp.datasets.partition import named, split
 from fedexp.files import save_model
 from fedexp.logs import level
 from fedexp.models import build, suited
-from fedexp.readers import strategy_arguments
+from fedexp.readers import dataset_kind, strategy_arguments
 from fedexp.records import from_record, to_record
 from fedexp.rounds import EvaluateFn, Round, rounds
 from fedexp.strategies import STRATEGIES, BothIterates, FedOpt, average_named
@@ -234,7 +234,7 @@ def check_read_by_partition(config: Config, given: Collection[str]) -> None:
 
 
 def _data_choices(config: Config) -> dict[str, list[str]]:
-    return {"partitioner": [config.partitioner], "dataset": [config.dataset]}
+    return {"partitioner": [config.partitioner], "dataset": [dataset_kind(config.dataset)]}
 
 
 def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:

@@ -123,7 +123,7 @@ def _prepared(values: dict[str, Any], held: ExitStack) -> tuple[Config, Path, Lo
     else:
         config, given = config_of(values)
     from fedexp import app  # torch and Flower take seconds; a wrong flag should not
-    from fedexp.simulation import run, run_folder
+    from fedexp.simulation import resuming, run, run_folder
 
     app.check_read(config, given)
     for key in app.strategy_keys(config):
@@ -133,6 +133,7 @@ def _prepared(values: dict[str, Any], held: ExitStack) -> tuple[Config, Path, Lo
     need("matplotlib", "simulation")
     if resume:
         held.enter_context(run_folder.locked(folder := Path(resume)))
+        resuming.check_resumable(config, folder)
     else:
         folder = held.enter_context(run_folder.claimed(config, overwrite=bool(overwrite)))
     run.check_engine(config)

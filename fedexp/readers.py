@@ -13,7 +13,7 @@ from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS
 from fedexp.clients.training import KEYS, LocalTraining
 from fedexp.clients.tuned_rates import BETWEEN
 from fedexp.config import Config
-from fedexp.datasets import PARTITIONERS, SOURCES
+from fedexp.datasets import PARTITIONERS, SOURCES, from_arrays, from_hub
 from fedexp.strategies import STRATEGIES, FedOpt
 
 Fields = frozenset[str]
@@ -49,10 +49,17 @@ def readers() -> dict[str, dict[str, Fields]]:
         "local optimizer": {name: _of_optimizer(name) for name in LOCAL_OPTIMIZERS},
         "partitioner": {name: _parameters(f) & _FIELDS for name, f in PARTITIONERS.items()},
         "dataset": {
-            name: Fields({"data_dir"} if source.files else ()) for name, source in SOURCES.items()
+            **{name: Fields({"data_dir"} if x.files else ()) for name, x in SOURCES.items()},
+            ".npz": _parameters(from_arrays) & _FIELDS,
+            "hub:": _parameters(from_hub) & _FIELDS,
         },
         "engine": _ENGINES,
     }
+
+
+def dataset_kind(name: str) -> str:
+    """The row of ``readers`` that a dataset belongs to."""
+    return ".npz" if name.endswith(".npz") else "hub:" if name.startswith("hub:") else name
 
 
 def check_read(

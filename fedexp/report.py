@@ -11,11 +11,23 @@ from fedexp.files import atomically
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a strategy's ``metrics.jsonl``; none if there is no such file yet."""
+    """The lines of a strategy's ``metrics.jsonl``; none if there is no such file yet.
+
+    Raises:
+        ValueError: a line is damaged.
+    """
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    # A line cut short by a crash has no end; the round is run again.
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line cut short by a crash has no end; the round is run again.
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged, {error}.") from None
+    if not all(isinstance(row, dict) and isinstance(row.get("round"), int) for row in rows):
+        raise ValueError(f"{path}: is damaged, not every line is a round's.")
+    return rows
 
 
 def plot_curves(folder: Path, keys: list[str], target: float, average: str) -> Path:

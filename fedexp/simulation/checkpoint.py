@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
+import numpy as np
 from flwr.app import ConfigRecord, MetricRecord
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from fedexp.arrays import Arrays
 from fedexp.files import save_model
@@ -56,14 +58,21 @@ class Checkpoint:
             "order": json.dumps(list(arrays)),  # the file's own is another, and sums would differ
             "records": json.dumps(records),
         }
-        save_model(path, arrays, meta)
+        save_model(path, arrays, meta | {"checksum": _checksum(arrays, meta)})
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Read what ``save`` wrote."""
-        with safe_open(path, framework="numpy") as file:
-            meta = file.metadata()
-            arrays = {name: file.get_tensor(name) for name in json.loads(meta["order"])}
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: the file is not as it was written.
+        """
+        try:
+            arrays, meta = _read(path)
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path}: is damaged ({error}). Remove it to run from the first round."
+            ) from None
         clients: dict[int, dict[str, Any]] = {}
         for node, kinds in json.loads(meta["records"]).items():
             clients[int(node)] = {k: _KINDS[kind](value) for k, (kind, value) in kinds.items()}
@@ -78,6 +87,24 @@ class Checkpoint:
             average={owner: _under(arrays, f"average/{owner}/") for owner in averages},
             clients=clients,
         )
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    with safe_open(path, framework="numpy") as file:
+        meta = dict(file.metadata() or {})
+        checksum = meta.pop("checksum")
+        arrays = {name: file.get_tensor(name) for name in json.loads(meta["order"])}
+    if _checksum(arrays, meta) != checksum:
+        raise ValueError("it is not what was written")
+    return arrays, meta
+
+
+def _checksum(arrays: Arrays, meta: Mapping[str, str]) -> str:
+    """Of all that the file says, against disks and editors."""
+    value = crc32(json.dumps(sorted(meta.items())).encode())
+    for x in arrays.values():
+        value = crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data, value)
+    return str(value)
 
 
 def _under(arrays: Arrays, prefix: str) -> dict[str, Any]:

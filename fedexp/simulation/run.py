@@ -19,10 +19,10 @@ from fedexp.clients.vectorized import Cohort
 from fedexp.config import Config
 from fedexp.files import read_json, save_json, save_text
 from fedexp.records import from_record, to_record
-from fedexp.report import read_rows
 from fedexp.rounds import Round
 from fedexp.simulation.checkpoint import Checkpoint
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, context_of
+from fedexp.simulation.resuming import rows_until
 from fedexp.simulation.serial import SerialGrid
 
 Row = dict[str, Any]
@@ -120,7 +120,7 @@ def _record(run: app.Run, folder: Path, grid: LocalGrid, on_row: Callable[[Row],
     """Write ``metrics.jsonl`` round by round, then ``model.safetensors`` and ``summary.json``."""
     checkpoint = folder / "checkpoint.safetensors"
     last = _restored(run, checkpoint, grid) if checkpoint.exists() else 0
-    rows = [row for row in read_rows(folder) if row["round"] <= last]
+    rows = rows_until(folder, last)
     run.failed_in_a_row = verdict.failed_in_a_row(rows)
     save_text(folder / "metrics.jsonl", "".join(map(_line, rows)))
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:

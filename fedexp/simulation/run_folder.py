@@ -129,7 +129,7 @@ def begin(config: Config, folder: Path) -> None:
     check_free(folder, overwrite=True)
     if is_run(folder):
         clear(folder)
-    save_json(folder / "environment.json", environment())
+    save_json(folder / "environment.json", environment() | {"config": config.values()})
     save_text(folder / "config.toml", config.to_toml())
     if importlib.util.find_spec("matplotlib") and app.dataset_of(config).num_classes:
         labels = app.dataset_of(config).train[1].numpy()
@@ -188,11 +188,11 @@ def _true_reason(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         said = error.strerror or str(error)
-        raise ValueError(f"run folder {str(folder)!r}: {said}. Name another with --out.") from None
+        raise ValueError(f"run folder {str(folder)!r}: {said}. Name another.") from None
     except UnicodeEncodeError:
         raise ValueError(
             f"run folder {str(folder)!r}: this locale has no such file names. "
-            "Name another with --out, or set PYTHONUTF8=1."
+            "Name another, or set PYTHONUTF8=1."
         ) from None
 
 

@@ -1,0 +1,170 @@
+"""A run folder that was damaged or edited goes on to the same bits, or is refused in one line."""
+
+import json
+import shutil
+import struct
+
+import pytest
+
+from fedexp import cli
+from fedexp.simulation import run as runs
+
+FLAGS = [
+    *("--engine", "serial", "--num-server-rounds", "3", "--num-clients", "4", "--local-steps", "1"),
+    *("--strategy", "fedexp,scaffold", "--fraction-train", "1"),
+]
+
+
+def run(*flags):
+    cli.main(["simulate", *map(str, flags)])
+
+
+def results(folder):
+    found = {}
+    for path in sorted(folder.rglob("*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        found[path.parent.name] = [{**row, "round-seconds": 0} for row in rows]
+        found[path.parent.name, "model"] = (path.parent / "model.safetensors").read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A whole run, and one that was interrupted in round 3 of scaffold."""
+    base = tmp_path_factory.mktemp("runs")
+    run(*FLAGS, "--out", base / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        save = runs.Checkpoint.save
+
+        def interrupted(self, path):
+            if self.server_round == 3 and path.parent.name == "scaffold":
+                raise KeyboardInterrupt
+            save(self, path)
+
+        patch.setattr(runs.Checkpoint, "save", interrupted)
+        with pytest.raises(SystemExit):
+            run(*FLAGS, "--out", base / "cut")
+    return base
+
+
+@pytest.fixture
+def cut(folders, tmp_path):
+    return shutil.copytree(folders / "cut", tmp_path / "cut")
+
+
+CHECKPOINT, METRICS = "scaffold/checkpoint.safetensors", "scaffold/metrics.jsonl"
+
+
+def edit(name, change):
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+def replaced(old, new):
+    def change(data):
+        assert old in data
+        return data.replace(old, new)
+
+    return edit("config.toml", change)
+
+
+def flipped(position):
+    def change(data):
+        data = bytearray(data)
+        data[position] ^= 0x40
+        return bytes(data)
+
+    return change
+
+
+def header(change):
+    """Let ``change`` edit the header of a safetensors file, which stays readable."""
+
+    def apply(data):
+        size = struct.unpack("<Q", data[:8])[0]
+        content = json.loads(data[8 : 8 + size])
+        change(content)
+        text = json.dumps(content).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text + data[8 + size :]
+
+    return apply
+
+
+def removed(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def as_folder(folder):
+    (folder / CHECKPOINT).unlink()
+    (folder / CHECKPOINT).mkdir()
+
+
+def as_file(folder):
+    shutil.rmtree(folder / "scaffold")
+    (folder / "scaffold").write_text("x")
+
+
+REFUSED = {
+    "checkpoint cut": (edit(CHECKPOINT, lambda b: b[: len(b) // 2]), "is damaged"),
+    "checkpoint empty": (edit(CHECKPOINT, lambda b: b""), "is damaged"),
+    "checkpoint header": (edit(CHECKPOINT, flipped(20)), "is damaged"),
+    "checkpoint data": (edit(CHECKPOINT, flipped(-5)), "is damaged"),
+    "checkpoint of another round": (
+        edit(CHECKPOINT, header(lambda h: h["__metadata__"].update(round="1"))),
+        "is damaged",
+    ),
+    "checkpoint without metadata": (
+        edit(CHECKPOINT, header(lambda h: h.pop("__metadata__"))),
+        "is damaged",
+    ),
+    "checkpoint a folder": (as_folder, "is damaged"),
+    "metrics removed": (removed(METRICS), "does not hold rounds 1 to 2"),
+    "metrics twice": (edit(METRICS, lambda b: b + b), "does not hold rounds 1 to 2"),
+    "metrics without the first line": (
+        edit(METRICS, lambda b: b.split(b"\n", 1)[1]),
+        "does not hold rounds",
+    ),
+    "metrics with another line": (edit(METRICS, lambda b: b"xx\n" + b), "is damaged"),
+    "metrics with a list": (edit(METRICS, lambda b: b"[1]\n" + b), "is damaged"),
+    "metrics not UTF-8": (edit(METRICS, lambda b: b"\xff\n" + b), "is damaged"),
+    "seed": (replaced(b"seed = 0", b"seed = 7"), "seed is 7, but the run began with 0"),
+    "model": (replaced(b'"mlp"', b'"linear"'), "but the run began with 'mlp'"),
+    "fewer rounds": (replaced(b"rounds = 3\nlocal", b"rounds = 1\nlocal"), "began with 3"),
+    "fewer clients": (replaced(b"num-clients = 4", b"num-clients = 3"), "began with 4"),
+    "a strategy less": (replaced(b"fedexp,scaffold", b"fedexp"), "began with 'fedexp,scaffold'"),
+    "an unknown key": (edit("config.toml", lambda b: b + b"new-key = 3\n"), "unknown key"),
+    "no configuration": (removed("config.toml"), "cannot be read"),
+    "strategy folder a file": (as_file, "is no folder"),
+    "summary empty": (edit("fedexp/summary.json", lambda b: b""), "is damaged"),
+    "summary a list": (edit("fedexp/summary.json", lambda b: b"[]"), "is damaged"),
+    "model of a finished strategy": (removed("fedexp/model.safetensors"), "is missing"),
+    "metrics of a finished strategy": (removed("fedexp/metrics.jsonl"), "rounds 1 to 3"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_would_lead_elsewhere_is_refused_in_one_line(kind, cut, capsys):
+    damage, said = REFUSED[kind]
+    damage(cut)
+    with pytest.raises(SystemExit) as caught:
+        run("--resume", cut)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+HARMLESS = {
+    "nothing": lambda folder: None,
+    "checkpoint removed": removed(CHECKPOINT),
+    "last line cut": edit(METRICS, lambda b: b[:-10]),  # of the round that was not finished
+    "environment removed": removed("environment.json"),
+    "strategy folder removed": lambda folder: shutil.rmtree(folder / "scaffold"),
+    "summary removed": removed("fedexp/summary.json"),
+}
+
+
+@pytest.mark.parametrize("kind", HARMLESS)
+def test_what_can_be_done_without_leads_to_the_same_bits(kind, cut, folders):
+    HARMLESS[kind](cut)
+    run("--resume", cut)
+    assert results(cut) == results(folders / "whole")

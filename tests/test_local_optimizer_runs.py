@@ -35,7 +35,8 @@ def test_an_entry_may_carry_its_local_optimizer():
 
 
 def test_the_defaults_compare_plain_clients_with_those_that_tune():
-    assert strategy_keys(Config()) == ["fedavg", "fedexp", "fedexp+hypersgd"]
+    plain = ["fedavg", "fedexp", "nesterovexp"]
+    assert strategy_keys(Config()) == [*plain, "nesterovexp+hypersgd"]
 
 
 def test_a_strategys_own_settings_for_clients_stay():
@@ -120,7 +121,7 @@ def test_the_picture_gains_a_panel_only_where_a_rate_is_tuned(tmp_path):
         failed = {"test-accuracy": 0.5, "server-step-size": None}  # a round without a reply
         lines = [{**row, "round": 1, "learning-rate": 0.1}, {**failed, "round": 2}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-        png = plot_curves(tmp_path / name, ["fedavg"], 0.85).read_bytes()
+        png = plot_curves(tmp_path / name, ["fedavg"], 0.85, "ema-0.7").read_bytes()
         widths.append(int.from_bytes(png[16:20], "big"))
     assert widths[1] > 1.4 * widths[0]
 

@@ -113,12 +113,12 @@ def test_rays_groups_of_clients_agree_with_clients_one_by_one(tmp_path, policy):
 
 
 def test_the_picture_gains_a_panel_only_where_a_rate_is_tuned(tmp_path):
-    widths = []
+    widths, scores = [], {"test-accuracy": 0.5, "mean-test-accuracy": 0.6}
     for name, std in (("plain", 0.0), ("tuned", 0.05)):
         folder = tmp_path / name / "fedavg"
         folder.mkdir(parents=True)
-        row = {"test-accuracy": 0.5, "server-step-size": 1.0, "learning-rate-std": std}
-        failed = {"test-accuracy": 0.5, "server-step-size": None}  # a round without a reply
+        row = {**scores, "server-step-size": 1.0, "learning-rate-std": std}
+        failed = {**scores, "server-step-size": None}  # a round without a reply
         lines = [{**row, "round": 1, "learning-rate": 0.1}, {**failed, "round": 2}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         png = plot_curves(tmp_path / name, ["fedavg"], 0.85, "ema-0.7").read_bytes()

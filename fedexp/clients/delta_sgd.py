@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from fedexp.clients.hyperparameters import wide
+
 
 class DeltaSGD(torch.optim.Optimizer):
     """SGD with the locality-adaptive step of Kim et al. 2024, arXiv:2306.11201, algorithm 1.
@@ -110,5 +112,4 @@ class DeltaSGD(torch.optim.Optimizer):
 
 def norm(tensors: Any) -> float:
     """Euclidean norm of all together."""
-    sums = torch._foreach_norm(tensors, dtype=torch.promote_types(tensors[0].dtype, torch.float32))
-    return float(torch.stack(sums).norm())
+    return float(torch.stack(torch._foreach_norm([wide(x) for x in tensors])).norm())

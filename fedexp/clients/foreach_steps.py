@@ -126,10 +126,13 @@ def quotient(kept: Lists, name: str, x: list[Tensor], y: list[Tensor]) -> list[T
 
 
 def over_root(x: list[Tensor], root: list[Tensor]) -> None:
-    """Divide by ``√v`` in place. Where that is 0 so is `x`: `root` becomes the least positive."""
+    """Divide by ``√v`` in place, where that is 0, and so is `x`, by the least positive number."""
+    floors = []
     for r in root:
-        r.clamp_min_(torch.finfo(r.dtype).tiny)
-    torch._foreach_div_(x, root)
+        tiny = torch.finfo(r.dtype).tiny
+        # In float16 that is not so little, and `root` is still to be used: it stays as it is.
+        floors.append(r.clamp_min(tiny) if r.dtype == torch.float16 else r.clamp_min_(tiny))
+    torch._foreach_div_(x, floors)
 
 
 def _into(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fedexp.clients.hyperparameters import no_zero
+from fedexp.clients.hyperparameters import no_zero, wide
 from fedexp.clients.towers import Tower
 from fedexp.clients.training import LocalTraining
 from fedexp.clients.update_rules import Rule
@@ -173,7 +173,7 @@ class FunctionalScheduledSGD:
         self, params: Tensors, grads: Tensors, state: dict[str, Any]
     ) -> tuple[Tensors, dict[str, Any]]:
         """Move the rate, then the weights."""
-        products = [(g * state["grads"][k]).sum().double() for k, g in grads.items()]
+        products = [(wide(g) * wide(state["grads"][k])).sum().double() for k, g in grads.items()]
         growth = 1 + torch.stack(products).sum()
         grown = state["beta"] * growth.clamp(max=self.max_growth)
         beta = grown.clamp(1 / self.bound, self.bound)
@@ -195,7 +195,7 @@ def _rate(state: dict[str, Any]) -> Tensor:
 
 
 def _distance(a: Tensors, b: Tensors) -> Tensor:
-    return torch.stack([(a[k] - b[k]).square().sum().double() for k in a]).sum().sqrt()
+    return torch.stack([wide(a[k] - b[k]).square().sum().double() for k in a]).sum().sqrt()
 
 
 def _moved(params: Tensors, grads: Tensors, lr: Tensor) -> Tensors:

@@ -30,19 +30,24 @@ class HyperSGD(Hypergradient):
 
 
 class HyperAdam(Hypergradient):
-    """`Hypergradient` of `Adam`; further keywords are that rule's."""
+    """`Hypergradient` of `Adam`; ``betas`` are ``beta1, beta2``, further keywords that rule's.
+
+    Raises:
+        ValueError: ``betas`` and one of them are given.
+    """
 
     def __init__(
         self,
         params: ParamsT,
         lr: float = 1e-3,
+        betas: tuple[float, float] | None = None,
         *,
         per: Per = "group",
         foreach: bool = True,
         maximize: bool = False,
         **rule: Any,
     ) -> None:
-        tower = Adam(lr, **rule)
+        tower = Adam(lr, **_with_betas("HyperAdam", betas, rule))
         super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
 
 
@@ -53,6 +58,7 @@ class HyperAdamW(Hypergradient):
         self,
         params: ParamsT,
         lr: float = 1e-3,
+        betas: tuple[float, float] | None = None,
         *,
         weight_decay: float = 1e-2,
         per: Per = "group",
@@ -60,6 +66,7 @@ class HyperAdamW(Hypergradient):
         maximize: bool = False,
         **rule: Any,
     ) -> None:
+        rule = _with_betas("HyperAdamW", betas, rule)
         tower = Adam(lr, weight_decay=weight_decay, decoupled=True, **rule)
         super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
 
@@ -96,3 +103,14 @@ class HyperAdagrad(Hypergradient):
     ) -> None:
         tower = Adagrad(lr, **rule)
         super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
+
+
+def _with_betas(
+    owner: str, betas: tuple[float, float] | None, rule: dict[str, Any]
+) -> dict[str, Any]:
+    if betas is None:
+        return rule
+    if twice := rule.keys() & {"beta1", "beta2"}:
+        raise ValueError(f"{owner}(betas={betas}): {min(twice)} is given too. Leave one out.")
+    beta1, beta2 = betas
+    return {**rule, "beta1": beta1, "beta2": beta2}

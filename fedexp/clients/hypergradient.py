@@ -9,9 +9,10 @@ weights. See `fedexp.clients.towers` for why this equals the paper's hypergradie
 ``group["lr"]`` is the live learning rate: read at the start of `step`, written by it. So a
 `torch.optim.lr_scheduler` that multiplies (`StepLR`, `ExponentialLR`, `MultiStepLR`) scales the
 tuned rate, which is tuned on from there; one that assigns (`LambdaLR`, `OneCycleLR`) replaces it.
+So it is with ``group["momentum"]``, and with ``group["betas"]``, the pair of ``beta1``, ``beta2``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -62,12 +63,14 @@ class Hypergradient(torch.optim.Optimizer):
         maximize: bool = False,
     ) -> None:
         self.rule, self.per = rule, per
-        super().__init__(params, {**rule.values(), "foreach": foreach, "maximize": maximize})
+        options = {"foreach": foreach, "maximize": maximize, **betas_of(rule.values())}
+        super().__init__(params, {**rule.values(), **options})
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, with hyperparameters of its own unless shared by ``all``."""
-        super().add_param_group(param_group)
+        super().add_param_group({**param_group, **_unpacked(param_group)})
         group = self.param_groups[-1]
+        group |= betas_of(group)
         rule = self.rule.moved({k: group[k] for k in self.rule.names})
         first, mine = self.param_groups[0], rule.values()
         if self.per == "all" and (other := [k for k in tuned(rule) if mine[k] != first[k]]):
@@ -171,6 +174,8 @@ class Hypergradient(torch.optim.Optimizer):
 
     def _absorb(self, group: Group) -> None:
         """Take over what was set from outside since the last step, as schedulers do."""
+        if group.get("betas") != group.get("shown_betas"):
+            group |= _unpacked(group)
         for h, shown in group["shown"].items():
             if (now := group[h]) != shown:
                 group["towers"] = [
@@ -189,3 +194,18 @@ class Hypergradient(torch.optim.Optimizer):
         towers = group["towers"] if self.per != "all" else self.param_groups[0]["towers"]
         for h in group["shown"]:
             group[h] = group["shown"][h] = sum(t["values"][h] for t in towers) / len(towers)
+        group |= betas_of(group)
+
+
+def betas_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``betas`` as `torch.optim` has them, of a rule's ``beta1`` and ``beta2`` if it has these.
+
+    Either may be set in a group; ``shown_betas`` tells who did. Schedulers set the pair.
+    """
+    if "beta2" not in values:
+        return {}
+    return dict.fromkeys(("betas", "shown_betas"), (values["beta1"], values["beta2"]))
+
+
+def _unpacked(group: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))

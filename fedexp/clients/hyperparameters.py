@@ -15,6 +15,7 @@ from torch import Tensor
 Number: TypeAlias = Any
 """A Python float or a tensor; mypy has no name for "closed under the arithmetic operators"."""
 
+HALVES = frozenset({torch.float16, torch.bfloat16})
 Form: TypeAlias = Literal["additive", "log", "tanh"]
 
 
@@ -76,6 +77,11 @@ def finite(x: Number, otherwise: Number) -> Number:
 def log(x: Number) -> Number:
     """Natural logarithm of a float or a tensor."""
     return x.log() if isinstance(x, Tensor) else math.log(x)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Halves as float32, others as they are: a sum of products of halves may fit in none."""
+    return x.float() if x.dtype in HALVES else x
 
 
 def no_zero(x: Number) -> Number:

@@ -31,6 +31,13 @@ def unnamed_buffers(module: nn.Module) -> frozenset[str]:
     return trainable_names(module_arrays(module)) - parameters
 
 
+def unsent(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers by name that are not persistent, so that ``module_arrays`` leaves them out."""
+    buffers = dict(module.named_buffers())
+    sent = module.state_dict(keep_vars=True).keys() if buffers else ()
+    return ((name, x) for name, x in buffers.items() if name not in sent)
+
+
 def load_arrays(module: nn.Module, arrays: Arrays) -> None:
     """Give ``module`` fresh copies of ``arrays``, in its own dtypes and on its own device.
 

@@ -11,10 +11,10 @@ from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
 from fedexp.clients.batches import Batch, State, Weights
 from fedexp.clients.foreach_adam import adam
 from fedexp.clients.foreach_steps import Values, adagrad, rmsprop, sgd, tuned
+from fedexp.clients.hyperparameters import wide
 from fedexp.clients.update_rules import SGD, Rule
 
 Pair: TypeAlias = tuple[Batch, list[Tensor]]
-HALVES = frozenset({torch.float16, torch.bfloat16})
 STEPS: dict[type[Rule], Callable[..., Weights]] = {
     SGD: sgd,
     Adam: adam,
@@ -80,8 +80,7 @@ def norm_product(pairs: Sequence[Pair]) -> float:
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    if x.dtype in HALVES:
-        x, y = x.float(), y.float()
+    x, y = wide(x), wide(y)
     return (x if x.dim() == 1 else x.reshape(-1)).dot(y)
 
 

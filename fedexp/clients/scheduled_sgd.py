@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from fedexp.clients.hyperparameters import wide
+
 
 class ScheduledSGD(torch.optim.Optimizer):
     """SGD with FedHyper's client-side scheduler (FedHyper-CL).
@@ -89,7 +91,9 @@ class ScheduledSGD(torch.optim.Optimizer):
     def _agreement(self, params: list[Tensor], other: str) -> float | None:
         """``⟨g, x⟩`` over the parameters whose state holds ``x``, or its cosine."""
         pairs = [
-            (cast(Tensor, p.grad), self.state[p][other]) for p in params if other in self.state[p]
+            (wide(cast(Tensor, p.grad)), wide(self.state[p][other]))
+            for p in params
+            if other in self.state[p]
         ]
         if not pairs:
             return None

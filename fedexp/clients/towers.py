@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fedexp.clients.hyperparameters import Number, clip, finite, no_zero
+from fedexp.clients.hyperparameters import Number, clip, finite, no_zero, wide
 from fedexp.clients.update_rules import Rule, Slots
 
 Levels: TypeAlias = dict[str, Any]
@@ -183,7 +183,7 @@ class Tower:
         self, names: list[str], grads: Params, state: Levels, levels: Levels
     ) -> dict[str, Tensor]:
         def inner(x: Params, y: Params) -> Tensor:
-            return torch.stack([(x[k] * y[k]).sum().double() for k in names]).sum()
+            return torch.stack([(wide(x[k]) * wide(y[k])).sum().double() for k in names]).sum()
 
         found = {}
         for h, slopes in state["slopes"].items():

@@ -19,7 +19,7 @@ from fedexp.clients.fitted import Fitted
 from fedexp.clients.known import is_plain
 from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named
 from fedexp.clients.losses import Loss, default_loss, is_known
-from fedexp.clients.module import copies, lend, load_arrays, module_arrays, unnamed_buffers
+from fedexp.clients.module import copies, lend, load_arrays, module_arrays, unnamed_buffers, unsent
 from fedexp.clients.one_step import one_step, single
 from fedexp.clients.training import (
     Examples,
@@ -61,7 +61,9 @@ class Trainer:
     optimizer: OptimizerFn | None = None
     loss: Loss = default_loss
     check: Callable[[Mapping[str, Any]], object] = LocalTraining.of
-    _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+    _modules: dict[str, tuple[nn.Module, dict[str, Tensor]]] = field(
+        default_factory=dict, repr=False
+    )
     _buffers: dict[nn.Module, frozenset[str]] = field(default_factory=dict, repr=False)
     _lent: tuple[Arrays, dict[str, Tensor]] | None = field(default=None, repr=False)
 
@@ -173,12 +175,20 @@ class Trainer:
         )
 
     def module(self, context: Context) -> nn.Module:
-        """This process's module for the run config; its arrays are whatever it held last."""
+        """This process's module for the run config.
+
+        Its arrays are whatever it held last, but what no message brings is as it was made: else
+        a client would depend on those that ran here before.
+        """
         key = repr(sorted(context.run_config.items()))
         if key not in self._modules:
             device = str(context.run_config.get("device") or "cpu")
-            self._modules[key] = self.model(context).to(device)
-        return self._modules[key]
+            made = self.model(context).to(device)
+            self._modules[key] = made, {name: x.clone() for name, x in unsent(made)}
+        module, first = self._modules[key]
+        for name, x in first.items():
+            module.get_buffer(name).data = x.clone()
+        return module
 
     def buffers(self, module: nn.Module) -> frozenset[str]:
         """``unnamed_buffers`` of a module of this process."""

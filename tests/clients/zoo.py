@@ -117,6 +117,19 @@ class Counting(nn.Module):
         return self.layer(x) if self.calls < 1000 else x[:, :CLASSES]
 
 
+class Shadowed(nn.Module):
+    """Adds a running mean of its inputs, in a buffer that is not part of its state."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, CLASSES)
+        self.register_buffer("mean", torch.zeros(6), persistent=False)
+
+    def forward(self, x):
+        self.mean = 0.5 * self.mean + 0.5 * x.detach().mean(0)
+        return self.layer(x + self.mean)
+
+
 class Clamping(nn.Module):
     def __init__(self):
         super().__init__()
@@ -254,6 +267,7 @@ MODELS = {
         False,
     ),
     "constant buffer": (changed(lambda m: m.register_buffer("scale", torch.ones(2))), False),
+    "shadowed": (Shadowed, False),
     "writes to weights": (Clamping, False),
     "counts": (Counting, False),
     "remembers": (two(remembered), False),

@@ -62,7 +62,8 @@ def try_model(
 
 
 def _check_arrays(owner: str, module: nn.Module) -> None:
-    arrays = [*module.named_parameters(), *module.named_buffers()]
+    state = module.state_dict(keep_vars=True)
+    arrays = [(name, x) for name, x in state.items() if isinstance(x, Tensor)]
     if lazy := [name for name, x in arrays if nn.parameter.is_lazy(x)]:
         raise ValueError(
             f"{owner}: {lazy[0]!r} of a lazy layer has no shape yet. Give its sizes, or run a "

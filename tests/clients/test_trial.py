@@ -68,7 +68,16 @@ def test_a_model_that_cannot_work_is_one_line(name):
     assert "\n" not in str(error.value)
 
 
+class Tables(nn.Linear):
+    """Keeps something that no message takes along."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("table", torch.ones(2).bfloat16(), persistent=False)
+
+
 GOOD = {
+    "a table that is not sent": lambda: flat(Tables(16, 5)),
     "linear": lambda: flat(nn.Linear(16, 5)),
     "batch norm": lambda: flat(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)),
     "dropout": lambda: flat(nn.Dropout(0.5), nn.Linear(16, 5)),

@@ -89,6 +89,42 @@ def test_several_numeric_columns_become_one_input(hf):
         from_table(hf.Dataset.from_dict(columns), target="ill")
 
 
+def test_a_column_that_cannot_be_used_is_named(hf):
+    columns = {"age": [1.0, None, 3.0, 4.0, 5.0], "sick": [0, 1, 0, 1, 1]}
+    table = hf.Dataset.from_dict(columns | {"sex": list("mffmf")})
+    with pytest.raises(ValueError, match="column 'sex' holds 'm', it must be numbers"):
+        from_table(table, table, target="sick")
+    table = table.remove_columns("sex")
+    with pytest.raises(ValueError, match=r"column 'age' holds NaN in 1 of 5 rows.*--impute"):
+        from_table(table, table, target="sick")
+    filled = from_table(table, table, target="sick", impute="median")
+    assert filled.train[0].tolist() == [[1], [3.5], [3], [4], [5]]
+    lists = table.add_column("words", [[1, 2]] * 5)
+    with pytest.raises(ValueError, match=r"column='words'.*arrays of shape"):
+        from_table(lists, lists, target="sick")
+    ragged = hf.Dataset.from_dict({"words": [[1, 2], [3]], "sick": [0, 1]})
+    with pytest.raises(ValueError, match=r"column='words'.*one shape"):
+        from_table(ragged, ragged, target="sick")
+    with pytest.raises(ValueError, match="no column beside target and key"):
+        from_table(table.remove_columns("age"), target="sick")
+
+
+def test_a_column_of_token_lists_stays_tokens(hf):
+    table = hf.Dataset.from_dict({"words": [[1, 2], [3, 0]], "kind": ["x", "y"]})
+    data = from_table(table, table, target="kind")
+    assert data.train[0].dtype == torch.int64
+    assert data.train[0].tolist() == [[1, 2], [3, 0]]
+    assert data.class_names == ("x", "y")
+
+
+def test_a_test_set_whose_classes_are_not_published_is_refused(hf):
+    features = hf.Features({"x": hf.Value("float32"), "label": hf.ClassLabel(num_classes=2)})
+    train = hf.Dataset.from_dict({"x": [1.0, 2.0], "label": [0, 1]}, features=features)
+    test = hf.Dataset.from_dict({"x": [1.0, 2.0], "label": [-1, -1]}, features=features)
+    with pytest.raises(ValueError, match=r"column='label'\): 2 rows have no class \(-1\)"):
+        from_table(train, test)
+
+
 def all_partitioners():
     import flwr_datasets.partitioner as theirs
 

@@ -85,6 +85,7 @@ class FedOpt(FlowerFedAvg):
 
     @current_weights.setter
     def current_weights(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Take ``arrays`` as the model that the next round starts from."""
         self.strategy.begin(self._named(ndarrays_to_parameters(list(arrays))))
 
     def evaluate(

@@ -29,7 +29,7 @@ from flwr.server.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import FedAvg as NewFedAvg
 from numpy.typing import NDArray
 
-from fedexp.arrays import Arrays
+from fedexp.arrays import Arrays, first_non_finite
 from fedexp.records import to_record
 from fedexp.strategies import adaptive_presets, fedopt, presets
 from fedexp.strategies.privacy import check_mean_is_enough, check_untouched, is_one_for_all
@@ -60,7 +60,7 @@ class FedOpt(FlowerFedAvg):
 
     twin: ClassVar[type[fedopt.FedOpt]] = fedopt.FedOpt
     defaults: ClassVar[Mapping[str, Any]] = {}
-    """Flower's, where its two APIs differ."""
+    """Of arguments that default to something else in the newer API."""
 
     def __init__(self, *, names: Sequence[str] | None = None, **kwargs: Any) -> None:
         if foreign := sorted((_OTHERS & kwargs.keys()) - _FLOWERS):
@@ -85,6 +85,7 @@ class FedOpt(FlowerFedAvg):
 
     @current_weights.setter
     def current_weights(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Take ``arrays`` as the model that the next round starts from."""
         self.strategy.begin(self._named(ndarrays_to_parameters(list(arrays))))
 
     def evaluate(
@@ -137,7 +138,12 @@ class FedOpt(FlowerFedAvg):
         if not folded.stats.count:
             log(WARNING, "Round %d: no usable result, the model is unchanged.", server_round)
             return None, {}
+        state = self.strategy.state
         params, own = self.strategy.advance(folded)
+        if first_non_finite(params):
+            self.strategy.state = state
+            log(WARNING, "Round %d: the step gives a model that is not finite.", server_round)
+            return None, {}
         self.strategy.begin(params)
         self._released = ndarrays_to_parameters([np.asarray(x) for x in params.values()])
         metrics: dict[str, Scalar] = {**own}
@@ -185,7 +191,7 @@ class FedOpt(FlowerFedAvg):
     def _content(self, result: FitRes) -> RecordDict:
         """``result`` as a reply of the newer API."""
         metrics: dict[str, Any] = {
-            key.replace("_", "-"): value
+            key.replace("_", "-"): float(value)
             for key, value in result.metrics.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
@@ -239,28 +245,41 @@ class FedAvgM(FedOpt):
     server_opt, momentum_vector = _OfTwin(), _OfTwin()
 
 
+_ADAPTIVE = {"tau": 1e-9, "flower_compatible": True}
+
+
 class FedAdagrad(FedOpt):
-    """``fedexp.strategies.FedAdagrad`` in the older API."""
+    """``fedexp.strategies.FedAdagrad`` in the older API, by default with Flower's numbers.
+
+    ``flower_compatible=False`` gives those of the paper.
+    """
 
     twin = presets.FedAdagrad
-    defaults: ClassVar[Mapping[str, Any]] = {"tau": 1e-9}
+    defaults = _ADAPTIVE
     eta, eta_l, beta_1, beta_2, tau = (_OfTwin() for _ in range(5))
     m_t, v_t = _OfTwin(), _OfTwin()
 
 
 class FedAdam(FedOpt):
-    """``fedexp.strategies.FedAdam`` in the older API."""
+    """``fedexp.strategies.FedAdam`` in the older API, by default with Flower's numbers.
+
+    ``flower_compatible=False`` gives those of the paper.
+    """
 
     twin = presets.FedAdam
-    defaults: ClassVar[Mapping[str, Any]] = {"tau": 1e-9}
+    defaults = _ADAPTIVE
     eta, eta_l, beta_1, beta_2, tau = (_OfTwin() for _ in range(5))
     m_t, v_t = _OfTwin(), _OfTwin()
 
 
 class FedYogi(FedOpt):
-    """``fedexp.strategies.FedYogi`` in the older API."""
+    """``fedexp.strategies.FedYogi`` in the older API, by default with Flower's numbers.
+
+    ``flower_compatible=False`` gives those of the paper.
+    """
 
     twin = presets.FedYogi
+    defaults: ClassVar[Mapping[str, Any]] = {"flower_compatible": True}
     eta, eta_l, beta_1, beta_2, tau = (_OfTwin() for _ in range(5))
     m_t, v_t = _OfTwin(), _OfTwin()
 

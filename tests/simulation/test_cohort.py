@@ -33,7 +33,7 @@ def answers(size, failing=(), nan=(), bad=()):
         if i in nan:
             body = content(after(i) | {"w": np.full(5, np.nan, np.float32)})
         if i in bad:
-            body = content({"w": np.zeros(5)})
+            body = content({"w": np.zeros(5), "unknown": np.asarray(0)})
         failed = error_reply(message, "no battery") if i in failing else None
         rows.append((message, failed or Message(body, reply_to=message)))
     return rows

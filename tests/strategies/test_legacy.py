@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server import Server, SimpleClientManager
+from flwr.server import strategy as flower
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import DifferentialPrivacyServerSideFixedClipping
-from flwr.server.strategy import FedAdam as FlowerFedAdam
-from flwr.server.strategy import FedAvg as FlowerFedAvg
 from test_presets import grid_of, run
 
 from fedexp.records import from_record
 from fedexp.strategies import STRATEGIES, FixedClip, legacy
 
 FIRST = {"w": np.linspace(-1, 1, 6).reshape(2, 3), "b": np.asarray(0.5)}
+MOMENTUM = {"server_momentum": 0.9, "server_learning_rate": 0.5}
 TWINS = [name for name in vars(legacy) if f"{name.lower()}" in STRATEGIES]
 
 
@@ -81,7 +81,8 @@ def test_a_twin_gives_the_same_model_as_the_strategy(name):
         STRATEGIES[name.lower()].strategy(fraction_evaluate=0.0), grid_of(client), 4, FIRST
     )
     cls = getattr(legacy, name)
-    ours, history, _ = fitted(cls, **{"tau": 1e-3} if cls.defaults else {})  # the newer API's
+    newer = {"tau": 1e-3, "flower_compatible": False} if cls.defaults else {}
+    ours, history, _ = fitted(cls, **newer)
     for x, y in zip(ours, from_record(result.arrays).values(), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-12)
     etas = [value for _, value in history.metrics_distributed_fit["server-step-size"]]
@@ -92,10 +93,22 @@ def test_a_twin_gives_the_same_model_as_the_strategy(name):
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (legacy.FedAvg, FlowerFedAvg),
+        (legacy.FedAvg, flower.FedAvg),
+        (legacy.FedAvgM, flower.FedAvgM),
         (
-            lambda **kw: legacy.FedAdam(flower_compatible=True, tau=1e-4, **kw),
-            lambda **kw: FlowerFedAdam(tau=1e-4, **kw),
+            lambda **kw: legacy.FedAvgM(**MOMENTUM, **kw),
+            lambda **kw: flower.FedAvgM(**MOMENTUM, **kw),
+        ),
+        (legacy.FedAdagrad, flower.FedAdagrad),
+        (legacy.FedAdam, flower.FedAdam),
+        (legacy.FedYogi, flower.FedYogi),
+        (
+            lambda **kw: legacy.FedAdam(tau=1e-4, eta_l=0.2, **kw),
+            lambda **kw: flower.FedAdam(tau=1e-4, eta_l=0.2, **kw),
+        ),
+        (
+            lambda **kw: legacy.FedProx(proximal_mu=0.5, **kw),
+            lambda **kw: flower.FedProx(proximal_mu=0.5, **kw),
         ),
     ],
 )
@@ -149,6 +162,51 @@ def test_an_argument_of_the_newer_api_is_refused(argument):
 def test_failures_are_not_accepted_where_flower_was_told_so():
     strategy = legacy.FedExP(accept_failures=False)
     assert strategy.aggregate_fit(1, [], [RuntimeError()]) == (None, {})
+
+
+class OldProxy(Client):
+    """As ``start_server`` has them: a cid alone; metrics of all kinds that Flower allows."""
+
+    def __init__(self, p, broken=False):
+        super().__init__(p, broken)
+        del self.node_id
+
+    def fit(self, ins, timeout, group_id):
+        result = super().fit(ins, timeout, group_id)
+        result.metrics |= {"converged": True, "raw": b"x", "big": 2**70}
+        return result
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_clients_of_start_server_and_metrics_of_any_kind_are_taken(name, monkeypatch):
+    seen = []
+
+    def of_metrics(pairs):
+        seen.append(sorted(n for n, _ in pairs))
+        assert all(m["converged"] is True for _, m in pairs)
+        return {}
+
+    expected, _, _ = fitted(getattr(legacy, name), 2)
+    monkeypatch.setitem(globals(), "Client", OldProxy)
+    broken = {"broken": {4}, "num_clients": 5, "min_fit_clients": 5}
+    ours, history, _ = fitted(
+        getattr(legacy, name), 2, fit_metrics_aggregation_fn=of_metrics, **broken
+    )
+    for x, y in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+    assert history.metrics_distributed_fit["num-failures"] == [(1, 1), (2, 1)]
+    assert seen == [[1, 1, 2, 3]] * 2
+
+
+def test_a_step_that_is_not_finite_leaves_the_model():
+    strategy = legacy.FedAvg(server_learning_rate=1e300, min_available_clients=1)
+    manager = SimpleClientManager()
+    manager.register(Client(1))
+    manager.register(Client(2))
+    strategy.configure_fit(1, ndarrays_to_parameters([np.zeros(2)]), manager)
+    result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([np.full(2, 1e20)]), 1, {})
+    with np.errstate(over="ignore"):
+        assert strategy.aggregate_fit(1, [(Client(1), result)], []) == (None, {})
 
 
 def test_a_round_without_results_changes_nothing():

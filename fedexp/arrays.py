@@ -76,13 +76,17 @@ def _sq_norm(x: NDArray[Any]) -> float:
 
 
 def update_norm(before: Arrays, after: Arrays, trainable: Container[str]) -> float:
-    """``‖Δᵢ‖``, of the client that got ``before`` and returned ``after``."""
-    differences = {
-        name: np.subtract(w, after[name], dtype=np.result_type(w.dtype, np.float32))
-        for name, w in before.items()
-        if name in trainable
-    }
-    return math.sqrt(sq_norm(differences))
+    """``‖Δᵢ‖``, of the client that got ``before`` and returned ``after``.
+
+    Infinite where its square is beyond float64.
+    """
+    with np.errstate(over="ignore"):
+        differences = {
+            name: np.subtract(w, after[name], dtype=np.result_type(w.dtype, np.float32))
+            for name, w in before.items()
+            if name in trainable
+        }
+        return math.sqrt(sq_norm(differences))
 
 
 def clip_scale(before: Arrays, after: Arrays, trainable: Container[str], max_norm: float) -> float:

@@ -123,7 +123,7 @@ def malformed(data: bytes) -> ArrayRecord:
         GOOD.replace(b"<f8", b"<q9"),
         GOOD.replace(b"(4,)", b"(5,)"),
         GOOD.replace(b"(4,)", b"(((("),
-        GOOD.replace(b"(4,)     ", b"(-1,)    "),
+        GOOD.replace(b"(4,), } ", b"(-1,), }"),
         GOOD.replace(b"'descr'", b"'''''''"),
         GOOD.replace(b"\x01\x00", b"\x02\x00", 1),
         GOOD.replace(b"\x01\x00", b"\x09\x00", 1),

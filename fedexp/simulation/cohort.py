@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 
 from fedexp.arrays import Arrays, first_non_finite, update_norm
@@ -141,13 +142,14 @@ class Share:
         rows = [row if row.kind == kind else Row(row.position, row.node) for row in rows]
         before = kind.part(self.before)
         arrays = [before if row.arrays is None else row.arrays for row in rows]
-        stats = PseudoGradientStats.fold(
-            before,
-            arrays,
-            weights=[row.weight for row in rows],
-            trainable=kind.trainable,
-            scales=[self.reading.scale(x, before, kind) for x in arrays],
-        )
+        with np.errstate(over="ignore"):  # it shows in the norm
+            stats = PseudoGradientStats.fold(
+                before,
+                arrays,
+                weights=[row.weight for row in rows],
+                trainable=kind.trainable,
+                scales=[self.reading.scale(x, before, kind) for x in arrays],
+            )
         return Merged(stats, tuple((row.node, row.metrics) for row in rows if row.kind))
 
     def _bounded(self, row: Row) -> Row:

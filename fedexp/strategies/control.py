@@ -97,7 +97,7 @@ def server_variate(params: Arrays, trainable: frozenset[str], state: State) -> A
     """``c`` as the clients get it: by name, in the dtypes of ``params``; zero in round 1."""
     variate = state.get(VARIATE, {})
     return {
-        name: cast_like(variate[name], w) if variate else np.zeros_like(w)
+        name: cast_like(variate[name], w) if name in variate else np.zeros_like(w)
         for name, w in params.items()
         if name in trainable
     }
@@ -121,10 +121,10 @@ def next_variate(
         total: ``P⁺``, as this round knows it.
     """
     old = state.get(VARIATE, {})
-    new = {}
+    new = dict(old)
     for name, update in stats.update.items():
         c = np.asarray(update / (step * total))
-        if old:
+        if name in old:
             c += old[name] * ((before - stats.weight) / total)
         new[name] = c
     return {VARIATE: new}

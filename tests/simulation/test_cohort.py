@@ -1,9 +1,10 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from builders import content
+from builders import content, reply
 from flwr.app import Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +34,7 @@ def answers(size, failing=(), nan=(), bad=()):
         if i in nan:
             body = content(after(i) | {"w": np.full(5, np.nan, np.float32)})
         if i in bad:
-            body = content({"w": np.zeros(5), "unknown": np.asarray(0)})
+            body = content({"w": np.zeros(4), "n": np.asarray(0)})
         failed = error_reply(message, "no battery") if i in failing else None
         rows.append((message, failed or Message(body, reply_to=message)))
     return rows
@@ -100,6 +101,31 @@ def test_any_division_of_labour_gives_the_same_bits(size, data):
         worker = share(rows)
         parts |= {s: worker.merged(s, at_once) for s in subtrees(span, (0, size))}
     assert_same_bits(only(combine((0, size), parts)), expected)
+
+
+@given(st.lists(st.sampled_from([2.0, 7.0]), min_size=1, max_size=12), st.data())
+def test_clients_of_unlike_steps_are_summed_apart_whoever_runs_them(steps, data):
+    reading = replace(READING, step_key="control-step")
+    rows = [
+        reply(content(after(i), num_examples=i + 1, control_step=step), i + 2)
+        for i, step in enumerate(steps)
+    ]
+
+    def worker():
+        run = lambda span: [row_of(p, rows[p], reading, BEFORE) for p in range(*span)]  # noqa: E731
+        return Share(run, reading, BEFORE)
+
+    whole, at_once = (0, len(steps)), data.draw(st.integers(1, 8))
+    cut = data.draw(st.integers(0, len(steps)))
+    spans = [s for part in ((0, cut), (cut, len(steps))) for s in subtrees(part, whole)]
+    sums = combine(whole, {span: worker().merged(span, at_once) for span in spans})
+    expected = worker().merged(whole, len(steps))
+    assert {kind.step for kind in sums} == set(steps)
+    for kind, merged in sums.items():
+        assert_same_bits(merged, expected[kind])
+        assert [node for node, _ in merged.metrics] == [
+            i + 2 for i, step in enumerate(steps) if step == kind.step
+        ]
 
 
 @given(st.integers(1, 24))

@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from builders import content, reply
-from flwr.app import MetricRecord, RecordDict
+from builders import content, grid_of, record, reply
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedexp.strategies import FedAvg
 from fedexp.strategies.client_metrics import weighted_means
 from fedexp.strategies.replies import Replies
 from fedexp.wire import Reading
@@ -57,6 +58,37 @@ def test_any_other_function_gets_a_record_per_client():
 
     assert dict(folded(rows).aggregated(largest)) == {"most": 3.0}
     assert seen == ["num-examples"]
+
+
+@pytest.mark.parametrize("merges", [True, False])
+def test_own_functions_get_every_record_of_every_client_and_may_return_nothing(merges):
+    seen = {}
+
+    def noting(name):
+        def aggregate(records, weighted_by):
+            seen[name] = records
+            return None
+
+        return aggregate
+
+    def answer(message, context):
+        body = content(BEFORE, loss=float(context.node_id))
+        body["notes"] = ConfigRecord({"device": f"phone {context.node_id}"})
+        return body
+
+    functions = {f"{x}_metrics_aggr_fn": noting(x) for x in ("train", "evaluate")}
+    grid = grid_of(3, answer, answer)
+    grid.merges = merges
+    result = FedAvg(**functions).start(grid, record(BEFORE), num_rounds=1)
+    assert result.train_metrics_clientapp[1]["num-clients"] == 3
+    assert result.evaluate_metrics_clientapp == {}
+    for name in ("train", "evaluate"):
+        assert {body["notes"]["device"][6:] for body in seen[name]} == {"2", "3", "4"}
+        for body in seen[name]:
+            assert isinstance(body, RecordDict)
+            assert body.keys() == {"arrays", "metrics", "notes"}
+            assert body["arrays"]["w"].numpy().shape == (2,)
+            assert body["metrics"]["num-examples"] == 1
 
 
 ODD = [float("nan"), float("inf"), [1.0], [], 10**400]

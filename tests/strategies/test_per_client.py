@@ -23,3 +23,10 @@ def test_the_mean_is_weighted_and_the_worst_tenth_counts_clients():
 def test_fewer_than_ten_clients_have_one_worst():
     result = per_client(records([0.5, 0.25, 1.0], [1, 1, 1]), "num-examples")
     assert result["eval-accuracy-worst-tenth"] == 0.25
+
+
+@pytest.mark.parametrize("odd", [{}, {"eval-accuracy": float("nan")}, {"eval-accuracy": [0.1]}])
+def test_a_client_without_a_sound_accuracy_hides_nobodys(odd):
+    others = records([0.5, 1.0], [1, 3])
+    one = RecordDict({"metrics": MetricRecord({"num-examples": 9, **odd})})
+    assert per_client([one, *others], "num-examples") == per_client(others, "num-examples")

@@ -1,0 +1,169 @@
+"""SCAFFOLD with clients of unequal size, against the closed-form optimum of their objective."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import RecordDict
+from torch import nn
+
+from fedexp.clients import Examples, client_app
+from fedexp.clients.control import ControlVariates
+from fedexp.records import from_record, to_record
+from fedexp.rounds import rounds
+from fedexp.simulation import SerialGrid
+from fedexp.simulation.checkpoint import Checkpoint
+from fedexp.simulation.grid import context_of, error_reply
+from fedexp.simulation.transport import unpack
+from fedexp.strategies import FedAvg, FixedClip, QuantileClip, Scaffold, ScaffoldExP
+
+SIZES, D = [10, 20, 40, 10, 20, 40], 3
+SPANS = [range(sum(SIZES[:i]), sum(SIZES[: i + 1])) for i in range(len(SIZES))]
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(sum(SIZES), D)), np.zeros(sum(SIZES))
+for span in SPANS:
+    X[span] *= 0.5 + RNG.random(D)
+    Y[span] = X[span] @ RNG.normal(size=D) * 2
+INPUTS, TARGETS = torch.from_numpy(X), torch.from_numpy(Y[:, None])
+SETTINGS = {"local-steps": 5, "batch-size": 40, "learning-rate": 0.05}
+
+
+def examples(context):
+    own = Examples(INPUTS, TARGETS, torch.tensor(SPANS[int(context.node_config["partition-id"])]))
+    return own, own
+
+
+APP = client_app(lambda context: nn.Linear(D, 1, bias=False).double(), examples)
+
+
+def optimum(weights):
+    """Of ``Σ pᵢ |Xᵢw - yᵢ|²/nᵢ``: its normal equations solved."""
+    hessian = sum(p * X[s].T @ X[s] / len(s) for p, s in zip(weights, SPANS, strict=True))
+    right = sum(p * X[s].T @ Y[s] / len(s) for p, s in zip(weights, SPANS, strict=True))
+    return np.linalg.solve(hessian, right)
+
+
+class Grid(SerialGrid):
+    """Clients whose replies are not all applied.
+
+    Args:
+        merges: answer once for all clients.
+        lost: a fifth of the replies get lost after training; every other time nobody says so.
+        scaled: rounds in which the last client sends its update a million times as long.
+    """
+
+    def __init__(self, merges=True, lost=False, scaled=0):
+        super().__init__(APP, len(SIZES), run_config=SETTINGS)
+        self.merges, self.lost, self.scaled, self.round = merges, lost, scaled, 0
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        self.round += bool(messages)
+        sent = {m.metadata.dst_node_id: m for m in messages}
+        for reply in super().send_and_receive(messages, timeout=timeout):
+            node = reply.metadata.src_node_id
+            if self.lost and (self.round + node) % 5 == 0:
+                if self.round % 2:
+                    yield error_reply(sent[node], "no network")
+                continue
+            if self.round <= self.scaled and node == len(SIZES) + 1:
+                before = from_record(sent[node].content["arrays"])["weight"]
+                after = from_record(reply.content["arrays"])["weight"]
+                reply.content["arrays"] = to_record({"weight": before + 1e6 * (after - before)})
+            yield reply
+
+
+def made(make=Scaffold, fraction=0.5, **kwargs):
+    few = {"min_train_nodes": 1, "min_available_nodes": len(SIZES), "fraction_evaluate": 0.0}
+    return make(fraction_train=fraction, seed=0, **few, **kwargs)
+
+
+def run(strategy, grid, num_rounds, first=1, arrays=None):
+    arrays = arrays or to_record({"weight": np.zeros((1, D))})
+    *_, last = rounds(strategy, grid, arrays, num_rounds=num_rounds, first=first)
+    return last.arrays
+
+
+def distance(arrays, weights=SIZES):
+    best = optimum(weights)
+    return np.linalg.norm(from_record(arrays)["weight"][0] - best) / np.linalg.norm(best)
+
+
+RATES = [(0.17, 400), (0.5, 200), (0.84, 80), (1.0, 60)]
+
+
+@pytest.mark.parametrize(("fraction", "num_rounds"), RATES)
+@pytest.mark.parametrize("make", [Scaffold, ScaffoldExP])
+def test_it_converges_to_the_optimum_whoever_takes_part(make, fraction, num_rounds):
+    assert distance(run(made(make, fraction), Grid(), num_rounds)) < 1e-12
+
+
+@pytest.mark.parametrize("weights", [SIZES, [1] * len(SIZES)])
+def test_so_do_replies_one_by_one_and_to_the_optimum_that_is_asked_for(weights):
+    strategy = made(weighted=weights == SIZES)
+    assert distance(run(strategy, Grid(merges=False), 200), weights) < 1e-12
+
+
+def test_fedavg_does_not():
+    assert distance(run(made(FedAvg), Grid(), 200)) > 1e-2
+
+
+NOT_ALL_APPLIED = {
+    "clipped": (lambda **kw: made(clip=FixedClip(0.2), **kw), lambda: Grid()),
+    "clipped alone": (lambda **kw: made(clip=FixedClip(0.2), **kw), lambda: Grid(False)),
+    "adaptively": (lambda **kw: made(clip=QuantileClip(0.3, 0.9), **kw), lambda: Grid()),
+    "lost": (made, lambda: Grid(False, lost=True)),
+    "dropped": (lambda **kw: made(drop_beyond=1e3, **kw), lambda: Grid(scaled=6)),
+    "dropped and clipped": (
+        lambda **kw: made(ScaffoldExP, drop_beyond=1e3, clip=FixedClip(1.0), **kw),
+        lambda: Grid(scaled=6),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fraction", "num_rounds"), [(0.5, 200), (1.0, 50)])
+@pytest.mark.parametrize("kind", NOT_ALL_APPLIED)
+def test_the_variates_follow_what_was_applied(kind, fraction, num_rounds):
+    make, grid_of = NOT_ALL_APPLIED[kind]
+    strategy, grid = make(fraction=fraction), grid_of()
+    early = run(strategy, grid, 30)
+    # The server's is the mean of those that the clients will go on from.
+    variates = [own_variate(strategy, grid, node) for node in grid.get_node_ids()]
+    expected = np.average(variates, axis=0, weights=SIZES)
+    np.testing.assert_allclose(strategy.state["control-variate"]["weight"], expected, atol=1e-12)
+    assert distance(run(strategy, grid, 30 + num_rounds, 31, early)) < 1e-12
+
+
+def own_variate(strategy, grid, node):
+    """What a client takes for its own when it is asked again."""
+    clients = strategy.state["control-clients"]
+    applied = dict(zip(clients["nodes"].tolist(), clients["applied"].tolist(), strict=True))
+    config = {"control-nodes": [node], "control-rounds": [applied[node]]}
+    config["run-id"] = float(strategy.state["run-id"]["id"])
+    zero = np.zeros((1, D))
+    content = RecordDict({"control-variate": to_record({"weight": zero})})
+    context = context_of(node, len(SIZES), {}, unpack(grid.states[node]))
+    return ControlVariates.of(content, config, context).own.get("weight", zero)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(lost, tmp_path):
+    whole = run(made(), Grid(not lost, lost), 40)
+    first, grid = made(), Grid(not lost, lost)
+    arrays = run(first, grid, 20)
+    Checkpoint(20, from_record(arrays), first.state, clients=grid.states).save(tmp_path / "c")
+    saved, second, grid = Checkpoint.load(tmp_path / "c"), made(), Grid(not lost, lost)
+    second.state, grid.round = dict(saved.state), 20
+    grid.states.update(saved.clients)
+    resumed = run(second, grid, 40, 21, to_record(saved.params))
+    np.testing.assert_array_equal(from_record(resumed)["weight"], from_record(whole)["weight"])
+
+
+def test_a_client_that_never_answered_counts_with_the_mean_size_of_the_others():
+    # c = Σ nᵢcᵢ / P with P = 6 · mean of the sizes seen; cᵢ of the others is zero.
+    strategy, grid = made(fraction=0.34), Grid()
+    run(strategy, grid, 1)
+    variates = {node: own_variate(strategy, grid, node) for node in grid.states}
+    sizes = {node: SIZES[node - 2] for node in variates}
+    total = len(SIZES) * np.mean(list(sizes.values()))
+    expected = sum(sizes[node] * c for node, c in variates.items()) / total
+    np.testing.assert_allclose(strategy.state["control-variate"]["weight"], expected)

@@ -36,6 +36,7 @@ from fedexp.records import from_record, to_record
 from fedexp.rounds import EvaluateFn, Round, rounds
 from fedexp.strategies import STRATEGIES, BothIterates, FedOpt, average_named
 from fedexp.strategies.per_client import per_client
+from fedexp.strategies.robustness import Clip, FixedClip, QuantileClip
 from fedexp.strategies.sampling import InPartitionOrder, partitions_of
 
 
@@ -106,8 +107,11 @@ server = ServerApp()
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Wait for all nodes, then run every strategy of the run config, one after the other."""
-    config = Config.of(context.run_config)
+    """Wait for all nodes, then run every strategy of the run config, one after the other.
+
+    Clients that other people run can send anything: ``robust`` is on unless the run config has it.
+    """
+    config = Config.of({"robust": True, **context.run_config})
     partitions = partitions_of(grid)
     grid = cast(Grid, InPartitionOrder(grid, partitions))
     for key in strategy_keys(config):
@@ -174,6 +178,8 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
     known = {name for base in cls.__mro__ for name in inspect.signature(base).parameters}
     options = {name: getattr(config, name) for name in known & Config.model_fields.keys()}
     options["max_step_size"] = config.max_step_size or None
+    options["drop_beyond"] = config.drop_beyond or None
+    options["clip"] = clip_of(config)
     average_named(config.average)  # what is wrong with it shows now
     if not config.smoothing:  # the strategy's own
         options.pop("smoothing", None)
@@ -192,6 +198,14 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
             f"and {optimizer_key(config, key)} tunes it. Use +sgd."
         )
     return strategy
+
+
+def clip_of(config: Config) -> Clip | None:
+    """The bound on updates that ``clip`` and ``clip-quantile`` name."""
+    if config.clip_quantile:
+        start = {"initial": config.clip} if config.clip else {}
+        return QuantileClip(quantile=config.clip_quantile, **start)
+    return FixedClip(config.clip) if config.clip else None
 
 
 class Run:

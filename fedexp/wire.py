@@ -36,6 +36,7 @@ class Reading:
         trainable: names that move; the rest are buffers.
         arrays_key: record key of what was broadcast.
         max_norm: ``C``; a longer update counts as ``Δᵢ C/‖Δᵢ‖``.
+        max_weight: ``P``; a client that claims more counts with ``P``.
     """
 
     weighted_by: str
@@ -43,6 +44,7 @@ class Reading:
     trainable: frozenset[str]
     arrays_key: str
     max_norm: float = math.inf
+    max_weight: float = math.inf
 
     def to_record(self) -> ConfigRecord:
         """As a record of a message, see ``from_record``."""
@@ -53,6 +55,7 @@ class Reading:
                 "trainable": sorted(self.trainable),
                 "arrays-key": self.arrays_key,
                 "max-norm": self.max_norm,
+                "max-weight": self.max_weight,
             }
         )
 
@@ -65,6 +68,7 @@ class Reading:
             trainable=frozenset(cast(list[str], record["trainable"])),
             arrays_key=cast(str, record["arrays-key"]),
             max_norm=cast(float, record["max-norm"]),
+            max_weight=cast(float, record["max-weight"]),
         )
 
     def read(
@@ -111,13 +115,20 @@ class Reading:
         if name := first_non_finite(looked_at):
             raise BadReply(f"array {name!r} holds NaN or infinity.")
         weight = self._weight(metrics)
-        return arrays, 1.0 if self.uniform else weight
+        return arrays, self.bounded(weight)
 
-    def scale(self, after: Arrays, before: Arrays) -> float:
-        """``sᵢ = min(1, C/‖Δᵢ‖)`` for what a client returned."""
+    def bounded(self, weight: float) -> float:
+        """``pᵢ`` in the step of a client that claims ``weight``."""
+        return 1.0 if self.uniform else min(weight, self.max_weight)
+
+    def norm(self, after: Arrays, before: Arrays) -> float:
+        """``‖Δᵢ‖`` of what a client returned; 0 if there is no bound that asks for it."""
         if math.isinf(self.max_norm):
-            return 1.0
-        norm = update_norm(before, after, self.trainable)
+            return 0.0
+        return update_norm(before, after, self.trainable)
+
+    def scale(self, norm: float) -> float:
+        """``sᵢ = min(1, C/‖Δᵢ‖)`` of an update of length ``norm``."""
         # An infinite norm is not scaled to nothing: it has to show in the sums.
         return self.max_norm / norm if self.max_norm < norm < math.inf else 1.0
 
@@ -151,13 +162,17 @@ class Merged:
     Attributes:
         stats: their statistics.
         metrics: node id and reported metrics of each, in cohort order.
+        norms: ``‖Δᵢ‖`` of each before it was bounded; 0 where there is no bound.
     """
 
     stats: PseudoGradientStats = field(default_factory=PseudoGradientStats)
     metrics: tuple[tuple[int, Mapping[str, Any]], ...] = ()
+    norms: tuple[float, ...] = ()
 
     def __add__(self, other: Merged) -> Merged:
-        return Merged(self.stats + other.stats, self.metrics + other.metrics)
+        return Merged(
+            self.stats + other.stats, self.metrics + other.metrics, self.norms + other.norms
+        )
 
     def to_content(self) -> RecordDict:
         """As the content of one reply, read back by ``from_content``."""
@@ -176,7 +191,7 @@ class Merged:
                 MERGED: MetricRecord(sums),
                 "update-sum": to_record(s.update),
                 "buffer-sum": to_record(s.buffers),
-                "metrics": ConfigRecord({"json": metrics}),
+                "metrics": ConfigRecord({"json": metrics, "norms": list(self.norms)}),
             }
         )
 
@@ -185,7 +200,8 @@ class Merged:
         """The inverse of ``to_content``."""
         arrays = records_of(content, ArrayRecord)
         sums = records_of(content, MetricRecord)[MERGED]
-        metrics = json.loads(cast(str, records_of(content, ConfigRecord)["metrics"]["json"]))
+        reported = records_of(content, ConfigRecord)["metrics"]
+        metrics = json.loads(cast(str, reported["json"]))
         return cls(
             PseudoGradientStats(
                 count=int(cast(int, sums["count"])),
@@ -197,4 +213,5 @@ class Merged:
                 num_clipped=int(cast(int, sums["num-clipped"])),
             ),
             tuple((node, m) for node, m in metrics),
+            tuple(cast(list[float], reported["norms"])),
         )

@@ -125,17 +125,23 @@ class Share:
     def _folded(self, rows: Sequence[Row], *, looked_at: bool = False) -> Merged:
         # A client that is left out keeps its place in the tree, with the model and weight 0.
         arrays = [self.before if row.arrays is None else row.arrays for row in rows]
+        norms = [self.reading.norm(x, self.before) for x in arrays]
         stats = PseudoGradientStats.fold(
             self.before,
             arrays,
             weights=[row.weight for row in rows],
             trainable=self.reading.trainable,
-            scales=[self.reading.scale(x, self.before) for x in arrays],
+            scales=[self.reading.scale(norm) for norm in norms],
         )
         if not (math.isfinite(stats.sq_norm) or looked_at):
             return self._folded([self._finite(row) for row in rows], looked_at=True)
         self.failures |= {row.position: row.failure for row in rows if row.failure}
-        return Merged(stats, tuple((row.node, row.metrics) for row in rows if not row.failure))
+        usable = [(row, norm) for row, norm in zip(rows, norms, strict=True) if not row.failure]
+        return Merged(
+            stats,
+            tuple((row.node, row.metrics) for row, _ in usable),
+            tuple(norm for _, norm in usable),
+        )
 
     def _finite(self, row: Row) -> Row:
         """``row``, or nothing in its place if the square of its update is not finite."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from fedexp.records import from_record, to_record
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.control import VARIATE, common_step, next_variate, server_variate
 from fedexp.strategies.directions import State
+from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
 from fedexp.strategies.privacy import check_untouched
 from fedexp.strategies.replies import Replies
@@ -43,7 +44,7 @@ class FedOpt(FlowerFedAvg):
     same defaults, and these by keyword. ``train_metrics_aggr_fn`` gets the replies' metrics only:
     their arrays are gone by then. The train metrics of a round gain
     ``server-step-size`` (``η``), ``update-norm`` (``‖Δ̄‖``), ``mean-update-norm``
-    (``Σ pᵢ‖Δᵢ‖ / Σ pᵢ``), ``num-clients`` and ``num-failures``; with ``clip`` also
+    (``Σ pᵢ‖Δᵢ‖ / Σ pᵢ``), ``num-clients`` and ``num-failures``; with ``clip`` or ``robust`` also
     ``max-update-norm`` (``C``) and ``num-clipped``, and with clients that
     report a ``learning-rate`` its weighted spread ``learning-rate-std``.
 
@@ -67,6 +68,8 @@ class FedOpt(FlowerFedAvg):
         clip: a bound on the norm of each update, see ``robustness``; none by default.
         drop_beyond: leave out updates longer than this multiple of the round's median norm. The
             server then holds all replies of a round.
+        robust: bound updates, weights and the step that a rule chooses by what the median client
+            does, see ``MedianBounds``; replies still merge.
         client_config: settings for the clients' train config record, e.g. ``proximal-mu``.
         control_variates: SCAFFOLD: send the server's variate, see ``control``.
         **kwargs: FedAvg's.
@@ -87,6 +90,7 @@ class FedOpt(FlowerFedAvg):
         relaxation: float = 1.0,
         clip: Clip | None = None,
         drop_beyond: float | None = None,
+        robust: bool | MedianBounds = False,
         client_config: Mapping[str, int | float | bool | str] | None = None,
         control_variates: bool = False,
         **kwargs: Any,
@@ -96,9 +100,14 @@ class FedOpt(FlowerFedAvg):
             raise ValueError(f"FedOpt(buffers={buffers!r}): unknown. Use 'average' or 'keep'.")
         if drop_beyond is not None and not drop_beyond >= 1:
             raise ValueError(f"FedOpt(drop_beyond={drop_beyond}): must be >= 1. Use 5.0.")
+        self.bounds = MedianBounds() if robust is True else robust or None
+        if self.bounds and clip:
+            raise ValueError(f"FedOpt(robust=True, clip={clip}): both bound updates. Use one.")
         self.optimizer = limited(optimizer or ServerOptimizer(), relaxation, max_step_size)
         constant = isinstance(self.optimizer.step_size, Constant)
         self._limits_batch_norm = max_step_size is None and not constant
+        if self.bounds and self._limits_batch_norm:
+            self.optimizer = limited(self.optimizer, max_step_size=self.bounds.step)
         self.weighted = weighted
         self.trainable = None if trainable is None else frozenset(trainable)
         self.seed = seed
@@ -166,7 +175,7 @@ class FedOpt(FlowerFedAvg):
         Raises:
             ValueError: with control variates, clients that use none or take unlike steps.
         """
-        folded = Replies(self.params, self.reading(), merges=self.merges)
+        folded = Replies(self.params, self.reading(), merges=self.merges, bounds=self.bounds)
         folded.fold(folded.contents(replies), drop_beyond=self.drop_beyond)
         log(
             INFO,
@@ -178,7 +187,7 @@ class FedOpt(FlowerFedAvg):
             return self._nothing(server_round, folded.num_failures)
         state = self.state
         variate: State = self._next_variate(folded) if self.control_variates else {}
-        params, own = self.advance(folded.with_loss())
+        params, own = self.advance(folded.with_loss(), folded.reports)
         if not math.isfinite(own["server-step-size"]) or first_non_finite(params):
             self.state = state
             log(WARNING, "Round %d: the step %s is not finite.", server_round, own)
@@ -193,7 +202,7 @@ class FedOpt(FlowerFedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Aggregate the metrics of the usable replies."""
-        folded = Replies({}, self.reading())
+        folded = Replies({}, self.reading(), bounds=self.bounds)
         folded.fold_metrics(folded.contents(replies))
         if not folded.metrics:
             return None
@@ -215,10 +224,16 @@ class FedOpt(FlowerFedAvg):
         reading = wire.Reading(
             self.weighted_by_key, not self.weighted, trainable, self.arrayrecord_key
         )
+        if self.bounds:
+            return replace(reading, **self.bounds.limits(self.state))
         return replace(reading, max_norm=self.clip.bound(self.state)) if self.clip else reading
 
-    def advance(self, stats: PseudoGradientStats) -> tuple[Arrays, dict[str, Any]]:
+    def advance(
+        self, stats: PseudoGradientStats, reports: Sequence[tuple[float, float]] = ()
+    ) -> tuple[Arrays, dict[str, Any]]:
         """The server step after a round of ``stats``: new parameters, and what there is to report.
+
+        ``reports`` are those of ``Replies``, for ``robust``.
 
         Both of Flower's APIs come here; ``begin`` gave the parameters, and ``state`` moves on.
         """
@@ -229,6 +244,8 @@ class FedOpt(FlowerFedAvg):
         if self.clip:
             clipping = {"max-update-norm": self.clip.bound(state), "num-clipped": stats.num_clipped}
             state = self.clip.adapt(stats, state)
+        if self.bounds:
+            stats, state, clipping = self.bounds.settle(stats, reports, state)
         optimizer = self.optimizer
         if self._limits_batch_norm and has_batch_norm(self.params):
             optimizer = limited(optimizer, max_step_size=_BATCH_NORM_MAX_STEP)
@@ -293,7 +310,8 @@ class FedOpt(FlowerFedAvg):
 
     def _rates(self, folded: Replies) -> dict[str, float]:
         """How the clients' learning rates spread; their mean is kept where it is sent back."""
-        rates = cohort_rates([m for _, m in folded.metrics], self.weighted_by_key)
+        within = self.bounds.weight if self.bounds else math.inf
+        rates = cohort_rates(folded.bounded(), self.weighted_by_key, within)
         if not rates:
             return {}
         if self.client_config.get(BETWEEN) == "average":
@@ -315,7 +333,8 @@ class FedOpt(FlowerFedAvg):
 
     def _check_untouched(self, arrays: ArrayRecord) -> None:
         if type(self).aggregate_train is FedOpt.aggregate_train:  # else it knows what it changes
-            check_untouched(self.optimizer, self._released, arrays, from_record)
+            robust = self.bounds is not None
+            check_untouched(self.optimizer, self._released, arrays, from_record, robust=robust)
 
     def _nothing(self, server_round: int, num_failures: int) -> tuple[None, MetricRecord | None]:
         if self.fraction_train == 0.0:  # nobody was asked

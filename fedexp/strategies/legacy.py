@@ -111,17 +111,21 @@ class FedOpt(FlowerFedAvg):
         """
         if failures and not self.accept_failures:
             return None, {}
-        folded = Replies(self.strategy.params, self.strategy.reading())
+        bounds = self.strategy.bounds
+        folded = Replies(self.strategy.params, self.strategy.reading(), bounds=bounds)
         decoded = self._decoded(results)
         folded.fold(decoded, drop_beyond=self.strategy.drop_beyond)
         if not folded.stats.count:
             log(WARNING, "Round %d: no usable result, the model is unchanged.", server_round)
             return None, {}
-        params, metrics = self.strategy.advance(folded.with_loss())
+        params, metrics = self.strategy.advance(folded.with_loss(), folded.reports)
         self._released = ndarrays_to_parameters([np.asarray(x) for x in params.values()])
         if self.fit_metrics_aggregation_fn:
             used = {node for node, _ in folded.metrics}
-            pairs = [(r.num_examples, r.metrics) for client, r in results if client.node_id in used]
+            usable = [r for client, r in results if client.node_id in used]
+            sizes = [r.num_examples for r in usable]
+            sizes = [int(n) for n in bounds.bounded(sizes)] if bounds else sizes
+            pairs = [(n, r.metrics) for n, r in zip(sizes, usable, strict=True)]
             metrics = {**self.fit_metrics_aggregation_fn(pairs), **metrics}
         lost = len(results) - folded.stats.count + len(failures)
         return self._released, {**metrics, "num-failures": lost}
@@ -162,8 +166,8 @@ class FedOpt(FlowerFedAvg):
 
     def _check_untouched(self, parameters: Parameters) -> None:
         if type(self).aggregate_fit is FedOpt.aggregate_fit:  # else it knows what it changes
-            optimizer = self.strategy.optimizer
-            check_untouched(optimizer, self._released, parameters, self._named)
+            optimizer, robust = self.strategy.optimizer, self.strategy.bounds is not None
+            check_untouched(optimizer, self._released, parameters, self._named, robust=robust)
 
 
 class FedAvg(FedOpt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from logging import WARNING
@@ -17,6 +18,7 @@ from fedexp import wire
 from fedexp.arrays import Arrays
 from fedexp.records import records_of
 from fedexp.stats import PseudoGradientStats, update_norm
+from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.robustness import outliers
 
 Content = tuple[int, RecordDict]
@@ -30,12 +32,21 @@ class Replies:
         before: what was broadcast.
         reading: how replies are read.
         merges: the grid was asked for merged replies; from anybody else they are not believed.
+        bounds: on the weights of metrics and on losses, by the round's medians.
     """
 
-    def __init__(self, before: Arrays, reading: wire.Reading, *, merges: bool = False) -> None:
-        self.before, self.reading, self.merges = before, reading, merges
+    def __init__(
+        self,
+        before: Arrays,
+        reading: wire.Reading,
+        *,
+        merges: bool = False,
+        bounds: MedianBounds | None = None,
+    ) -> None:
+        self.before, self.reading, self.merges, self.bounds = before, reading, merges, bounds
         self.stats = PseudoGradientStats()
         self.metrics: list[tuple[int, Mapping[str, Any]]] = []
+        self.norms: list[float] = []
         self.metrics_key = "metrics"
         self.num_failures = 0
 
@@ -68,6 +79,7 @@ class Replies:
             merged = wire.Merged.from_content(content)
             self.stats = self.stats + merged.stats
             self.metrics.extend(merged.metrics)
+            self.norms.extend(merged.norms)
         elif (read := self._read(node, content)) is not None:
             self._add(node, content, *read)
 
@@ -116,20 +128,33 @@ class Replies:
         for node, metrics in self.metrics:
             if _form(metrics) != form:
                 log(WARNING, "Metrics of node %s left out: they are %s.", node, sorted(metrics))
-        return [m for _, m in self.metrics if _form(m) == form]
+        return [m for m in self.bounded() if _form(m) == form]
+
+    def bounded(self) -> list[Mapping[str, Any]]:
+        """The clients' metrics; with ``bounds`` no weight is far beyond the median."""
+        rows = [m for _, m in self.metrics]
+        if self.bounds is None:
+            return rows
+        key = self.reading.weighted_by
+        weights = self.bounds.bounded([m[key] for m in rows])
+        return [{**m, key: weight} for m, weight in zip(rows, weights, strict=True)]
 
     def with_loss(self) -> PseudoGradientStats:
         """The statistics, with ``Σ pᵢ fᵢ(wᵢ)`` if every client reports its ``final-loss``."""
         if not all(wire.FINAL_LOSS in m for _, m in self.metrics):
             return self.stats
+        losses = [float(m[wire.FINAL_LOSS]) for _, m in self.metrics]
+        if self.bounds:
+            losses = self.bounds.near(losses)
+        weights = [self.reading.bounded(p) for p, _ in self.reports]
         # fsum is exact, so the order in which replies arrive changes no bit.
-        return replace(
-            self.stats,
-            loss=math.fsum(self._weight(m) * m[wire.FINAL_LOSS] for _, m in self.metrics),
-        )
+        return replace(self.stats, loss=math.fsum(map(operator.mul, weights, losses)))
 
-    def _weight(self, metrics: Mapping[str, Any]) -> float:
-        return 1.0 if self.reading.uniform else float(metrics[self.reading.weighted_by])
+    @property
+    def reports(self) -> list[tuple[float, float]]:
+        """What each client claims to weigh, and ``‖Δᵢ‖``, if the reading bounds it."""
+        weights = [float(m[self.reading.weighted_by]) for _, m in self.metrics]
+        return list(zip(weights, self.norms, strict=True))
 
     def _read(self, node: int, content: RecordDict) -> tuple[Arrays, float] | None:
         try:
@@ -139,14 +164,18 @@ class Replies:
             return None
 
     def _add(self, node: int, content: RecordDict, after: Arrays, weight: float) -> None:
+        norm = self.reading.norm(after, self.before)
+        if math.isinf(norm):
+            return self._leave_out(node, "its norm overflows.")
         self.stats = PseudoGradientStats.fold(
             self.before,
             [after],
             weights=[weight],
             trainable=self.reading.trainable,
-            scales=[self.reading.scale(after, self.before)],
+            scales=[self.reading.scale(norm)],
             onto=self.stats,
         )
+        self.norms.append(norm)
         self._keep_metrics(node, content)
 
     def _keep_metrics(self, node: int, content: RecordDict) -> None:

@@ -55,8 +55,17 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "FedExP, robust": ("fedexp", ROBUST),
 }
 FACTORS = {"times 30": 30.0, "times 1e6": 1e6, "flip": -1.0, "flip times 30": -30.0}
-ATTACKS = ("pairs", *FACTORS, "1e14 examples", "absent")
-NUMBERS = 1, 2, 5
+ATTACKS = {
+    "pairs": (2, 5),
+    "times 30": (1, 2, 5),
+    "times 1e6": (1, 2, 5),
+    "flip": (1, 2, 5),
+    "1e14 examples": (1, 2, 5),
+    "flip times 30": (5,),
+    "absent": (5,),
+}
+"""How many clients attack, by kind of attack."""
+
 LAST = 10
 """Rounds whose accuracies are averaged."""
 
@@ -186,11 +195,7 @@ def accuracies(cell: Cell, num_server_rounds: int) -> dict[str, float]:
 
 def cells(seeds: int) -> list[Cell]:
     """All runs of the tables, seed by seed."""
-    sampled = [("none", 0)] + [
-        (kind, number)
-        for kind, number in product(ATTACKS, NUMBERS)
-        if kind != "pairs" or number > 1
-    ]
+    sampled = [("none", 0), *((kind, n) for kind, numbers in ATTACKS.items() for n in numbers)]
     everybody = [("none", 0), ("pairs", 2), ("pairs", 5)]
     return [
         Cell(strategy, kind, number, fraction, seed)

@@ -23,7 +23,7 @@ from fedexp.records import from_record, to_record
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.control import VARIATE, common_step, next_variate, server_variate
 from fedexp.strategies.directions import State
-from fedexp.strategies.medians import MedianBounds
+from fedexp.strategies.medians import MedianBounds, Report
 from fedexp.strategies.optimizer import ServerOptimizer, limited
 from fedexp.strategies.privacy import check_untouched
 from fedexp.strategies.replies import Replies
@@ -229,7 +229,7 @@ class FedOpt(FlowerFedAvg):
         return replace(reading, max_norm=self.clip.bound(self.state)) if self.clip else reading
 
     def advance(
-        self, stats: PseudoGradientStats, reports: Sequence[tuple[float, float]] = ()
+        self, stats: PseudoGradientStats, reports: Sequence[Report] = ()
     ) -> tuple[Arrays, dict[str, Any]]:
         """The server step after a round of ``stats``: new parameters, and what there is to report.
 

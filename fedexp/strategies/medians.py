@@ -5,14 +5,30 @@ The bounds of a round are known before it begins, so that workers apply them and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
+
+
+class Report(NamedTuple):
+    """What a client of a round claimed and sent.
+
+    Attributes:
+        claim: its weight as it reported it.
+        weight: ``pᵢ``, what it counts with.
+        norm: ``‖Δᵢ‖``, before any bound.
+    """
+
+    claim: float
+    weight: float
+    norm: float
+
 
 _SHORT = 2.0**-100  # shorter than any update that matters; a power of two rounds nothing
 
@@ -21,7 +37,10 @@ _SHORT = 2.0**-100  # shorter than any update that matters; a power of two round
 class MedianBounds:
     """Bounds ``‖Δᵢ‖ ≤ k m``, ``pᵢ ≤ l n`` and ``η ≤ s``, with running medians ``m`` and ``n``.
 
-    Client ``i`` counts as ``min(1, k m/‖Δᵢ‖) Δᵢ`` with weight ``min(pᵢ, l n)``. After a round
+    Client ``i`` counts as ``min(1, k m/‖Δᵢ‖) Δᵢ`` with weight ``min(pᵢ, l n)``. For a rule that
+    reads ``Σ pᵢ‖Δᵢ‖²``, as FedExP's step does, no ``‖Δᵢ‖`` counts as more than the round's own
+    median: two clients that send ``v`` and ``-v`` leave the mean as it is and would raise the step.
+    After a round
     ``m ← √(m · clip(median ‖Δᵢ‖, m/k, k m))``, and ``n`` alike by ``pᵢ`` and ``l``, with the lower
     one of two middle values: a cohort changes ``m`` by at most the factor ``√k``. In the first
     round all clients count alike, with ``pᵢ = 1`` and ``m Δᵢ/‖Δᵢ‖``, ``m`` its median norm.
@@ -36,7 +55,7 @@ class MedianBounds:
             ``max_step_size`` does not say otherwise.
     """
 
-    norm: float = 1.5
+    norm: float = 3.0
     weight: float = 3.0
     step: float = 3.0
 
@@ -58,19 +77,22 @@ class MedianBounds:
         }
 
     def settle(
-        self, stats: PseudoGradientStats, reports: Sequence[tuple[float, float]], state: State
+        self, stats: PseudoGradientStats, reports: Sequence[Report], state: State
     ) -> tuple[PseudoGradientStats, State, dict[str, float]]:
         """The statistics as they count, the state with the next medians, and metrics.
 
         Args:
             stats: of updates and weights within ``limits(state)``.
-            reports: ``(pᵢ, ‖Δᵢ‖)`` of every client of the round, before any bound.
+            reports: of every client of the round.
             state: what the last round left, ``{}`` in the first.
         """
-        weight, norm = (lower_median(values) for values in zip(*reports, strict=True))
+        weight = lower_median([report.claim for report in reports])
+        middle = norm = lower_median([report.norm for report in reports])
         if "medians" in state:
             old = {name: float(x) for name, x in state["medians"].items()}
             bound = self.norm * old["norm"]
+            short = math.fsum(r.weight * min(r.norm, middle) ** 2 for r in reports)
+            stats = replace(stats, sq_norm=min(stats.sq_norm, short))
             norm = _follow(old["norm"], norm, self.norm)
             weight = _follow(old["weight"], weight, self.weight)
         else:

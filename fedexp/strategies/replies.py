@@ -18,7 +18,7 @@ from fedexp import wire
 from fedexp.arrays import Arrays
 from fedexp.records import records_of
 from fedexp.stats import PseudoGradientStats, update_norm
-from fedexp.strategies.medians import MedianBounds
+from fedexp.strategies.medians import MedianBounds, Report
 from fedexp.strategies.robustness import outliers
 
 Content = tuple[int, RecordDict]
@@ -146,15 +146,18 @@ class Replies:
         losses = [float(m[wire.FINAL_LOSS]) for _, m in self.metrics]
         if self.bounds:
             losses = self.bounds.near(losses)
-        weights = [self.reading.bounded(p) for p, _ in self.reports]
+        weights = [report.weight for report in self.reports]
         # fsum is exact, so the order in which replies arrive changes no bit.
         return replace(self.stats, loss=math.fsum(map(operator.mul, weights, losses)))
 
     @property
-    def reports(self) -> list[tuple[float, float]]:
-        """What each client claims to weigh, and ``‖Δᵢ‖``, if the reading bounds it."""
-        weights = [float(m[self.reading.weighted_by]) for _, m in self.metrics]
-        return list(zip(weights, self.norms, strict=True))
+    def reports(self) -> list[Report]:
+        """What each client claims to weigh, weighs, and ``‖Δᵢ‖`` if the reading bounds it."""
+        claims = [float(m[self.reading.weighted_by]) for _, m in self.metrics]
+        return [
+            Report(claim, self.reading.bounded(claim), norm)
+            for claim, norm in zip(claims, self.norms, strict=True)
+        ]
 
     def _read(self, node: int, content: RecordDict) -> tuple[Arrays, float] | None:
         try:

@@ -125,6 +125,7 @@ def test_flowers_strategies_give_the_arrays_of_the_serial_grid(grid, strategy):
 
 @pytest.mark.parametrize("robust", [False, True])
 def test_our_merged_rounds_have_the_bits_of_the_serial_grid(grid, robust):
+    grid.forget()
     results = [start(FedExP(robust=robust, **OURS), one) for one in (grid, serial())]
     same_bits(*results)
     ours, theirs = (r.train_metrics_clientapp for r in results)

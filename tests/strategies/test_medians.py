@@ -16,12 +16,12 @@ from fedexp.records import from_record, to_record
 from fedexp.simulation import SerialGrid
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies import STRATEGIES, FedAvg, FedExP, FedExProx, FixedClip, legacy
-from fedexp.strategies.medians import MedianBounds, lower_median
+from fedexp.strategies.medians import MedianBounds, Report, lower_median
 from fedexp.strategies.tuning import cohort_rates
 
 W = {"w": np.linspace(-1, 1, 6).reshape(2, 3), "b": np.asarray(0.5)}
 BOUNDS = MedianBounds()
-K, L, S = 1.5, 3.0, 3.0
+K, L, S = 3.0, 3.0, 3.0
 QUIET = {"fraction_evaluate": 0.0}
 
 
@@ -83,18 +83,20 @@ def reference(replies, eta):
             p = [1.0] * len(round_)
             scaled = [middle / norm for norm in norms]
             bounds.append(middle)
+            lengths = [middle] * len(round_)
             m, n = middle, heavy
         else:
             p = [min(x, L * n) for x in weights]
             scaled = [min(1.0, K * m / norm) for norm in norms]
             bounds.append(K * m)
+            lengths = [min(norm, K * m, middle) for norm in norms]
             m = math.sqrt(m * min(max(middle, m / K), K * m))
             n = math.sqrt(n * min(max(heavy, n / L), L * n))
         mean = {
             k: sum(a * s * u[k] for a, s, (_, u) in zip(p, scaled, round_, strict=True)) / sum(p)
             for k in w
         }
-        square = sum(a * (s * x) ** 2 for a, s, x in zip(p, scaled, norms, strict=True)) / sum(p)
+        square = sum(a * x**2 for a, x in zip(p, lengths, strict=True)) / sum(p)
         step = eta(square, length(mean) ** 2)
         w = {k: w[k] - step * mean[k] for k in w}
         models.append(w)
@@ -172,9 +174,22 @@ def test_a_round_moves_the_model_by_at_most_step_times_multiple_times_median(fac
 )
 def test_a_cohort_moves_a_median_by_at_most_the_root_of_the_multiple(reports, m, n):
     state = {"medians": {"norm": np.asarray(m), "weight": np.asarray(n)}}
-    _, after, _ = BOUNDS.settle(PseudoGradientStats(), reports, state)
+    rows = [Report(claim, 1.0, norm) for claim, norm in reports]
+    _, after, _ = BOUNDS.settle(PseudoGradientStats(), rows, state)
     for name, old, k in (("norm", m, K), ("weight", n, L)):
         assert 1 / math.sqrt(k) - 1e-9 <= after["medians"][name] / old <= math.sqrt(k) + 1e-9
+
+
+@pytest.mark.parametrize("length_of_v", [10.0, 1e6])
+def test_a_pair_that_cancels_does_not_raise_the_step(length_of_v):
+    honest = drawn(2, 5)
+    v = {n: length_of_v * x for n, x in honest[0][0][1].items()}
+    paired = [[*round_, (30.0, v), (30.0, {n: -x for n, x in v.items()})] for round_ in honest]
+    result = run(FedExP(epsilon=0.0, robust=True, **QUIET), paired)
+    metrics = result.train_metrics_clientapp[2]
+    middle = sorted([length(u) for _, u in honest[1]])[3]  # lower median of seven, two longer
+    ratio = middle**2 / (2 * metrics["update-norm"] ** 2)
+    assert metrics["server-step-size"] <= max(1.0, ratio) * (1 + 1e-9)
 
 
 def test_half_of_a_cohort_cannot_raise_a_median():
@@ -259,7 +274,7 @@ def test_a_step_that_the_user_chose_is_not_capped():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MedianBounds(norm=0.5), r"MedianBounds\(norm=0.5\): must be >= 1. Use 1.5"),
+        (lambda: MedianBounds(norm=0.5), r"MedianBounds\(norm=0.5\): must be >= 1. Use 3.0"),
         (lambda: MedianBounds(weight=math.nan), r"MedianBounds\(weight=nan\)"),
         (lambda: MedianBounds(step=0), r"MedianBounds\(step=0\)"),
         (lambda: FedAvg(robust=True, clip=FixedClip(1.0)), r"both bound updates. Use one."),

@@ -89,11 +89,8 @@ def update_norm(before: Arrays, after: Arrays, trainable: Container[str]) -> flo
         return math.sqrt(sq_norm(differences))
 
 
-def clip_scale(before: Arrays, after: Arrays, trainable: Container[str], max_norm: float) -> float:
+def clip_scale(norm: float, max_norm: float) -> float:
     """``sᵢ = min(1, C/‖Δᵢ‖)`` with ``C = max_norm``; server and clients must agree on it."""
-    if math.isinf(max_norm):
-        return 1.0
-    norm = update_norm(before, after, trainable)
     # An infinite norm is not scaled to nothing: it has to show in the sums.
     return max_norm / norm if max_norm < norm < math.inf else 1.0
 

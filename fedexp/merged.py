@@ -41,13 +41,17 @@ class Merged:
     Attributes:
         stats: their statistics.
         metrics: node id and reported metrics of each, in cohort order.
+        norms: ``‖Δᵢ‖`` of each before it was bounded; 0 where there is no bound.
     """
 
     stats: PseudoGradientStats = field(default_factory=PseudoGradientStats)
     metrics: tuple[tuple[int, Mapping[str, Any]], ...] = ()
+    norms: tuple[float, ...] = ()
 
     def __add__(self, other: Merged) -> Merged:
-        return Merged(self.stats + other.stats, self.metrics + other.metrics)
+        return Merged(
+            self.stats + other.stats, self.metrics + other.metrics, self.norms + other.norms
+        )
 
     def to_content(self) -> RecordDict:
         """As the content of one reply, read back by ``from_content``."""
@@ -66,7 +70,7 @@ class Merged:
                 MERGED: MetricRecord(sums),
                 "update-sum": to_record(s.update),
                 "buffer-sum": to_record(s.buffers),
-                "metrics": ConfigRecord({"json": metrics}),
+                "metrics": ConfigRecord({"json": metrics, "norms": list(self.norms)}),
             }
         )
 
@@ -86,7 +90,8 @@ class Merged:
     def _from_content(cls, content: RecordDict) -> Merged:
         arrays = records_of(content, ArrayRecord)
         sums = records_of(content, MetricRecord)[MERGED]
-        metrics = json.loads(cast(str, records_of(content, ConfigRecord)["metrics"]["json"]))
+        reported = records_of(content, ConfigRecord)["metrics"]
+        metrics = json.loads(cast(str, reported["json"]))
         return cls(
             PseudoGradientStats(
                 count=int(cast(int, sums["count"])),
@@ -98,6 +103,7 @@ class Merged:
                 num_clipped=int(cast(int, sums["num-clipped"])),
             ),
             tuple((int(node), dict(m)) for node, m in metrics),
+            tuple(map(float, cast(list[float], reported["norms"]))),
         )
 
     def checked(self, reading: Reading, before: Arrays) -> Kind:
@@ -124,6 +130,7 @@ class Merged:
         weight = math.fsum(reading.share(metrics) for _, metrics in self.metrics)
         if not math.isclose(s.weight, weight, rel_tol=_ROUNDING):
             raise BadReply(f"weight is {s.weight}, its clients' are {weight}.")
+        self._check_norms(reading)
         kind = self._kind(reading, before)
         for square in (sq_norm(s.update), s.norm * s.norm):
             if not square <= s.weight * s.sq_norm * (1 + _ROUNDING) < math.inf:
@@ -133,6 +140,17 @@ class Merged:
         if name := first_non_finite(s.buffers):
             raise BadReply(f"array {name!r} holds NaN or infinity.")
         return kind
+
+    def _check_norms(self, reading: Reading) -> None:
+        """Raise ``BadReply`` unless the clients' norms are those that were added up."""
+        if len(self.norms) != len(self.metrics) or not all(0 <= x < math.inf for x in self.norms):
+            raise BadReply(f"norms of {len(self.norms)} clients do not fit {len(self.metrics)}.")
+        if math.isinf(reading.max_norm):
+            return
+        pairs = zip(self.metrics, self.norms, strict=True)
+        norm = math.fsum(reading.share(m) * min(x, reading.max_norm) for (_, m), x in pairs)
+        if not math.isclose(self.stats.norm, norm, rel_tol=_ROUNDING):
+            raise BadReply(f"norm is {self.stats.norm}, its clients' are {norm}.")
 
     def _kind(self, reading: Reading, before: Arrays) -> Kind:
         sums = {**self.stats.update, **self.stats.buffers}

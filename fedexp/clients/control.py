@@ -12,7 +12,7 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from fedexp.arrays import Arrays, clip_scale
+from fedexp.arrays import Arrays, clip_scale, update_norm
 from fedexp.records import from_record, records_of, to_record
 
 VARIATE = "control-variate"
@@ -94,7 +94,9 @@ class ControlVariates:
 
     def keep(self, context: Context, before: Arrays, after: Arrays, step: float) -> None:
         """Store the next ``cᵢ`` and this one in ``context.state``; ``step`` is ``K η_l``."""
-        s = clip_scale(before, after, self.server, self.max_norm)
+        s = 1.0
+        if math.isfinite(self.max_norm):
+            s = clip_scale(update_norm(before, after, self.server), self.max_norm)
         new = {
             name: np.asarray(self._own(name) - c + s * (before[name] - after[name]) / step, c.dtype)
             for name, c in self.server.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from fedexp.merged import Merged
 from fedexp.records import records_of
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.client_metrics import weighted_means
+from fedexp.strategies.medians import MedianBounds, Report
 
 Aggregate = Callable[[list[RecordDict], str], MetricRecord | None]
 """Flower's form of a function that makes one record of the clients' metrics."""
@@ -27,15 +29,19 @@ class ReplyGroup:
     Attributes:
         reading: how they were read.
         whole: keep their arrays too, for an aggregation function that wants to see them.
+        bounds: on the weights of metrics and on losses, by the round's medians.
         stats: their sums.
         metrics: node and metrics of each.
+        norms: ``‖Δᵢ‖`` of each before it was bounded; 0 where there is no bound.
         contents: records of each reply, without arrays unless ``whole``; none of merged ones.
     """
 
     reading: wire.Reading
     whole: bool = False
+    bounds: MedianBounds | None = None
     stats: PseudoGradientStats = field(default_factory=PseudoGradientStats)
     metrics: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
     contents: list[dict[str, Any]] = field(default_factory=list)
 
     def keep(self, node: int, content: RecordDict) -> None:
@@ -53,6 +59,23 @@ class ReplyGroup:
         """Add several replies at once."""
         self.stats = self.stats + merged.stats
         self.metrics.extend(merged.metrics)
+        self.norms.extend(merged.norms)
+
+    @property
+    def reports(self) -> list[Report]:
+        """What each client claims to weigh, weighs, and ``‖Δᵢ‖`` if the reading bounds it."""
+        rows = [m for _, m in self.metrics]
+        claims = [float(m[self.reading.weighted_by]) for m in rows]
+        return list(map(Report, claims, map(self.reading.share, rows), self.norms))
+
+    def bounded(self) -> list[Mapping[str, Any]]:
+        """The clients' metrics; with ``bounds`` no weight is far beyond the median."""
+        rows = [m for _, m in self.metrics]
+        if self.bounds is None or not rows:
+            return rows
+        key = self.reading.weighted_by
+        weights = self.bounds.bounded([float(m[key]) for m in rows])
+        return [{**m, key: weight} for m, weight in zip(rows, weights, strict=True)]
 
     def aggregated(self, aggregate: Aggregate) -> MetricRecord | None:
         """The metrics of all as one record.
@@ -63,8 +86,8 @@ class ReplyGroup:
                 client, which would be most of a small round's server time.
         """
         if aggregate is aggregate_metricrecords:
-            nodes, rows = [node for node, _ in self.metrics], [m for _, m in self.metrics]
-            return weighted_means(rows, self.reading.weighted_by, nodes)
+            nodes = [node for node, _ in self.metrics]
+            return weighted_means(self.bounded(), self.reading.weighted_by, nodes)
         return aggregate([RecordDict(kept) for kept in self.contents], self.reading.weighted_by)
 
     def with_loss(self) -> PseudoGradientStats:
@@ -76,7 +99,10 @@ class ReplyGroup:
         if not told:
             return self.stats
         # fsum is exact, so the order in which replies arrive changes no bit.
-        loss = math.fsum(self.reading.share(m) * m[wire.FINAL_LOSS] for m in told)
+        losses = [float(m[wire.FINAL_LOSS]) for m in told]
+        if self.bounds:
+            losses = self.bounds.near(losses)
+        loss = math.fsum(map(operator.mul, map(self.reading.share, told), losses))
         if len(told) < len(self.metrics):
             loss *= self.stats.weight / math.fsum(map(self.reading.share, told))
         return replace(self.stats, loss=loss)

@@ -14,7 +14,7 @@ from fedexp.merged import Merged
 from fedexp.records import from_record
 from fedexp.simulation import SerialGrid, cohort
 from fedexp.stats import PseudoGradientStats, tree_sum
-from fedexp.strategies import FedAvg, FedExP
+from fedexp.strategies import FedAvg, FedExP, FixedClip
 
 MODEL = {
     "w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
@@ -184,7 +184,9 @@ def run(strategy, merges=True, num_nodes=11, num_rounds=3):
     return strategy.start(grid, record(MODEL), num_rounds=num_rounds)
 
 
-@pytest.mark.parametrize("options", [{}, {"weighted": False}, {"trainable": ["w"]}])
+@pytest.mark.parametrize(
+    "options", [{}, {"weighted": False}, {"trainable": ["w"]}, {"clip": FixedClip(2.0)}]
+)
 def test_merged_replies_give_the_same_round_as_single_ones(options, logged):
     results, lines = [], []
     for merges in (True, False):

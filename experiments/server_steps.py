@@ -28,7 +28,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from torch.nn.functional import avg_pool2d
 
-from experiments.server_step_tables import SCORES, TUNING, print_tables, tuned_rate
+from experiments.server_step_tables import SCORES, TUNING, document, read, tuned_rate
 from fedexp import app
 from fedexp.clients import module_arrays
 from fedexp.config import Config
@@ -119,6 +119,7 @@ FEDERATIONS = {
         {**_NATURAL, "dataset": "mnist", "fraction_train": 0.02, "num_server_rounds": 40},
         pooled=True,
         shown=(),
+        rates=(*RATES, 3.16),
     ),
     "Fashion-MNIST": Federation(
         0.80, {**_SKEWED, "dataset": "fashion-mnist"}, pooled=True, rates=()
@@ -245,12 +246,6 @@ def run_seed(
     return rows
 
 
-def read(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of the file."""
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--full", action="store_true", help="all federations, tuned rates")
@@ -270,7 +265,7 @@ def main() -> None:
                 quick = [(0, method, 0.1) for method in METHODS if (method, 0.1) not in known]
                 if quick:
                     run_seed("digits", quick, "", args.out)
-    print_tables(read(args.tables or args.out))
+    print(document(read(args.tables or args.out)))
 
 
 if __name__ == "__main__":

@@ -88,8 +88,17 @@ def _view(name: str, array: Array) -> NDArray[Any]:
         view = cast(NDArray[Any], array.__dict__["_ndarray"]).view()
         view.flags.writeable = False
         return view
+    return decoded(name, array.data)
+
+
+def decoded(name: str, data: bytes) -> NDArray[Any]:
+    """The array of this ``name`` in NumPy's .npy encoding, without a copy; read-only.
+
+    Raises:
+        ValueError: ``data`` is not that.
+    """
     try:
-        return _decode(memoryview(array.data))
+        return _decode(memoryview(data))
     except Exception as error:  # NumPy's header parser raises a tokenizer's errors too
         raise ValueError(f"array {name!r} cannot be decoded: {error}.") from error
 

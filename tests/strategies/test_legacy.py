@@ -1,4 +1,5 @@
 import contextlib
+import io
 import json
 import os
 import signal
@@ -124,6 +125,35 @@ def test_a_client_with_a_bad_result_is_left_out_and_counted():
     for x, y in zip(with_it, without, strict=True):
         np.testing.assert_array_equal(x, y)
     assert history.metrics_distributed_fit["num-failures"] == [(1, 1)]
+
+
+def petabytes():
+    head = ndarrays_to_parameters([FIRST["w"]]).tensors[0]
+    return head.replace(b"(2, 3), }            ", b"(2, 3000000000000), }")
+
+
+def zipped():
+    stream = io.BytesIO()
+    np.savez(stream, FIRST["w"])
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("data", [petabytes, zipped, lambda: b"PK\x05\x06" + b"\0" * 18])
+def test_bytes_that_are_no_array_are_refused_before_they_take_memory(data, monkeypatch, logged):
+    class Forging(Client):
+        def fit(self, ins, timeout, group_id):
+            result = super().fit(ins, timeout, group_id)
+            if self.broken:
+                result.parameters.tensors[0] = data()
+            return result
+
+    without, _, _ = fitted(legacy.FedExP, 1, 3)
+    monkeypatch.setitem(globals(), "Client", Forging)
+    with_it, history, _ = fitted(legacy.FedExP, 1, 4, broken={3}, min_fit_clients=4)
+    for x, y in zip(with_it, without, strict=True):
+        np.testing.assert_allclose(x, y)
+    assert history.metrics_distributed_fit["num-failures"] == [(1, 1)]
+    assert any("array '0' cannot be decoded" in line for line in logged)
 
 
 def test_settings_and_metrics_go_through_flowers_own_functions():

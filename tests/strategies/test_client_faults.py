@@ -92,6 +92,9 @@ SUMS = {"count": 1, "weight": 1e12, "sq-norm": 1e20, "norm": 1e10, "num-clipped"
 
 LEFT_OUT = {
     "an exception": raising(ZeroDivisionError("1/0")),
+    "an exit": raising(SystemExit(3)),
+    "an interrupt": raising(KeyboardInterrupt()),
+    "an end of a generator": raising(GeneratorExit()),
     "no memory": lambda: np.ones(10**15),
     "endless recursion": recursing,
     "no message": lambda: None,

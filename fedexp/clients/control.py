@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ RUN = "run-id"
 NODES, ROUNDS = "control-nodes", "control-rounds"
 """Settings: nodes of which a reply was not applied since, and the last round that was."""
 
-MAX_NORM = "max-update-norm"
-"""Setting: the norm to which the server clips updates."""
+MAX_NORM, MAX_WEIGHT = "max-update-norm", "max-weight"
+"""Settings: the norm and the weight to which the server bounds a client."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,8 @@ class ControlVariates:
     A local step is ``y ← y - η_l (g - cᵢ + c)``. After ``K`` of them ``cᵢ ← cᵢ - c +
     s (w - y)/(K η_l)``, option II of Karimireddy et al. 2020, arXiv:1910.06378, alg. 1, where
     ``s = min(1, C/‖w - y‖)`` is the server's clipping. That holds once the server has applied
-    the reply: if it says that it has not, the client goes on from the ``cᵢ`` before.
+    the reply: if it says that it has not, the client goes on from the ``cᵢ`` before. The server
+    holds ``Σ pᵢcᵢ``, so that ``pᵢcᵢ`` stays as it is where the client's weight changes.
 
     Attributes:
         server: ``c``.
@@ -48,6 +49,7 @@ class ControlVariates:
         run: the run that ``own`` belongs to.
         server_round: of the message.
         max_norm: ``C``.
+        weight: ``pᵢ``.
     """
 
     server: Arrays
@@ -55,6 +57,7 @@ class ControlVariates:
     run: float
     server_round: int = 0
     max_norm: float = math.inf
+    weight: float = 1.0
 
     @classmethod
     def of(
@@ -62,6 +65,7 @@ class ControlVariates:
         content: RecordDict,
         config: Mapping[str, Any],
         context: Context,
+        num_examples: int,
         buffers: frozenset[str] = frozenset(),
     ) -> Self | None:
         """What a message brings and ``context`` kept; None if the server sends no variate.
@@ -70,18 +74,21 @@ class ControlVariates:
             content: of the message.
             config: its settings.
             context: of the client.
+            num_examples: that it trains on.
             buffers: names that are no parameters here, whatever the server takes them for.
         """
         if VARIATE not in content:
             return None
         sent = from_record(records_of(content, ArrayRecord)[VARIATE])
         run = float(config.get(RUN, 0.0))
+        weight = min(float(num_examples), float(config.get(MAX_WEIGHT, math.inf)))
         return cls(
             {name: c for name, c in sent.items() if name not in buffers},
-            _kept(config, context, run),
+            _kept(config, context, run, weight),
             run,
             int(config.get("server-round", 0)),
             float(config.get(MAX_NORM, math.inf)),
+            weight,
         )
 
     def correction(self, module: nn.Module) -> dict[str, Tensor]:
@@ -103,7 +110,9 @@ class ControlVariates:
         }
         state = context.state
         state[VARIATE] = to_record(new)
-        state[_RUN] = MetricRecord({"id": self.run, "round": self.server_round})
+        state[_RUN] = MetricRecord(
+            {"id": self.run, "round": self.server_round, "weight": self.weight}
+        )
         if self.own:
             state[_BEFORE] = to_record(self.own)
         elif _BEFORE in state:
@@ -113,14 +122,16 @@ class ControlVariates:
         return self.own[name] if self.own else 0.0
 
 
-def _kept(config: Mapping[str, Any], context: Context, run: float) -> Arrays:
-    """``cᵢ`` as of the last reply that the server applied; empty for zero."""
+def _kept(config: Mapping[str, Any], context: Context, run: float, weight: float) -> Arrays:
+    """``cᵢ`` as of the last reply that the server applied, for ``weight``; empty for zero."""
     if VARIATE not in context.state:
         return {}
     last = records_of(context.state, MetricRecord)[_RUN]
     if last["id"] != run:
         return {}
     applied = dict(zip(config.get(NODES, ()), config.get(ROUNDS, ()), strict=True))
-    lost = context.node_id in applied and applied[context.node_id] != last.get("round")
+    lost = context.node_id in applied and applied[context.node_id] != last["round"]
     record = records_of(context.state, ArrayRecord).get(_BEFORE if lost else VARIATE)
-    return from_record(record) if record else {}
+    own = from_record(record) if record else {}
+    factor = cast(float, last["weight"]) / weight
+    return own if factor == 1 else {name: np.asarray(x * factor) for name, x in own.items()}

@@ -107,7 +107,7 @@ class Trainer:
             params = [p for p in module.parameters() if p.requires_grad]
             optimizer = make(params, settings)
             buffers = self.buffers(module)
-            control = ControlVariates.of(content, config, context, buffers)
+            control = ControlVariates.of(content, config, context, len(examples), buffers)
             correction = control.correction(module) if control else {}
             descent = plain_descent(optimizer, settings, correction)
             chain = (

@@ -97,7 +97,10 @@ class Cohort:
         )  # (clients, steps, batch)
         device = next(module.parameters()).device
         start = {k: torch.tensor(v, device=device) for k, v in arrays.items()}
-        controls = [ControlVariates.of(content, config, c) for c in contexts]
+        controls = [
+            ControlVariates.of(content, config, c, len(e))
+            for c, e in zip(contexts, examples, strict=True)
+        ]
         corrections = [c.correction(module) for c in controls if c]
         correction = {k: torch.stack([c[k] for c in corrections]) for k in (*corrections, {})[0]}
         params, losses, rates = self._loop(module, start, data, rows, settings, correction)

@@ -19,8 +19,8 @@ _CLIENTS = "control-clients"
 NODES, ROUNDS = "control-nodes", "control-rounds"
 """Settings: nodes of which a reply was not applied since, and the last round that was (0: none)."""
 
-MAX_NORM = "max-update-norm"
-"""Setting: the bound ``C`` to which the server clips updates."""
+MAX_NORM, MAX_WEIGHT = "max-update-norm", "max-weight"
+"""Settings: the bounds ``C`` and ``P`` on updates and weights."""
 
 
 @dataclass
@@ -91,6 +91,16 @@ class Clients:
         self.asked |= dict.fromkeys(weights, server_round)
         self.applied |= dict.fromkeys(weights, server_round)
         self.total = math.fsum(self.weight.values()) * max(1.0, num_nodes / len(self.weight))
+
+
+def limits(max_norm: float, max_weight: float, uniform: bool) -> dict[str, float]:
+    """Settings that say to what the server bounds a client's update and weight.
+
+    A client's own variate has to be what the server makes of its reply. Weights are all 1 if
+    ``uniform``: a client has at least one example.
+    """
+    bounds = {MAX_NORM: max_norm, MAX_WEIGHT: 1.0 if uniform else max_weight}
+    return {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
 
 
 def server_variate(params: Arrays, trainable: frozenset[str], state: State) -> Arrays:

@@ -25,12 +25,14 @@ from fedexp.strategies.attendance import Attendance
 from fedexp.strategies.attributes import Current
 from fedexp.strategies.control import (
     MAX_NORM,
+    MAX_WEIGHT,
     NODES,
     ROUNDS,
     STEP,
     VARIATE,
     Clients,
     check_steps,
+    limits,
     next_variate,
     server_variate,
 )
@@ -363,7 +365,7 @@ class FedOpt(FlowerFedAvg):
     def _tell(self, config: ConfigRecord) -> None:
         """Settings for the clients; to those that keep something, this run's number."""
         policy = self.client_config.get(BETWEEN)
-        for key in (MEAN, NODES, ROUNDS, MAX_NORM):  # of an earlier round or run
+        for key in (MEAN, NODES, ROUNDS, MAX_NORM, MAX_WEIGHT):  # of an earlier round or run
             config.pop(key, None)
         config.update({**self.client_config, **next_config(policy, self.state)})
         if self.control_variates or policy == "carry":
@@ -371,8 +373,9 @@ class FedOpt(FlowerFedAvg):
                 this: State = {_RUN: {"id": np.asarray(float(time.time_ns()))}}
                 self.state = self.state | this
             config[_RUN] = float(self.state[_RUN]["id"])
-        if self.control_variates and math.isfinite(max_norm := self.reading().max_norm):
-            config[MAX_NORM] = max_norm
+        if self.control_variates:
+            reading = self.reading()
+            config.update(limits(reading.max_norm, reading.max_weight, reading.uniform))
 
     def _rates(self, folded: Replies) -> dict[str, float]:
         """How the clients' learning rates spread; their mean is kept where it is sent back."""

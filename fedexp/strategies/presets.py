@@ -217,7 +217,9 @@ class Scaffold(FedAvg):
     """FedAvg whose clients correct their drift: ``y ← y - η_l (g - cᵢ + c)``.
 
     Option II of Karimireddy et al. 2020, arXiv:1910.06378. Clients keep ``cᵢ`` in
-    ``Context.state``; ``c`` is in the strategy's ``state``. Clients must take equal steps.
+    ``Context.state``, with the one before it, to which they return when a reply is lost, dropped
+    or refused. ``c = Σ pᵢcᵢ / Σ pᵢ`` over all clients is in the strategy's ``state``; the paper
+    has ``pᵢ = 1``. Clients must take equal steps.
 
     Args:
         *args: those of Flower's FedAvg.

@@ -135,14 +135,35 @@ def test_the_variates_follow_what_was_applied(kind, fraction, num_rounds):
 
 def own_variate(strategy, grid, node):
     """What a client takes for its own when it is asked again."""
-    clients = strategy.state["control-clients"]
-    applied = dict(zip(clients["nodes"].tolist(), clients["applied"].tolist(), strict=True))
-    config = {"control-nodes": [node], "control-rounds": [applied[node]]}
+    weight, applied = (column(strategy, name)[node] for name in ("weight", "applied"))
+    config = {"control-nodes": [node], "control-rounds": [applied]}
     config["run-id"] = float(strategy.state["run-id"]["id"])
     zero = np.zeros((1, D))
     content = RecordDict({"control-variate": to_record({"weight": zero})})
     context = context_of(node, len(SIZES), {}, unpack(grid.states[node]))
-    return ControlVariates.of(content, config, context).own.get("weight", zero)
+    return ControlVariates.of(content, config, context, weight).own.get("weight", zero)
+
+
+def column(strategy, name):
+    """What the server knows of each client."""
+    known = strategy.state["control-clients"]
+    return dict(zip(known["nodes"].tolist(), known[name].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("fraction", [0.34, 0.5])
+def test_a_weight_that_changes_with_the_round_leaves_no_trace(fraction):
+    # Robust bounds follow the sizes of whoever takes part, so that 40 counts as 30 in some rounds.
+    strategy, grid, seen = made(fraction=fraction, robust=True), Grid(), set()
+    arrays = to_record({"weight": np.zeros((1, D))})
+    for _ in rounds(strategy, grid, arrays, num_rounds=30):
+        weights = column(strategy, "weight")
+        seen |= {round(p) for p in weights.values()}
+        sums = sum(p * own_variate(strategy, grid, node) for node, p in weights.items())
+        total = strategy.state["control-clients"]["total"]
+        np.testing.assert_allclose(
+            strategy.state["control-variate"]["weight"], sums / total, atol=1e-12
+        )
+    assert len(seen) > 3
 
 
 @pytest.mark.parametrize("lost", [True, False])

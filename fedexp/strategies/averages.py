@@ -84,7 +84,7 @@ class MovingAverage:
         return {
             # Integers are counters, which no mean has a use for: they stay exact in "last".
             "average": {
-                name: np.asarray(b * old[name].astype(np.float64) + (1 - b) * x)
+                name: np.asarray(b * old[name].astype(np.float64) + (1 - b) * x.astype(np.float64))
                 for name, x in params.items()
                 if x.dtype.kind == "f"
             },

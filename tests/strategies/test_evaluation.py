@@ -121,6 +121,16 @@ def test_the_moving_average_weighs_iterates_by_powers_of_its_decay(b):
     assert averaged(MovingAverage(b)) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_moving_average_is_taken_in_float64(dtype):
+    smallest = np.asarray(np.finfo(dtype).smallest_subnormal)
+    average, memory = MovingAverage(0.9), {}
+    for _ in range(3):
+        memory = average.update(memory, {"w": smallest})
+    assert memory["average"]["w"] == pytest.approx(float(smallest), rel=1e-12)
+    assert average.mean(memory, frozenset("w"))["w"] == smallest
+
+
 @pytest.mark.parametrize("name", ["last-2", "last-5", "ema-0.7"])
 def test_averages_keep_dtypes_take_buffers_from_the_last_and_average_what_is_named(name):
     seen = Seen()

@@ -1,11 +1,12 @@
 """Merged replies that cannot be the sums of any clients' replies."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from builders import reply
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,8 @@ def client(seed, size=1.0):
     rng = np.random.default_rng(seed)
     after = {k: np.asarray(x + size * rng.normal(size=x.shape), x.dtype) for k, x in BEFORE.items()}
     stats = PseudoGradientStats.of(BEFORE, after, weight=seed + 1.0, trainable=READING.trainable)
-    return Merged(stats, ((seed + 2, {"num-examples": seed + 1, "loss": [0.5, 0.25]}),))
+    told = seed + 2, {"num-examples": seed + 1, "loss": [0.5, 0.25]}
+    return Merged(stats, (told,), (stats.mean_norm,))
 
 
 def cohort():
@@ -43,11 +45,12 @@ def sums(**changes):
     return tamper
 
 
-def told(*rows):
-    def tamper(content):
-        content["metrics"] = ConfigRecord({"json": json.dumps(rows)})
+def metrics(**changes):
+    return lambda content: content["metrics"].update(changes)
 
-    return tamper
+
+def told(*rows):
+    return metrics(json=json.dumps(rows))
 
 
 def arrays(key, **changes):
@@ -63,10 +66,6 @@ def without(key):
         del content[key]
 
     return tamper
-
-
-def as_json(text):
-    return lambda content: content.update({"metrics": ConfigRecord({"json": text})})
 
 
 SOUND = [[2, {"num-examples": 1}], [3, {"num-examples": 2}], [4, {"num-examples": 3}]]
@@ -110,9 +109,14 @@ TAMPERED = {
     "a client without weight": told(*SOUND[:2], [4, {}]),
     "a client with text for a metric": told(*SOUND[:2], [4, {"num-examples": 3, "loss": "low"}]),
     "a node that is no number": told(*SOUND[:2], ["node", SOUND[2][1]]),
-    "no JSON": as_json("[("),
-    "JSON of another form": as_json("3"),
-    "endless JSON": as_json("[" * 100_000),
+    "a norm of a client too few": metrics(norms=[1.0, 1.0]),
+    "norms of clients that are others'": metrics(norms=[1.0, 2.0, 3.0]),
+    "a client's norm of NaN": metrics(norms=[1.0, 1.0, float("nan")]),
+    "a client's negative norm": metrics(norms=[1.0, 1.0, -1.0]),
+    "no norms of clients": lambda content: content["metrics"].pop("norms"),
+    "no JSON": metrics(json="[("),
+    "JSON of another form": metrics(json="3"),
+    "endless JSON": metrics(json="[" * 100_000),
 }
 
 
@@ -132,7 +136,7 @@ def test_clients_of_unlike_steps_cannot_have_been_added_up():
     rows = [(node, {**metrics, "step": 0.1 * node}) for node, metrics in SOUND]
     merged = Merged.from_content(cohort())
     with pytest.raises(BadReply, match="different step"):
-        Merged(merged.stats, tuple(rows)).checked(reading, BEFORE)
+        replace(merged, metrics=tuple(rows)).checked(reading, BEFORE)
 
 
 def test_a_merged_reply_that_nobody_asked_for_is_not_believed():

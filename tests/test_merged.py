@@ -23,7 +23,8 @@ def client(seed, size=1.0):
     rng = np.random.default_rng(seed)
     after = {k: np.asarray(x + size * rng.normal(size=x.shape), x.dtype) for k, x in BEFORE.items()}
     stats = PseudoGradientStats.of(BEFORE, after, weight=seed + 1.0, trainable=READING.trainable)
-    return Merged(stats, ((seed + 2, {"num-examples": seed + 1, "loss": [0.5, 0.25]}),))
+    norm = READING.norm(after, BEFORE)
+    return Merged(stats, ((seed + 2, {"num-examples": seed + 1, "loss": [0.5, 0.25]}),), (norm,))
 
 
 def cohort():
@@ -45,7 +46,7 @@ def sums(**changes):
 
 def told(*rows):
     def tamper(content):
-        content["metrics"] = ConfigRecord({"json": json.dumps(rows)})
+        content["metrics"] = ConfigRecord({**content["metrics"], "json": json.dumps(rows)})
 
     return tamper
 
@@ -132,7 +133,7 @@ def test_clients_of_unlike_steps_cannot_have_been_added_up():
     rows = [(node, {**metrics, "step": 0.1 * node}) for node, metrics in SOUND]
     merged = Merged.from_content(cohort())
     with pytest.raises(BadReply, match="different step"):
-        Merged(merged.stats, tuple(rows)).checked(reading, BEFORE)
+        Merged(merged.stats, tuple(rows), merged.norms).checked(reading, BEFORE)
 
 
 def test_a_merged_reply_that_nobody_asked_for_is_not_believed():

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from fedexp.arrays import Arrays, Float64s, check_alike, first_non_finite, sq_norm
 from fedexp.records import from_record, records_of, to_record
 from fedexp.stats import PseudoGradientStats
-from fedexp.wire import BadReply, Kind, Reading
+from fedexp.wire import BadReply, Kind, Reading, check_metrics
 
 MERGED = "fedexp-sums"
 """Record key by which a merged reply is known."""
@@ -126,7 +126,7 @@ class Merged:
         if not 0 <= s.num_clipped <= s.count:
             raise BadReply(f"num-clipped is {s.num_clipped} of {s.count}.")
         for _, metrics in self.metrics:
-            _check_metrics(metrics)
+            check_metrics(metrics)
         weight = math.fsum(reading.share(metrics) for _, metrics in self.metrics)
         if not math.isclose(s.weight, weight, rel_tol=_ROUNDING):
             raise BadReply(f"weight is {s.weight}, its clients' are {weight}.")
@@ -179,11 +179,3 @@ def _check_alike(sums: Float64s, expected: Arrays) -> None:
         check_alike(sums, expected)
     except ValueError as error:
         raise BadReply(str(error)) from error
-
-
-def _check_metrics(metrics: Mapping[Any, Any]) -> None:
-    """Raise ``BadReply`` unless ``metrics`` are what a MetricRecord may hold."""
-    for key, value in metrics.items():
-        values: Iterable[Any] = value if isinstance(value, list) else [value]
-        if not all(isinstance(x, int | float) for x in values):
-            raise BadReply(f"metric {key!r} is {str(value)[:30]}, no number.")

@@ -18,6 +18,7 @@ FINAL_LOSS = "final-loss"
 
 _MAX_WEIGHT, _MAX_NORM = 1e15, 1e100  # so that sums of products and squares stay finite
 _MAX_METRICS = 10_000
+_MAX_INT = 1 << 63
 
 BUFFERS = "fedexp-buffers"
 """Record key: names of a reply's floating-point arrays that are no parameters."""
@@ -123,6 +124,7 @@ class Reading:
         looked_at = {name: x for name, x in arrays.items() if name not in moved}
         if name := first_non_finite(looked_at):
             raise BadReply(f"array {name!r} holds NaN or infinity.")
+        check_metrics(metrics)
         return arrays, self.share(metrics)
 
     def kind(
@@ -167,8 +169,14 @@ class Reading:
         return clip_scale(norm, self.max_norm)
 
     def weight(self, content: RecordDict) -> float:
-        """The client's weight as it reported it."""
-        return self._weight(_only(content, MetricRecord))
+        """The client's weight as it reported it.
+
+        Raises:
+            BadReply: not one MetricRecord, or metrics that are of no use.
+        """
+        metrics = _only(content, MetricRecord)
+        check_metrics(metrics)
+        return self._weight(metrics)
 
     def share(self, metrics: Mapping[str, Any]) -> float:
         """``pᵢ``, the client's weight in the step."""
@@ -176,8 +184,6 @@ class Reading:
         return 1.0 if self.uniform else min(weight, self.max_weight)
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:
-        if len(metrics) > _MAX_METRICS:
-            raise BadReply(f"it has {len(metrics)} metrics, at most {_MAX_METRICS} are read.")
         value = metrics.get(self.weighted_by)
         if isinstance(value, list) or value is None or not 0 < value < _MAX_WEIGHT:
             raise BadReply(
@@ -187,6 +193,21 @@ class Reading:
         if isinstance(loss, list) or not math.isfinite(loss):
             raise BadReply(f"{FINAL_LOSS} is {loss}, it must be a finite number.")
         return float(value)
+
+
+def check_metrics(metrics: Mapping[Any, Any]) -> None:
+    """Raise ``BadReply`` unless ``metrics`` are what may come over a network.
+
+    In a simulation nobody has looked: an integer may be too long for a float, or for a text.
+    """
+    if len(metrics) > _MAX_METRICS:
+        raise BadReply(f"it has {len(metrics)} metrics, at most {_MAX_METRICS} are read.")
+    for key, value in metrics.items():
+        for x in value if isinstance(value, list) else (value,):
+            if not isinstance(x, int | float):
+                raise BadReply(f"metric {key!r} is {str(x)[:30]}, no number.")
+            if isinstance(x, int) and not -_MAX_INT <= x < _MAX_INT:
+                raise BadReply(f"metric {key!r} is an integer of more than 64 bits.")
 
 
 def check_norm(norm: float) -> None:

@@ -20,7 +20,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedexp.merged import ToMerge
 from fedexp.simulation.contents import Content
 from fedexp.simulation.delivery import patience, turns, unavailable
-from fedexp.simulation.guard import ClientRaised, guarded
+from fedexp.simulation.guard import ClientRaised, guarded, text_of
 from fedexp.simulation.transport import Packed
 from fedexp.simulation.unencoded import unencoded
 from fedexp.wire import Reading
@@ -191,12 +191,18 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
     # Strategies send one RecordDict to all; a client may change its own.
     own = Content({key: record.copy() for key, record in message.content.items()})
     private = Message(metadata=message.metadata, content=own)  # type: ignore[call-overload]
+    kept = context.state
     try:
         with guarded(), unencoded():
             reply = client_app(private, context)
     except ClientRaised as raised:
         return error_reply(message, reason_of(raised.error))
-    return reply if isinstance(reply, Message) else _no_message(reply, message)
+    finally:
+        state, context.state = context.state, kept
+    if not isinstance(state, RecordDict):
+        return error_reply(message, f"its Context.state is {type(state).__name__}, no RecordDict.")
+    context.state = state
+    return _signed_by_us(reply, message)
 
 
 @contextmanager
@@ -224,12 +230,18 @@ def too_late(timeout: float) -> str:
     return f"no reply within {timeout:g} s"
 
 
-def _no_message(reply: object, message: Message) -> Message:
-    return error_reply(message, f"the ClientApp returned {type(reply).__name__}, not a Message.")
+def _signed_by_us(reply: object, message: Message) -> Message:
+    """``reply`` as one to ``message`` from the node that was asked, whatever it says itself."""
+    if not isinstance(reply, Message):
+        kind = type(reply).__name__
+        return error_reply(message, f"the ClientApp returned {kind}, not a Message.")
+    if reply.has_error():
+        return error_reply(message, str(reply.error.reason or f"error {reply.error.code}"))
+    return Message(reply.content, reply_to=message)
 
 
 def reason_of(error: BaseException) -> str:
     """What an error reply says of an exception: its kind, text and place."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     name = last.filename.rsplit("/", 1)[-1]
-    return f"{type(error).__name__}: {error} ({name}, line {last.lineno})"
+    return f"{type(error).__name__}: {text_of(error)} ({name}, line {last.lineno})"

@@ -14,8 +14,24 @@ class ClientRaised(Exception):
     """Client code raised ``error``, of whatever kind: ``sys.exit()`` raises as well."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
+        super().__init__(text_of(error))
         self.error = error
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says, if it can be asked: its ``__str__`` is client code as well."""
+    try:
+        return str(error)
+    except Exception:
+        return "it cannot be shown"
+
+
+_unattended: list[int] = []
+
+
+def nobody_debugs() -> None:
+    """This process is a worker: a debugger in a client reads no user's commands, only their end."""
+    _unattended.append(1)
 
 
 @contextmanager
@@ -25,14 +41,14 @@ def guarded() -> Iterator[None]:
     Raises:
         ClientRaised: whatever the code raised.
         KeyboardInterrupt: the user pressed Ctrl-C meanwhile.
-        BdbQuit: the user left the debugger in a client by ``quit``.
+        BdbQuit: the user left the debugger in a client by ``quit``, in the user's own process.
     """
     with _noting_ctrl_c() as pressed:
         try:
             yield
-        except BdbQuit:
-            raise
         except BaseException as error:
+            if isinstance(error, BdbQuit) and not _unattended:
+                raise
             if pressed:
                 raise KeyboardInterrupt from error
             raise ClientRaised(error) from error

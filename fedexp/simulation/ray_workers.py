@@ -14,6 +14,7 @@ from uuid import uuid4
 from flwr.clientapp import ClientApp
 
 from fedexp.clients.vectorizable import check_mode
+from fedexp.simulation.guard import nobody_debugs
 from fedexp.simulation.profiler_marks import leave_out_idle_marks
 from fedexp.simulation.ray_cluster import (
     claim,
@@ -45,6 +46,7 @@ class WorkerHangs(Exception):
 @ray.remote
 class _Actor(Worker):
     def __init__(self, *args: Any) -> None:
+        nobody_debugs()
         keep_freed_memory()
         leave_out_idle_marks()
         self._mapped = keep_store_mapped()

@@ -140,6 +140,7 @@ class _Work:
         start = time.perf_counter()
         context = self.context(job)
         yield context
+        context.node_id = job.metadata.dst_node_id  # whatever the client has made of it
         self.seconds[context.node_id] = time.perf_counter() - start
         if not self.is_late(context):
             self.keep(job, context)

@@ -153,7 +153,7 @@ class FedOpt(FlowerFedAvg):
             if bounds := self.strategy.bounds:
                 sizes = [int(n) for n in bounds.bounded(sizes)]
             pairs = [(n, r.metrics) for n, r in zip(sizes, usable, strict=True)]
-            metrics = {**self.fit_metrics_aggregation_fn(pairs), **metrics}
+            metrics = {**(self.fit_metrics_aggregation_fn(pairs) or {}), **metrics}
         lost = len(results) - folded.stats.count + len(failures)
         return self._released, {**metrics, "num-failures": lost}
 
@@ -196,10 +196,11 @@ class FedOpt(FlowerFedAvg):
         """``result`` as a reply of the newer API."""
         metrics: dict[str, Any] = {
             key.replace("_", "-"): float(value)
-            for key, value in result.metrics.items()
+            for key, value in (result.metrics or {}).items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
-        metrics[self.strategy.weighted_by_key] = result.num_examples
+        number = np.asarray(result.num_examples).item()  # a count of NumPy's is one as well
+        metrics[self.strategy.weighted_by_key] = number
         arrays = _arrays(result.parameters)
         names = list(self.strategy.params) or self.names or [str(i) for i in range(len(arrays))]
         if len(names) != len(arrays):  # to be refused: who knows which are missing

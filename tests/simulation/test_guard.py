@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from builders import content, grid_of, partition, record
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedexp.clients import Examples, client_app, module_arrays
 from fedexp.records import to_record
-from fedexp.simulation import SerialGrid
+from fedexp.simulation import SerialGrid, guard
 from fedexp.simulation.jobs import jobs_of
 from fedexp.simulation.worker import Worker
 from fedexp.strategies import FedAvg, FedExP
@@ -31,6 +32,11 @@ def raising(error):
     return do
 
 
+class Wordless(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
 ENDS = {
     "sys.exit": lambda: sys.exit(3),
     "exit": lambda: builtins.exit(),
@@ -39,6 +45,7 @@ ENDS = {
     "StopIteration": raising(StopIteration),
     "CancelledError": raising(asyncio.CancelledError),
     "BaseException": raising(BaseException("anything")),
+    "an exception without a text": raising(Wordless("anything")),
 }
 ends = pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 
@@ -131,6 +138,59 @@ def test_leaving_the_debugger_ends_the_run():
                 [Message(RecordDict(), 2, "train")]
             )
         )
+
+
+def test_in_a_worker_a_debugger_left_in_a_client_ends_that_client(monkeypatch):
+    monkeypatch.setattr(guard, "_unattended", [])
+    guard.nobody_debugs()
+    (reply,) = grid_of(1, lambda m, c: raising(BdbQuit)()).send_and_receive(
+        [Message(RecordDict(), 2, "train")]
+    )
+    assert reply.error.reason.startswith("BdbQuit")
+
+
+def forged(message, context):
+    reply = Message(content({"w": np.ones(2)}), reply_to=message)
+    reply.metadata.__dict__.update(_src_node_id=3, _reply_to_message_id="another's")
+    return reply
+
+
+def another_node(message, context):
+    context.node_id = 3
+    context.state["own"] = MetricRecord({"a": 1.0})
+    return Message(content({"w": np.ones(2)}), reply_to=message)
+
+
+def no_state(message, context):
+    context.state = None
+    return Message(content({"w": np.ones(2)}), reply_to=message)
+
+
+def odd_error(message, context):
+    return Message(Error(2, 5), reply_to=message)  # its reason is no text
+
+
+@pytest.mark.parametrize("merges", [True, False])
+@pytest.mark.parametrize(
+    ("train", "counts"),
+    [(forged, (3, 0)), (another_node, (3, 0)), (no_state, (2, 1)), (odd_error, (2, 1))],
+)
+def test_a_client_answers_for_its_own_node_alone(train, counts, merges):
+    def first_is_odd(message, context):
+        if partition(context) == 0:
+            return train(message, context)
+        return Message(content({"w": np.ones(2)}), reply_to=message)
+
+    app = ClientApp()
+    app.train()(first_is_odd)
+    grid = SerialGrid(app, 3)
+    grid.merges = merges
+    strategy = FedExP(fraction_evaluate=0.0)
+    result = strategy.start(grid, record({"w": np.zeros(2)}), num_rounds=2)
+    for metrics in result.train_metrics_clientapp.values():
+        assert (metrics["num-clients"], metrics["num-failures"]) == counts
+    assert strategy.attendance.contributed == ({2, 3, 4} if counts[1] == 0 else {3, 4})
+    assert set(grid.states) <= {2}
 
 
 def test_a_handler_that_a_client_sets_is_left_to_it():

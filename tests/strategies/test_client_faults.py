@@ -260,6 +260,21 @@ def test_an_odd_but_usable_reply_harms_nobody(fault, path, tmp_path):
         assert metrics.get("learning-rate-std", 0.0) < 1e-12
 
 
+LONG = {
+    **{key: reports(**{key: 10**400}) for key in ("final_loss", "control_step", "train_loss")},
+    **{f"{key} as text": reports(**{key: 10**5000}) for key in ("num_examples", "train_loss")},
+    "in a list": reports(train_loss=[1, -(2**63) - 1]),
+}
+
+
+@pytest.mark.parametrize("path", ["merged", "dropping"])
+@pytest.mark.parametrize("content", LONG.values(), ids=LONG)
+def test_an_integer_that_no_network_would_bring_is_one_failure(content, path, tmp_path):
+    for _, metrics, counts in outcomes(path, lambda: content, tmp_path):
+        assert counts == (5, 1)
+        assert metrics["train-loss"] == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("grid", [SerialGrid, Network])
 @pytest.mark.parametrize("size", [1e155, 1e200])
 def test_an_update_whose_square_overflows_float64_is_one_failure(size, grid):

@@ -228,6 +228,24 @@ def test_clients_of_start_server_and_metrics_of_any_kind_are_taken(name, monkeyp
     assert seen == [[1, 1, 2, 3]] * 2
 
 
+class NumPyCounts(Client):
+    """Counts its examples as NumPy does, and reports nothing else."""
+
+    def fit(self, ins, timeout, group_id):
+        result = super().fit(ins, timeout, group_id)
+        result.num_examples, result.metrics = np.int64(result.num_examples), None
+        return result
+
+
+def test_counts_of_numpys_no_metrics_and_a_function_that_makes_none_are_as_in_flower(monkeypatch):
+    expected, _, _ = fitted(legacy.FedAvg, 2)
+    monkeypatch.setitem(globals(), "Client", NumPyCounts)
+    ours, history, _ = fitted(legacy.FedAvg, 2, fit_metrics_aggregation_fn=lambda pairs: None)
+    for x, y in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert history.metrics_distributed_fit["num-clients"] == [(1, 4), (2, 4)]
+
+
 def test_a_step_that_is_not_finite_leaves_the_model():
     strategy = legacy.FedAvg(server_learning_rate=1e300, min_available_clients=1)
     manager = SimpleClientManager()

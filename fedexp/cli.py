@@ -45,6 +45,10 @@ def simulate(values: dict[str, Any]) -> None:
             fail(str(error))
         except OSError as error:
             fail(f"{reason(error)}.")
+        except RuntimeError as error:
+            fail(str(error), code=1)
+        except SystemExit:  # nothing of ours raises it: else it would look like success
+            fail("the model's own code ends the program. Call no sys.exit in it.")
         _run(config, folder, grid, resume)
 
 
@@ -67,6 +71,9 @@ def _run(config: Config, folder: Path, grid: LocalGrid, resume: bool) -> None:
         raise SystemExit(130) from None
     except OSError as error:
         fail(f"{reason(error)}. The rounds before are kept; go on with: {again}", code=1)
+    except (Exception, SystemExit) as error:  # of the user's own model, or of the engine
+        line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(".: ")
+        fail(f"{line}. The rounds before are kept; go on with: {again}", code=1)
     table(summaries, config.target_accuracy)
     print(f"Run folder: {folder}\nPicture: {picture}")
     if found := problems(summaries):

@@ -130,6 +130,13 @@ class Config(BaseModel):
     name: Text = Field("", description="of the run, for its folder")
     out: Text = Field("", description="run folder; runs/<time>-<name> if empty")
 
+    @field_validator("*")
+    @classmethod
+    def _fits(cls, value: Any) -> Any:
+        if isinstance(value, int) and value >= 1 << 63:  # as TOML and Flower's messages have it
+            raise PydanticCustomError("int_64", "it should be below 2**63")
+        return value
+
     @field_validator("name")
     @classmethod
     def _stays_in_its_folder(cls, name: str) -> str:

@@ -39,7 +39,10 @@ class Once(argparse.Action):
 def fail(*lines: str, code: int = 2) -> NoReturn:
     """Print the lines and exit; code 2 says that the user's input was wrong, 1 that the run was."""
     for line in lines:
-        print(f"fedexp: error: {line}", file=sys.stderr)
+        shown = "".join(
+            c if c.isprintable() else repr(c)[1:-1] for c in line
+        )  # a name may hold any
+        print(f"fedexp: error: {shown}", file=sys.stderr)
     raise SystemExit(code)
 
 

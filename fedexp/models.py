@@ -225,7 +225,7 @@ def _made(name: str, shape: Shape, num_outputs: int) -> nn.Module:
     function = _imported(name)
     try:
         model = function(shape, num_outputs)
-    except Exception as error:  # of any kind: it is the user's code
+    except (Exception, SystemExit) as error:  # of any kind: it is the user's code
         line = str(error).partition("\n")[0]
         raise ValueError(
             f"build(name={name!r}): {type(error).__name__} for input_shape={shape}, "
@@ -248,8 +248,8 @@ def _imported(name: str) -> Callable[[Shape, int], nn.Module]:
         )
     try:
         function: Callable[[Shape, int], nn.Module] = getattr(import_module(module), attribute)
-    except Exception as error:  # of any kind: it is the user's code
-        line = str(error).partition("\n")[0]
+    except (Exception, SystemExit) as error:  # of any kind: it is the user's code
+        line = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(".: ")
         raise ValueError(f"build(name={name!r}): {line}. Is it on the Python path?") from error
     return function
 

@@ -77,7 +77,11 @@ def check_read(
     Raises:
         ValueError: nothing that was chosen reads a setting; the line names what would.
     """
-    known = {kind: options for kind, options in readers().items() if kind in chosen}
+    known = {  # without those of a name that is wrong, which is the error to name
+        kind: options
+        for kind, options in readers().items()
+        if kind in chosen and options.keys() >= set(chosen[kind])
+    }
     for field, info in Config.model_fields.items():
         key, value = field.replace("_", "-"), getattr(config, field)
         would = {

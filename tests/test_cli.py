@@ -138,6 +138,10 @@ def test_flags_override_the_file(tmp_path):
         ["--fraction-train", "1.5"],
         ["--config", "nowhere.toml"],
         ["--num-gpus", "64"],
+        ["--config", "no\nwhere.toml"],
+        ["--seed", str(2**63)],
+        ["--partitioner", "nosuch", "--num-clients", "5"],
+        ["--dataset", "nosuch", "--data-dir", "x"],
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(flags, tmp_path, capsys):
@@ -146,7 +150,7 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, tmp_path, capsys):
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert flags[1] in error or flags[0].lstrip("-") in error
+    assert flags[1].replace("\n", "\\n") in error or flags[0].lstrip("-") in error
 
 
 def test_a_folder_in_use_is_kept_unless_it_is_an_old_run_to_overwrite(tmp_path, capsys):
@@ -230,3 +234,55 @@ def test_without_ray_clients_run_one_by_one_and_a_line_says_so(monkeypatch, logg
     with grid_of(Config(num_clients=5)) as grid:
         assert isinstance(grid, SerialGrid)
     assert any("pip install 'fedexp[simulation]'" in line for line in logged)
+
+
+@pytest.mark.parametrize("where", ["import", "function", "forward"])
+def test_a_model_that_ends_the_program_is_no_success(where, tmp_path, monkeypatch, capsys):
+    end = "raise SystemExit(0)"
+    (tmp_path / f"ends_in_{where}.py").write_text(
+        "from torch import nn\n"
+        + (f"{end}\n" if where == "import" else "")
+        + "class Own(nn.Linear):\n"
+        + f"    def forward(self, x): {end}\n"
+        + f"def make(shape, num_outputs): {end if where == 'function' else 'return Own(2, 2)'}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        run(*QUICK, "--model", f"ends_in_{where}:make", "--out", tmp_path / "run")
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "SystemExit" in error or "sys.exit" in error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("of\ntwo lines"), KeyError("x"), SystemExit(0)])
+def test_whatever_ends_a_run_is_one_line_and_exit_code_1(error, tmp_path, monkeypatch, capsys):
+    from fedexp import app
+
+    def raises(*_):
+        raise error
+
+    monkeypatch.setattr(app, "test_evaluation", lambda config: raises)
+    with pytest.raises(SystemExit) as caught:
+        run(*QUICK, "--strategy", "fedavg", "--out", tmp_path / "run")
+    assert caught.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert type(error).__name__ in said
+    assert "--resume" in said
+
+
+def test_ray_that_does_not_start_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
+    ray = pytest.importorskip("ray")
+
+    def init(**_):
+        raise Exception("The current node timed out.\nMore")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(SystemExit) as caught:
+        run("--num-clients", 5, "--out", tmp_path / "run")
+    assert caught.value.code == 1
+    assert "Ray does not start: The current node timed out." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -160,6 +160,11 @@ def _stacked(name: str, pairs: Sized) -> tuple[Array, Array]:
 def _numbered(keys: Any) -> tuple[Array, tuple[str, ...]]:
     keys = np.asarray(keys)
     keys = keys[:, 0] if keys.shape[1:] == (1,) else keys
+    if missing := np.count_nonzero(keys != keys):  # NaN alone is not itself
+        raise ValueError(
+            f"from_arrays(keys={keys.dtype}): {missing} of {keys.size} keys are missing (NaN). "
+            "Leave these rows out, or give them a key."
+        )
     try:
         names, number = np.unique(keys, return_inverse=True)
     except TypeError as error:

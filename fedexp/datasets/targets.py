@@ -65,9 +65,27 @@ def targets_of(y_train: Any, y_test: Any, kind: str = "auto") -> Targets:
     if kinds == {"float"}:
         _check_floats(train, test, kind)
     if kind == "values" or (kind == "auto" and kinds == {"float"}):
-        with np.errstate(over="ignore"):
-            return Targets.of(train.astype(np.float32), test.astype(np.float32))
-    return _classes(train.astype(np.int64), test.astype(np.int64), kind)
+        return Targets.of(_float32("y_train", train), _float32("y_test", test))
+    return _classes(_int64("y_train", train), _int64("y_test", test), kind)
+
+
+def _int64(name: str, y: Array) -> Array:
+    if y.dtype.kind == "u" and y.max() > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"from_arrays({name}={y.dtype}): holds {y.max()}, beyond 64 bits with a sign. "
+            "Number the classes from 0, or save them as text."
+        )
+    return y.astype(np.int64)
+
+
+def _float32(name: str, y: Array) -> Array:
+    most = np.finfo(np.float32).max
+    if y.dtype.kind == "f" and np.abs(y).max() > most:
+        raise ValueError(
+            f"from_arrays({name}={y.dtype}): holds values beyond {most:.1e}, the largest of "
+            "float32. Scale the targets."
+        )
+    return y.astype(np.float32)
 
 
 def _column(name: str, values: Any) -> Array:

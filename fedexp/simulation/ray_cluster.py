@@ -73,7 +73,7 @@ def _start(num_workers: int | None, num_gpus: float) -> None:
         import torch
 
         _check("num_gpus", torch.cuda.device_count(), "GPU", num_gpus)
-    with _without_idle_processes():
+    with _said_in_a_line(), _without_idle_processes():
         ray.init(
             address="local",  # without it, whatever cluster runs on this machine is joined
             num_cpus=num_workers or os.cpu_count(),
@@ -155,6 +155,19 @@ def keep_store_mapped() -> Any:
     """
     reference = ray.put(np.zeros(1 << 18, np.uint8))
     return reference, ray.get(reference)
+
+
+@contextmanager
+def _said_in_a_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Ray raises no kind of its own
+        ray.shutdown()
+        line = str(error).partition("\n")[0].rstrip(".")
+        raise RuntimeError(
+            f"RayGrid: Ray does not start: {line}. Run again when the machine is less busy, or "
+            "use SerialGrid (--engine serial)."
+        ) from error
 
 
 @contextmanager

@@ -200,7 +200,8 @@ def _remove(folder: Path, names: Any) -> None:
     """Remove files by name, and what a crash has left beside them."""
     for name in names:
         for path in (folder / name, *folder.glob(f".{name}.*")):
-            path.unlink(missing_ok=True)
+            if path.name == name or path.suffix[1:].isdecimal():  # not an editor's .swp
+                path.unlink(missing_ok=True)
 
 
 def _version(package: str) -> str | None:

@@ -108,6 +108,8 @@ REFUSED_TARGETS = {
     "two ones in a row": (np.ones((40, 2), int), "one target per row"),
     "missing": (np.where(Y == 1, np.nan, VALUES), "y_train.*[78] of 30 targets are missing"),
     "infinite": (np.where(Y == 1, np.inf, VALUES), "y_train.*NaN or infinite"),
+    "beyond float32": (VALUES.astype(float) * 1e300, "y_train=float64.*beyond 3.4e.38"),
+    "beyond int64": (np.uint64(2**63) + Y.astype(np.uint64), "y_train=uint64.*beyond 64 bits"),
     "no text": (np.where(Y == 1, "", "a"), "y_train.*targets are missing"),
     "none": (np.where(Y == 1, None, "a"), "y_train=object.*without a missing one"),
     "complex": (VALUES.astype(complex), "y_train=complex128.*must be numbers or text"),
@@ -300,6 +302,7 @@ def test_keys_are_one_sortable_value_a_row():
     for wrong, message in (
         (keys[:7], r"keys=\[7\]"),
         (np.stack([keys, keys], 1), r"keys=\[30, 2\]"),
+        (np.where(keys == "a", np.nan, 1.0), "3 of 30 keys are missing"),
         (np.array([None, *keys[1:]], object), "keys=object.*Make all keys text"),
     ):
         with pytest.raises(ValueError, match=message):

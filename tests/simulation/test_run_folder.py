@@ -41,10 +41,17 @@ def test_only_what_a_run_made_goes_and_all_of_it(old_run):
     (old_run / "notes.txt").write_text("mine")
     (old_run / "fedavg" / "model-of-mine.safetensors").write_text("mine")
     (old_run / "fedavg" / ".model.safetensors.123").write_text("left by a crash")
+    (old_run / ".config.toml.swp").write_text("of an editor")
     (old_run / "data").mkdir()
     clear(old_run)
-    foreign = ["data", "fedavg", "fedavg/model-of-mine.safetensors", "notes.txt"]
-    assert names(old_run) == [".lock", *foreign]
+    foreign = [
+        ".config.toml.swp",
+        "data",
+        "fedavg",
+        "fedavg/model-of-mine.safetensors",
+        "notes.txt",
+    ]
+    assert names(old_run) == sorted([".lock", *foreign])
 
 
 def test_a_link_to_another_folder_is_not_followed(old_run, tmp_path):

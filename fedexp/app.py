@@ -38,6 +38,7 @@ from fedexp.records import from_record, to_record
 from fedexp.rounds import EvaluateFn, Round, rounds
 from fedexp.strategies import STRATEGIES, BothIterates, FedOpt, average_named
 from fedexp.strategies.per_client import per_client
+from fedexp.strategies.robustness import Clip, FixedClip, QuantileClip
 from fedexp.strategies.sampling import InPartitionOrder, partitions_of
 
 
@@ -132,8 +133,11 @@ server = ServerApp()
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Wait for all nodes, then run every strategy of the run config, one after the other."""
-    config = Config.of(context.run_config)
+    """Wait for all nodes, then run every strategy of the run config, one after the other.
+
+    Clients that other people run can send anything: ``robust`` is on unless the run config has it.
+    """
+    config = Config.of({"robust": True, **context.run_config})
     check_read(config)
     check_model(config)
     partitions = partitions_of(grid)
@@ -199,7 +203,7 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
     return settings
 
 
-_OWN_IF_0 = {"max_step_size", "server_learning_rate", "smoothing"}
+_OWN_IF_0 = {"drop_beyond", "max_step_size", "server_learning_rate", "smoothing"}
 
 
 def check_read(config: Config, given: Collection[str] = ()) -> None:
@@ -252,6 +256,7 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
         for name, field in fields.items()
         if (value := getattr(config, field)) or field not in _OWN_IF_0
     }
+    options["clip"] = clip_of(config)
     average_named(config.average)  # what is wrong with it shows now
     with level(ERROR):  # Flower warns when no client evaluates, which is the default here
         strategy = cls(
@@ -268,6 +273,14 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
             f"and {optimizer_key(config, key)} tunes it. Use +sgd."
         )
     return strategy
+
+
+def clip_of(config: Config) -> Clip | None:
+    """The bound on updates that ``clip`` and ``clip-quantile`` name."""
+    if config.clip_quantile:
+        start = {"initial": config.clip} if config.clip else {}
+        return QuantileClip(quantile=config.clip_quantile, **start)
+    return FixedClip(config.clip) if config.clip else None
 
 
 class Run:

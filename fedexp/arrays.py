@@ -91,9 +91,13 @@ def update_norm(before: Arrays, after: Arrays, trainable: Container[str]) -> flo
 
 def clip_scale(before: Arrays, after: Arrays, trainable: Container[str], max_norm: float) -> float:
     """``sᵢ = min(1, C/‖Δᵢ‖)`` with ``C = max_norm``; server and clients must agree on it."""
-    if math.isinf(max_norm):
-        return 1.0
-    norm = update_norm(before, after, trainable)
+    return (
+        1.0 if math.isinf(max_norm) else scale_to(max_norm, update_norm(before, after, trainable))
+    )
+
+
+def scale_to(max_norm: float, norm: float) -> float:
+    """``min(1, C/‖Δᵢ‖)`` of an update of length ``norm``."""
     # An infinite norm is not scaled to nothing: it has to show in the sums.
     return max_norm / norm if max_norm < norm < math.inf else 1.0
 

@@ -91,6 +91,22 @@ class Config(BaseModel):
     max_step_size: float = Field(
         0.0, ge=0, description="cap on the server step; 0: the strategy's own"
     )
+    relaxation: float = Field(1.0, gt=0, description="factor of the server step, before its cap")
+    robust: bool = Field(
+        False,
+        description="bound updates, weights and the step by what the median client does; "
+        "a deployed server app does it unless told not to",
+    )
+    clip: float = Field(0.0, ge=0, description="bound on an update's norm; 0 for none")
+    clip_quantile: float = Field(
+        0.0, ge=0, le=1, description="that bound follows this quantile of the norms; 0: it is fixed"
+    )
+    drop_beyond: float = Field(
+        0.0, ge=0, description="leave out updates beyond this multiple of the median norm; 0: none"
+    )
+    buffers: Literal["average", "keep"] = Field(
+        "average", description="arrays that the step does not move: average of the clients, or keep"
+    )
     average: str = Field(
         "ema-0.7", description="averaged iterate that is scored beside the last: last-K or ema-B"
     )

@@ -64,7 +64,8 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     for key, field in Config.keys().items():
         default = "" if field.default == "" else f" (default: {field.default})"
         text = f"{field.description}{default}".replace("%", "%%")
-        parser.add_argument(f"--{key}", action=Once, dest=key, metavar="VALUE", help=text)
+        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+        parser.add_argument(f"--{key}", action=Once, dest=key, metavar="VALUE", help=text, **alone)
 
 
 def config_of(values: dict[str, Any]) -> tuple[Config, set[str]]:

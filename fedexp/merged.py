@@ -41,13 +41,17 @@ class Merged:
     Attributes:
         stats: their statistics.
         metrics: node id and reported metrics of each, in cohort order.
+        norms: ``‖Δᵢ‖`` of each before any bound; 0 where there is none.
     """
 
     stats: PseudoGradientStats = field(default_factory=PseudoGradientStats)
     metrics: tuple[tuple[int, Mapping[str, Any]], ...] = ()
+    norms: tuple[float, ...] = ()
 
     def __add__(self, other: Merged) -> Merged:
-        return Merged(self.stats + other.stats, self.metrics + other.metrics)
+        return Merged(
+            self.stats + other.stats, self.metrics + other.metrics, self.norms + other.norms
+        )
 
     def to_content(self) -> RecordDict:
         """As the content of one reply, read back by ``from_content``."""
@@ -66,7 +70,7 @@ class Merged:
                 MERGED: MetricRecord(sums),
                 "update-sum": to_record(s.update),
                 "buffer-sum": to_record(s.buffers),
-                "metrics": ConfigRecord({"json": metrics}),
+                "metrics": ConfigRecord({"json": metrics, "norms": list(self.norms)}),
             }
         )
 
@@ -86,7 +90,8 @@ class Merged:
     def _from_content(cls, content: RecordDict) -> Merged:
         arrays = records_of(content, ArrayRecord)
         sums = records_of(content, MetricRecord)[MERGED]
-        metrics = json.loads(cast(str, records_of(content, ConfigRecord)["metrics"]["json"]))
+        reported = records_of(content, ConfigRecord)["metrics"]
+        metrics = json.loads(cast(str, reported["json"]))
         return cls(
             PseudoGradientStats(
                 count=int(cast(int, sums["count"])),
@@ -98,6 +103,7 @@ class Merged:
                 num_clipped=int(cast(int, sums["num-clipped"])),
             ),
             tuple((int(node), dict(m)) for node, m in metrics),
+            tuple(float(norm) for norm in cast(list[float], reported["norms"])),
         )
 
     def checked(self, reading: Reading, before: Arrays) -> Kind:
@@ -105,7 +111,8 @@ class Merged:
 
         Names, shapes and weights must be those of replies that ``reading`` takes, and the sums
         must obey what holds for any updates: ``‖Σ pᵢΔᵢ‖² ≤ Σpᵢ Σpᵢ‖Δᵢ‖²`` (Cauchy and Schwarz),
-        ``(Σ pᵢ‖Δᵢ‖)² ≤ Σpᵢ Σpᵢ‖Δᵢ‖²``, and ``‖Δᵢ‖ ≤ C``.
+        ``(Σ pᵢ‖Δᵢ‖)² ≤ Σpᵢ Σpᵢ‖Δᵢ‖²``, and ``‖Δᵢ‖ ≤ C``. With such a bound they must be those of
+        the norms that are named.
 
         Args:
             reading: how replies are read.
@@ -130,9 +137,20 @@ class Merged:
                 raise BadReply(f"sums of norms {s.norm}, {s.sq_norm} do not fit the update.")
         if not s.sq_norm <= s.weight * reading.max_norm * reading.max_norm * (1 + _ROUNDING):
             raise BadReply(f"sq-norm {s.sq_norm} is over {reading.max_norm} a client.")
+        if not math.isinf(reading.max_norm):
+            self._check_norms(reading)
         if name := first_non_finite(s.buffers):
             raise BadReply(f"array {name!r} holds NaN or infinity.")
         return kind
+
+    def _check_norms(self, reading: Reading) -> None:
+        if len(self.norms) != self.stats.count or not all(0 <= x < math.inf for x in self.norms):
+            raise BadReply(f"it names {len(self.norms)} norms of {self.stats.count} clients.")
+        weights = [reading.share(metrics) for _, metrics in self.metrics]
+        short = [min(norm, reading.max_norm) for norm in self.norms]
+        norm = math.fsum(p * x for p, x in zip(weights, short, strict=True))
+        if not math.isclose(self.stats.norm, norm, rel_tol=_ROUNDING):
+            raise BadReply(f"norm is {self.stats.norm}, that of its clients is {norm}.")
 
     def _kind(self, reading: Reading, before: Arrays) -> Kind:
         sums = {**self.stats.update, **self.stats.buffers}

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedexp.arrays import Arrays, cast_alike, check_alike, clip_scale, first_non_finite
+from fedexp.arrays import (
+    Arrays,
+    cast_alike,
+    check_alike,
+    first_non_finite,
+    scale_to,
+    update_norm,
+)
 from fedexp.records import R, from_record, records_of
 
 FINAL_LOSS = "final-loss"
@@ -62,6 +69,7 @@ class Reading:
         trainable: names that move; the rest are buffers.
         arrays_key: record key of what was broadcast.
         max_norm: ``C``; a longer update counts as ``Δᵢ C/‖Δᵢ‖``.
+        max_weight: ``P``; a client that claims a larger weight counts with ``P``.
         narrows: a client may name buffers of its own among ``trainable`` (record ``BUFFERS``).
         step_key: metric that brings ``Kind.step``, a positive number; empty for none.
     """
@@ -71,6 +79,7 @@ class Reading:
     trainable: frozenset[str]
     arrays_key: str
     max_norm: float = math.inf
+    max_weight: float = math.inf
     narrows: bool = False
     step_key: str = ""
 
@@ -154,9 +163,15 @@ class Reading:
     def _moved(self, buffers: frozenset[str]) -> frozenset[str]:
         return self.trainable - buffers if self.narrows and buffers else self.trainable
 
-    def scale(self, after: Arrays, before: Arrays, kind: Kind | None = None) -> float:
-        """``sᵢ = min(1, C/‖Δᵢ‖)`` for what a client returned."""
-        return clip_scale(before, after, (kind or self).trainable, self.max_norm)
+    def norm(self, after: Arrays, before: Arrays, kind: Kind | None = None) -> float:
+        """``‖Δᵢ‖`` of what a client returned; 0 if there is no bound that needs it."""
+        if math.isinf(self.max_norm):
+            return 0.0
+        return update_norm(before, after, (kind or self).trainable)
+
+    def scale(self, norm: float) -> float:
+        """``sᵢ = min(1, C/‖Δᵢ‖)`` of an update of length ``norm``."""
+        return scale_to(self.max_norm, norm)
 
     def weight(self, content: RecordDict) -> float:
         """The client's weight as it reported it."""
@@ -165,7 +180,7 @@ class Reading:
     def share(self, metrics: Mapping[str, Any]) -> float:
         """``pᵢ``, the client's weight in the step."""
         weight = self._weight(metrics)
-        return 1.0 if self.uniform else weight
+        return 1.0 if self.uniform else min(weight, self.max_weight)
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:
         if len(metrics) > _MAX_METRICS:

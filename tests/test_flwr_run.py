@@ -98,6 +98,7 @@ def test_flwr_run_trains_fedexp_and_agrees_with_the_serial_grid(superlink, tmp_p
         num_server_rounds=3,
         fraction_train=0.5,
         engine="serial",
+        robust=True,
     )
     begin(config, tmp_path / "serial")
     simulate(config, tmp_path / "serial", grid_of(config))

@@ -48,7 +48,7 @@ MATHEMATICS = ["arrays", "fold", "stats"] + [
     for name in (
         *("rules", "directions", "step_sizes", "extrapolation", "optimizer", "control"),
         *("averages", "running_ratio"),
-        *("robustness", "proximal"),
+        *("robustness", "medians", "proximal"),
     )
     if (PACKAGE / "strategies" / f"{name}.py").exists()
 ]

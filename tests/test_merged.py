@@ -23,7 +23,8 @@ def client(seed, size=1.0):
     rng = np.random.default_rng(seed)
     after = {k: np.asarray(x + size * rng.normal(size=x.shape), x.dtype) for k, x in BEFORE.items()}
     stats = PseudoGradientStats.of(BEFORE, after, weight=seed + 1.0, trainable=READING.trainable)
-    return Merged(stats, ((seed + 2, {"num-examples": seed + 1, "loss": [0.5, 0.25]}),))
+    metrics = {"num-examples": seed + 1, "loss": [0.5, 0.25]}
+    return Merged(stats, ((seed + 2, metrics),), (stats.mean_norm,))
 
 
 def cohort():
@@ -45,7 +46,8 @@ def sums(**changes):
 
 def told(*rows):
     def tamper(content):
-        content["metrics"] = ConfigRecord({"json": json.dumps(rows)})
+        norms = content["metrics"]["norms"]
+        content["metrics"] = ConfigRecord({"json": json.dumps(rows), "norms": norms})
 
     return tamper
 
@@ -66,7 +68,11 @@ def without(key):
 
 
 def as_json(text):
-    return lambda content: content.update({"metrics": ConfigRecord({"json": text})})
+    return lambda content: content["metrics"].update({"json": text})
+
+
+def norms(*values):
+    return lambda content: content["metrics"].update({"norms": list(values)})
 
 
 SOUND = [[2, {"num-examples": 1}], [3, {"num-examples": 2}], [4, {"num-examples": 3}]]
@@ -110,6 +116,10 @@ TAMPERED = {
     "a client without weight": told(*SOUND[:2], [4, {}]),
     "a client with text for a metric": told(*SOUND[:2], [4, {"num-examples": 3, "loss": "low"}]),
     "a node that is no number": told(*SOUND[:2], ["node", SOUND[2][1]]),
+    "no norms": norms(),
+    "other norms": norms(1.0, 1.0, 1.0),
+    "norms of NaN": norms(float("nan"), 1.0, 1.0),
+    "endless norms": norms(float("inf"), 1.0, 1.0),
     "no JSON": as_json("[("),
     "JSON of another form": as_json("3"),
     "endless JSON": as_json("[" * 100_000),

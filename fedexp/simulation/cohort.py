@@ -142,15 +142,18 @@ class Share:
         rows = [row if row.kind == kind else Row(row.position, row.node) for row in rows]
         before = kind.part(self.before)
         arrays = [before if row.arrays is None else row.arrays for row in rows]
+        norms = [self.reading.norm(x, before, kind) for x in arrays]
         with np.errstate(over="ignore"):  # it shows in the norm
             stats = PseudoGradientStats.fold(
                 before,
                 arrays,
                 weights=[row.weight for row in rows],
                 trainable=kind.trainable,
-                scales=[self.reading.scale(x, before, kind) for x in arrays],
+                scales=[self.reading.scale(norm) for norm in norms],
             )
-        return Merged(stats, tuple((row.node, row.metrics) for row in rows if row.kind))
+        usable = [(row, norm) for row, norm in zip(rows, norms, strict=True) if row.kind]
+        metrics = tuple((row.node, row.metrics) for row, _ in usable)
+        return Merged(stats, metrics, tuple(norm for _, norm in usable))
 
     def _bounded(self, row: Row) -> Row:
         """``row``, or nothing in its place if the square of its update drowns the sums."""

@@ -35,6 +35,7 @@ from fedexp.strategies.control import (
     server_variate,
 )
 from fedexp.strategies.directions import State
+from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
 from fedexp.strategies.privacy import check_untouched
 from fedexp.strategies.replies import Replies
@@ -57,7 +58,7 @@ class FedOpt(FlowerFedAvg):
     folded as they come, and each metric is the mean over the clients that report it as a finite
     number. The train metrics of a round gain
     ``server-step-size`` (``η``), ``update-norm`` (``‖Δ̄‖``), ``mean-update-norm``
-    (``Σ pᵢ‖Δᵢ‖ / Σ pᵢ``), ``num-clients`` and ``num-failures``; with ``clip`` also
+    (``Σ pᵢ‖Δᵢ‖ / Σ pᵢ``), ``num-clients`` and ``num-failures``; with ``clip`` or ``robust`` also
     ``max-update-norm`` (``C``) and ``num-clipped``, and with clients that
     report a ``learning-rate`` its weighted spread ``learning-rate-std``.
 
@@ -82,6 +83,8 @@ class FedOpt(FlowerFedAvg):
         clip: a bound on the norm of each update, see ``robustness``; none by default.
         drop_beyond: leave out updates longer than this multiple of the round's median norm. The
             server then holds all replies of a round.
+        robust: bound updates, weights and the step that a rule chooses by what the median client
+            does, see ``MedianBounds``; replies still merge.
         client_config: settings for the clients' train config record, e.g. ``proximal-mu``.
         control_variates: SCAFFOLD: send the server's variate, see ``control``.
         **kwargs: FedAvg's.
@@ -104,6 +107,7 @@ class FedOpt(FlowerFedAvg):
         relaxation: float = 1.0,
         clip: Clip | None = None,
         drop_beyond: float | None = None,
+        robust: bool | MedianBounds = False,
         client_config: Mapping[str, int | float | bool | str] | None = None,
         control_variates: bool = False,
         **kwargs: Any,
@@ -113,9 +117,14 @@ class FedOpt(FlowerFedAvg):
             raise ValueError(f"FedOpt(buffers={buffers!r}): unknown. Use 'average' or 'keep'.")
         if drop_beyond is not None and not drop_beyond >= 1:
             raise ValueError(f"FedOpt(drop_beyond={drop_beyond}): must be >= 1. Use 5.0.")
+        self.bounds = MedianBounds() if robust is True else robust or None
+        if self.bounds and clip:
+            raise ValueError(f"FedOpt(robust=True, clip={clip}): both bound updates. Use one.")
         self.optimizer = limited(optimizer or ServerOptimizer(), relaxation, max_step_size)
         constant = isinstance(self.optimizer.step_size, Constant)
         self._limits_batch_norm = max_step_size is None and not constant
+        if self.bounds and self._limits_batch_norm:
+            self.optimizer = limited(self.optimizer, max_step_size=self.bounds.step)
         self.weighted = weighted
         self.trainable = None if trainable is None else frozenset(trainable)
         self.seed = seed
@@ -229,7 +238,7 @@ class FedOpt(FlowerFedAvg):
     ) -> MetricRecord | None:
         """Aggregate the metrics of the usable replies."""
         whole = self.evaluate_metrics_aggr_fn is not aggregate_metricrecords
-        folded = Replies({}, self.reading(), whole=whole)
+        folded = Replies({}, self.reading(), whole=whole, bounds=self.bounds)
         folded.fold_metrics(folded.contents(replies))
         self.attendance.tell(folded.failures)
         if not folded.metrics:
@@ -257,6 +266,8 @@ class FedOpt(FlowerFedAvg):
             narrows=self.trainable is None and _BUFFERS not in self.state,
             step_key=STEP if self.control_variates else "",
         )
+        if self.bounds:
+            return replace(reading, **self.bounds.limits(self.state))
         return replace(reading, max_norm=self.clip.bound(self.state)) if self.clip else reading
 
     def replies(self) -> Replies:
@@ -265,13 +276,16 @@ class FedOpt(FlowerFedAvg):
         Raises:
             AggregationError: the model of the round is not known, and the step depends on it.
         """
-        if not self.has_begun and not (self.optimizer.is_mean and self.clip is None):
+        bounded = self.clip is not None or self.bounds is not None
+        if not self.has_begun and not (self.optimizer.is_mean and not bounded):
             raise AggregationError(
                 f"{type(self).__name__}.aggregate_train: the model that the clients started from "
                 "is not known. Call configure_train first, or set current_arrays."
             )
         whole = self.train_metrics_aggr_fn is not aggregate_metricrecords
-        return Replies(self.params, self.reading(), merges=self.merges, whole=whole)
+        return Replies(
+            self.params, self.reading(), merges=self.merges, whole=whole, bounds=self.bounds
+        )
 
     def advance(self, folded: Replies) -> tuple[Arrays, dict[str, Any]]:
         """The server step after a round: new parameters, and what there is to report.
@@ -290,6 +304,10 @@ class FedOpt(FlowerFedAvg):
         if self.clip:
             clipping = {"max-update-norm": self.clip.bound(state), "num-clipped": stats.num_clipped}
             state = self.clip.adapt(stats, state)
+        if self.bounds:
+            stats, state, clipping = self.bounds.settle(
+                stats, folded.reports, state, keeps_weight=self.control_variates
+            )
         optimizer = self.optimizer
         if self._limits_batch_norm and has_batch_norm(params):
             optimizer = limited(optimizer, max_step_size=_BATCH_NORM_MAX_STEP)
@@ -361,7 +379,8 @@ class FedOpt(FlowerFedAvg):
 
     def _rates(self, folded: Replies) -> dict[str, float]:
         """How the clients' learning rates spread; their mean is kept where it is sent back."""
-        rates = cohort_rates([m for _, m in folded.metrics], self.weighted_by_key)
+        within = self.bounds.weight if self.bounds else math.inf
+        rates = cohort_rates(folded.bounded(), self.weighted_by_key, within)
         if not rates:
             return {}
         if self.client_config.get(BETWEEN) == "average":
@@ -382,6 +401,11 @@ class FedOpt(FlowerFedAvg):
         clients, reading = Clients.of(self.state), self.reading()
         before = clients.total
         weights = {node: reading.share(metrics) for node, metrics in folded.metrics}
+        if reading.uniform and self.weighted:  # in the first round with bounds; not later
+            weights = {
+                node: metrics[self.weighted_by_key]
+                for node, metrics in zip(weights, folded.bounded(), strict=True)
+            }
         clients.apply(weights, server_round, self._num_nodes)
         sums = {"step": folded.kind.step, "before": before, "total": clients.total}
         return {**next_variate(folded.stats, self.state, **sums), **clients.entry()}
@@ -401,7 +425,8 @@ class FedOpt(FlowerFedAvg):
 
     def _check_untouched(self, arrays: ArrayRecord) -> None:
         if self._is_ours("aggregate_train"):  # else it knows what it changes
-            check_untouched(self.optimizer, self._released, arrays, from_record)
+            robust = self.bounds is not None
+            check_untouched(self.optimizer, self._released, arrays, from_record, robust=robust)
 
     def _nothing(self, server_round: int, num_failures: int) -> tuple[None, MetricRecord | None]:
         if self.fraction_train == 0.0:  # nobody was asked

@@ -149,7 +149,11 @@ class FedOpt(FlowerFedAvg):
         metrics: dict[str, Scalar] = {**own}
         if self.fit_metrics_aggregation_fn:
             used = {node for node, _ in folded.metrics}
-            pairs = [(r.num_examples, r.metrics) for client, r in results if _node(client) in used]
+            usable = [r for client, r in results if _node(client) in used]
+            sizes: list[float] = [r.num_examples for r in usable]
+            if bounds := self.strategy.bounds:
+                sizes = bounds.bounded(sizes)
+            pairs = [(int(n), r.metrics) for n, r in zip(sizes, usable, strict=True)]
             metrics = {**self.fit_metrics_aggregation_fn(pairs), **metrics}
         lost = len(results) - folded.stats.count + len(failures)
         return self._released, {**metrics, "num-failures": lost}
@@ -159,6 +163,7 @@ class FedOpt(FlowerFedAvg):
         single = {
             "weighted=False": not ours.weighted,
             "clip": ours.clip is not None,
+            "robust": ours.bounds is not None,
             "drop_beyond": ours.drop_beyond is not None,
         }
         owner = f"legacy.{type(self).__name__}"
@@ -205,8 +210,8 @@ class FedOpt(FlowerFedAvg):
 
     def _check_untouched(self, parameters: Parameters) -> None:
         if type(self).aggregate_fit is FedOpt.aggregate_fit:  # else it knows what it changes
-            optimizer = self.strategy.optimizer
-            check_untouched(optimizer, self._released, parameters, self._named)
+            optimizer, robust = self.strategy.optimizer, self.strategy.bounds is not None
+            check_untouched(optimizer, self._released, parameters, self._named, robust=robust)
 
 
 def _node(client: ClientProxy) -> Any:

@@ -21,6 +21,8 @@ def check_untouched(
     released: _Model | None,
     given: _Model,
     arrays_of: Callable[[_Model], Arrays],
+    *,
+    robust: bool = False,
 ) -> None:
     """Raise unless the model that comes back is the one that the server step returned.
 
@@ -34,18 +36,20 @@ def check_untouched(
         released: what the strategy returned last, None before round 1.
         given: what it is asked to send out.
         arrays_of: decodes either.
+        robust: updates are bounded by what other clients sent, which needs more noise as well.
 
     Raises:
         ValueError: they differ.
     """
-    if released is None or released is given or optimizer.averages:
+    if released is None or released is given or (optimizer.averages and not robust):
         return
     if not same(arrays_of(released), arrays_of(given)):
         raise ValueError(
             f"ServerOptimizer(direction={optimizer.direction}, step_size={optimizer.step_size}): "
             "the model was changed after the server step, as Flower's differential-privacy "
             "wrappers do. Their noise fits a plain mean; after this step it is too small for the "
-            "privacy they state. Wrap FedAvg with a server_learning_rate of at most 1."
+            "privacy they state. Wrap FedAvg with a server_learning_rate of at most 1 and without "
+            "robust."
         )
 
 

@@ -13,6 +13,7 @@ from fedexp.merged import MERGED, Merged
 from fedexp.records import records_of
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.attendance import Failure
+from fedexp.strategies.medians import MedianBounds, Report
 from fedexp.strategies.reply_group import Aggregate, ReplyGroup
 from fedexp.strategies.robustness import outliers
 
@@ -30,6 +31,7 @@ class Replies:
         reading: how replies are read.
         merges: the grid was asked for merged replies; from anybody else they are not believed.
         whole: keep all arrays of the replies for ``aggregated``.
+        bounds: see ``ReplyGroup``.
 
     Attributes:
         kind: what the replies that count have in common.
@@ -39,15 +41,22 @@ class Replies:
     """
 
     def __init__(
-        self, before: Arrays, reading: wire.Reading, *, merges: bool = False, whole: bool = False
+        self,
+        before: Arrays,
+        reading: wire.Reading,
+        *,
+        merges: bool = False,
+        whole: bool = False,
+        bounds: MedianBounds | None = None,
     ) -> None:
         self.before, self.reading, self.merges, self.whole = before, reading, merges, whole
+        self.bounds = bounds
         self.kind = wire.Kind(reading.trainable)
         self.failures: list[Failure] = []
         self.unlike: list[int] = []
         self.without_step: list[int] = []
         self._groups: dict[wire.Kind, ReplyGroup] = {}
-        self._chosen = ReplyGroup(reading, whole)
+        self._chosen = ReplyGroup(reading, whole, bounds=bounds)
         # The square of a float32 fits into a float64.
         self._may_overflow = any(x.dtype.itemsize > 4 for x in before.values())
 
@@ -69,6 +78,15 @@ class Replies:
     def aggregated(self, aggregate: Aggregate) -> MetricRecord | None:
         """The metrics of the clients that count as one record, see ``ReplyGroup``."""
         return self._chosen.aggregated(aggregate)
+
+    def bounded(self) -> list[Mapping[str, Any]]:
+        """The metrics of each reply that counts, see ``ReplyGroup``."""
+        return self._chosen.bounded()
+
+    @property
+    def reports(self) -> list[Report]:
+        """Weight and norm of each reply that counts, see ``ReplyGroup``."""
+        return self._chosen.reports
 
     def with_loss(self) -> PseudoGradientStats:
         """The statistics with the clients' losses, see ``ReplyGroup``."""
@@ -164,18 +182,21 @@ class Replies:
         self, node: int, content: RecordDict, after: Arrays, weight: float, kind: wire.Kind
     ) -> None:
         group, before = self._group(kind), kind.part(self.before)
+        norm = self.reading.norm(after, before, kind)
         group.stats = PseudoGradientStats.fold(
             before,
             [after],
             weights=[weight],
             trainable=kind.trainable,
-            scales=[self.reading.scale(after, before, kind)],
+            scales=[self.reading.scale(norm)],
             onto=group.stats,
         )
-        group.keep(node, content)
+        group.keep(node, content, norm)
 
     def _group(self, kind: wire.Kind) -> ReplyGroup:
-        return self._groups.setdefault(kind, ReplyGroup(self.reading, self.whole))
+        return self._groups.setdefault(
+            kind, ReplyGroup(self.reading, self.whole, bounds=self.bounds)
+        )
 
     def _leave_out(self, node: int, reason: str) -> None:
         self.failures.append((node, reason))

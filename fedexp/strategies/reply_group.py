@@ -15,6 +15,7 @@ from fedexp.merged import Merged
 from fedexp.records import records_of
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.client_metrics import weighted_means
+from fedexp.strategies.medians import MedianBounds, Report
 
 Aggregate = Callable[[list[RecordDict], str], MetricRecord | None]
 """Flower's form of a function that makes one record of the clients' metrics."""
@@ -30,6 +31,8 @@ class ReplyGroup:
         stats: their sums.
         metrics: node and metrics of each.
         contents: records of each reply, without arrays unless ``whole``; none of merged ones.
+        norms: ``‖Δᵢ‖`` of each before it was bounded; 0 where there is no bound.
+        bounds: on losses and on the weights of metrics, by the round's medians.
     """
 
     reading: wire.Reading
@@ -37,11 +40,14 @@ class ReplyGroup:
     stats: PseudoGradientStats = field(default_factory=PseudoGradientStats)
     metrics: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
     contents: list[dict[str, Any]] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    bounds: MedianBounds | None = None
 
-    def keep(self, node: int, content: RecordDict) -> None:
-        """Remember what a node reported."""
+    def keep(self, node: int, content: RecordDict, norm: float = 0.0) -> None:
+        """Remember what a node reported, and the length of its update."""
         (metrics,) = records_of(content, MetricRecord).values()
         self.metrics.append((node, dict(metrics)))
+        self.norms.append(norm)
         kept = {
             key: record
             for key, record in content.items()
@@ -53,6 +59,7 @@ class ReplyGroup:
         """Add several replies at once."""
         self.stats = self.stats + merged.stats
         self.metrics.extend(merged.metrics)
+        self.norms.extend(merged.norms)
 
     def aggregated(self, aggregate: Aggregate) -> MetricRecord | None:
         """The metrics of all as one record.
@@ -63,9 +70,31 @@ class ReplyGroup:
                 client, which would be most of a small round's server time.
         """
         if aggregate is aggregate_metricrecords:
-            nodes, rows = [node for node, _ in self.metrics], [m for _, m in self.metrics]
-            return weighted_means(rows, self.reading.weighted_by, nodes)
-        return aggregate([RecordDict(kept) for kept in self.contents], self.reading.weighted_by)
+            nodes = [node for node, _ in self.metrics]
+            return weighted_means(self.bounded(), self.reading.weighted_by, nodes)
+        contents = self.contents
+        if self.bounds:
+            pairs = zip(contents, self.bounded(), strict=True)
+            contents = [_reporting(kept, metrics) for kept, metrics in pairs]
+        return aggregate([RecordDict(kept) for kept in contents], self.reading.weighted_by)
+
+    def bounded(self) -> list[Mapping[str, Any]]:
+        """The metrics of all; with ``bounds`` no weight is far beyond the median."""
+        rows = [m for _, m in self.metrics]
+        if self.bounds is None:
+            return rows
+        key = self.reading.weighted_by
+        weights = self.bounds.bounded([m[key] for m in rows])
+        return [{**m, key: weight} for m, weight in zip(rows, weights, strict=True)]
+
+    @property
+    def reports(self) -> list[Report]:
+        """What each client claims to weigh and weighs, and ``‖Δᵢ‖`` if there is a bound."""
+        key = self.reading.weighted_by
+        return [
+            Report(float(m[key]), self.reading.share(m), norm)
+            for (_, m), norm in zip(self.metrics, self.norms, strict=True)
+        ]
 
     def with_loss(self) -> PseudoGradientStats:
         """The statistics, with ``Σ pᵢ fᵢ(wᵢ)`` if any client reports its ``final-loss``.
@@ -76,7 +105,18 @@ class ReplyGroup:
         if not told:
             return self.stats
         # fsum is exact, so the order in which replies arrive changes no bit.
-        loss = math.fsum(self.reading.share(m) * m[wire.FINAL_LOSS] for m in told)
+        losses = [m[wire.FINAL_LOSS] for m in told]
+        losses = self.bounds.near(losses) if self.bounds else losses
+        weights = map(self.reading.share, told)
+        loss = math.fsum(p * f for p, f in zip(weights, losses, strict=True))
         if len(told) < len(self.metrics):
             loss *= self.stats.weight / math.fsum(map(self.reading.share, told))
         return replace(self.stats, loss=loss)
+
+
+def _reporting(kept: dict[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Records of a reply with other metrics."""
+    return {
+        key: MetricRecord(dict(metrics)) if isinstance(record, MetricRecord) else record
+        for key, record in kept.items()
+    }

@@ -33,17 +33,22 @@ def spread(rates: Sequence[float], weights: Sequence[float]) -> tuple[float, flo
 
 
 def cohort_rates(
-    metrics: Sequence[Mapping[str, Any]], weighted_by: str
+    metrics: Sequence[Mapping[str, Any]], weighted_by: str, within: float = math.inf
 ) -> tuple[float, float] | None:
     """Mean and spread of the cohort's learning rates; None unless a client reports one.
 
-    A rate that is not finite and positive does not count.
+    A rate that is not finite and positive does not count; one that differs from the median by
+    more than the factor ``within`` counts as if it differed by that.
     """
     metrics = [m for m in metrics if isinstance(m.get(RATE), float) and 0 < m[RATE] < math.inf]
     weights = [float(m[weighted_by]) for m in metrics]
     if not sum(weights) > 0:
         return None
-    return spread([m[RATE] for m in metrics], weights)
+    rates = [m[RATE] for m in metrics]
+    if within < math.inf:
+        middle = float(np.median(rates))
+        rates = [min(max(rate, middle / within), middle * within) for rate in rates]
+    return spread(rates, weights)
 
 
 def next_config(policy: Any, state: State) -> dict[str, float]:

@@ -127,11 +127,22 @@ def test_flowers_strategies_give_the_arrays_of_the_serial_grid(grid, strategy):
     same_bits(*results)
 
 
-def test_our_merged_rounds_have_the_bits_of_the_serial_grid(grid):
-    results = [start(FedExP(**OURS), one) for one in (grid, serial())]
+@pytest.mark.parametrize("robust", [False, True])
+def test_our_merged_rounds_have_the_bits_of_the_serial_grid(grid, robust):
+    grid.forget()
+    results = [start(FedExP(robust=robust, **OURS), one) for one in (grid, serial())]
     same_bits(*results)
     ours, theirs = (r.train_metrics_clientapp for r in results)
     assert {t: dict(m) for t, m in ours.items()} == {t: dict(m) for t, m in theirs.items()}
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_robust_rounds_have_the_same_bits_for_any_number_of_workers(num_workers):
+    with RayGrid(app_of(drift), NUM_NODES, num_workers=num_workers) as few:
+        strategy = FedExP(robust=True, **OURS)
+        results = [start(strategy, few), start(FedExP(robust=True, **OURS), serial())]
+    assert strategy.merges
+    same_bits(*results)
 
 
 def test_replies_come_in_the_order_of_the_messages(grid):

@@ -100,8 +100,9 @@ def test_scaled_statistics_are_those_of_scaled_updates():
 
 def test_an_update_is_scaled_to_the_bound_and_no_further():
     reading = Reading("num-examples", False, frozenset({"w"}), "arrays", max_norm=0.5)
-    assert reading.scale({"w": np.full(4, 2.0)}, {"w": np.zeros(4)}) == pytest.approx(0.5 / 4)
-    assert reading.scale({"w": np.full(4, 0.1)}, {"w": np.zeros(4)}) == 1.0
+    assert reading.norm({"w": np.full(4, 2.0)}, {"w": np.zeros(4)}) == 4.0
+    assert reading.scale(4.0) == pytest.approx(0.5 / 4)
+    assert reading.scale(0.2) == 1.0
 
 
 @pytest.mark.parametrize("quantile", [0.5, 0.8])

@@ -38,9 +38,9 @@ class MedianBounds:
     """Bounds ``‖Δᵢ‖ ≤ k m``, ``pᵢ ≤ l n`` and ``η ≤ s``, with running medians ``m`` and ``n``.
 
     Client ``i`` counts as ``min(1, k m/‖Δᵢ‖) Δᵢ`` with weight ``min(pᵢ, l n)``. For a rule that
-    reads ``Σ pᵢ‖Δᵢ‖²``, as FedExP's step does, no ``‖Δᵢ‖`` counts as more than the round's own
-    median: two clients that send ``v`` and ``-v`` leave the mean as it is and would raise the step.
-    After a round
+    reads ``Σ pᵢ‖Δᵢ‖²``, as FedExP's step does, no ``‖Δᵢ‖`` counts as more than ``c`` times the
+    round's own median: clients that send ``v`` and ``-v`` leave the mean as it is, and would raise
+    the step. After a round
     ``m ← √(m · clip(median ‖Δᵢ‖, m/k, k m))``, and ``n`` alike by ``pᵢ`` and ``l``, with the lower
     one of two middle values: a cohort changes ``m`` by at most the factor ``√k``. In the first
     round all clients count alike, with ``pᵢ = 1`` and ``m Δᵢ/‖Δᵢ‖``, ``m`` its median norm.
@@ -51,12 +51,14 @@ class MedianBounds:
     Attributes:
         norm: ``k ≥ 1``, the longest update in medians.
         weight: ``l ≥ 1``, the largest weight in medians.
+        step_norm: ``c ≥ 1``, the longest update that a step size sees, in medians of the round.
         step: ``s ≥ 1``, the largest server step of a rule that chooses it, where
             ``max_step_size`` does not say otherwise.
     """
 
     norm: float = 3.0
     weight: float = 3.0
+    step_norm: float = 1.5
     step: float = 3.0
 
     def __post_init__(self) -> None:
@@ -91,7 +93,8 @@ class MedianBounds:
         if "medians" in state:
             old = {name: float(x) for name, x in state["medians"].items()}
             bound = self.norm * old["norm"]
-            short = math.fsum(r.weight * min(r.norm, middle) ** 2 for r in reports)
+            longest = self.step_norm * middle
+            short = math.fsum(r.weight * min(r.norm, longest) ** 2 for r in reports)
             stats = replace(stats, sq_norm=min(stats.sq_norm, short))
             norm = _follow(old["norm"], norm, self.norm)
             weight = _follow(old["weight"], weight, self.weight)

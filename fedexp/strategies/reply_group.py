@@ -88,7 +88,11 @@ class ReplyGroup:
         if aggregate is aggregate_metricrecords:
             nodes = [node for node, _ in self.metrics]
             return weighted_means(self.bounded(), self.reading.weighted_by, nodes)
-        return aggregate([RecordDict(kept) for kept in self.contents], self.reading.weighted_by)
+        contents = self.contents
+        if self.bounds:
+            pairs = zip(contents, self.bounded(), strict=True)
+            contents = [_reporting(kept, metrics) for kept, metrics in pairs]
+        return aggregate([RecordDict(kept) for kept in contents], self.reading.weighted_by)
 
     def with_loss(self) -> PseudoGradientStats:
         """The statistics, with ``Σ pᵢ fᵢ(wᵢ)`` if any client reports its ``final-loss``.
@@ -106,3 +110,11 @@ class ReplyGroup:
         if len(told) < len(self.metrics):
             loss *= self.stats.weight / math.fsum(map(self.reading.share, told))
         return replace(self.stats, loss=loss)
+
+
+def _reporting(kept: dict[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Records of a reply with other metrics."""
+    return {
+        key: MetricRecord(dict(metrics)) if isinstance(record, MetricRecord) else record
+        for key, record in kept.items()
+    }

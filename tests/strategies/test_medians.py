@@ -21,7 +21,7 @@ from fedexp.strategies.tuning import cohort_rates
 
 W = {"w": np.linspace(-1, 1, 6).reshape(2, 3), "b": np.asarray(0.5)}
 BOUNDS = MedianBounds()
-K, L, S = 3.0, 3.0, 3.0
+K, L, C, S = 3.0, 3.0, 1.5, 3.0
 QUIET = {"fraction_evaluate": 0.0}
 
 
@@ -89,7 +89,7 @@ def reference(replies, eta):
             p = [min(x, L * n) for x in weights]
             scaled = [min(1.0, K * m / norm) for norm in norms]
             bounds.append(K * m)
-            lengths = [min(norm, K * m, middle) for norm in norms]
+            lengths = [min(norm, K * m, C * middle) for norm in norms]
             m = math.sqrt(m * min(max(middle, m / K), K * m))
             n = math.sqrt(n * min(max(heavy, n / L), L * n))
         mean = {
@@ -188,7 +188,7 @@ def test_a_pair_that_cancels_does_not_raise_the_step(length_of_v):
     result = run(FedExP(epsilon=0.0, robust=True, **QUIET), paired)
     metrics = result.train_metrics_clientapp[2]
     middle = sorted([length(u) for _, u in honest[1]])[3]  # lower median of seven, two longer
-    ratio = middle**2 / (2 * metrics["update-norm"] ** 2)
+    ratio = (C * middle) ** 2 / (2 * metrics["update-norm"] ** 2)
     assert metrics["server-step-size"] <= max(1.0, ratio) * (1 + 1e-9)
 
 
@@ -247,9 +247,9 @@ def test_the_older_api_gives_the_same_model(name):
 
     newer = STRATEGIES[name.lower()].strategy(robust=True, **QUIET)
     result = newer.start(grid_of(client), to_record(FIRST), num_rounds=4)
-    twin = getattr(legacy, name)
-    same = {"tau": 1e-3, "flower_compatible": False} if twin.defaults else {}
-    older, history, _ = fitted(twin, robust=True, **same)
+    cls = getattr(legacy, name)
+    same = {"tau": 1e-3, "flower_compatible": False} if cls.defaults else {}
+    older, history, _ = fitted(cls, robust=True, **same)
     for x, y in zip(older, from_record(result.arrays).values(), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9)
     bounds = [m["max-update-norm"] for m in result.train_metrics_clientapp.values()]

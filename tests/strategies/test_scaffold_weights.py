@@ -15,6 +15,7 @@ from fedexp.simulation.checkpoint import Checkpoint
 from fedexp.simulation.grid import context_of, error_reply
 from fedexp.simulation.transport import unpack
 from fedexp.strategies import FedAvg, FixedClip, QuantileClip, Scaffold, ScaffoldExP
+from fedexp.strategies.medians import MedianBounds
 
 SIZES, D = [10, 20, 40, 10, 20, 40], 3
 SPANS = [range(sum(SIZES[:i]), sum(SIZES[: i + 1])) for i in range(len(SIZES))]
@@ -101,6 +102,14 @@ def test_it_converges_to_the_optimum_whoever_takes_part(make, fraction, num_roun
 def test_so_do_replies_one_by_one_and_to_the_optimum_that_is_asked_for(weights):
     strategy = made(weighted=weights == SIZES)
     assert distance(run(strategy, Grid(merges=False), 200), weights) < 1e-12
+
+
+def test_bounded_weights_lead_to_the_optimum_of_the_bounded_weights():
+    strategy = made(robust=MedianBounds(norm=1e6, weight=1.0))
+    arrays = run(strategy, Grid(), 200)
+    median = float(strategy.state["medians"]["weight"])
+    assert median in (10, 20)  # of the first cohort, so that some weigh less than they claim
+    assert distance(arrays, [min(size, median) for size in SIZES]) < 1e-12
 
 
 def test_fedavg_does_not():

@@ -20,7 +20,7 @@ def failed_in_a_row(rows: Sequence[Row]) -> int:
 
 
 def problem(rows: Sequence[Row], missing: Collection[int], num_rounds: int) -> str | None:
-    """What went wrong; None if every client that was asked has contributed at least once.
+    """What went wrong; None if all clients that were asked contributed and the model has a score.
 
     Args:
         rows: of all rounds.
@@ -34,6 +34,8 @@ def problem(rows: Sequence[Row], missing: Collection[int], num_rounds: int) -> s
         return f"ended in round {len(rows)}, after {last} failed in a row: {_why(rows[-last:])}"
     if missing:
         return f"{_clients(missing)} never contributed: {_why(rows, missing)}"
+    if rows[-1].get("test-loss", 0) is None:
+        return "the test loss of the last model is not finite: use a smaller learning rate or step."
     return None
 
 

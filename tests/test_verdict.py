@@ -69,3 +69,11 @@ def test_a_summary_counts_failures_and_names_the_missing():
 def test_equal_problems_of_several_strategies_are_one_line():
     summaries = {key: {"problem": p} for key, p in zip("abcd", ["x", None, "y", "x"], strict=True)}
     assert problems(summaries) == ["a, d: x", "c: y"]
+
+
+def test_a_model_that_cannot_be_scored_is_no_success():
+    """Its clients may have trained without a failure: all that is wrong shows at the server."""
+    row = {"failed": False, "num-failures": 0, "test-loss": 1.0}
+    assert problem([row, row], [], 2) is None
+    found = problem([row, {**row, "test-loss": None}], [], 2)
+    assert "test loss of the last model is not finite" in found

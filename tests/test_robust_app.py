@@ -10,8 +10,7 @@ from safetensors.numpy import load_file
 from fedexp import app, cli
 from fedexp.config import Config
 from fedexp.simulation import SerialGrid
-from fedexp.strategies import FixedClip, QuantileClip
-from fedexp.strategies.medians import MedianBounds
+from fedexp.strategies import FixedClip, MedianBounds, QuantileClip
 
 SMALL = {"num-clients": 4, "num-server-rounds": 2, "local-steps": 2, "strategy": "fedexp"}
 

@@ -14,6 +14,7 @@ from fedexp.strategies.directions import Adagrad, Adam, Identity, Momentum, Yogi
 from fedexp.strategies.evaluation import BothIterates, MeanOfIterates, MeanOfLastTwo
 from fedexp.strategies.extrapolation import Extrapolation, RunningExtrapolation
 from fedexp.strategies.fedopt import FedOpt
+from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.presets import (
     FedAdagrad,
@@ -57,6 +58,7 @@ __all__ = [
     "MeanOfIterates",
     "MeanOfLast",
     "MeanOfLastTwo",
+    "MedianBounds",
     "Momentum",
     "MovingAverage",
     "NesterovExP",

@@ -14,8 +14,7 @@ from fedexp.simulation import SerialGrid
 from fedexp.simulation.checkpoint import Checkpoint
 from fedexp.simulation.grid import context_of, error_reply
 from fedexp.simulation.transport import unpack
-from fedexp.strategies import FedAvg, FixedClip, QuantileClip, Scaffold, ScaffoldExP
-from fedexp.strategies.medians import MedianBounds
+from fedexp.strategies import FedAvg, FixedClip, MedianBounds, QuantileClip, Scaffold, ScaffoldExP
 
 SIZES, D = [10, 20, 40, 10, 20, 40], 3
 SPANS = [range(sum(SIZES[:i]), sum(SIZES[: i + 1])) for i in range(len(SIZES))]

@@ -1,0 +1,104 @@
+import json
+
+import numpy as np
+import pytest
+
+from experiments import attacks
+from experiments.attacks import Attack, Cell, cells, main, shifted, table
+from fedexp.config import Config
+from fedexp.records import from_record
+from fedexp.simulation import SerialGrid
+from fedexp.strategies import FedAvg
+
+CONFIG = Config(num_clients=6, fraction_train=1.0, local_steps=1)
+
+
+def updates(attack):
+    """What each client subtracts in a round of all clients, and its weight."""
+    found = {}
+
+    class Seen(SerialGrid):
+        merges = False
+
+        def send_and_receive(self, messages, *, timeout=None):
+            for reply in super().send_and_receive(messages, timeout=timeout):
+                before = from_record(next(iter(messages)).content["arrays"])
+                after = from_record(reply.content["arrays"]) if reply.has_content() else before
+                node = reply.metadata.src_node_id
+                weight = reply.content["metrics"]["num-examples"] if reply.has_content() else 0
+                found[node] = {k: np.float64(before[k]) - after[k] for k in before}, weight
+                yield reply
+
+    grid = Seen(attack.app(), CONFIG.num_clients, run_config=CONFIG.values())
+    run = attacks.app.Run(CONFIG, "fedavg", CONFIG.num_clients)
+    FedAvg(seed=0, fraction_evaluate=0.0).start(grid, run.arrays, num_rounds=1)
+    return found, from_record(run.arrays)
+
+
+def test_a_pair_cancels_and_is_a_hundred_times_as_long_as_the_model():
+    attack = Attack.by(3, "pairs", CONFIG)
+    found, model = updates(attack)
+    a, b, alone = attack.nodes
+    assert found[a][1] == found[b][1]
+    for name, w in model.items():
+        limit = 1e-5 * np.abs(found[a][0][name]).max()
+        np.testing.assert_allclose(found[a][0][name], -found[b][0][name], atol=limit)
+        assert np.abs(found[alone][0][name]).max() <= 1.0  # it trains
+        assert w.shape == found[a][0][name].shape
+    length = np.sqrt(sum(np.square(x).sum() for x in found[a][0].values()))
+    size = np.sqrt(sum(np.square(np.float64(x)).sum() for x in model.values()))
+    assert length == pytest.approx(100 * size, rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "factor"), attacks.FACTORS.items())
+def test_a_factor_multiplies_the_honest_update(kind, factor):
+    honest, _ = updates(Attack.by(0, "none", CONFIG))
+    attack = Attack.by(1, kind, CONFIG)
+    found, _ = updates(attack)
+    for node in found:
+        times = factor if node in attack.nodes else 1.0
+        for name, x in honest[node][0].items():
+            limit = 1e-4 * abs(times) * np.abs(x).max() + 1e-7
+            np.testing.assert_allclose(found[node][0][name], times * x, atol=limit)
+
+
+def test_claims_and_absence():
+    attack = Attack.by(1, "1e14 examples", CONFIG)
+    assert updates(attack)[0][attack.nodes[0]][1] == 1e14
+    assert updates(Attack.by(1, "absent", CONFIG))[0][attack.nodes[0]][1] == 0
+
+
+def test_buffers_are_not_multiplied():
+    before = {"w": np.zeros(2), "bn.running_mean": np.zeros(2)}
+    after = {"w": np.ones(2), "bn.running_mean": np.ones(2)}
+    moved = shifted(before, after, 30.0)
+    assert (moved["w"][0], moved["bn.running_mean"][0]) == (30.0, 1.0)
+
+
+def test_the_experiment_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def measured(cell, num_rounds):
+        asked.append(cell)
+        return {"last": 0.5, "averaged": 0.25}
+
+    monkeypatch.setattr(attacks, "accuracies", measured)
+    file = tmp_path / "found.json"
+    main(["--out", str(file)])
+    assert asked == cells(1)
+    kept = json.loads(file.read_text())
+    del kept["accuracies"][asked[3].name]
+    file.write_text(json.dumps(kept))
+    main(["--out", str(file)])
+    assert asked[len(cells(1)) :] == [asked[3]]
+    assert "| none | 0 | 50.0 | 50.0 | 50.0 | 50.0 |" in capsys.readouterr().out
+
+
+def test_the_table_has_means_over_seeds_in_percent():
+    cell = Cell("FedExP", "flip", 2, 0.2, 0)
+    found = {
+        cell.name: {"last": 0.5, "averaged": 0.7},
+        Cell("FedExP", "flip", 2, 0.2, 1).name: {"last": 0.6, "averaged": 0.7},
+    }
+    assert "| flip | 2 |  |  | 55.0 |  |" in table(found, 0.2, "last")
+    assert "flip" not in table(found, 1.0, "last")

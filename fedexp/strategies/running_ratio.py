@@ -16,10 +16,11 @@ class RunningRatio:
     """FedExP's ratio of means over rounds as well: ``η = max(1, N/(2Q))``.
 
     ``N ← b N + (1 - b) Σ pᵢ‖Δᵢ‖²/Σ pᵢ`` and ``Q ← b Q + (1 - b) ‖Δ̄‖²``, in the first round the
-    values themselves. A round whose mean update happens to be short no longer asks for a huge
-    step, so no ``ε`` is needed, and ``η`` does not change with the scale of the parameters. With
-    ``b = 0`` it is FedExP's step with ``ε = 0``. The smoothing is ours; the ratio is that of
-    Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604.
+    values themselves. After that, a round whose mean update happens to be short no longer asks for
+    a huge step, so no ``ε`` is needed, and ``η`` does not change with the scale of the parameters.
+    In the first round there is nothing to smooth by: where clients may cancel each other, limit the
+    step by ``robust`` or ``max_step_size``. With ``b = 0`` it is FedExP's step with ``ε = 0``. The
+    smoothing is ours; the ratio is that of Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604.
 
     Attributes:
         smoothing: ``b``, in [0, 1).

@@ -22,6 +22,7 @@ def test_every_flag_in_the_commands_is_known():
     from fedexp.config import Config
 
     own = {"config", "resume", "overwrite", "help", "stream"}
+    own |= {"full", "only"}  # of experiments
     for flag in re.findall(r"(?<=\s)`?--([a-z][a-z-]*)", README):
         assert flag in Config.keys().keys() | own, flag
 

@@ -91,7 +91,7 @@ STRATEGIES: dict[str, Entry] = {
         "longer steps when clients disagree",
         "η = max(1, Σpᵢ‖Δᵢ‖²/Σpᵢ / (2(‖Δ̄‖² + ε))), w ← w - η Δ̄",
         _EXP,
-        "the first thing to try: no server step to tune, nothing new at the clients",
+        "no server step to search for, nothing new at the clients; use an averaged iterate",
     ),
     "fedexpm": Entry(
         adaptive_presets.FedExPM,

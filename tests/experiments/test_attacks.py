@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,3 +103,12 @@ def test_the_table_has_means_over_seeds_in_percent():
     }
     assert "| flip | 2 |  |  | 55.0 |  |" in table(found, 0.2, "last")
     assert "flip" not in table(found, 1.0, "last")
+
+
+@pytest.mark.parametrize("fraction", [0.2, 1.0])
+@pytest.mark.parametrize("iterate", ["last", "averaged"])
+def test_the_published_tables_are_those_of_the_published_numbers(fraction, iterate):
+    docs = Path(__file__).parents[2] / "docs"
+    found = json.loads((docs / "attacks.json").read_text(encoding="utf-8"))["accuracies"]
+    assert list(found) == [cell.name for cell in cells(3)]
+    assert table(found, fraction, iterate) in (docs / "robustness.md").read_text(encoding="utf-8")

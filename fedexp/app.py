@@ -66,8 +66,16 @@ def partition_of(config: Config) -> Parts:
     return _partition(config.model_copy(update=_NO_PARTITION))
 
 
+def partitioner_of(config: Config) -> str:
+    """The partitioner of a run, with ``auto`` resolved."""
+    own = "natural" if config.client_from else "dirichlet"
+    return own if config.partitioner == "auto" else config.partitioner
+
+
+_NUM_CLIENTS = 50  # where nothing says how many
 _PARTITION = {
     *("dataset", "data_dir", "impute", "targets", "partitioner", "num_clients", "seed"),
+    *("data", "target", "client_from", "test_fraction", "standardize", "image_size"),
     *("alpha", "sigma", "shards_per_client", "classes_per_client"),
 }
 # All else goes back to its default, so that configurations that split alike share a partition.
@@ -78,10 +86,11 @@ _NO_PARTITION = {
 
 @lru_cache(maxsize=4)
 def _partition(config: Config) -> Parts:
+    name = partitioner_of(config)
     return named(
-        config.partitioner,
+        name,
         _loaded(config),
-        num_clients=config.num_clients,
+        num_clients=config.num_clients or (0 if name == "natural" else _NUM_CLIENTS),
         seed=config.seed,
         alpha=config.alpha,
         sigma=config.sigma,
@@ -227,7 +236,7 @@ def check_read(config: Config, given: Collection[str] = ()) -> None:
         "strategy": [key.partition("+")[0] for key in keys],
         "local optimizer": [optimizer_key(config, key) for key in keys],
         **_data_choices(config),
-        "engine": [config.engine],
+        "engine": ["serial" if config.engine == "serial" else "ray"],
     }
     readers.check_read(config, chosen, given)
 
@@ -241,7 +250,7 @@ def check_read_by_partition(config: Config, given: Collection[str]) -> None:
 
 
 def _data_choices(config: Config) -> dict[str, list[str]]:
-    return {"partitioner": [config.partitioner], "dataset": [dataset_kind(config.dataset)]}
+    return {"partitioner": [partitioner_of(config)], "dataset": [dataset_kind(config.dataset)]}
 
 
 def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:

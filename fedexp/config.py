@@ -44,35 +44,53 @@ class Config(BaseModel):
         populate_by_name=True,
     )
 
-    strategy: str = Field(
+    strategy: Text = Field(
         "fedavg,fedexp,nesterovexp,nesterovexp+hypersgd",
-        description="strategies, by comma; `all` for every one; +NAME for a local optimizer",
+        description="strategies, by comma, with settings in brackets: fedadam(eta=0.03); `all` for "
+        "every one; +NAME for a local optimizer",
     )
-    dataset: Text = Field("digits", description="a key of datasets.SOURCES")
+    dataset: Text = Field("digits", description="dataset by name, FILE.npz or hub:OWNER/NAME")
     data_dir: Text = Field("", description="folder with one folder per dataset, for file formats")
+    data: Text = Field(
+        "", description="own files: 'FOLDER/*.csv', a folder of images, or a saved dataset"
+    )
+    target: Text = Field("", description="column of own files that is to be learned")
+    client_from: Text = Field("", description="whose a row of own files is: file or column:NAME")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="of the rows of own files, held out as the test set"
+    )
+    standardize: bool = Field(False, description="inputs of own files to mean 0 and spread 1")
+    image_size: int = Field(0, ge=0, description="own images are scaled to this many pixels square")
     impute: Literal["", "mean", "median", "zero"] = Field(
-        "", description="for missing inputs of .npz and hub: data: mean, median, zero"
+        "", description="for missing inputs of your own data: mean, median, zero"
     )
     targets: Literal["auto", "classes", "values"] = Field(
-        "auto", description="of .npz and hub: data: auto, classes, values (a regression)"
+        "auto", description="of your own data: auto, classes, values (a regression)"
     )
-    partitioner: str = Field("dirichlet", description="a key of datasets.PARTITIONERS")
+    partitioner: str = Field("auto", description="auto: natural with --client-from, else dirichlet")
     alpha: float = Field(0.1, gt=0, description="Dirichlet concentration; small is more skewed")
     sigma: float = Field(1.0, gt=0, description="spread of log sizes, for quantity-lognormal")
     shards_per_client: int = Field(2, ge=1, description="for shards")
     classes_per_client: int = Field(2, ge=1, description="for classes")
-    num_clients: int = Field(50, ge=0, description="clients; 0 with natural takes all there are")
+    num_clients: int = Field(
+        0, ge=0, description="clients; 0: all that a natural partition has, else 50"
+    )
     fraction_train: float = Field(0.2, gt=0, le=1, description="share of clients a round")
     fraction_evaluate: float = Field(0.0, ge=0, le=1, description="share that evaluates a round")
     local_test_fraction: float = Field(0.0, ge=0, lt=1, description="of a client's rows, held out")
-    model: Text = Field("mlp", description="a key of models.MODELS, or module:function")
+    model: Text = Field("mlp", description="model by name, or module:function")
+    initial_model: Text = Field("", description="file of arrays to start from, .safetensors")
+    metrics: Text = Field("", description="beyond loss and accuracy: module:function, by comma")
     num_server_rounds: int = Field(40, ge=1, description="rounds")
     local_steps: int = Field(20, ge=1, description="minibatch steps per client and round")
     batch_size: int = Field(20, ge=1, description="examples a step")
     learning_rate: float = Field(0.1, gt=0, description="of the clients")
     learning_rate_decay: float = Field(1.0, gt=0, le=1, description="factor every round")
+    scheduler: Text = Field(
+        "", description="of the learning rate over the rounds: cosine, step(step-size=10), ..."
+    )
     weight_decay: float = Field(0.0, ge=0, description="of the clients")
-    local_optimizer: str = Field("sgd", description="a key of clients.LOCAL_OPTIMIZERS")
+    local_optimizer: Text = Field("sgd", description="by name with settings, or module:function")
     hyper_learning_rate: float = Field(0.1, gt=0, description="κ of the clients that tune theirs")
     hyper_height: int = Field(1, ge=1, le=9, description="levels of the tower of learning rates")
     hyper_between_rounds: Literal["fresh", "carry", "average"] = Field(
@@ -113,10 +131,13 @@ class Config(BaseModel):
         "ema-0.7", description="averaged iterate that is scored beside the last: last-K or ema-B"
     )
     weighted: bool = Field(True, description="weigh clients by their examples")
-    engine: Literal["ray", "serial"] = Field("ray", description="where clients run: ray, serial")
+    engine: Literal["auto", "ray", "serial"] = Field(
+        "auto", description="where clients run: serial (in this process), ray, or the faster"
+    )
     num_workers: int = Field(0, ge=0, description="Ray workers; 0 for one per CPU")
     num_gpus: float = Field(0.0, ge=0, description="GPUs that the workers share")
     ray_address: Text = Field("", description="of a Ray cluster: auto or host:port")
+    worker_log: bool = Field(False, description="show what clients on Ray print")
     vectorize: Literal["auto", "on", "off"] = Field(
         "auto", description="train groups of clients at once: auto, on, off"
     )
@@ -127,6 +148,13 @@ class Config(BaseModel):
     )
     target_accuracy: float = Field(0.85, ge=0, le=1, description="the table counts rounds to it")
     seed: int = Field(0, ge=0, description="fixes everything that is drawn")
+    seeds: Text = Field("", description="several runs: 0,1,2 in place of one seed")
+    sweep: Text = Field("", description="several runs: KEY=VALUE,VALUE; by ; if several keys")
+    select: Text = Field("", description="of a sweep, per strategy: the point best in this score")
+    tuning_seeds: Text = Field(
+        "", description="seeds that select; two after the largest of --seeds if empty"
+    )
+    log: Text = Field("", description="also to tensorboard, mlflow, by comma")
     name: Text = Field("", description="of the run, for its folder")
     out: Text = Field("", description="run folder; runs/<time>-<name> if empty")
 

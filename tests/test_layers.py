@@ -10,7 +10,7 @@ PACKAGE = ROOT / "fedexp"
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
-TOOLS = {"arrays", "extras", "files", "logs"}
+TOOLS = {"arrays", "extras", "files", "logs", "specs"}
 RECORDS = TOOLS | {"records", "fold"}
 LEARNING = {"clients", "datasets", "models"}  # and nothing of ours but records
 SERVER = RECORDS | {"stats", "wire", "merged", "strategies", "rounds"}
@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "arrays": set(),
     "extras": set(),
     "logs": set(),
+    "specs": set(),
     "files": {"arrays"},
     "records": {"arrays"},
     "fold": set(),

@@ -98,7 +98,7 @@ def grid_of(config: Config) -> LocalGrid:
     """
     num_clients = len(app.partition_of(config))
     run_config = {**config.values(), "device": _device(config)}
-    if config.engine == "ray":
+    if config.engine != "serial":
         try:
             from fedexp.simulation.ray_grid import RayGrid
         except ModuleNotFoundError as error:

@@ -8,8 +8,8 @@ from fedexp import cli
 from fedexp.app import Run, client_config, optimizer_key, strategy_keys, strategy_of
 from fedexp.config import Config
 from fedexp.report import plot_curves, read_rows
-from fedexp.simulation import run as runs
-from fedexp.simulation.run import grid_of
+from fedexp.runs import unit_run as runs
+from fedexp.runs.engines import grid_of
 
 QUICK = [
     *("--num-server-rounds", "3", "--num-clients", "8", "--fraction-train", "0.5"),
@@ -22,7 +22,7 @@ def run(*flags):
     cli.main(["simulate", *map(str, flags)])
 
 
-def rows(folder, keep=lambda key: key != "round-seconds"):
+def rows(folder, keep=lambda key: not key.endswith("-seconds")):
     return [{k: v for k, v in row.items() if keep(k)} for row in read_rows(folder)]
 
 

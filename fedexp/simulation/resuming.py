@@ -8,7 +8,7 @@ from typing import Any
 from fedexp import app
 from fedexp.config import Config
 from fedexp.files import read_json
-from fedexp.report import read_rows
+from fedexp.runs.reading import read_rows
 from fedexp.simulation.checkpoint import Checkpoint
 
 _MODELS = ("model.safetensors", "model-mean.safetensors")

@@ -1,0 +1,268 @@
+"""Tables of runs: every unit, every row, and means over seeds, as data, CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedexp.extras import need
+from fedexp.runs.reading import Row, UnitResult
+from fedexp.runs.scores import ITERATES, is_classification, numbers, rounds_to, targets_of
+from fedexp.runs.series import grouped, number, settings_text
+
+BASELINE = "fedavg"
+_NO_MEASURES = {"seed", "target-accuracy", "rounds-to-target", "mean-rounds-to-target"}
+_WHEN = ("Best", "Final")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of the aggregated table, as people read it.
+
+    Attributes:
+        title: with the unit.
+        key: of the row.
+        text: of a value, without its unit.
+        best: ``max`` or ``min``; None where neither is better.
+        counts: whether each seed has a whole number.
+    """
+
+    title: str
+    key: str
+    text: Callable[[float], str]
+    best: Callable[[list[float]], float] | None = None
+    counts: bool = False
+
+
+def results(units: Sequence[UnitResult]) -> list[Row]:
+    """A row for every unit: strategy, seed, settings, and all numbers of its summary."""
+    return [
+        {
+            "strategy": unit.strategy,
+            "seed": unit.seed,
+            "tuning": unit.tuning,
+            **unit.settings,
+            **{k: v for k, v in numbers(unit).items() if not isinstance(v, list | dict)},
+        }
+        for unit in units
+    ]
+
+
+def rounds(units: Sequence[UnitResult]) -> list[Row]:
+    """A row for every round of every unit."""
+    return [
+        {"strategy": unit.strategy, "seed": unit.seed, **unit.settings, **row}
+        for unit in units
+        if not unit.tuning
+        for row in unit.rows
+    ]
+
+
+def frame(rows: Sequence[Row]) -> Any:
+    """``rows`` as a ``pandas.DataFrame``.
+
+    Raises:
+        ModuleNotFoundError: pandas is not installed.
+    """
+    need("pandas", "pandas")
+    import pandas
+
+    return pandas.DataFrame(rows)
+
+
+def aggregate(
+    units: Sequence[UnitResult], targets: Sequence[float] = (), baseline: str = BASELINE
+) -> list[Row]:
+    """A row for every strategy and settings: means over seeds.
+
+    For each number ``x`` there is its mean ``x`` over the seeds that have it and the sample
+    standard deviation ``x-std``, None with fewer than two. ``rounds-to-T`` (last iterate) and
+    ``mean-rounds-to-T`` (average) are None unless every seed reached the target ``T``; their
+    ``-reached`` says how many did, their ``-speed-up`` is the baseline's rounds over these.
+
+    Args:
+        units: results; those that tuned settings are left out.
+        targets: test accuracies; those of the units if there are none.
+        baseline: the strategy that others are compared with.
+    """
+    targets = targets or targets_of(units)
+    groups = grouped(units)
+    rows = [_means(name, group, targets) for name, group in groups.items()]
+    for row in rows:
+        row |= _speed_ups(row, _baseline_of(row, rows, baseline), targets)
+    return rows
+
+
+def columns(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> list[Column]:
+    """What the aggregated table shows: of the last iterate, then of the average.
+
+    Accuracies where there are any, else losses.
+    """
+    step = Column("Server step", "mean-server-step-size", two_digits)
+    if not is_classification(units):
+        key = "{}-test-loss"
+        losses = [Column(f"{x} loss", key.format(x.lower()), three_figures, min) for x in _WHEN]
+        return [*_of_both(losses), step]
+    pairs = []
+    for target in targets or targets_of(units):
+        key = f"rounds-to-{target:g}"
+        pairs.append(Column(f"Rounds to {100 * target:.4g} %", key, one_digit, min, counts=True))
+        pairs.append(Column("Speed-up", f"{key}-speed-up", two_digits, max))
+    pairs += [Column(f"{x} %", f"{x.lower()}-accuracy", percent, max) for x in _WHEN]
+    return [*_of_both(pairs), step]
+
+
+def shown(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """The columns in which any row has something to say."""
+    return [
+        column
+        for column in columns
+        if any(row.get(column.key) is not None or row.get(f"{column.key}-reached") for row in rows)
+    ]
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """``rows`` as CSV, with a header of all their keys; a value that is None is empty."""
+    file = io.StringIO()
+    keys = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(file, list(keys), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def to_markdown(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> str:
+    """The aggregated table in Markdown, the best of each column in bold."""
+    head, *body = _cells(units, targets, "±", lambda text: f"**{text}**")
+    body = [[cell.replace("|", "\\|") for cell in line] for line in body]
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *body))
+
+
+def to_latex(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> str:
+    r"""The aggregated table as a ``tabular`` for ``\usepackage{booktabs}``, the best in bold."""
+    head, *body = _cells(units, targets, r"$\pm$", lambda text: rf"\textbf{{{text}}}")
+    head = [_latex(cell) for cell in head]
+    body = [[_latex(line[0]), *(x.replace("–", "--") for x in line[1:])] for line in body]
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(head) + r" \\", r"\midrule"]
+    lines += [" & ".join(line) + r" \\" for line in body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def best_of(rows: Sequence[Row], column: Column) -> float | None:
+    """The best value in a column; None if there is nothing to choose from."""
+    values = [row[column.key] for row in rows if row.get(column.key) is not None]
+    return column.best(values) if column.best and len(rows) > 1 and values else None
+
+
+def cell(row: Row, column: Column, plus_minus: str = "±") -> str:
+    """A value and its spread; for a target not reached by all, how many seeds did."""
+    value, std = row.get(column.key), row.get(f"{column.key}-std")
+    if value is None:
+        reached = row.get(f"{column.key}-reached")
+        return f"({reached} of {row['seeds']})" if reached else "–"
+    if std is None:
+        return f"{value:.0f}" if column.counts and value == int(value) else column.text(value)
+    return f"{column.text(value)} {plus_minus} {column.text(std)}"
+
+
+def percent(value: float) -> str:
+    """``0.817`` as ``81.7``."""
+    return f"{100 * value:.1f}"
+
+
+def one_digit(value: float) -> str:
+    """With one decimal."""
+    return f"{value:.1f}"
+
+
+def two_digits(value: float) -> str:
+    """With two decimals."""
+    return f"{value:.2f}"
+
+
+def three_figures(value: float) -> str:
+    """With three significant figures."""
+    return f"{value:.3g}"
+
+
+def _of_both(columns: Sequence[Column]) -> list[Column]:
+    """Each of the columns for the last iterate and for the average."""
+    return [
+        replace(column, title=f"{column.title}, {who}", key=f"{prefix}{column.key}")
+        for column in columns
+        for prefix, who in zip(ITERATES, ("last", "average"), strict=True)
+    ]
+
+
+def _means(name: str, group: Sequence[UnitResult], targets: Sequence[float]) -> Row:
+    row: Row = {"name": name, "strategy": group[0].strategy}
+    row |= {"settings": settings_text(group[0].settings), "seeds": len(group)}
+    found = [numbers(unit) for unit in group]
+    for key in dict.fromkeys(key for each in found for key in each):
+        values = [each[key] for each in found if each.get(key) is not None]
+        if key not in _NO_MEASURES and all(not math.isnan(number(x)) for x in values):
+            row |= _mean(key, values)
+    for target in targets:
+        for prefix in ITERATES:
+            key = f"{prefix}rounds-to-{target:g}"
+            reached = [r for u in group if (r := rounds_to(u, target, prefix)) is not None]
+            row |= _mean(key, reached if len(reached) == len(group) else [])
+            row[f"{key}-reached"] = len(reached)
+    return row
+
+
+def _mean(key: str, values: Sequence[float]) -> Row:
+    return {
+        key: statistics.fmean(values) if values else None,
+        f"{key}-std": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def _baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row:
+    """The baseline with the settings of ``row``, else the only one that there is."""
+    all_ = [other for other in rows if other["strategy"] == baseline]
+    alike = [other for other in all_ if other["settings"] == row["settings"]]
+    return (alike or (all_ if len(all_) == 1 else [{}]))[0]
+
+
+def _speed_ups(row: Row, other: Row, targets: Sequence[float]) -> Row:
+    keys = [f"{prefix}rounds-to-{target:g}" for target in targets for prefix in ITERATES]
+    return {
+        f"{key}-speed-up": other[key] / row[key] if other.get(key) and row[key] else None
+        for key in keys
+    }
+
+
+def _cells(
+    units: Sequence[UnitResult],
+    targets: Sequence[float],
+    plus_minus: str,
+    bold: Callable[[str], str],
+) -> list[list[str]]:
+    """A header and a line for every strategy and settings; columns without a value are left out."""
+    rows = aggregate(units, targets)
+    seen = shown(columns(units, targets), rows)
+    lines = [["Strategy", "Seeds", *(column.title for column in seen)]]
+    for row in rows:
+        texts = []
+        for column in seen:
+            text = cell(row, column, plus_minus)
+            is_best = row.get(column.key) is not None and row[column.key] == best_of(rows, column)
+            texts.append(bold(text) if is_best else text)
+        lines.append([row["name"], str(row["seeds"]), *texts])
+    return lines
+
+
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -56,7 +56,7 @@ def _run(config: Config, folder: Path, grid: LocalGrid, resume: bool) -> None:
     from fedexp.app import strategy_keys
     from fedexp.console import Progress, table
     from fedexp.logs import level
-    from fedexp.report import plot_curves
+    from fedexp.runs.page import report
     from fedexp.simulation import run
     from fedexp.verdict import problems
 
@@ -65,7 +65,7 @@ def _run(config: Config, folder: Path, grid: LocalGrid, resume: bool) -> None:
     try:
         with level(WARNING), Progress(keys, config.num_server_rounds) as progress:
             summaries = run.simulate(config, folder, grid, progress.advance, resume=resume)
-        picture = plot_curves(folder, keys, config.target_accuracy, config.average)
+        page = report([folder])
     except KeyboardInterrupt:
         print(f"Interrupted. Go on with: {again}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -75,7 +75,7 @@ def _run(config: Config, folder: Path, grid: LocalGrid, resume: bool) -> None:
         line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(".: ")
         fail(f"{line}. The rounds before are kept; go on with: {again}", code=1)
     table(summaries, config.target_accuracy)
-    print(f"Run folder: {folder}\nPicture: {picture}")
+    print(f"Run folder: {folder}\nReport: {page}")
     if found := problems(summaries):
         fail(*found, code=1)
 

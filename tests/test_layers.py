@@ -32,16 +32,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": TOOLS | LEARNING - {"clients"},
     "clients": RECORDS | LEARNING,
     "config": TOOLS,
-    "report": TOOLS,
+    "runs": TOOLS | {"config"},
     "console": TOOLS,
     "readers": SERVER | LEARNING | {"config"},
     "verdict": SERVER - {"rounds"},
     "app": SERVER | LEARNING | {"config", "readers", "verdict"},
-    "simulation": SERVER | LEARNING | {"config", "app", "verdict", "report"},
+    "simulation": SERVER | LEARNING | {"config", "app", "verdict", "runs"},
     "flags": TOOLS | {"config"},
     "cli": SERVER
     | LEARNING
-    | {"config", "flags", "app", "verdict", "simulation", "report", "console"},
+    | {"config", "flags", "app", "verdict", "simulation", "runs", "console"},
 }
 # Testable with NumPy alone: no Flower, no Ray, no torch, and of ours only each other.
 MATHEMATICS = ["arrays", "fold", "stats"] + [

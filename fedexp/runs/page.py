@@ -106,6 +106,12 @@ def render(found: Results, *, live: bool = False, targets: Sequence[float] = ())
         classes=classes,
         rows=rows,
         table_data=_table(units, rows, targets),
+        partly=any(
+            0 < count < row["seeds"]
+            for row in rows
+            for key, count in row.items()
+            if key.endswith("-reached")
+        ),
         charts=charts(units, classes),
         costs=sections.costs(rows),
         costs_titles=sections.COSTS,

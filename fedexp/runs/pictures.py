@@ -60,7 +60,7 @@ def curves(units: Sequence[UnitResult], config: Mapping[str, Any] | None = None)
     _draw_scores(score, groups, styles, units)
     step.set(title="Server step size", xlabel="Round", ylabel="Server step size", yscale="log")
     for name, group in groups.items():
-        _draw(step, over_seeds(group, "server-step-size"), styles[name], positive=True)
+        _draw(step, over_seeds(group, "server-step-size"), styles[name])
     for axes, (name, group) in product(rate, tuned.items()):
         _draw(axes, learning_rate(group), styles[name])
         axes.set(title="Clients' learning rate, mean and spread", xlabel="Round", ylabel="Rate")
@@ -118,16 +118,15 @@ def _draw_scores(
         axes.text(0.01, target, f"target {target:g}", transform=axes.get_yaxis_transform(), **_NOTE)
 
 
-def _draw(axes: Any, series: Series, style: Style, *, positive: bool = False) -> None:
+def _draw(axes: Any, series: Series, style: Style) -> None:
     """A line in its band; a point where there is but one round."""
-    alone = len(series.x) == 1
-    axes.plot(series.x, series.mean, marker="o" if alone else "", ms=4, lw=1.4, **style)
-    low = series.mean - series.std
-    if positive:
-        low = low.clip(min=series.mean / 10)  # a logarithm ends at 0
-    axes.fill_between(
-        series.x, low, series.mean + series.std, color=style["color"], alpha=0.15, lw=0
-    )
+    log = axes.get_yscale() == "log"
+    series = series.positive if log else series
+    if series.drawable:
+        marker = "o" if len(series.x) == 1 else ""
+        axes.plot(series.x, series.mean, marker=marker, ms=4, lw=1.4, **style)
+        edges = series.low(log), series.mean + series.std
+        axes.fill_between(series.x, *edges, color=style["color"], alpha=0.15, lw=0)
 
 
 def _finish(axes: Any) -> None:

@@ -118,7 +118,9 @@ def read_units(folder: Path, config: Mapping[str, Any] | None = None) -> list[Un
         ValueError: a file is damaged.
     """
     config = _config(folder) if config is None else config
+    inner = {path.parent for path in folder.rglob("config.toml")} - {folder}  # other runs
     found = {p.parent for name in ("unit.json", "metrics.jsonl") for p in folder.rglob(name)}
+    found = {path for path in found if not inner & {path, *path.parents}}
     order = [*_strategies(config), "fedavg"]
     return sorted(
         (_unit(path, config) for path in found),
@@ -151,7 +153,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def read_clients(folder: Path) -> list[Row]:
-    """The lines of a unit's ``clients.csv``; an empty cell is None, all but names are numbers.
+    """The lines of a unit's ``clients.csv``; an empty cell is None, what is a number is one.
 
     Raises:
         ValueError: a line is damaged.
@@ -160,7 +162,7 @@ def read_clients(folder: Path) -> list[Row]:
     if not path.exists():
         return []
     try:
-        names, *lines = csv.reader(_whole_lines(path)) or [[]]
+        names, *lines = list(csv.reader(_whole_lines(path))) or [[]]
         rows = [dict(zip(names, line, strict=True)) for line in lines]
         return [{key: _cell(key, text) for key, text in row.items()} for row in rows]
     except (ValueError, csv.Error) as error:
@@ -242,9 +244,11 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _cell(key: str, text: str) -> Any:
-    if key == "client":
+    if key == "client" or not text:
+        return text or None
+    if key in ("round", "examples"):
+        return int(float(text))
+    try:
+        return float(text)
+    except ValueError:  # a metric that is a list
         return text
-    number = float(text or "nan")
-    if number != number:
-        return None
-    return int(number) if key in ("round", "examples") else number

@@ -122,7 +122,8 @@ def partition(data: Mapping[str, Any]) -> Markup:
         if i % each == 0:
             parts.append(words(left - 6, y + height / 2 + 4, _short(name), "end"))
             parts.append(words(right + 4, y + height / 2 + 4, f"{count}"))
-    parts.append(words(middle + 8, top - 6, "examples"))
+    parts += [words(middle + 8, top - 6, "examples")]
+    parts += [words(left - 6, top - 6, "class", "end")] if labels else []
     label = f"Examples of {len(sizes)} clients by class, {min(sizes)} to {max(sizes)} a client."
     return picture(label, WIDTH, top + len(sizes) * height + 4, parts)
 

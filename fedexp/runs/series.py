@@ -34,6 +34,16 @@ class Series:
         """Whether there is a point to draw."""
         return bool(np.isfinite(self.x + self.mean).any())
 
+    @property
+    def positive(self) -> Series:
+        """Without the points that have no logarithm."""
+        return Series(self.x, np.where(self.mean > 0, self.mean, math.nan), self.std)
+
+    def low(self, log: bool) -> Floats:
+        """The lower edge of the band; on a logarithmic axis, which has no 0, not far below."""
+        low = self.mean - self.std
+        return np.maximum(low, self.mean / 10) if log else low
+
 
 def grouped(units: Sequence[UnitResult]) -> dict[str, list[UnitResult]]:
     """Results that differ in their seed alone, by a name that tells them apart; no tuning."""

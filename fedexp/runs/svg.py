@@ -15,7 +15,7 @@ from markupsafe import Markup
 from fedexp.runs.series import Floats, Series
 
 WIDTH, HEIGHT = 480, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 10, 42
 _MOST_POINTS = 150  # of a line: more than the eye tells apart at this width
 
 
@@ -72,12 +72,12 @@ def chart(
         targets: values of ``y`` that have a line across.
         unit: of the x axis, in units of ``Series.x``.
     """
-    lines = {name: _positive(line) if log else line for name, line in lines.items()}
+    lines = {name: line.positive if log else line for name, line in lines.items()}
     lines = {name: _thinned(line) for name, line in lines.items() if line.drawable}
     if not lines:
         return Markup()
     across = Scale(*ends([s.x / unit for s in lines.values()]), _LEFT, WIDTH - _RIGHT)
-    edges = [edge for s in lines.values() for edge in (_low(s, log), s.mean + s.std)]
+    edges = [edge for s in lines.values() for edge in (s.low(log), s.mean + s.std)]
     bottom, top = ends([*edges, np.array(targets)], log)
     up = Scale(bottom, top, HEIGHT - _BOTTOM, _TOP, log)
     parts = [_axes(across, up, x, y)]
@@ -134,16 +134,6 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in found if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
 
 
-def _positive(series: Series) -> Series:
-    """Without what has no logarithm."""
-    return Series(series.x, np.where(series.mean > 0, series.mean, math.nan), series.std)
-
-
-def _low(series: Series, log: bool) -> Floats:
-    low = series.mean - series.std
-    return np.maximum(low, series.mean / 10) if log else low
-
-
 def _thinned(series: Series) -> Series:
     """Points that have a value, at most so many, the first and the last among them."""
     kept = np.flatnonzero(np.isfinite(series.x + series.mean))
@@ -184,7 +174,7 @@ def _target(up: Scale, target: float) -> Markup:
 def _line(name: str, kind: str, series: Series, across: Scale, up: Scale, unit: float) -> Markup:
     """A line, its band, and its name for a pointer that rests on it."""
     x, y = across(series.x / unit), up(series.mean)
-    low, high = up(_low(series, up.log)), up(series.mean + series.std)
+    low, high = up(series.low(up.log)), up(series.mean + series.std)
     shape = Markup('<path class="line" d="M{}"/>').format(_points(x, y))
     if len(x) == 1:
         shape = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(x[0], y[0])

@@ -169,7 +169,10 @@ def cell(row: Row, column: Column, plus_minus: str = "±") -> str:
         return f"({reached} of {row['seeds']})" if reached else "–"
     if std is None:
         return f"{value:.0f}" if column.counts and value == int(value) else column.text(value)
-    return f"{column.text(value)} {plus_minus} {column.text(std)}"
+    text = column.text(value)
+    if column.text is three_figures and "e" not in text:  # as many decimals as the mean
+        return f"{text} {plus_minus} {std:.{len(text.partition('.')[2])}f}"
+    return f"{text} {plus_minus} {column.text(std)}"
 
 
 def percent(value: float) -> str:
@@ -189,7 +192,7 @@ def two_digits(value: float) -> str:
 
 def three_figures(value: float) -> str:
     """With three significant figures."""
-    return f"{value:.3g}"
+    return f"{value:#.3g}".removesuffix(".")
 
 
 def _of_both(columns: Sequence[Column]) -> list[Column]:

@@ -26,7 +26,10 @@ except ModuleNotFoundError:  # Windows: runs of one second still get folders of 
 
 _PACKAGES = ("fedexp", "flwr", "torch", "numpy", "ray", "scikit-learn")
 _LOCK = ".lock"
-_FILES = ("config.toml", "environment.json", "partition.png", "curves.png")
+_FILES = (
+    *("config.toml", "environment.json", "partition.png"),
+    *("results.csv", "curves.png", "curves.svg", "report.html"),
+)
 _FILES_OF_A_STRATEGY = (
     *("metrics.jsonl", "summary.json", "checkpoint.safetensors"),
     *("model.safetensors", "model-mean.safetensors"),

@@ -75,18 +75,16 @@ def failures(units: Sequence[UnitResult]) -> list[Row]:
 
 def costs(rows: Sequence[Row]) -> list[list[str]]:
     """Seconds a round by part, and bytes in all, of the rows of an aggregated table."""
-    return [
+    seconds = ("train-seconds", "move-seconds", "server-seconds", "seconds-a-round")
+    lines = [
         [
             row["name"],
-            *(
-                "–" if row.get(f"{part}-seconds") is None else two_digits(row[f"{part}-seconds"])
-                for part in ("train", "move", "server")
-            ),
-            "–" if row.get("seconds-a-round") is None else two_digits(row["seconds-a-round"]),
-            *(size(row.get(f"bytes-{way}")) for way in ("down", "up")),
+            *("–" if row.get(key) is None else two_digits(row[key]) for key in seconds),
+            *(size(row.get(key)) for key in ("bytes-down", "bytes-up")),
         ]
         for row in rows
     ]
+    return lines if any(set(line[1:]) != {"–"} for line in lines) else []
 
 
 def size(count: float | None) -> str:

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from fedexp.config import Config
 from fedexp.files import save_text
-from fedexp.runs import pictures, sections, svg, tables
+from fedexp.runs import columns, pictures, sections, tables
+from fedexp.runs.charts import charts
 from fedexp.runs.reading import Results, Row, UnitResult, read
-from fedexp.runs.scores import is_classification, targets_of
-from fedexp.runs.series import grouped, over_seeds, settings_text
-from fedexp.runs.titles import shared, title_of
+from fedexp.runs.series import grouped, settings_text
+from fedexp.runs.titles import agreed, shared, title_of
 
-_LEVELS = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")]
 _STATUS = ("running", "failed", "interrupted", "finished")
 
 
@@ -85,6 +83,7 @@ def render(found: Results, *, live: bool = False, targets: Sequence[float] = ())
         targets: test accuracies for the table; those of the runs if there are none.
     """
     units = found.units
+    config = agreed(units, found.config)
     rows = tables.aggregate(units, targets)
     classes = {name: _classes(i) for i, name in enumerate(grouped(units))}
     defaults = {key: field.default for key, field in Config.keys().items()}
@@ -96,7 +95,7 @@ def render(found: Results, *, live: bool = False, targets: Sequence[float] = ())
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2").render(
-        title=title_of(units, found.config) or "Runs",
+        title=title_of(units, config) or "Runs",
         live=live,
         average=shared(units, "average"),
         model=shared(units, "model"),
@@ -112,7 +111,7 @@ def render(found: Results, *, live: bool = False, targets: Sequence[float] = ())
             for key, count in row.items()
             if key.endswith("-reached")
         ),
-        charts=charts(units, classes),
+        charts=charts(units, classes, targets),
         costs=sections.costs(rows),
         costs_titles=sections.COSTS,
         clients=sections.clients(units, classes),
@@ -123,43 +122,11 @@ def render(found: Results, *, live: bool = False, targets: Sequence[float] = ())
         problems=_problems(units),
         tuning=_tuning(units, targets),
         runs=_runs(units),
-        changed={k: v for k, v in found.config.items() if defaults.get(k) != v},
-        config=found.config,
+        changed={k: v for k, v in config.items() if defaults.get(k) != v},
+        config=config,
         command=found.command,
         environment=_flat(found.environment),
     )
-
-
-def charts(units: Sequence[UnitResult], classes: dict[str, str]) -> list[tuple[str, Markup]]:
-    """Title and picture of every curve that there is data for."""
-    groups = grouped(units)
-    what = "accuracy" if is_classification(units) else "loss"
-    score = f"Test {what}"
-    options: dict[str, Any] = {
-        "y": score,
-        "targets": targets_of(units) if what == "accuracy" else (),
-    }
-    most = max(
-        (s.x[-1] for g in groups.values() if len((s := over_seeds(g, "round", "bytes")).x)),
-        default=0,
-    )
-    unit, sign = next((x for x in _LEVELS if most >= x[0]), _LEVELS[-1])
-    wanted = [
-        (f"{score}, average of the iterates", f"mean-test-{what}", "round", options),
-        (f"{score}, last iterate", f"test-{what}", "round", options),
-        (f"{score}, average of the iterates, by traffic", f"mean-test-{what}", "bytes", options),
-        ("Server step size", "server-step-size", "round", {"y": "Server step size", "log": True}),
-    ]
-    found = []
-    for title, key, against, more in wanted:
-        lines = {name: over_seeds(group, key, against) for name, group in groups.items()}
-        x = {"x": "Round"} if against == "round" else {"x": f"Moved, {sign}", "unit": unit}
-        found.append((title, svg.chart(lines, classes, label=_said(title, lines), **x, **more)))
-    rates = {n: pictures.learning_rate(g) for n, g in groups.items() if pictures.tunes(g)}
-    title = "Clients' learning rate, mean and spread over clients"
-    label = _said(title, rates)
-    found.append((title, svg.chart(rates, classes, label=label, x="Round", y="Learning rate")))
-    return [(title, drawn) for title, drawn in found if drawn]
 
 
 # As ``pictures.COLORS``, for a dark ground.
@@ -172,32 +139,22 @@ def _classes(i: int) -> str:
     return f"g{i} c{i % count} d{i // count % len(pictures.DASHES)}"
 
 
-def _said(title: str, lines: dict[str, Any]) -> str:
-    """A picture in words: where each line ends."""
-    ends = [
-        f"{name} {line.mean[line.mean == line.mean][-1]:.4g}"
-        for name, line in lines.items()
-        if line.drawable
-    ]
-    return f"{title}. At the end: {', '.join(ends)}."
-
-
 def _table(units: Sequence[UnitResult], rows: Sequence[Row], targets: Sequence[float]) -> Row:
     """Two lines of titles, then texts with whether they are the best of their column."""
-    seen = tables.shown(tables.columns(units, targets), rows)
+    seen = columns.shown(columns.columns(units, targets), rows)
     parts = [column.title.partition(", ") for column in seen]
     return {
         "titles": [(t, len(list(same))) for t, same in groupby(parts, key=lambda part: part[0])],
         "subtitles": [part[2] for part in parts],
         "lines": [
-            (row, [(tables.cell(row, c), _is_best(row, rows, c)) for c in seen]) for row in rows
+            (row, [(columns.cell(row, c), _is_best(row, rows, c)) for c in seen]) for row in rows
         ],
     }
 
 
-def _is_best(row: Row, rows: Sequence[Row], column: tables.Column) -> bool:
+def _is_best(row: Row, rows: Sequence[Row], column: columns.Column) -> bool:
     value = row.get(column.key)
-    return value is not None and value == tables.best_of(rows, column)
+    return value is not None and value == columns.best_of(rows, column)
 
 
 def _status(units: Sequence[UnitResult], live: bool) -> str:

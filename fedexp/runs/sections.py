@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from fedexp.runs.columns import percent, three_figures, two_digits
 from fedexp.runs.reading import Row, UnitResult
 from fedexp.runs.series import grouped, number
 from fedexp.runs.svg import WIDTH, Scale, box, ends, picture, words
-from fedexp.runs.tables import percent, three_figures, two_digits
 
 _FEW_CLIENTS = 20  # have a table by name
 _MOST_CLIENTS = 100  # in the picture of the partition

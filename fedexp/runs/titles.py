@@ -19,8 +19,14 @@ _KNOBS = {
 
 def title_of(units: Sequence[UnitResult], config: Mapping[str, Any]) -> str:
     """Dataset, partition and seeds: ``digits, dirichlet (α = 0.1), seeds 0 to 4``."""
+    config = agreed(units, config)
     parts = [dataset_of(units, config), partition_of(config), seeds_of(units)]
     return ", ".join(part for part in parts if part)
+
+
+def agreed(units: Sequence[UnitResult], config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` without the keys in which the units differ."""
+    return {k: v for k, v in config.items() if not any(k in unit.settings for unit in units)}
 
 
 def dataset_of(units: Sequence[UnitResult], config: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from folders import unit_of, without_accuracy, write_run
 
 pytest.importorskip("matplotlib")
 from fedexp.runs import page, sections, svg
+from fedexp.runs.charts import charts
 from fedexp.runs.page import Live, refresh, render, report
 from fedexp.runs.reading import Results
 from fedexp.runs.series import Series
@@ -100,9 +101,16 @@ def test_sections_without_data_are_absent():
     assert Page(render(Results([]))).titles()[1:] == ["Configuration"]
 
 
+def test_targets_of_ones_own_are_in_the_table_and_in_the_curves():
+    text = render(ALL, targets=[0.5, 0.9])
+    for word in ("Rounds to 50 %", "Rounds to 90 %", "target 0.5<", "target 0.9<"):
+        assert word in text
+    assert "target 0.85<" not in text
+
+
 def test_the_curves_that_there_are():
     bare = [unit_of(accuracies=[0.5, 0.75])]
-    titles = [title for title, _ in page.charts([FULL], {"fedavg": ""})]
+    titles = [title for title, _ in charts([FULL], {"fedavg": ""})]
     wanted = [
         "Test accuracy, average of the iterates",
         "Test accuracy, last iterate",
@@ -111,7 +119,7 @@ def test_the_curves_that_there_are():
         "Clients' learning rate, mean and spread over clients",
     ]
     assert titles == wanted
-    found = page.charts(bare, {"fedavg": ""})
+    found = charts(bare, {"fedavg": ""})
     assert [title for title, _ in found] == [wanted[0], wanted[1], wanted[3]]
     assert "At the end: fedavg 0.75." in found[0][1]
 
@@ -271,6 +279,15 @@ def test_a_report_of_several_runs_needs_a_place(tmp_path):
     report(folders, tmp_path / "both" / "deep")
     written = {path.name for path in (tmp_path / "both" / "deep").iterdir()}
     assert written == {"results.csv", "curves.png", "curves.svg", "report.html"}
+
+
+def test_what_a_sweep_varies_is_neither_in_the_title_nor_in_the_configuration():
+    units = [unit_of(settings={"alpha": alpha}) for alpha in (0.1, 1.0)]
+    config = {"dataset": "digits", "partitioner": "dirichlet", "alpha": 0.777}
+    found = Page(render(Results(units, config)))
+    assert found.titles()[0] == "digits, dirichlet, seed 0"
+    assert "0.777" not in found.text
+    assert "fedavg, alpha=1.0" in found.text
 
 
 def test_a_run_that_tuned_shows_what_chose(tmp_path):

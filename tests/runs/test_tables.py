@@ -10,7 +10,7 @@ import pytest
 from folders import unit_of, without_accuracy
 
 from fedexp.config import Config
-from fedexp.runs import series, tables
+from fedexp.runs import columns, series, tables
 from fedexp.runs.scores import numbers, rounds_to, targets_of
 from fedexp.simulation.run import summary_of
 from fedexp.verdict import scored
@@ -140,7 +140,7 @@ def test_tuning_is_among_the_results_and_no_part_of_the_means():
 
 def test_a_regression_shows_its_loss_wherever_a_classification_shows_accuracy():
     units = [replace(unit, rows=without_accuracy(unit)) for unit in SEEDS]
-    titles = [column.title for column in tables.columns(units)]
+    titles = [column.title for column in columns.columns(units)]
     assert titles[:2] == ["Best loss, last", "Best loss, average"]
     assert not any("%" in title or "Rounds" in title for title in titles)
     row = tables.aggregate(units)[0]
@@ -181,9 +181,9 @@ def test_no_units_no_lines():
 
 
 def test_a_loss_has_as_many_decimals_as_its_deviation():
-    column = tables.Column("loss", "x", tables.three_figures)
-    assert tables.cell({"x": 1.1, "x-std": 0.0631}, column) == "1.10 ± 0.06"
-    assert tables.cell({"x": 0.0123, "x-std": 0.001}, column) == "0.0123 ± 0.0010"
+    column = columns.Column("loss", "x", columns.three_figures)
+    assert columns.cell({"x": 1.1, "x-std": 0.0631}, column) == "1.10 ± 0.06"
+    assert columns.cell({"x": 0.0123, "x-std": 0.001}, column) == "0.0123 ± 0.0010"
 
 
 def test_every_row_is_in_the_frame():

@@ -53,8 +53,8 @@ def simulate(values: dict[str, Any]) -> None:
 def _run(command: Command) -> None:
     from fedexp.console import Progress, table
     from fedexp.logs import level
-    from fedexp.report import plot_curves
     from fedexp.runs.command import label_of, summaries_of
+    from fedexp.runs.page import report
     from fedexp.verdict import problems
 
     config, folder = command.study.config, command.folder
@@ -64,12 +64,7 @@ def _run(command: Command) -> None:
         with level(WARNING), Progress(labels, config.num_server_rounds) as progress:
             outcomes = command.run(lambda unit, row: progress.advance(label_of(unit), row))
         summaries = summaries_of(outcomes)
-        picture = plot_curves(
-            folder,
-            [str(o.unit.folder) for o in outcomes],
-            config.target_accuracy,
-            config.average,
-        )
+        page = report([folder])
     except KeyboardInterrupt:
         print(f"Interrupted. Go on with: {again}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -79,7 +74,7 @@ def _run(command: Command) -> None:
         line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(".: ")
         fail(f"{line}. The rounds before are kept; go on with: {again}", code=1)
     table(summaries, config.target_accuracy)
-    print(f"Run folder: {folder}\nPicture: {picture}")
+    print(f"Run folder: {folder}\nReport: {page}")
     if found := problems(summaries):
         fail(*found, code=1)
 

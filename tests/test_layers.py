@@ -33,7 +33,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": TOOLS | LEARNING - {"clients"},
     "clients": RECORDS | LEARNING,
     "config": TOOLS,
-    "report": TOOLS,
     "console": TOOLS,
     "readers": SERVER | LEARNING | {"config"},
     "verdict": SERVER - {"rounds"},
@@ -41,11 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app": SERVER | LEARNING | {"config", "readers", "choices", "verdict"},
     "federation": SERVER | LEARNING | {"config", "choices", "app"},
     "simulation": SERVER | LEARNING | {"config"},
-    "runs": SERVER
-    | LEARNING
-    | {"config", "choices", "app", "federation", "verdict", "report", "simulation"},
+    "runs": SERVER | LEARNING | {"config", "choices", "app", "federation", "verdict", "simulation"},
     "flags": TOOLS | {"config"},
-    "cli": SERVER | LEARNING | {"config", "flags", "app", "verdict", "runs", "report", "console"},
+    "cli": SERVER | LEARNING | {"config", "flags", "app", "verdict", "runs", "console"},
 }
 # Testable with NumPy alone: no Flower, no Ray, no torch, and of ours only each other.
 MATHEMATICS = ["arrays", "fold", "stats"] + [

@@ -8,8 +8,8 @@ from typing import Any
 from fedexp.choices import strategy_keys
 from fedexp.config import Config
 from fedexp.files import read_json, save_json, save_text
-from fedexp.report import read_rows
 from fedexp.runs.plan import first_units, reporting_folders
+from fedexp.runs.reading import read_rows
 from fedexp.simulation.checkpoint import Checkpoint
 
 _MODELS = ("model.safetensors", "model-mean.safetensors")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fedexp.simulation.run import summary_of
+from fedexp.runs.rows import summary_of
 from folders import unit_of, without_accuracy
 
 from fedexp.config import Config

@@ -197,7 +197,8 @@ def _of_module(config: Config, key: str, num_nodes: int) -> Strategy:
             strategy: Strategy = made(**options)
             return strategy
     with _said(spec):
-        if not _num_positional(made) or spec.settings or isinstance(made, type):
+        is_rule = callable(made) and not isinstance(made, type) and _num_positional(made)
+        if callable(made) and not (is_rule and not spec.settings):
             made = made(**spec.settings)
     return prepared(made, config, key, num_nodes)
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fedexp.runs.rows import summary_of
 from folders import unit_of, without_accuracy
 
 from fedexp.config import Config
 from fedexp.runs import columns, series, tables
+from fedexp.runs.rows import summary_of
 from fedexp.runs.scores import numbers, rounds_to, targets_of
 from fedexp.verdict import scored
 

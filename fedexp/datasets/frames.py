@@ -257,7 +257,8 @@ def _date(name: str, some: Any) -> str:
 
 
 def _drop(names: Iterable[str]) -> str:
-    return f"--drop {','.join(names)}"
+    some = list(names)
+    return f"--drop {','.join(some[:8])}{',...' * (len(some) > 8)}"
 
 
 def _leave_out(names: list[str]) -> str:

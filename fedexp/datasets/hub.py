@@ -15,13 +15,16 @@ from fedexp.datasets.rows import Rows
 from fedexp.extras import need
 
 
-def from_hub(spec: str, *, impute: str = "", targets: str = "auto") -> Dataset:
+def from_hub(
+    spec: str, *, impute: str = "", standardize: bool = False, targets: str = "auto"
+) -> Dataset:
     """Any dataset of the Hub: ``owner/name``, ``owner/name:target`` or ``owner/name:target:key``.
 
     Args:
         spec: repository, then the columns of the target (else the only column of classes) and of
             the natural client (else there are none).
         impute: as in `from_arrays`.
+        standardize: as in `from_arrays`.
         targets: as in `from_arrays`.
 
     Raises:
@@ -38,7 +41,15 @@ def from_hub(spec: str, *, impute: str = "", targets: str = "auto") -> Dataset:
         test = federated.load_split("test")
     except ValueError:  # no such split
         test = None
-    return from_table(train, test, target=target, key=key, impute=impute, targets=targets)
+    return from_table(
+        train,
+        test,
+        target=target,
+        key=key,
+        impute=impute,
+        standardize=standardize,
+        targets=targets,
+    )
 
 
 def from_table(
@@ -48,6 +59,7 @@ def from_table(
     target: str = "",
     key: str = "",
     impute: str = "",
+    standardize: bool = False,
     targets: str = "auto",
 ) -> Dataset:
     """A dataset of ``datasets.Dataset`` tables; all other columns than these two are inputs.
@@ -58,6 +70,7 @@ def from_table(
         target: column of classes or numbers; by default the only ``ClassLabel`` column.
         key: column of natural clients, or none.
         impute: as in `from_arrays`.
+        standardize: as in `from_arrays`.
         targets: as in `from_arrays`.
 
     Raises:
@@ -79,6 +92,7 @@ def from_table(
         *(x[~is_test], y[~is_test], x[is_test], y[is_test]),
         keys=np.asarray(table[key][:])[~is_test] if key else None,
         impute=impute,
+        standardize=standardize,
         targets=targets,
         columns=columns,
     )

@@ -5,7 +5,8 @@
   levels are those of the training rows; another one in the test set is 0 in all of them.
 - A cell is missing if it is NaN or a text of `MISSING`. With ``impute``, numbers are filled in
   from the training rows, and a missing category is a level of its own, ``column=missing``.
-- Dates are refused, and so is text with more than `MOST_LEVELS` levels, such as names.
+- Dates are refused, and so is text with more than `MOST_LEVELS` levels, or with more than 20 that
+  have fewer than two rows each on average, such as names.
 """
 
 import difflib
@@ -20,6 +21,7 @@ from fedexp.datasets.rows import Rows
 
 MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>")
 MOST_LEVELS = 50
+_FEW_LEVELS = 20  # up to which text is a category, however few rows share a level
 _DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?"
 
 
@@ -191,29 +193,29 @@ def _features(name: str, train: Any, test: Any, impute: bool) -> tuple[Any, bool
         return [name], True, *(x.to_numpy(np.float64)[:, None] for x in (train, test))
     if impute and train.isna().any():
         train, test = train.fillna("missing"), test.fillna("missing")
+    _check_levels(name, pd.concat([train, test]).dropna())
     levels = sorted(train.dropna().unique())
-    _check_levels(name, train, levels)
     blocks = (x.to_numpy(object)[:, None] == np.array(levels, object) for x in (train, test))
     return [f"{name}={level}" for level in levels], False, *(x.astype(float) for x in blocks)
 
 
-def _check_levels(name: str, column: Any, levels: list[str]) -> None:
+def _check_levels(name: str, column: Any) -> None:
     import pandas as pd
 
+    levels = sorted(column.unique())
     if levels and all(re.fullmatch(_DATE, level) for level in levels):
         raise ValueError(_date(name, levels))
-    if len(levels) <= MOST_LEVELS:
+    if len(levels) <= _FEW_LEVELS or len(levels) <= min(MOST_LEVELS, len(column) / 2):
         return
-    numbers = pd.to_numeric(column, errors="coerce").notna()
-    odd = column[column.notna() & ~numbers]
-    if 2 * len(odd) < numbers.sum():
+    odd = column[pd.to_numeric(column, errors="coerce").isna()]
+    if 3 * len(odd) < len(column):
         raise ValueError(
             f"data(source): column {name!r} holds {odd.iloc[0]!r}, in {len(odd)} of {len(column)} "
             f"rows it is no number. Correct it, or leave it out ({_drop([name])})."
         )
     raise ValueError(
         f"data(source): column {name!r} holds {len(levels)} different texts in {len(column)} rows "
-        f"({_listed(levels[:2])}, ...), at most {MOST_LEVELS} become columns of 0 and 1. "
+        f"({_listed(levels[:2])}, ...), too many to become columns of 0 and 1. "
         f"{_leave_out([name])} if it is an id, or group its levels."
     )
 

@@ -144,15 +144,15 @@ def _check_read(kind: str, options: Mapping[str, Any], read: frozenset[str]) -> 
     """Raise ``ValueError`` for an option that is given in vain."""
     names = {"client_from": "client", "test_fraction": "test"}
     for option, value in options.items():
-        given = value is not None and not isinstance(value, np.ndarray) and value not in _NONE
-        if option not in read and (given or isinstance(value, np.ndarray)):
+        is_plain = isinstance(value, str | int | list | None)
+        if option not in read and not (is_plain and value in _NOT_GIVEN):
             raise ValueError(
                 f"data({names.get(option, option)}={value!r:.40}): {kind} has no use for it. "
                 "Leave it out."
             )
 
 
-_NONE: tuple[Any, ...] = ("", "auto", False, [])
+_NOT_GIVEN: tuple[Any, ...] = (None, "", "auto", 0, [])
 
 
 def _settled(train: Rows, test: Rows, options: Mapping[str, Any]) -> Dataset:

@@ -249,13 +249,10 @@ def check_read_by_partition(config: Config, given: Collection[str]) -> None:
 
 
 def _data_choices(config: Config) -> dict[str, list[str]]:
-<<<<<<< HEAD
     auto = "natural" if config.client_from else "dirichlet"  # so far as it shows without the data
     name = auto if config.partitioner == "auto" else config.partitioner
-    return {"partitioner": [name], "dataset": [dataset_kind(config.dataset)]}
-=======
     kind = found(config.data)[0] if config.data else dataset_kind(config.dataset)
-    return {"partitioner": [partitioner_of(config)], "dataset": [kind]}
+    return {"partitioner": [name], "dataset": [kind]}
 
 
 def _check_one_source(config: Config, given: Collection[str]) -> None:
@@ -264,49 +261,6 @@ def _check_one_source(config: Config, given: Collection[str]) -> None:
             f"Config(dataset={config.dataset!r}): data={config.data!r} names the data already. "
             "Leave one of the two out."
         )
-
-
-def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
-    """The strategy ``key``, its own arguments filled from the config fields of the same name.
-
-    Raises:
-        ValueError: its clients' optimizer does not go with it, or with its settings.
-    """
-    entry = STRATEGIES[key.partition("+")[0]]
-    cls = entry.strategy
-    fields = strategy_arguments(cls)
-    options: dict[str, Any] = dict(entry.options)
-    options |= {
-        name: value
-        for name, field in fields.items()
-        if (value := getattr(config, field)) or field not in _OWN_IF_0
-    }
-    options["clip"] = clip_of(config)
-    average_named(config.average)  # what is wrong with it shows now
-    with level(ERROR):  # Flower warns when no client evaluates, which is the default here
-        strategy = cls(
-            min_train_nodes=1,
-            min_evaluate_nodes=1,
-            min_available_nodes=num_nodes,
-            evaluate_metrics_aggr_fn=per_client,
-            client_config=client_config(config, key),
-            **options,
-        )
-    if strategy.control_variates and named_optimizer(optimizer_key(config, key)).tunes:
-        raise ValueError(
-            f"Config(strategy={key!r}): control variates need one learning rate at all clients, "
-            f"and {optimizer_key(config, key)} tunes it. Use +sgd."
-        )
-    return strategy
-
-
-def clip_of(config: Config) -> Clip | None:
-    """The bound on updates that ``clip`` and ``clip-quantile`` name."""
-    if config.clip_quantile:
-        start = {"initial": config.clip} if config.clip else {}
-        return QuantileClip(quantile=config.clip_quantile, **start)
-    return FixedClip(config.clip) if config.clip else None
->>>>>>> fac1cea (Own data on the command line; natural clients are tested on their own held-out rows)
 
 
 class Run:

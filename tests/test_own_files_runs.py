@@ -11,6 +11,7 @@ from flwr.app import Context, RecordDict
 from fedexp import app, cli
 from fedexp.config import Config
 from fedexp.datasets import data
+from fedexp.federation import Federation
 
 pd = pytest.importorskip("pandas")
 NAMES = ["age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang"]
@@ -63,7 +64,7 @@ def test_one_command_learns_from_a_folder_of_csv_files(hospitals, tmp_path):
 def test_a_natural_client_is_tested_on_its_own_held_out_rows(hospitals):
     config = config_of(hospitals)
     found = data(f"{hospitals}/*.csv", target="disease", client="file", impute="median")
-    assert app.client_names(config) == found.names == ("east", "north", "west")
+    assert Federation(config).names == found.names == ("east", "north", "west")
     for i in range(3):
         train, test = app.examples(context(config, i))
         for examples, (x, _), keys in (
@@ -79,7 +80,7 @@ def test_a_share_of_its_own_or_another_partition_tests_on_training_rows(hospital
         config = config_of(hospitals, **more)
         train, test = app.examples(context(config, 0))
         assert test.inputs is train.inputs
-    assert app.client_names(config) == ()
+    assert Federation(config).names == ()
 
 
 def test_a_client_that_has_no_test_row_is_tested_on_what_it_trains_on(hospitals):
@@ -95,7 +96,7 @@ def test_all_seeds_of_a_comparison_have_the_same_test_set(hospitals):
 
 def test_a_subset_of_the_clients_keeps_its_names(hospitals):
     config = config_of(hospitals, num_clients=2, seed=3)
-    names = app.client_names(config)
+    names = Federation(config).names
     assert len(names) == 2
     for i, name in enumerate(names):
         train, test = app.examples(context(config, i, 2))
@@ -164,3 +165,13 @@ def test_the_published_hospitals_are_read_as_pandas_reads_them(heart_disease):
     expected = pd.concat(tables).fillna(0).to_numpy(np.float32)
     rows = [torch.cat([x, y[:, None]], 1) for x, y in (found.train, found.test)]
     assert sorted(torch.cat(rows).tolist()) == sorted(expected.tolist())
+
+
+def test_a_partition_shows_the_names_of_clients_and_classes(hospitals, tmp_path, capsys):
+    flags = ["--data", str(hospitals), *OWN, "--out", str(tmp_path / "seen")]
+    cli.main(["partition", *flags])
+    header, east = (x.split() for x in capsys.readouterr().out.splitlines()[1:4:2])
+    assert header == ["client", "size", "no", "yes"]
+    assert east[:2] == ["east", "24"]
+    assert sum(map(int, east[2:])) == 24
+    assert (tmp_path / "seen" / "partition.png").exists()

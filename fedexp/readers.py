@@ -14,7 +14,7 @@ from fedexp.clients.training import KEYS, LocalTraining
 from fedexp.clients.tuned_rates import BETWEEN
 from fedexp.config import Config
 from fedexp.datasets import PARTITIONERS, SOURCES, from_arrays, from_hub
-from fedexp.datasets.own_files import READS
+from fedexp.datasets.own_files import READS, WITH_TEST
 from fedexp.strategies import STRATEGIES, FedOpt
 
 Fields = frozenset[str]
@@ -122,6 +122,7 @@ def _parameters(function: Any) -> Fields:
 
 
 def _do(names: list[str]) -> str:
+    names = [name for name in names if name not in WITH_TEST]  # they go by the plainer name
     shown = names if len(names) <= _MOST else [*names[:_MOST], f"{len(names) - _MOST} more"]
     *first, last = shown
     return f"{', '.join(first)} and {last} do" if first else f"{last} does"

@@ -3,13 +3,14 @@
 import gzip
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedexp.datasets.formats import DamagedFile, parsing
+from fedexp.datasets.formats import DamagedFile, damaged, parsing
 from fedexp.datasets.frames import MISSING, differing
 from fedexp.datasets.own_files import short_names
 from fedexp.datasets.parts import Array
@@ -57,8 +58,8 @@ def read_csvs(paths: Sequence[Path], client: str = "") -> tuple[Any, Array | Non
 def _frame(path: Path, dtype: dict[str, type] | None = None) -> Any:
     import pandas as pd
 
-    with parsing(path, "a table", _REMEDY), warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # cells beyond the last column
+    with parsing(path, "a table", _REMEDY), _plainly(path), warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
         header = _first_line(path)
         separator = max(_SEPARATORS, key=re.sub(r'"[^"]*"', "", header).count)
         frame = pd.read_csv(
@@ -80,6 +81,20 @@ def _frame(path: Path, dtype: dict[str, type] | None = None) -> Any:
         raise DamagedFile(f"{path}: its first line holds numbers, must name the columns. Add one.")
     unnamed = frame.columns.str.match(r"Unnamed: \d+$")  # the index that DataFrame.to_csv writes
     return frame.loc[:, ~unnamed]
+
+
+@contextmanager
+def _plainly(path: Path) -> Iterator[None]:
+    """Say in words what pandas says in its own."""
+    import pandas as pd
+
+    try:
+        yield
+    except UnicodeError:
+        raise damaged(path, "text in UTF-8", "other bytes", _REMEDY) from None
+    except pd.errors.ParserWarning:
+        found = "rows with more cells than its first line has"
+        raise damaged(path, "a table", found, _REMEDY) from None
 
 
 def _first_line(path: Path) -> str:

@@ -22,6 +22,7 @@ from fedexp.datasets.rows import Rows
 MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>")
 MOST_LEVELS = 50
 _FEW_LEVELS = 20  # up to which text is a category, however few rows share a level
+_NUMBER = r"[-+$€£]?\s*\d[\d.,' ]*\s*[%$€£]?"
 _DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?"
 
 
@@ -68,6 +69,8 @@ def table_rows(
     """
     frame = frame.set_axis([str(name) for name in frame.columns], axis=1).reset_index(drop=True)
     names = frame.columns
+    if not len(frame):
+        raise ValueError("data(source): has no rows. Give it at least two.")
     if twice := names[names.duplicated()].tolist():
         raise ValueError(f"data(source): two columns are called {twice[0]!r}. Rename one.")
     check_named(names, target=target, client=client, drop=drop)
@@ -115,18 +118,26 @@ def whole(frame: Any, option: str, name: str) -> Array:
     return values if values.dtype.kind in "fiub" else values.astype(str)
 
 
-def encoded(train: Any, test: Any, impute: str = "") -> Encoded:
+def encoded(train: Any, test: Any, *, impute: str = "", standardize: bool = False) -> Encoded:
     """Training and test inputs as numbers; see the module for the rules.
+
+    Args:
+        train: a table of the input columns.
+        test: likewise.
+        impute: whether numbers that are missing will be filled in.
+        standardize: whether numbers will be scaled.
 
     Raises:
         ValueError: other columns in the test set, cells that are missing without ``impute``, dates,
-            or text with too many levels.
+            text with too many levels, or integers that float32 would round if they are not scaled.
     """
     if set(train.columns) != set(test.columns):
         raise ValueError(f"data(test): {differing(test.columns, train.columns)}. Use the same.")
     pairs = {name: _typed_alike(name, train[name], test[name]) for name in train.columns}
     if not impute:
         _check_whole(pairs)
+    if not standardize:
+        _check_exact(pairs)
     parts = [_features(name, *pair, bool(impute)) for name, pair in pairs.items()]
     names, is_number, x, x_test = zip(*parts, strict=True)
     return Encoded(
@@ -181,7 +192,12 @@ def _typed_alike(name: str, train: Any, test: Any) -> tuple[Any, Any]:
     """Both columns as numbers, or both as text."""
     import pandas as pd
 
-    both = typed(name, pd.concat([train, test], ignore_index=True))
+    both = pd.concat([train, test], ignore_index=True)
+    if isinstance(train.dtype, pd.CategoricalDtype):  # of numbers too
+        texts = both.astype(object).map(str, na_action="ignore")
+        both = texts.where(~texts.isin(MISSING))
+    else:
+        both = typed(name, both)
     return both[: len(train)], both[len(train) :]
 
 
@@ -195,8 +211,9 @@ def _features(name: str, train: Any, test: Any, impute: bool) -> tuple[Any, bool
         train, test = train.fillna("missing"), test.fillna("missing")
     _check_levels(name, pd.concat([train, test]).dropna())
     levels = sorted(train.dropna().unique())
-    blocks = (x.to_numpy(object)[:, None] == np.array(levels, object) for x in (train, test))
-    return [f"{name}={level}" for level in levels], False, *(x.astype(float) for x in blocks)
+    codes = (pd.Index(levels).get_indexer(x)[:, None] for x in (train, test))
+    blocks = ((x == np.arange(len(levels))).astype(float) for x in codes)
+    return [f"{name}={level}" for level in levels], False, *blocks
 
 
 def _check_levels(name: str, column: Any) -> None:
@@ -205,10 +222,15 @@ def _check_levels(name: str, column: Any) -> None:
     levels = sorted(column.unique())
     if levels and all(re.fullmatch(_DATE, level) for level in levels):
         raise ValueError(_date(name, levels))
+    odd = column[pd.to_numeric(column, errors="coerce").isna()]
+    if len(odd) and all(re.fullmatch(_NUMBER, level) for level in levels):
+        raise ValueError(
+            f"data(source): column {name!r} holds {max(odd, key=len)!r}, which looks like a number "
+            f"but is none. Save it as 1234.5, or leave it out ({_drop([name])})."
+        )
     if len(levels) <= _FEW_LEVELS or len(levels) <= min(MOST_LEVELS, len(column) / 2):
         return
-    odd = column[pd.to_numeric(column, errors="coerce").isna()]
-    if 3 * len(odd) < len(column):
+    if 0 < 3 * len(odd) < len(column):
         raise ValueError(
             f"data(source): column {name!r} holds {odd.iloc[0]!r}, in {len(odd)} of {len(column)} "
             f"rows it is no number. Correct it, or leave it out ({_drop([name])})."
@@ -218,6 +240,18 @@ def _check_levels(name: str, column: Any) -> None:
         f"({_listed(levels[:2])}, ...), too many to become columns of 0 and 1. "
         f"{_leave_out([name])} if it is an id, or group its levels."
     )
+
+
+def _check_exact(pairs: dict[str, tuple[Any, Any]]) -> None:
+    import pandas as pd
+
+    for name, (column, _) in pairs.items():
+        if pd.api.types.is_integer_dtype(column) and column.abs().max() > 1 << 24:
+            raise ValueError(
+                f"data(standardize=False): column {name!r} holds integers beyond 16,777,216, which "
+                f"float32 would round. Use standardize=True (--standardize), or leave it out if it "
+                f"is an id ({_drop([name])})."
+            )
 
 
 def _check_whole(pairs: dict[str, tuple[Any, Any]]) -> None:

@@ -60,14 +60,14 @@ def data(
         ValueError: what cannot be trained on, or an option that the source does not read.
     """
     for option, value, known in (
-        ("impute", impute, ("", *IMPUTATIONS)),
+        ("impute", impute or IMPUTATIONS[0], IMPUTATIONS),
         ("targets", targets, KINDS),
     ):
         if value not in known:
             raise ValueError(f"data({option}={value!r}): must be one of {', '.join(known)}.")
     drop = [drop] if isinstance(drop, str) else list(drop)
     options = {
-        **{"target": target, "client_from": client, "drop": drop, "impute": impute},
+        **{"target": target, "client_from": client, "drop": drop, "impute": impute or ""},
         **{"standardize": standardize, "targets": targets, "image_size": image_size},
     }
     if isinstance(source, Dataset):
@@ -160,7 +160,9 @@ def _settled(train: Rows, test: Rows, options: Mapping[str, Any]) -> Dataset:
     x, x_test, standardize = train.x, test.x, options["standardize"]
     columns: tuple[str, ...] = ()
     if is_frame(x):
-        x, x_test, columns, is_number = encoded(x, x_test, options["impute"])
+        x, x_test, columns, is_number = encoded(
+            x, x_test, impute=options["impute"], standardize=standardize
+        )
         standardize = is_number.tolist() if standardize else False
     y, y_test, names = _numbered(train, test) if train.class_names else (train.y, test.y, ())
     dataset = from_arrays(

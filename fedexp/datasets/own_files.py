@@ -6,13 +6,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-CSV, IMAGES, SPLIT_IMAGES = "CSV files", "images", "images in train/ and test/"
+CSV, SPLIT_CSV = "CSV files", "CSV files train and test"
+IMAGES, SPLIT_IMAGES = "images", "images in train/ and test/"
 SAVED, SPLIT_SAVED, NPZ = "saved datasets", "saved datasets with a test split", ".npz"
 
 _TABLE = {"target", "client_from", "drop", "impute", "standardize", "targets"}
 _PICTURE = {"client_from", "image_size", "standardize"}
 READS: dict[str, frozenset[str]] = {
     CSV: frozenset(_TABLE | {"test_fraction"}),
+    SPLIT_CSV: frozenset(_TABLE),
     IMAGES: frozenset(_PICTURE | {"test_fraction"}),
     SPLIT_IMAGES: frozenset(_PICTURE),
     SAVED: frozenset(_TABLE | {"image_size", "test_fraction"}),
@@ -21,7 +23,10 @@ READS: dict[str, frozenset[str]] = {
 }
 """Fields of ``Config`` by the kind of files that reads them."""
 
+WITH_TEST = frozenset({SPLIT_CSV, SPLIT_IMAGES, SPLIT_SAVED})
+
 _CSVS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+_OTHERS = (".xlsx", ".xls", ".ods", ".parquet", ".json", ".pkl", ".pt", ".zip")
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -54,14 +59,27 @@ def found(path: str) -> tuple[str, list[Path]]:
         known = f"{', '.join(_CSVS)}, {', '.join(_IMAGES)}, or a dataset saved by save_to_disk"
         what = "holds CSV files and images" if kinds else f"holds none of {known}"
         raise ValueError(f"data({path!r}): {what}. Name the files of one kind, as 'FOLDER/*.csv'.")
+    if files[0].name.lower().endswith(_OTHERS):
+        raise ValueError(
+            f"{files[0]}: is no CSV file. Save it as one, or read it with pandas and give "
+            "fedexp.data the DataFrame."
+        )
     kind = kinds.pop()
-    if (
-        folder
-        and kind == IMAGES
-        and {"train", "test"} == {x.relative_to(folder).parts[0] for x in files}
-    ):
-        return SPLIT_IMAGES, files
+    if folder and kind in _SPLIT and set(split(folder, files)) == {"train", "test"}:
+        kind = _SPLIT[kind]
     return kind, files
+
+
+_SPLIT = {CSV: SPLIT_CSV, IMAGES: SPLIT_IMAGES}
+
+
+def split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """The files by the folder, or the file, directly in ``folder`` that they belong to."""
+    parts: dict[str, list[Path]] = {}
+    for file in files:
+        name = file.relative_to(folder).parts[0].partition(".")[0]
+        parts.setdefault(name, []).append(file)
+    return parts
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

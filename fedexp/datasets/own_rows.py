@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,17 @@ from fedexp.datasets.frames import is_frame, table_rows
 from fedexp.datasets.hub import hf_rows
 from fedexp.datasets.image_files import read_images
 from fedexp.datasets.inputs import array_of
-from fedexp.datasets.own_files import CSV, NPZ, READS, SAVED, SPLIT_IMAGES, SPLIT_SAVED, found
+from fedexp.datasets.own_files import (
+    CSV,
+    NPZ,
+    READS,
+    SAVED,
+    SPLIT_CSV,
+    SPLIT_IMAGES,
+    SPLIT_SAVED,
+    found,
+    split,
+)
 from fedexp.datasets.parts import Array
 from fedexp.datasets.rows import Rows
 from fedexp.extras import need
@@ -65,28 +74,40 @@ def _read_path(path: str, client: str | None, **options: Any) -> tuple[str, Foun
         return kind, _read_hf(load_from_disk(path), client, **options)[1]
     if kind == NPZ:
         return kind, _npz_rows(files)
-    if kind == CSV:
-        by = client if client in ("file", "folder") else ""
-        frame, keys = read_csvs(files, by)
-        own = {"target": options["target"], "drop": options["drop"]}
-        return kind, (table_rows(frame, client=None if by else client, keys=keys, **own), None)
-    return kind, _image_rows(kind, files, Path(path).expanduser(), client, options["image_size"])
+    root = Path(path).expanduser()
+    reader = _csv_rows if kind in (CSV, SPLIT_CSV) else _image_rows
+    if kind not in (SPLIT_CSV, SPLIT_IMAGES):
+        below = root if root.is_dir() else None
+        return kind, (reader(files, client=client, root=below, **options), None)
+    train, test = (
+        reader(split(root, files)[name], client=client, root=root / name, **options)
+        for name in ("train", "test")
+    )
+    return kind, (train, test)
 
 
-def _image_rows(kind: str, files: list[Path], root: Path, client: str | None, size: int) -> Found:
+def _csv_rows(files: list[Path], *, client: str | None, root: Path | None, **options: Any) -> Rows:
+    by = client if client in ("file", "folder") else ""
+    frame, keys = read_csvs(files, by)
+    return table_rows(
+        frame,
+        target=options["target"],
+        drop=options["drop"],
+        client=None if by else client,
+        keys=keys,
+    )
+
+
+def _image_rows(
+    files: list[Path], *, client: str | None, root: Path | None, **options: Any
+) -> Rows:
     if client not in (None, "folder"):
         raise ValueError(
             f"data(client={client!r}): of images it must be 'folder' (--client-from folder), the "
             "folder above that of the class."
         )
-    read = partial(read_images, by_client=client == "folder", size=size)
-    if kind == SPLIT_IMAGES:
-        parts = {
-            x: [f for f in files if f.relative_to(root).parts[0] == x] for x in ("train", "test")
-        }
-        train, test = (read(some, root=root / x) for x, some in parts.items())
-        return train, test
-    return read(files, root=root if root.is_dir() else None), None
+    by_client = client == "folder"
+    return read_images(files, root=root, by_client=by_client, size=options["image_size"])
 
 
 def _npz_rows(files: list[Path]) -> Found:

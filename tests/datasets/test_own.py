@@ -274,6 +274,10 @@ REFUSED_TABLES = {
     "text dates": ({"age": ["1.2.2020", "03.12.2021"] * 30}, {}, "column 'age' holds dates (03.1"),
     "ids": ({"age": [f"p{i}" for i in range(N)]}, {}, "'age' holds 60 different texts in 60 rows"),
     "typo": ({"age": [*range(59), "6O"]}, {}, "column 'age' holds '6O', in 1 of 60 rows it is no"),
+    "separators": ({"age": ["1.5", "1,234.5"] * 30}, {}, "holds '1,234.5', which looks like a nu"),
+    "percent": ({"age": ["7%", "20 %"] * 30}, {}, "holds '20 %', which looks like a number"),
+    "large ids": ({"age": 1 << 25}, {}, "column 'age' holds integers beyond 16,777,216, which fl"),
+    "categories": ({"age": pd.Categorical(range(N))}, {}, "'age' holds 60 different texts in 60"),
     "lists": ({"age": [[1]] * N}, {}, "column 'age' holds list, must hold numbers or text"),
     "whole floats": ({"sick": [0.0, 1.0] * 30}, {}, "Say targets='classes'"),
     "one class": ({"sick": "no"}, {}, "all targets are no: one class"),
@@ -294,9 +298,23 @@ def test_tables_that_are_refused_are_named(name):
     assert said in refused(FRAME.assign(**columns), **options)
 
 
+def test_categories_of_numbers_are_categories():
+    table = FRAME.assign(age=pd.Categorical(np.arange(N) % 11))
+    found = data(table, target="sick", client="hospital", drop=["weight", "sex", "smokes"])
+    assert set(found.columns) == {f"age={i}" for i in range(11)}
+    assert (found.train[0].sum(1) == 1).all()
+
+
+def test_large_integers_are_scaled_before_they_are_rounded():
+    table = FRAME.assign(age=(1 << 40) + np.arange(N))
+    found = data(table, target="sick", client="hospital", standardize=True)
+    assert len(torch.unique(torch.cat([found.train[0], found.test[0]])[:, 0])) == N
+
+
 def test_a_column_that_is_there_twice_is_refused():
     twice = pd.concat([FRAME, FRAME[["age"]]], axis=1)
     assert "two columns are called 'age'. Rename one" in refused(twice, target="sick")
+    assert "has no rows" in refused(FRAME[:0], target="sick")
     uneven = {"x": [1, 2], "y": [1]}
     assert "one value a row" in refused(uneven, target="y")
 
@@ -339,12 +357,26 @@ def test_a_file_that_is_no_table_is_named(name, tmp_path):
     assert said in line
 
 
+def test_files_called_train_and_test_are_that(tmp_path):
+    expected = data(FRAME[:40], target="sick", client="hospital", test=FRAME[40:])
+    (tmp_path / "b" / "test").mkdir(parents=True)
+    (tmp_path / "a").mkdir()
+    for train, test in (("a/train.csv", "a/test.csv"), ("b/train.csv", "b/test/1.csv")):
+        FRAME[:40].to_csv(tmp_path / train, index=False)
+        FRAME[40:].to_csv(tmp_path / test, index=False)
+        folder = tmp_path / train[0]
+        same(data(folder, target="sick", client="hospital"), expected)
+        assert "the source has a test set" in refused(folder, target="sick", test=0.3)
+
+
 def test_a_path_that_names_nothing_is_refused(tmp_path):
     assert "there is no such file" in refused(tmp_path / "*.csv", target="y")
     assert "there is no such file" in refused(str(tmp_path / "x.csv"), target="y")
     assert "holds none of .csv" in refused(tmp_path, target="y")
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
     (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    assert "a.xlsx: is no CSV file" in refused(tmp_path / "a.xlsx", target="y")
     assert "holds CSV files and images" in refused(tmp_path, target="y")
     for wrong in (3, None, object()):
         assert "must be a DataFrame, a dict of columns" in refused(wrong)

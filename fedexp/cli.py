@@ -84,11 +84,11 @@ def partition(values: dict[str, Any]) -> None:
     try:
         config, given = config_of(values)
         from fedexp import app
+        from fedexp.federation import Federation
 
         app.check_read_by_partition(config, given)
-        data, parts = app.dataset_of(config), app.partition_of(config)
-        if not data.num_classes:
-            raise ValueError(f"Config(dataset={config.dataset!r}): it has no classes to show.")
+        federation = Federation(config)
+        data, parts, names = federation.dataset, federation.parts, federation.names
         need("matplotlib", "simulation")
         folder = Path(config.out or ".")
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,16 +100,19 @@ def partition(values: dict[str, Any]) -> None:
     from fedexp.datasets import heterogeneity, label_counts, plot
 
     labels = data.train[1].numpy()
-    partition_table(label_counts(labels, parts))
-    print(
-        f"{len(parts):,} clients, {parts.sizes.min()} to {parts.sizes.max()} examples, "
-        f"heterogeneity {heterogeneity(labels, parts):.3f} (mean total-variation distance to all)"
-    )
+    counts = label_counts(labels, parts) if data.num_classes else None
+    partition_table(parts.sizes, counts, names, data.class_names)
+    line = f"{len(parts):,} clients, {parts.sizes.min()} to {parts.sizes.max()} examples"
+    if data.num_classes:
+        apart = heterogeneity(labels, parts)
+        line += f", heterogeneity {apart:.3f} (mean total-variation distance to all)"
+    print(line)
     try:
-        plot(labels, parts, folder / "partition.png")
+        picture = folder / "partition.png"
+        plot(labels, parts, picture, names=names, class_names=data.class_names)
     except OSError as error:
         fail(f"{reason(error)}.", code=1)
-    print(f"Picture: {folder / 'partition.png'}")
+    print(f"Picture: {picture}")
 
 
 def _prepared(values: dict[str, Any], held: ExitStack) -> Command:

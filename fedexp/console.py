@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -103,17 +104,40 @@ def _both(summary: dict[str, Any], name: str, text: Callable[[Any], str]) -> str
     return f"{text(summary[name])} / {text(summary[f'mean-{name}'])}"
 
 
-def partition_table(counts: NDArray[np.integer[Any]], most: int = 20) -> None:
-    """Print clients x labels, ``[num_clients, num_classes]``; at most ``most`` of each."""
-    clients, classes = (min(n, most) for n in counts.shape)
-    view = Table("client", "size", *map(str, range(classes)), box=SIMPLE, padding=(0, 0, 0, 1))
+def partition_table(
+    sizes: NDArray[np.integer[Any]],
+    counts: NDArray[np.integer[Any]] | None = None,
+    names: Sequence[str] = (),
+    class_names: Sequence[str] = (),
+    most: int = 20,
+) -> None:
+    """Print who holds how many examples; at most ``most`` clients and classes.
+
+    Args:
+        sizes: examples of each client, ``[num_clients]``.
+        counts: of each class, ``[num_clients, num_classes]``; None if there are no classes.
+        names: of the clients, if they have any.
+        class_names: of the classes, if they have any.
+        most: rows and columns.
+    """
+    counts = np.zeros((len(sizes), 0), int) if counts is None else counts
+    num_clients, num_classes = (min(n, most) for n in counts.shape)
+    titles = class_names or list(map(str, range(num_classes)))
+    view = Table("client", "size", *map(escape, titles[:num_classes]), box=SIMPLE)
     for column in view.columns:
         column.justify = "right"
-    for client, row in enumerate(counts[:clients]):
-        view.add_row(str(client), str(row.sum()), *(str(n or "") for n in row[:classes]))
+        column.overflow = "fold"
+    view.padding = (0, 0, 0, 1)
+    for i, row in enumerate(counts[:num_clients]):
+        name = escape(names[i]) if names else str(i)
+        view.add_row(name, str(sizes[i]), *(str(n or "") for n in row[:num_classes]))
     Console().print(view)
-    if left_out := len(counts) - clients:
-        print(f"... and {left_out:,} more clients")
+    for what, left_out in (
+        ("clients", len(sizes) - num_clients),
+        ("classes", counts.shape[1] - num_classes),
+    ):
+        if left_out:
+            print(f"... and {left_out:,} more {what}")
 
 
 def _hundredths(value: float | None) -> str:

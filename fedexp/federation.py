@@ -20,6 +20,7 @@ from fedexp.clients.losses import Loss
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Parts
+from fedexp.datasets.partition import names_of
 from fedexp.models import build, suited
 from fedexp.rounds import EvaluateFn
 
@@ -98,10 +99,7 @@ class Federation:
         """Names of the clients by partition, where they have any."""
         if self.own.client_app or self.partitioner != "natural":
             return ()
-        data, names = self.dataset, self.dataset.names
-        if data.keys is None or not names:
-            return ()
-        return tuple(names[int(data.keys[rows[0]])] for rows in self.parts)
+        return names_of(self.dataset, self.parts)
 
     @property
     def partitioner(self) -> str:

@@ -189,12 +189,11 @@ def test_a_run_keeps_the_picture_of_its_partition_and_evaluates_clients(tmp_path
     assert row["eval-accuracy-std"] >= 0
 
 
-def test_a_regression_has_no_labels_to_show(tmp_path, capsys):
+def test_a_regression_has_sizes_to_show(tmp_path, capsys):
     flags = ["--dataset", "synthetic-regression", "--partitioner", "natural", "--num-clients", "0"]
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["partition", *flags, "--out", str(tmp_path)])
-    assert caught.value.code == 2
-    assert "no classes" in capsys.readouterr().err
+    cli.main(["partition", *flags, "--out", str(tmp_path)])
+    assert "20 clients, 30 to 30 examples\n" in capsys.readouterr().out
+    assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

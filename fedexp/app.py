@@ -241,9 +241,6 @@ def check_read(config: Config, given: Collection[str] = ()) -> None:
 
 def check_read_by_partition(config: Config, given: Collection[str]) -> None:
     """As ``check_read``, for a command that splits a dataset and does no more."""
-    for key in given:
-        if key.replace("-", "_") not in _PARTITION | {"out"}:
-            raise ValueError(f"--{key}: a partition has no use for it, a simulation has.")
     _check_one_source(config, given)
     readers.check_read(config, _data_choices(config), given)
 

@@ -134,15 +134,9 @@ def test_every_choice_is_covered():
     assert table["strategy"].keys() == STRATEGIES.keys()
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"epsilon": 0.1}, "--epsilon: a partition has no use for it"),
-        ({"partitioner": "iid", "alpha": 0.3}, "no chosen partitioner reads alpha"),
-    ],
-)
-def test_a_partition_refuses_what_it_does_not_read(given, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_partition_refuses_what_it_does_not_read():
+    given = {"partitioner": "iid", "alpha": 0.3}
+    with pytest.raises(ValueError, match="no chosen partitioner reads alpha"):
         app.check_read_by_partition(Config(**given), given.keys())
 
 

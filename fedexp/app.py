@@ -26,6 +26,7 @@ from fedexp.clients import (
     module_arrays,
 )
 from fedexp.clients.local_optimizers import named as named_optimizer
+from fedexp.clients.local_optimizers import told
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Parts, load
@@ -200,15 +201,15 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
         ValueError: the local optimizer cannot take them.
     """
     name = optimizer_key(config, key)
-    tunes = named_optimizer(name).tunes
+    optimizer = named_optimizer(name)
     settings: dict[str, int | float | bool | str] = {
-        "local-optimizer": name,
         "hyper-learning-rate": config.hyper_learning_rate,
         "hyper-height": config.hyper_height,
-        "hyper-between-rounds": config.hyper_between_rounds if tunes else "fresh",
+        "hyper-between-rounds": config.hyper_between_rounds if optimizer.tunes else "fresh",
+        **told(name),
     }
-    local = LocalTraining.of({**config.values(), **settings})
-    named_optimizer(name)([nn.Parameter(torch.zeros(1))], local)  # what is wrong with it shows now
+    local = LocalTraining.of(Config.of(config.values() | settings).values())
+    optimizer([nn.Parameter(torch.zeros(1, 1))], local)  # what is wrong with it shows now
     return settings
 
 
@@ -279,10 +280,11 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
             client_config=client_config(config, key),
             **options,
         )
-    if strategy.control_variates and named_optimizer(optimizer_key(config, key)).tunes:
+    if strategy.control_variates and not named_optimizer(optimizer_key(config, key)).is_plain:
         raise ValueError(
             f"Config(strategy={key!r}): control variates need one learning rate at all clients, "
-            f"and {optimizer_key(config, key)} tunes it. Use +sgd."
+            f"fixed throughout, and plain steps; {optimizer_key(config, key)} takes others. "
+            "Use +sgd."
         )
     return strategy
 

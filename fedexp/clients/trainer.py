@@ -17,7 +17,7 @@ from fedexp.clients.causes import cause
 from fedexp.clients.control import VARIATE, ControlVariates
 from fedexp.clients.fitted import Fitted
 from fedexp.clients.known import is_plain
-from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named
+from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named, told
 from fedexp.clients.losses import Loss, default_loss, is_known
 from fedexp.clients.module import copies, lend, load_arrays, module_arrays, unnamed_buffers, unsent
 from fedexp.clients.one_step import one_step, single
@@ -51,7 +51,7 @@ class Trainer:
         model: ``context -> module``; called once per process and run config.
         data: ``context -> (train, test)`` examples of ``context.node_config["partition-id"]``.
         optimizer: ``(parameters, settings) -> torch optimizer``, made anew every round; by
-            default what ``local-optimizer`` names in ``LOCAL_OPTIMIZERS``.
+            default what ``local-optimizer`` names.
         loss: ``(outputs, targets) -> scalar``, a mean over the batch.
         check: raises ValueError for a run config that the app cannot take; grids ask it.
     """
@@ -157,7 +157,9 @@ class Trainer:
     def config(self, content: RecordDict, context: Context) -> Mapping[str, Any]:
         """The settings of a message of this content."""
         sent = next(iter(records_of(content, ConfigRecord).values()), ConfigRecord())
-        return {**context.run_config, **sent}
+        config = {**context.run_config, **getattr(self.optimizer, "given", {}), **sent}
+        name = str(config.get("local-optimizer", ""))
+        return config | told(name) if "(" in name and self.optimizer is None else config
 
     def maker(self, settings: LocalTraining) -> OptimizerFn:
         """What makes the local optimizer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -87,7 +88,7 @@ class LocalTraining:
         max_grad_norm: gradients are scaled down to this norm; 0 for no clipping.
         proximal_mu: ``μ`` of FedProx, which adds ``μ/2 ‖w - w₀‖²`` to the loss, ``w₀`` being the
             parameters received. Li et al. 2020, arXiv:1812.06127.
-        optimizer: a key of ``LOCAL_OPTIMIZERS``.
+        optimizer: the local optimizer, as ``named`` takes it.
         hyper_lr: ``κ``, with which the learning rate is tuned, for the optimizers that have one.
         hyper_height: levels of the tower above the weights; the topmost rate is ``κ`` throughout.
     """
@@ -202,17 +203,25 @@ def train(
     objective = Objective(model, loss_fn, correction, settings.proximal_mu, settings.max_grad_norm)
     if is_hooked(model):
         descent = None  # some hooks run only where gradients are stored in the parameters
+    closes = getattr(optimizer, "same_batch", False) or _needs_closure(type(optimizer))
     for batch in batches:
         if descent:
             _, loss = loss_at(model, loss_fn, *batch)
             descent.step(torch.autograd.grad(loss, params, allow_unused=True))
-        elif getattr(optimizer, "same_batch", False):
+        elif closes:
             loss = optimizer.step(objective.closure(*batch))  # type: ignore[call-arg]
         else:
             loss = objective(*batch)
             optimizer.step()
         total += loss.detach().squeeze()
     return float(total) / settings.num_steps
+
+
+@lru_cache(maxsize=64)
+def _needs_closure(optimizer: type[Optimizer]) -> bool:
+    """Whether a step evaluates the loss itself, as that of L-BFGS does."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 def plain_descent(

@@ -27,6 +27,7 @@ from fedexp.clients import (
 )
 from fedexp.clients.local_optimizers import named as named_optimizer
 from fedexp.clients.local_optimizers import told
+from fedexp.clients.schedules import Schedule, schedule
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Parts, load
@@ -209,8 +210,38 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
         **told(name),
     }
     local = LocalTraining.of(Config.of(config.values() | settings).values())
+    if schedule_of(config, key):
+        settings.pop("learning-rate", None)  # comes with every round
     optimizer([nn.Parameter(torch.zeros(1, 1))], local)  # what is wrong with it shows now
     return settings
+
+
+def schedule_of(config: Config, key: str) -> Schedule | None:
+    """The learning rate of the clients of one entry over the rounds; None where it is constant.
+
+    Raises:
+        ValueError: no such scheduler, or settings that do not go with one.
+    """
+    if not config.scheduler:
+        return None
+    owner, name = f"Config(scheduler={config.scheduler!r})", optimizer_key(config, key)
+    optimizer = named_optimizer(name)
+    if config.learning_rate_decay != 1:
+        raise ValueError(
+            f"{owner}: learning-rate-decay={config.learning_rate_decay} is a schedule too. "
+            "Leave one of the two out."
+        )
+    if optimizer.tunes and config.hyper_between_rounds != "fresh":
+        raise ValueError(
+            f"{owner}: with hyper-between-rounds={config.hyper_between_rounds!r}, {name} starts "
+            "from rates of its own. Use fresh, or no scheduler."
+        )
+    if "learning-rate" not in optimizer.reads():
+        raise ValueError(
+            f"{owner}: {name} takes no learning rate. Give it an argument lr, or use no scheduler."
+        )
+    first = float(optimizer.given.get("learning-rate", config.learning_rate))
+    return schedule(config.scheduler, config.num_server_rounds, first)
 
 
 _OWN_IF_0 = {
@@ -323,6 +354,7 @@ class Run:
             test_evaluation(config), average_named(config.average), parameters
         )
         self.arrays = to_record(module_arrays(module))
+        self.schedule = schedule_of(config, key)
         self.failed_in_a_row = 0
 
     def rounds(self, grid: Grid, first: int = 1) -> Iterator[Round]:
@@ -335,6 +367,7 @@ class Run:
             first=first,
             timeout=self.config.timeout,
             evaluate_fn=self.evaluation,
+            train_config=self.schedule.settings if self.schedule else None,
         ):
             self.arrays = round_.arrays
             self.failed_in_a_row = self.failed_in_a_row + 1 if round_.failed else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
@@ -14,6 +14,7 @@ from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.streaming import stream
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+TrainConfig = Callable[[int], Mapping[str, int | float | bool | str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,7 @@ def rounds(
     first: int = 1,
     timeout: float = 3600,
     evaluate_fn: EvaluateFn | None = None,
+    train_config: TrainConfig | None = None,
 ) -> Iterator[Round]:
     """What ``strategy.start`` does, handing over every round when it ends.
 
@@ -58,13 +60,16 @@ def rounds(
         first: the number of the first; more than 1 continues an earlier run.
         timeout: seconds to wait for replies.
         evaluate_fn: Flower's ``(server_round, arrays) -> metrics``, after each round.
+        train_config: ``server_round -> settings`` for the clients' train config record, such as
+            the ``learning-rate`` of a schedule. A ``FedOpt``'s own ``client_config`` goes first.
     """
     if isinstance(strategy, FedOpt):  # a wrapper may need every single reply
         grid = stream(grid, strategy.read_once())
-    train_config, evaluate_config = ConfigRecord(), ConfigRecord()
+    told, evaluate_config = ConfigRecord(), ConfigRecord()
     for server_round in range(first, num_rounds + 1):
         start = time.perf_counter()
-        messages = strategy.configure_train(server_round, arrays, train_config, grid)
+        told.update(train_config(server_round) if train_config else {})
+        messages = strategy.configure_train(server_round, arrays, told, grid)
         replies = grid.send_and_receive(messages, timeout=timeout)
         new, train = strategy.aggregate_train(server_round, replies)
         arrays = arrays if new is None else new

@@ -27,6 +27,7 @@ from fedexp.clients import (
 )
 from fedexp.clients.local_optimizers import named as named_optimizer
 from fedexp.clients.local_optimizers import told
+from fedexp.clients.metrics import Metrics
 from fedexp.clients.schedules import Schedule, schedule
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
@@ -125,15 +126,19 @@ def model_of(config: Config) -> nn.Module:
 
 
 def check_model(config: Config) -> None:
-    """Find out whether the model of a run can be trained on its data; nothing changes.
+    """Find out whether the model of a run can be trained on its data, and scored; nothing changes.
 
     Raises:
         ValueError: it cannot.
     """
+    metrics = Metrics.of(config.metrics)
     owner, examples = f"Config(model={config.model!r})", Examples(*dataset_of(config).train)
     for name, key in {optimizer_key(config, key): key for key in strategy_keys(config)}.items():
         settings = LocalTraining.of({**config.values(), **client_config(config, key)})
         try_model(owner, model_of(config), examples, named_optimizer(name), settings)
+    if metrics:
+        test = Examples(*dataset_of(config).test)
+        evaluate(model_of(config), test, default_loss, metrics=metrics.check)
 
 
 client = client_app(
@@ -389,12 +394,14 @@ class Run:
 
 
 def test_evaluation(config: Config) -> EvaluateFn:
-    """``(server_round, arrays) -> test-loss, test-accuracy`` on the global test set."""
+    """``(server_round, arrays) -> test-loss, test-accuracy`` and own metrics, on the test set."""
     module, examples = model_of(config), Examples(*dataset_of(config).test)
+
+    metrics = Metrics.of(config.metrics)
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         load_arrays(module, from_record(arrays))
-        values = evaluate(module, examples, default_loss)
+        values = evaluate(module, examples, default_loss, metrics=metrics)
         return MetricRecord({f"test-{name}": value for name, value in values.items()})
 
     return evaluate_fn

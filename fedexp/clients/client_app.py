@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 
 from fedexp.clients.local_optimizers import OptimizerFn, as_optimizer
 from fedexp.clients.losses import Loss, default_loss
+from fedexp.clients.metrics import Metric, Metrics
 from fedexp.clients.trainer import DataFn, ModelFn, Trainer
 from fedexp.clients.training import LocalTraining
 
@@ -19,6 +20,7 @@ def client_app(
     optimizer: OptimizerFn | Callable[..., Any] | str | None = None,
     loss: Loss = default_loss,
     check: Callable[[Mapping[str, Any]], object] = LocalTraining.of,
+    metrics: Mapping[str, Metric] | str | None = None,
     **kwargs: Any,
 ) -> ClientApp:
     """A ClientApp that trains ``model`` on ``data`` for exactly ``local-steps`` steps.
@@ -35,9 +37,12 @@ def client_app(
         loss: ``(outputs, targets) -> scalar``; cross-entropy or squared error by default.
         check: called by our grids with their run config when they are made, raises ValueError if
             the app cannot take it; by default if a key looks like a slip for a setting.
+        metrics: ``(outputs, targets) -> number`` by name, of all outputs for the test examples at
+            once; reported as ``eval-NAME``, but left out where one fails. Or text, see
+            ``named_metrics``; by default what the setting ``metrics`` names.
         **kwargs: ClientApp's, e.g. ``mods``.
     """
-    trainer = Trainer(model, data, as_optimizer(optimizer), loss, check)
+    trainer = Trainer(model, data, as_optimizer(optimizer), loss, check, Metrics.of(metrics))
     app = ClientApp(**kwargs)
     app.train()(trainer.train)
     app.evaluate()(trainer.evaluate)

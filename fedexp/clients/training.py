@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -21,6 +21,9 @@ from fedexp.clients.known import is_hooked
 from fedexp.clients.losses import Loss, classes_for, is_known
 from fedexp.clients.module import layout_of
 from fedexp.clients.objective import Objective, loss_at
+
+Score = Callable[[Any, Tensor], Mapping[str, float]]
+"""``(outputs, targets) -> values`` by name, see ``Metrics``."""
 
 
 class Optimizer(Protocol):
@@ -244,9 +247,20 @@ def batches_of(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, examples: Examples, loss_fn: Loss, batch_size: int = 1024
+    model: nn.Module,
+    examples: Examples,
+    loss_fn: Loss,
+    batch_size: int = 1024,
+    metrics: Score | None = None,
 ) -> dict[str, float]:
-    """Mean ``loss`` over ``examples``, and ``accuracy`` if outputs score classes.
+    """Mean ``loss`` over ``examples``, ``accuracy`` if outputs score classes, and ``metrics``.
+
+    Args:
+        model: on any device.
+        examples: what to test on.
+        loss_fn: a mean over a batch.
+        batch_size: examples at a time.
+        metrics: of all outputs and all targets, on the CPU.
 
     Raises:
         ValueError: there are no examples.
@@ -255,6 +269,7 @@ def evaluate(
         raise ValueError("there are no examples to test on. Give some (local-test-fraction).")
     model.eval()
     loss, correct, labels = 0.0, 0, 0
+    kept: list[Any] = []
     device, layout = next(model.parameters()).device, layout_of(model)
     for positions in torch.split(torch.arange(len(examples)), batch_size):
         inputs, targets = (x.to(device) for x in examples.take(positions))
@@ -263,5 +278,21 @@ def evaluate(
         if (classes := classes_for(outputs, targets)) is not None:
             correct += int((outputs.argmax(1) == classes).sum())
             labels += classes.numel()
+        if metrics:
+            kept.append(outputs)
     accuracy = {"accuracy": correct / labels} if labels else {}
-    return {"loss": loss / len(examples)} | accuracy
+    own = metrics(_joined(kept), examples.take(torch.arange(len(examples)))[1]) if metrics else {}
+    return {"loss": loss / len(examples)} | accuracy | dict(own)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Outputs of batches as those of one; a list where they cannot be put together."""
+    first = parts[0]
+    if isinstance(first, tuple):
+        return tuple(_joined(list(each)) for each in zip(*parts, strict=True))
+    if isinstance(first, Mapping):
+        return {name: _joined([part[name] for part in parts]) for name in first}
+    try:
+        return torch.cat([part.cpu() for part in parts])
+    except (RuntimeError, AttributeError, TypeError):
+        return parts

@@ -202,7 +202,7 @@ def test_ray_gives_the_bits_of_the_serial_grid(optimizer):
     rates = schedule("cosine", 2, 0.1)
     weights = {"weight": np.ones((3, 4), np.float32), "bias": np.zeros(3, np.float32)}
     found = []
-    for make in (SerialGrid, partial(RayGrid, num_workers=2, vectorize="off")):
+    for make in (SerialGrid, partial(RayGrid, num_workers=2, vectorize="auto")):
         with make(client, 4, run_config=config) as grid:
             *_, last = rounds(
                 FedExP(fraction_evaluate=1.0, seed=1),

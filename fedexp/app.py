@@ -23,6 +23,7 @@ from fedexp.choices import (
     client_config,
     optimizer_key,
     prepared,
+    schedule_of,
     strategy_keys,
     strategy_names,
     strategy_of,
@@ -38,6 +39,8 @@ from fedexp.clients import (
 )
 from fedexp.clients.local_optimizers import named as named_optimizer
 from fedexp.clients.losses import Loss
+from fedexp.clients.metrics import Metrics
+from fedexp.clients.schedules import Schedule
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Parts, from_files, load
@@ -166,15 +169,19 @@ def model_of(config: Config) -> nn.Module:
 
 
 def check_model(config: Config) -> None:
-    """Find out whether the model of a run can be trained on its data; nothing changes.
+    """Find out whether the model of a run can be trained on its data, and scored; nothing changes.
 
     Raises:
         ValueError: it cannot.
     """
+    metrics = Metrics.of(config.metrics)
     owner, examples = f"Config(model={config.model!r})", Examples(*dataset_of(config).train)
     for name, key in {optimizer_key(config, key): key for key in strategy_keys(config)}.items():
         settings = LocalTraining.of({**config.values(), **client_config(config, key)})
         try_model(owner, model_of(config), examples, named_optimizer(name), settings)
+    if metrics:
+        test = Examples(*dataset_of(config).test)
+        evaluate(model_of(config), test, default_loss, metrics=metrics.check)
 
 
 def check_run_config(values: Mapping[str, Any]) -> None:
@@ -272,6 +279,7 @@ class Run:
         strategy: in place of the one that ``key`` names; a copy of it runs.
         start: the first model, in place of that of ``config``.
         evaluate_fn: in place of ``test_evaluation``.
+        schedule: of the clients' learning rate, in place of ``scheduler``.
 
     Attributes:
         strategy: the strategy that runs.
@@ -289,6 +297,7 @@ class Run:
         strategy: Any = None,
         start: Start | None = None,
         evaluate_fn: EvaluateFn | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         self.config = config
         self.strategy = (
@@ -303,6 +312,7 @@ class Run:
             evaluate_fn or test_evaluation(config), average_named(config.average), start.trainable
         )
         self.arrays = to_record(start.arrays)
+        self.schedule = schedule or schedule_of(config, key)
         self.failed_in_a_row = 0
         self._attendance = Attendance()
 
@@ -326,6 +336,7 @@ class Run:
             timeout=self.config.timeout,
             evaluate_fn=self.evaluation,
             seed=self.config.seed,
+            train_config=self.schedule.settings if self.schedule else None,
         ):
             self.arrays = round_.arrays
             self.failed_in_a_row = self.failed_in_a_row + 1 if round_.failed else 0
@@ -388,16 +399,22 @@ def start_of(config: Config) -> Start:
 
 
 def test_evaluation(config: Config) -> EvaluateFn:
-    """``(server_round, arrays) -> test-loss, test-accuracy`` on the global test set."""
-    return evaluation_on(model_of(config), Examples(*dataset_of(config).test))
+    """``(server_round, arrays) -> test-loss, test-accuracy`` and own metrics, on the test set."""
+    examples, metrics = Examples(*dataset_of(config).test), Metrics.of(config.metrics)
+    return evaluation_on(model_of(config), examples, metrics=metrics)
 
 
-def evaluation_on(module: nn.Module, examples: Examples, loss: Loss = default_loss) -> EvaluateFn:
-    """``(server_round, arrays) -> test-loss, test-accuracy`` of ``module`` on ``examples``."""
+def evaluation_on(
+    module: nn.Module,
+    examples: Examples,
+    loss: Loss = default_loss,
+    metrics: Metrics | None = None,
+) -> EvaluateFn:
+    """``test_evaluation`` of ``module`` on ``examples``."""
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         load_arrays(module, from_record(arrays))
-        values = evaluate(module, examples, loss)
+        values = evaluate(module, examples, loss, metrics=metrics)
         return MetricRecord({f"test-{name}": value for name, value in values.items()})
 
     return evaluate_fn

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
 from logging import ERROR
 from typing import Any
 
@@ -21,7 +20,10 @@ from torch import nn
 
 from fedexp.clients import LocalTraining
 from fedexp.clients.local_optimizers import named as named_optimizer
+from fedexp.clients.local_optimizers import told
+from fedexp.clients.schedules import Schedule, schedule
 from fedexp.config import Config
+from fedexp.extras import imported
 from fedexp.logs import level
 from fedexp.readers import strategy_arguments
 from fedexp.specs import Spec, split
@@ -108,16 +110,46 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
         ValueError: the local optimizer cannot take them.
     """
     name = optimizer_key(config, key)
-    tunes = named_optimizer(name).tunes
+    optimizer = named_optimizer(name)
     settings: dict[str, int | float | bool | str] = {
-        "local-optimizer": name,
         "hyper-learning-rate": config.hyper_learning_rate,
         "hyper-height": config.hyper_height,
-        "hyper-between-rounds": config.hyper_between_rounds if tunes else "fresh",
+        "hyper-between-rounds": config.hyper_between_rounds if optimizer.tunes else "fresh",
+        **told(name),
     }
-    local = LocalTraining.of({**config.values(), **settings})
-    named_optimizer(name)([nn.Parameter(torch.zeros(1))], local)  # what is wrong with it shows now
+    local = LocalTraining.of(Config.of(config.values() | settings).values())
+    if schedule_of(config, key):
+        settings.pop("learning-rate", None)  # comes with every round
+    optimizer([nn.Parameter(torch.zeros(1, 1))], local)  # what is wrong with it shows now
     return settings
+
+
+def schedule_of(config: Config, key: str) -> Schedule | None:
+    """The learning rate of the clients of one entry over the rounds; None where it is constant.
+
+    Raises:
+        ValueError: no such scheduler, or settings that do not go with one.
+    """
+    if not config.scheduler:
+        return None
+    owner, name = f"Config(scheduler={config.scheduler!r})", optimizer_key(config, key)
+    optimizer = named_optimizer(name)
+    if config.learning_rate_decay != 1:
+        raise ValueError(
+            f"{owner}: learning-rate-decay={config.learning_rate_decay} is a schedule too. "
+            "Leave one of the two out."
+        )
+    if optimizer.tunes and config.hyper_between_rounds != "fresh":
+        raise ValueError(
+            f"{owner}: with hyper-between-rounds={config.hyper_between_rounds!r}, {name} starts "
+            "from rates of its own. Use fresh, or no scheduler."
+        )
+    if "learning-rate" not in optimizer.reads():
+        raise ValueError(
+            f"{owner}: {name} takes no learning rate. Give it an argument lr, or use no scheduler."
+        )
+    first = float(optimizer.given.get("learning-rate", config.learning_rate))
+    return schedule(config.scheduler, config.num_server_rounds, first)
 
 
 def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
@@ -131,10 +163,12 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
     spec = Choice.of(key).strategy
     make = _of_table if spec.name in STRATEGIES else _of_module
     strategy = make(config, key, num_nodes)
-    if getattr(strategy, "control_variates", False) and _tunes(config, key):
+    own = named_optimizer(optimizer_key(config, key))
+    if getattr(strategy, "control_variates", False) and not own.is_plain:
         raise ValueError(
             f"Config(strategy={key!r}): control variates need one learning rate at all clients, "
-            f"and {optimizer_key(config, key)} tunes it. Use +sgd."
+            f"fixed throughout, and plain steps; {optimizer_key(config, key)} takes others. "
+            "Use +sgd."
         )
     return strategy
 
@@ -185,7 +219,7 @@ def _of_table(config: Config, key: str, num_nodes: int) -> Strategy:
 
 def _of_module(config: Config, key: str, num_nodes: int) -> Strategy:
     spec = Choice.of(key).strategy
-    made = imported(spec.name)
+    made = imported(f"Config(strategy={key!r})", spec.name)
     if isinstance(made, type) and issubclass(made, FlowerFedAvg):
         settings = _known(spec, made)
         common = _common(config, key, num_nodes)
@@ -283,23 +317,6 @@ class _said:
             raise ValueError(f"{self.spec}: {type(error).__name__}: {line}.") from error
 
 
-def imported(name: str) -> Any:
-    """What ``module:name`` names.
-
-    Raises:
-        ValueError: it cannot be imported.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        found: Any = import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (Exception, SystemExit) as error:  # of any kind: it is the user's code
-        line = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(".: ")
-        raise ValueError(f"{name!r}: {line}. Is it on the Python path?") from error
-    return found
-
-
 def _as_optimizer(rule: Any) -> ServerOptimizer:
     """A server step from a rule.
 
@@ -325,10 +342,6 @@ def _num_positional(function: Callable[..., Any]) -> int:
     parameters = inspect.signature(function).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return sum(p.default is p.empty for p in positional)
-
-
-def _tunes(config: Config, key: str) -> bool:
-    return named_optimizer(optimizer_key(config, key)).tunes
 
 
 def _is_off(strategy: Any, name: str) -> bool:

@@ -20,6 +20,20 @@ def need(module: str, extra: str) -> None:
         )
 
 
+def imported(owner: str, name: str) -> Any:
+    """What ``module:name`` names.
+
+    Raises:
+        ValueError: there is no such module or name, or importing it fails; ``owner`` comes first.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # of any kind: it is the user's code
+        line = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(".: ")
+        raise ValueError(f"{owner}: {line}. Is it on the Python path?") from error
+
+
 def later(package: str, **modules: str) -> Callable[[str], Any]:
     """A package's ``__getattr__``, for names that are imported when they are asked for.
 

@@ -14,9 +14,12 @@ from torch import nn
 from fedexp import app
 from fedexp.arrays import Arrays
 from fedexp.choices import client_config, optimizer_key
-from fedexp.clients import Examples, LocalTraining, client_app, default_loss, module_arrays
+from fedexp.clients import Examples, LocalTraining, client_app, default_loss, evaluate
+from fedexp.clients.local_optimizers import as_optimizer
 from fedexp.clients.local_optimizers import named as named_optimizer
 from fedexp.clients.losses import Loss
+from fedexp.clients.metrics import Metrics
+from fedexp.clients.schedules import Schedule, schedule
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Parts
@@ -132,6 +135,7 @@ class Federation:
             optimizer=own.optimizer,
             loss=own.loss or default_loss,
             check=app.check_run_config,
+            metrics=own.metrics,
         )
 
     def run(self, config: Config, strategy: Any = None) -> app.Run:
@@ -145,7 +149,13 @@ class Federation:
             strategy=strategy,
             start=start,
             evaluate_fn=evaluate,
+            schedule=self._schedule(config),
         )
+
+    def _schedule(self, config: Config) -> Schedule | None:
+        if self.own.scheduler is None:
+            return None
+        return schedule(self.own.scheduler, config.num_server_rounds, config.learning_rate)
 
     def start(self) -> app.Start:
         """The model before the first round."""
@@ -162,8 +172,11 @@ class Federation:
             return _nothing
         if not own.names():
             return app.test_evaluation(self.config)
-        test = Examples(*self.dataset.test)
-        return app.evaluation_on(self.model(), test, own.loss or default_loss)
+        test, loss = Examples(*self.dataset.test), own.loss or default_loss
+        return app.evaluation_on(self.model(), test, loss, self._metrics())
+
+    def _metrics(self) -> Metrics:
+        return Metrics.of(self.config.metrics if self.own.metrics is None else self.own.metrics)
 
     def check(self, config: Config) -> None:
         """Find out whether clients can train the model on the data; nothing changes.
@@ -182,11 +195,14 @@ class Federation:
             return
         key = config.strategy
         settings = LocalTraining.of({**config.values(), **client_config(config, key)})
-        optimizer = self.own.optimizer or named_optimizer(optimizer_key(config, key))
+        own = as_optimizer(self.own.optimizer)
+        optimizer = own or named_optimizer(optimizer_key(config, key))
         examples = Examples(*self.dataset.train)
         name = _name(self.own.model) if self.own.model is not None else config.model
         loss = self.own.loss or default_loss
         try_model(f"model={name}", self.model(), examples, optimizer, settings, loss)
+        if metrics := self._metrics():
+            evaluate(self.model(), Examples(*self.dataset.test), loss, metrics=metrics.check)
 
     def about(self) -> dict[str, Any]:
         """What of this is no configuration key."""
@@ -205,8 +221,3 @@ def _nothing(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
 def _name(value: Any) -> str:
     named: Callable[[Any], str] = lambda x: getattr(x, "__name__", type(x).__name__)  # noqa: E731
     return named(value)
-
-
-def arrays_of(model: Any) -> Arrays | None:
-    """The arrays of a module; what is none already is taken for arrays."""
-    return module_arrays(model) if isinstance(model, nn.Module) else model

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import nn
-
-from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS
-from fedexp.clients.training import KEYS, LocalTraining
+from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, named
 from fedexp.clients.tuned_rates import BETWEEN
 from fedexp.config import Config
 from fedexp.datasets import PARTITIONERS, SOURCES, from_arrays, from_hub
@@ -79,9 +75,12 @@ def check_read(
     Raises:
         ValueError: nothing that was chosen reads a setting; the line names what would.
     """
+    known = readers()
+    for text in chosen.get("local optimizer", ()):
+        known["local optimizer"].setdefault(text, _of_optimizer(text))
     known = {  # without those of a name that is wrong, which is the error to name
         kind: options
-        for kind, options in readers().items()
+        for kind, options in known.items()
         if kind in chosen and options.keys() >= set(chosen[kind])
     }
     for field, info in Config.model_fields.items():
@@ -97,24 +96,14 @@ def check_read(
         raise ValueError(f"Config({key}={value!r}): {', and '.join(instead)}.")
 
 
-def _of_optimizer(name: str) -> Fields:
-    """The settings that making the optimizer reads, and that of tuned rates if it tunes."""
-    optimizer, settings = LOCAL_OPTIMIZERS[name], _Noted()
-    optimizer([nn.Parameter(torch.zeros(1))], cast(LocalTraining, settings))
-    keys = [key for key, attribute in KEYS.items() if attribute in settings.names]
-    keys += [BETWEEN] if optimizer.tunes else []
-    return Fields(key.replace("-", "_") for key in keys)
+def _of_optimizer(text: str) -> Fields:
+    """The settings that making the optimizer reads, and that of tuned rates if it tunes.
 
-
-class _Noted:
-    """Settings of a client that note which of them are read."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def __getattr__(self, name: str) -> Any:
-        self.names.add(name)
-        return getattr(LocalTraining(), name)
+    Those that came with its name are not read from anywhere else.
+    """
+    optimizer = named(text)
+    keys = [*optimizer.reads(), *([BETWEEN] if optimizer.tunes else [])]
+    return Fields(key.replace("-", "_") for key in keys if key not in optimizer.given)
 
 
 def _parameters(function: Any) -> Fields:

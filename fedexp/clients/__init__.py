@@ -11,10 +11,12 @@ from fedexp.clients.hyper_optimizers import (
     HyperSGD,
 )
 from fedexp.clients.hypergradient import Hypergradient
-from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, sgd
+from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, as_optimizer, sgd
 from fedexp.clients.losses import default_loss
+from fedexp.clients.metrics import Metrics
 from fedexp.clients.module import load_arrays, module_arrays
 from fedexp.clients.scheduled_sgd import ScheduledSGD
+from fedexp.clients.schedules import Schedule, schedule
 from fedexp.clients.towers import Tower
 from fedexp.clients.trainer import Trainer
 from fedexp.clients.training import Examples, LocalTraining, evaluate, train
@@ -35,16 +37,20 @@ __all__ = [
     "Hypergradient",
     "LocalOptimizer",
     "LocalTraining",
+    "Metrics",
     "RMSprop",
     "Rule",
+    "Schedule",
     "ScheduledSGD",
     "Tower",
     "Trainer",
+    "as_optimizer",
     "client_app",
     "default_loss",
     "evaluate",
     "load_arrays",
     "module_arrays",
+    "schedule",
     "sgd",
     "train",
 ]

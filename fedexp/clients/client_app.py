@@ -7,8 +7,9 @@ from typing import Any
 
 from flwr.clientapp import ClientApp
 
-from fedexp.clients.local_optimizers import OptimizerFn
+from fedexp.clients.local_optimizers import OptimizerFn, as_optimizer
 from fedexp.clients.losses import Loss, default_loss
+from fedexp.clients.metrics import Metric, Metrics
 from fedexp.clients.trainer import DataFn, ModelFn, Trainer
 from fedexp.clients.training import LocalTraining
 
@@ -16,9 +17,10 @@ from fedexp.clients.training import LocalTraining
 def client_app(
     model: ModelFn,
     data: DataFn,
-    optimizer: OptimizerFn | None = None,
+    optimizer: OptimizerFn | Callable[..., Any] | str | None = None,
     loss: Loss = default_loss,
     check: Callable[[Mapping[str, Any]], object] = LocalTraining.of,
+    metrics: Mapping[str, Metric] | str | None = None,
     **kwargs: Any,
 ) -> ClientApp:
     """A ClientApp that trains ``model`` on ``data`` for exactly ``local-steps`` steps.
@@ -28,14 +30,19 @@ def client_app(
     Args:
         model: ``context -> module``.
         data: ``context -> (train examples, test examples)`` of one client.
-        optimizer: ``(parameters, settings) -> torch optimizer``; by default what the setting
-            ``local-optimizer`` names, plain SGD if there is none.
+        optimizer: an optimizer class such as ``torch.optim.AdamW``, text such as
+            ``adamw(weight-decay=0.01)``, or ``(parameters, settings) -> torch optimizer``, see
+            ``as_optimizer``; by default what the setting ``local-optimizer`` names, plain SGD if
+            there is none.
         loss: ``(outputs, targets) -> scalar``; cross-entropy or squared error by default.
         check: called by our grids with their run config when they are made, raises ValueError if
             the app cannot take it; by default if a key looks like a slip for a setting.
+        metrics: ``(outputs, targets) -> number`` by name, of all outputs for the test examples at
+            once; reported as ``eval-NAME``, but left out where one fails. Or text, see
+            ``named_metrics``; by default what the setting ``metrics`` names.
         **kwargs: ClientApp's, e.g. ``mods``.
     """
-    trainer = Trainer(model, data, optimizer, loss, check)
+    trainer = Trainer(model, data, as_optimizer(optimizer), loss, check, Metrics.of(metrics))
     app = ClientApp(**kwargs)
     app.train()(trainer.train)
     app.evaluate()(trainer.evaluate)

@@ -17,8 +17,9 @@ from fedexp.clients.causes import cause
 from fedexp.clients.control import VARIATE, ControlVariates
 from fedexp.clients.fitted import Fitted
 from fedexp.clients.known import is_plain
-from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named
+from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named, told
 from fedexp.clients.losses import Loss, default_loss, is_known
+from fedexp.clients.metrics import Metrics
 from fedexp.clients.module import copies, lend, load_arrays, module_arrays, unnamed_buffers, unsent
 from fedexp.clients.one_step import one_step, single
 from fedexp.clients.training import (
@@ -51,9 +52,10 @@ class Trainer:
         model: ``context -> module``; called once per process and run config.
         data: ``context -> (train, test)`` examples of ``context.node_config["partition-id"]``.
         optimizer: ``(parameters, settings) -> torch optimizer``, made anew every round; by
-            default what ``local-optimizer`` names in ``LOCAL_OPTIMIZERS``.
+            default what ``local-optimizer`` names.
         loss: ``(outputs, targets) -> scalar``, a mean over the batch.
         check: raises ValueError for a run config that the app cannot take; grids ask it.
+        metrics: reported by ``evaluate`` besides; by default what the setting ``metrics`` names.
     """
 
     model: ModelFn
@@ -61,6 +63,7 @@ class Trainer:
     optimizer: OptimizerFn | None = None
     loss: Loss = default_loss
     check: Callable[[Mapping[str, Any]], object] = LocalTraining.of
+    metrics: Metrics = field(default_factory=Metrics)
     _modules: dict[str, tuple[nn.Module, dict[str, Tensor]]] = field(
         default_factory=dict, repr=False
     )
@@ -139,11 +142,13 @@ class Trainer:
         lend(module, self._lent[1])
 
     def evaluate(self, message: Message, context: Context) -> Message:
-        """Reply ``eval-loss`` and ``eval-accuracy`` of the received arrays on the test examples."""
+        """Reply ``eval-loss``, ``eval-accuracy`` and own metrics on the test examples."""
         _, examples = self.data(context)
         module = self.module(context)
         load_arrays(module, sent(message.content))
-        values = evaluate(module, examples, self.loss)
+        text = str(self.config(message.content, context).get("metrics", ""))
+        own = self.metrics or Metrics.of(text)
+        values = evaluate(module, examples, self.loss, metrics=own)
         metrics = {f"eval-{name}": value for name, value in values.items()}
         record = MetricRecord({"num-examples": len(examples), **metrics})
         return Message(RecordDict({"metrics": record}), reply_to=message)
@@ -157,7 +162,9 @@ class Trainer:
     def config(self, content: RecordDict, context: Context) -> Mapping[str, Any]:
         """The settings of a message of this content."""
         sent = next(iter(records_of(content, ConfigRecord).values()), ConfigRecord())
-        return {**context.run_config, **sent}
+        config = {**context.run_config, **getattr(self.optimizer, "given", {}), **sent}
+        name = str(config.get("local-optimizer", ""))
+        return config | told(name) if "(" in name and self.optimizer is None else config
 
     def maker(self, settings: LocalTraining) -> OptimizerFn:
         """What makes the local optimizer.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -20,6 +21,9 @@ from fedexp.clients.known import is_hooked
 from fedexp.clients.losses import Loss, classes_for, is_known
 from fedexp.clients.module import layout_of
 from fedexp.clients.objective import Objective, loss_at
+
+Score = Callable[[Any, Tensor], Mapping[str, float]]
+"""``(outputs, targets) -> values`` by name, see ``Metrics``."""
 
 
 class Optimizer(Protocol):
@@ -87,7 +91,7 @@ class LocalTraining:
         max_grad_norm: gradients are scaled down to this norm; 0 for no clipping.
         proximal_mu: ``μ`` of FedProx, which adds ``μ/2 ‖w - w₀‖²`` to the loss, ``w₀`` being the
             parameters received. Li et al. 2020, arXiv:1812.06127.
-        optimizer: a key of ``LOCAL_OPTIMIZERS``.
+        optimizer: the local optimizer, as ``named`` takes it.
         hyper_lr: ``κ``, with which the learning rate is tuned, for the optimizers that have one.
         hyper_height: levels of the tower above the weights; the topmost rate is ``κ`` throughout.
     """
@@ -202,17 +206,25 @@ def train(
     objective = Objective(model, loss_fn, correction, settings.proximal_mu, settings.max_grad_norm)
     if is_hooked(model):
         descent = None  # some hooks run only where gradients are stored in the parameters
+    closes = getattr(optimizer, "same_batch", False) or _needs_closure(type(optimizer))
     for batch in batches:
         if descent:
             _, loss = loss_at(model, loss_fn, *batch)
             descent.step(torch.autograd.grad(loss, params, allow_unused=True))
-        elif getattr(optimizer, "same_batch", False):
+        elif closes:
             loss = optimizer.step(objective.closure(*batch))  # type: ignore[call-arg]
         else:
             loss = objective(*batch)
             optimizer.step()
         total += loss.detach().squeeze()
     return float(total) / settings.num_steps
+
+
+@lru_cache(maxsize=64)
+def _needs_closure(optimizer: type[Optimizer]) -> bool:
+    """Whether a step evaluates the loss itself, as that of L-BFGS does."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 def plain_descent(
@@ -235,9 +247,20 @@ def batches_of(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, examples: Examples, loss_fn: Loss, batch_size: int = 1024
+    model: nn.Module,
+    examples: Examples,
+    loss_fn: Loss,
+    batch_size: int = 1024,
+    metrics: Score | None = None,
 ) -> dict[str, float]:
-    """Mean ``loss`` over ``examples``, and ``accuracy`` if outputs score classes.
+    """Mean ``loss`` over ``examples``, ``accuracy`` if outputs score classes, and ``metrics``.
+
+    Args:
+        model: on any device.
+        examples: what to test on.
+        loss_fn: a mean over a batch.
+        batch_size: examples at a time.
+        metrics: of all outputs and all targets, on the CPU.
 
     Raises:
         ValueError: there are no examples.
@@ -246,6 +269,7 @@ def evaluate(
         raise ValueError("there are no examples to test on. Give some (local-test-fraction).")
     model.eval()
     loss, correct, labels = 0.0, 0, 0
+    kept: list[Any] = []
     device, layout = next(model.parameters()).device, layout_of(model)
     for positions in torch.split(torch.arange(len(examples)), batch_size):
         inputs, targets = (x.to(device) for x in examples.take(positions))
@@ -254,5 +278,21 @@ def evaluate(
         if (classes := classes_for(outputs, targets)) is not None:
             correct += int((outputs.argmax(1) == classes).sum())
             labels += classes.numel()
+        if metrics:
+            kept.append(outputs)
     accuracy = {"accuracy": correct / labels} if labels else {}
-    return {"loss": loss / len(examples)} | accuracy
+    own = metrics(_joined(kept), examples.take(torch.arange(len(examples)))[1]) if metrics else {}
+    return {"loss": loss / len(examples)} | accuracy | dict(own)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Outputs of batches as those of one; a list where they cannot be put together."""
+    first = parts[0]
+    if isinstance(first, tuple):
+        return tuple(_joined(list(each)) for each in zip(*parts, strict=True))
+    if isinstance(first, Mapping):
+        return {name: _joined([part[name] for part in parts]) for name in first}
+    try:
+        return torch.cat([part.cpu() for part in parts])
+    except (RuntimeError, AttributeError, TypeError):
+        return parts

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedexp.clients.local_optimizers import OptimizerFn
+from fedexp.clients.local_optimizers import LocalOptimizer, OptimizerFn
 from fedexp.clients.losses import Loss, classes_for, default_loss
 from fedexp.clients.module import layout_of, load_arrays, module_arrays
 from fedexp.clients.training import Examples, LocalTraining, evaluate, train
@@ -51,14 +51,25 @@ def try_model(
     with _undone(module):
         names = module_arrays(module).keys()
         _check_loss(owner, module, few, loss)
-        with _named(owner, "a local step"):
-            params = [p for p in module.parameters() if p.requires_grad]
-            step = optimizer(params, settings)
+        params = [p for p in module.parameters() if p.requires_grad]
+        ours = isinstance(optimizer, LocalOptimizer)  # whose own errors are lines already
+        made = optimizer(params, settings) if ours else None
+        what, remedy = _step_of(optimizer)
+        with _named(owner, what, remedy):
+            step = made or optimizer(params, settings)
             train(module, few, settings, step, loss, np.random.default_rng(0))
         with _named(owner, "an evaluation"):
             evaluate(module, few, loss)
         if module_arrays(module).keys() != names:
             raise ValueError(f"{owner}: forward makes arrays. Make them in the constructor.")
+
+
+def _step_of(optimizer: OptimizerFn) -> tuple[str, str]:
+    """What is tried, and what to do where it fails."""
+    if isinstance(optimizer, LocalOptimizer) and not optimizer.functional:
+        other = "Correct the model, or choose another local optimizer"
+        return f"a local step with {optimizer.line}", other
+    return "a local step", "Correct the model"
 
 
 def _check_arrays(owner: str, module: nn.Module) -> None:
@@ -134,11 +145,11 @@ def _check_loss(owner: str, module: nn.Module, few: Examples, loss: Loss) -> Non
 
 
 @contextmanager
-def _named(owner: str, what: str) -> Iterator[None]:
+def _named(owner: str, what: str, remedy: str = "Correct the model") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of any kind: it is the user's code
         line = " ".join(str(error).split())[:300]
         if not isinstance(error, ValueError):
-            line = f"{type(error).__name__}: {line.rstrip('.')}. Correct the model."
+            line = f"{type(error).__name__}: {line.rstrip('.')}. {remedy}."
         raise ValueError(f"{owner}: {what} fails: {line}") from error

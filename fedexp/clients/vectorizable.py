@@ -33,7 +33,8 @@ def obstacle_to(trainer: Trainer | None, context: Context) -> str:
         return "the ClientApp is not one of fedexp.clients.client_app"
     optimizer = trainer.optimizer
     if optimizer and not (isinstance(optimizer, LocalOptimizer) and optimizer.functional):
-        return f"the local optimizer {trainer.optimizer} has no functional form"
+        name = getattr(optimizer, "line", optimizer)
+        return f"the local optimizer {name} has no functional form"
     whole = trainer.module(context)
     if is_hooked(whole):
         return "hooks run with its passes"

@@ -68,6 +68,9 @@ class Cohort:
             return None, ""
         trainer = trainer_of(app)
         obstacle = "the ClientApp has mods" if has_mods(app) else obstacle_to(trainer, context)
+        if mode == "on" and trainer and not (obstacle or cls(trainer).takes(context.run_config)):
+            name = context.run_config.get("local-optimizer")
+            obstacle = f"the local optimizer {name} has no functional form"
         size, found = 0, ""
         if trainer and not obstacle:
             size = group_size(trainer.module(context)) or (MOST if mode == "on" else 0)
@@ -75,6 +78,11 @@ class Cohort:
         if mode == "on" and (obstacle or found):
             raise ValueError(f"vectorize='on': {obstacle or found}. Use auto.")
         return (cls(trainer, size) if trainer and size and not found else None), found
+
+    def takes(self, config: Mapping[str, Any]) -> bool:
+        """Whether the local optimizer of these settings has a functional form."""
+        make = self.trainer.maker(LocalTraining.of(config))
+        return isinstance(make, LocalOptimizer) and make.functional is not None
 
     def fit(
         self,

@@ -17,7 +17,7 @@ from fedexp import app
 from fedexp.choices import strategy_keys
 from fedexp.clients.losses import Loss
 from fedexp.config import Config
-from fedexp.datasets import Dataset
+from fedexp.datasets import Dataset, data
 from fedexp.federation import Federation, Own
 from fedexp.logs import level
 from fedexp.runs import folder as folders
@@ -30,7 +30,7 @@ from fedexp.runs.results import Result, Results, load_runs
 from fedexp.runs.study import Study
 from fedexp.runs.unit_run import UnitRun
 from fedexp.simulation.grid import LocalGrid
-from fedexp.specs import slug
+from fedexp.specs import slug, split
 
 _open: WeakSet[Simulation] = WeakSet()
 """Simulations that hold an engine; the next one that needs one takes its place."""
@@ -330,7 +330,7 @@ def _named(strategies: Mapping[str, Any] | Iterable[Any] | str) -> dict[str, Any
         ValueError: there are none, or two are called the same.
     """
     if isinstance(strategies, str):
-        return {key: key for key in strategy_keys(Config(strategy=strategies))}
+        return {key: key for key in strategy_keys(Config.of({"strategy": strategies}))}
     if isinstance(strategies, Mapping):
         named = dict(strategies)
     else:
@@ -359,9 +359,26 @@ def _sorted(objects: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Co
             raise ValueError("Simulation(client_app): say num_clients, how many there are.")
     config = Config.of(values)
     if "data" in own and not isinstance(own["data"], Dataset):
-        own["data"] = app.own_data(own["data"], config)
+        own["data"] = _data(own["data"], config)
     app.check_read(config, [key for key in values if key not in _ALWAYS])
     return config, Own(**own)
+
+
+def _data(source: Any, config: Config) -> Dataset:
+    """A dataset of what ``fedexp.data`` takes, by the keys of the command line."""
+    kind, _, column = config.client_from.partition(":")
+    test = config.test_fraction
+    return data(
+        source,
+        target=config.target or None,
+        client=column or kind or None,
+        test=None if test == Config.keys()["test-fraction"].default else test,
+        drop=split(config.drop),
+        impute=config.impute,
+        standardize=config.standardize,
+        targets=config.targets,
+        image_size=config.image_size,
+    )
 
 
 _ALWAYS = ("strategy", "out", "seed", "seeds", "engine", "num-clients")

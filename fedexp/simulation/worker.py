@@ -215,6 +215,8 @@ class _Merging(_Work):
             return self.one_by_one(span)
         contexts = [self.context(self.jobs[p]) for p in range(*span)]
         config = self.trainer.config(self.content, contexts[0])
+        if not group.takes(config):
+            return self.one_by_one(span)
         self.worker.begins(None)  # no one of them: whoever hangs is to be found one by one
         try:
             with guarded():

@@ -1,0 +1,152 @@
+"""The local optimizers that are written here, alone and in groups, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
+from fedexp.clients.delta_sgd import DeltaSGD
+from fedexp.clients.descent import Descent
+from fedexp.clients.functional_optimizers import (
+    Functional,
+    FunctionalDeltaSGD,
+    FunctionalScheduledSGD,
+    FunctionalSGD,
+    FunctionalTower,
+)
+from fedexp.clients.hypergradient import Hypergradient
+from fedexp.clients.scheduled_sgd import ScheduledSGD
+from fedexp.clients.training import KEYS, LocalTraining, Optimizer
+from fedexp.clients.update_rules import SGD, Rule
+
+OptimizerFn = Callable[[Iterable[nn.Parameter], LocalTraining], Optimizer]
+
+
+@dataclass(frozen=True)
+class LocalOptimizer:
+    """A local optimizer, for one client and for many at once.
+
+    Attributes:
+        line: what it does, in a line.
+        make: ``(parameters, settings) -> torch optimizer``.
+        functional: ``settings ->`` the same steps as pure functions; None if there are none.
+        tunes: whether it moves the learning rate, so that this is worth keeping.
+        borrows: whether it leaves the memory that parameters start in as it is.
+        own: settings that it alone has, with their defaults; keywords of ``make`` and
+            ``functional``.
+        given: settings of the clients, by their kebab-case keys, that came with the choice. They
+            take the place of those of the run config; a message overrides them.
+    """
+
+    line: str
+    make: Callable[..., Optimizer]
+    functional: Functional | None = None
+    tunes: bool = True
+    borrows: bool = False
+    own: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, int | float] = field(default_factory=dict)
+
+    def __call__(self, params: Iterable[nn.Parameter], settings: LocalTraining) -> Optimizer:
+        """The optimizer of one client in one round."""
+        return self.make(params, settings)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every step is along the gradient, at one learning rate."""
+        return self.functional is FunctionalSGD
+
+    def reads(self) -> dict[str, str]:
+        """The settings of the clients that making it reads: kebab-case key to attribute."""
+        noted = _Noted()
+        self([nn.Parameter(torch.zeros(1, 1))], cast(LocalTraining, noted))
+        return {key: name for key, name in KEYS.items() if name in noted.names}
+
+
+class _Noted:
+    """Settings of a client that note which of them are read."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.names.add(name)
+        return getattr(LocalTraining(), name)
+
+
+def _hyper(line: str, rule: type[Rule], **fixed: Any) -> LocalOptimizer:
+    def tower(settings: LocalTraining, own: Mapping[str, Any]) -> Rule:
+        return tower_of(rule, settings, **fixed, **own)
+
+    elsewhere = {"lr", "weight_decay", *fixed, *(x.name for x in fields(Rule))}
+    return LocalOptimizer(
+        f"{line}, its learning rate tuned by hypergradients",
+        lambda params, settings, **own: Hypergradient(params, tower(settings, own)),
+        lambda settings, **own: FunctionalTower(tower(settings, own)),
+        own={x.name: x.default for x in fields(rule) if x.name not in elsewhere},
+    )
+
+
+def tower_of(rule: type[Rule], settings: LocalTraining, **fixed: Any) -> Rule:
+    """The tower of a client: ``hyper_height`` levels of SGD at ``hyper_lr`` over ``rule``.
+
+    A learning rate moves by ``log η ← log η - κ cos(g, ∂w/∂η)`` (Baydin et al. 2018,
+    arXiv:1703.04782, multiplicative): a factor of at most ``e^κ`` a step, whatever the scale of
+    the loss and however wrong the first rate.
+    """
+    shape: dict[str, Any] = {"lr_form": "log", "normalised": True}
+    hyper: Rule | None = None
+    for _ in range(settings.hyper_height):
+        hyper = SGD(settings.hyper_lr, hyper=hyper, **shape)
+    decay: dict[str, Any] = {"weight_decay": settings.weight_decay}
+    return rule(hyper=hyper, **{"lr": settings.lr, **decay, **shape, **fixed})
+
+
+def _undecayed(name: str, settings: LocalTraining) -> float:
+    if settings.weight_decay:
+        raise ValueError(
+            f"LocalTraining(weight_decay={settings.weight_decay}): {name} has none. Use 0.0."
+        )
+    return settings.lr
+
+
+sgd = LocalOptimizer(
+    "plain SGD, one fixed learning rate",
+    lambda params, s: Descent(params, s.lr, s.weight_decay),
+    FunctionalSGD,
+    tunes=False,
+    borrows=True,
+)
+"""Plain SGD: ``w ← w - η_l (g + weight_decay · w)``."""
+
+LOCAL_OPTIMIZERS: dict[str, LocalOptimizer] = {
+    "sgd": sgd,
+    "hypersgd": _hyper("SGD", SGD),
+    "hyperadam": _hyper("Adam", Adam),
+    "hyperadamw": _hyper("AdamW", Adam, decoupled=True),
+    "hyperrmsprop": _hyper("RMSprop", RMSprop),
+    "hyperadagrad": _hyper("Adagrad", Adagrad),
+    "delta-sgd": LocalOptimizer(
+        "SGD, its step from the smoothness met on the way (Kim et al. 2024)",
+        lambda params, s, **own: DeltaSGD(params, _undecayed("delta-sgd", s), **own),
+        lambda s, **own: FunctionalDeltaSGD(**own),
+        own={"gamma": 2.0, "delta": 0.02},
+    ),
+    "fedhyper": LocalOptimizer(
+        "SGD, its step from the agreement of successive gradients (Wang, Wang & Li 2024)",
+        lambda params, s, **own: ScheduledSGD(params, _undecayed("fedhyper", s), **own),
+        lambda s, **own: FunctionalScheduledSGD(**own),
+        own={"max_growth": 1.1, "bound": 10.0},
+    ),
+}
+"""``--local-optimizer`` to what it means, beside the optimizers of ``torch.optim``."""
+
+
+def learning_rate(optimizer: Optimizer, settings: LocalTraining) -> float:
+    """``η_l`` now, the mean over parameter groups."""
+    rates = [float(group.get("lr", settings.lr)) for group in optimizer.param_groups]
+    return sum(rates) / len(rates)

@@ -15,8 +15,11 @@ from fedexp.extras import need
 from fedexp.files import read_json, save_json
 from fedexp.runs import folder as folders
 from fedexp.runs.job import OnUnitRow, Outcome
+from fedexp.runs.page import Live
 from fedexp.runs.plan import Unit
+from fedexp.runs.reading import read_clients
 from fedexp.runs.resuming import check_resumable
+from fedexp.runs.rows import Row
 from fedexp.runs.study import Study
 
 
@@ -78,8 +81,14 @@ class Command:
     def run(self, on_row: OnUnitRow) -> list[Outcome]:
         """Run what is left; ``summary.json`` says how it ended, whatever ended it."""
         self._ended("interrupted")
+        live = Live(self.folder)
+
+        def told(unit: Unit, row: Row) -> None:
+            on_row(unit, row)
+            live()
+
         try:
-            outcomes = self.study.run(on_row)
+            outcomes = self.study.run(told)
         except Exception as error:
             self._ended("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
             raise
@@ -102,6 +111,15 @@ def label_of(unit: Unit) -> str:
 def summaries_of(outcomes: list[Outcome]) -> dict[str, dict[str, Any]]:
     """Summary by label."""
     return {label_of(outcome.unit): outcome.summary for outcome in outcomes}
+
+
+def clients_of(command: Command, outcomes: list[Outcome]) -> list[Row]:
+    """What clients reported when they evaluated, each row with its strategy and seed."""
+    return [
+        {**row, "strategy": outcome.unit.label, "seed": outcome.unit.config.seed}
+        for outcome in outcomes
+        for row in read_clients(command.folder / outcome.unit.folder)
+    ]
 
 
 def strategies_of(config: Config) -> dict[str, str]:

@@ -12,6 +12,7 @@ from fedexp import app
 from fedexp.choices import strategy_keys
 from fedexp.config import Config
 from fedexp.extras import need
+from fedexp.federation import Federation
 from fedexp.files import read_json, save_json
 from fedexp.runs import folder as folders
 from fedexp.runs.job import OnUnitRow, Outcome
@@ -59,7 +60,7 @@ class Command:
         study.root = held.enter_context(folders.claimed(config, overwrite=overwrite))
         held.callback(study.close)
         study.open()
-        folders.begin(config, study.root)
+        folders.begin(study.config, study.root)
         return cls(study, study.root)
 
     @classmethod
@@ -131,7 +132,8 @@ def _checked(config: Config, given: Collection[str]) -> Study:
     app.check_read(config, given)
     if config.seeds and "seed" in given:
         raise ValueError(f"Config(seeds={config.seeds!r}): --seed was given too. Leave one out.")
-    study = Study(config, strategies_of(config))
+    strategies = strategies_of(config)
+    study = Study(Federation(config).resolved(), strategies)
     study.check()
     need("matplotlib", "simulation")
     return study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from logging import INFO
@@ -57,6 +58,7 @@ from fedexp.specs import Spec
 from fedexp.strategies import BothIterates, FedOpt, average_named
 from fedexp.strategies.attendance import Attendance
 from fedexp.strategies.sampling import InPartitionOrder, partitions_of
+from fedexp.threads import one_thread
 
 
 def dataset_of(config: Config) -> Dataset:
@@ -404,6 +406,9 @@ def test_evaluation(config: Config) -> EvaluateFn:
     return evaluation_on(model_of(config), examples, metrics=metrics)
 
 
+_MUCH_TO_EVALUATE = 1 << 28  # examples times parameters
+
+
 def evaluation_on(
     module: nn.Module,
     examples: Examples,
@@ -411,10 +416,13 @@ def evaluation_on(
     metrics: Metrics | None = None,
 ) -> EvaluateFn:
     """``test_evaluation`` of ``module`` on ``examples``."""
+    # Several threads would take longer over so little, most of all beside other processes.
+    few = len(examples) * sum(p.numel() for p in module.parameters()) < _MUCH_TO_EVALUATE
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         load_arrays(module, from_record(arrays))
-        values = evaluate(module, examples, loss, metrics=metrics)
+        with one_thread() if few else nullcontext():
+            values = evaluate(module, examples, loss, metrics=metrics)
         return MetricRecord({f"test-{name}": value for name, value in values.items()})
 
     return evaluate_fn

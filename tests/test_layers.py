@@ -10,7 +10,7 @@ PACKAGE = ROOT / "fedexp"
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
-TOOLS = {"arrays", "extras", "files", "logs", "specs", "terminal"}
+TOOLS = {"arrays", "extras", "files", "logs", "specs", "threads", "terminal"}
 RECORDS = TOOLS | {"records", "fold"}
 LEARNING = {"clients", "datasets", "models"}  # and nothing of ours but records
 SERVER = RECORDS | {"stats", "wire", "merged", "strategies", "foreign_draws", "rounds"}
@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "terminal": set(),
     "logs": {"terminal"},
     "specs": set(),
+    "threads": set(),
     "files": {"arrays"},
     "records": {"arrays"},
     "fold": set(),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import traceback
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from threading import RLock
 from typing import Any, Self
 
@@ -204,21 +202,6 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
         return error_reply(message, f"its Context.state is {type(state).__name__}, no RecordDict.")
     context.state = state
     return _signed_by_us(reply, message)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let PyTorch, if loaded, use one thread: two do not round alike on every machine."""
-    torch = sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch else 1
-    if torch is None or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def error_reply(message: Message, reason: str) -> Message:

@@ -18,11 +18,11 @@ from fedexp.simulation.grid import (
     answer,
     context_of,
     error_reply,
-    one_thread,
     too_late,
 )
 from fedexp.simulation.jobs import jobs_of
 from fedexp.simulation.transport import pack, unpack
+from fedexp.threads import one_thread
 from fedexp.wire import Reading
 
 if TYPE_CHECKING:

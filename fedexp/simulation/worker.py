@@ -22,13 +22,13 @@ from fedexp.simulation.grid import (
     context_of,
     error_reply,
     identify,
-    one_thread,
     reason_of,
     too_late,
 )
 from fedexp.simulation.guard import ClientRaised, guarded
 from fedexp.simulation.jobs import Job, Outcome
 from fedexp.simulation.transport import Packed, pack, unpack
+from fedexp.threads import one_thread
 from fedexp.wire import BadReply, Reading
 
 

@@ -15,7 +15,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("metrics", "seed", "seeds", "sweep", "select", "tuning-seeds"),
     ),
     "data": (
-        *("dataset", "data-dir", "data", "target", "client-from", "test-fraction"),
+        *("dataset", "data-dir", "data", "target", "client-from", "drop", "test-fraction"),
         *("standardize", "image-size", "impute", "targets", "partitioner", "num-clients"),
         *("alpha", "sigma", "shards-per-client", "classes-per-client"),
     ),
@@ -44,7 +44,7 @@ OF_A_PARTITION = (*GROUPS["data"], "seed", "out")
 """Keys that splitting a dataset reads."""
 
 _METAVARS = {
-    **dict.fromkeys(("strategy", "metrics", "log", "seeds", "tuning-seeds"), "LIST"),
+    **dict.fromkeys(("strategy", "metrics", "log", "seeds", "tuning-seeds", "drop"), "LIST"),
     **dict.fromkeys(("data-dir", "out"), "FOLDER"),
     **dict.fromkeys(("learning-rate", "hyper-learning-rate", "server-learning-rate"), "RATE"),
     **dict.fromkeys(
@@ -52,7 +52,11 @@ _METAVARS = {
     ),
     **dict.fromkeys(("local-test-fraction", "clip-quantile"), "SHARE"),
     **{"initial-model": "FILE", "data": "FILES", "target": "COLUMN", "timeout": "SECONDS"},
-    **{"client-from": "file|column:NAME", "average": "last-K|ema-B", "ray-address": "ADDRESS"},
+    **{
+        "client-from": "file|folder|column:NAME",
+        "average": "last-K|ema-B",
+        "ray-address": "ADDRESS",
+    },
     **{"sweep": "KEY=LIST", "select": "SCORE"},
 }
 _CHOSEN = {  # key to the kind of `fedexp list` that its names are

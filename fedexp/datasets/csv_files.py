@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fedexp.datasets.columns import MISSING
 from fedexp.datasets.formats import DamagedFile, damaged, parsing
-from fedexp.datasets.frames import MISSING, differing
+from fedexp.datasets.frames import differing
 from fedexp.datasets.own_files import short_names
 from fedexp.datasets.parts import Array
 from fedexp.extras import need

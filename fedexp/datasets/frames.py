@@ -1,36 +1,21 @@
-"""Tables of a user's own: which columns are numbers, which become one-hot, what is missing.
-
-- Numbers and truth values stay, and so does text that is nothing but numbers.
-- Other text, and categories, become one column of 0 and 1 per level, named ``column=level``. The
-  levels are those of the training rows; another one in the test set is 0 in all of them.
-- A cell is missing if it is NaN or a text of `MISSING`. With ``impute``, numbers are filled in
-  from the training rows, and a missing category is a level of its own, ``column=missing``.
-- Dates are refused, and so is text with more than `MOST_LEVELS` levels, or with more than 20 that
-  have fewer than two rows each on average, such as names.
-"""
+"""Tables of a user's own: the columns by their part, all of them as numbers."""
 
 import difflib
-import re
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedexp.datasets.columns import drop_flag, features, listed, typed, typed_alike
 from fedexp.datasets.parts import Array
 from fedexp.datasets.rows import Rows
-
-MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>")
-MOST_LEVELS = 50
-_FEW_LEVELS = 20  # up to which text is a category, however few rows share a level
-_NUMBER = r"[-+$€£]?\s*\d[\d.,' ]*\s*[%$€£]?"
-_DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?"
 
 
 class Encoded(NamedTuple):
     """A table as numbers.
 
     Attributes:
-        train: ``[num_examples, num_features]``; NaN where a number is missing.
+        train: ``[num_examples, numfeatures]``; NaN where a number is missing.
         test: likewise.
         columns: names of the features.
         is_number: which features are numbers, not a level.
@@ -119,7 +104,7 @@ def whole(frame: Any, option: str, name: str) -> Array:
 
 
 def encoded(train: Any, test: Any, *, impute: str = "", standardize: bool = False) -> Encoded:
-    """Training and test inputs as numbers; see the module for the rules.
+    """Training and test inputs as numbers; `fedexp.datasets.columns` has the rules.
 
     Args:
         train: a table of the input columns.
@@ -133,12 +118,12 @@ def encoded(train: Any, test: Any, *, impute: str = "", standardize: bool = Fals
     """
     if set(train.columns) != set(test.columns):
         raise ValueError(f"data(test): {differing(test.columns, train.columns)}. Use the same.")
-    pairs = {name: _typed_alike(name, train[name], test[name]) for name in train.columns}
+    pairs = {name: typed_alike(name, train[name], test[name]) for name in train.columns}
     if not impute:
         _check_whole(pairs)
     if not standardize:
         _check_exact(pairs)
-    parts = [_features(name, *pair, bool(impute)) for name, pair in pairs.items()]
+    parts = [features(name, *pair, bool(impute)) for name, pair in pairs.items()]
     names, is_number, x, x_test = zip(*parts, strict=True)
     return Encoded(
         np.concatenate(x, axis=1),
@@ -148,98 +133,13 @@ def encoded(train: Any, test: Any, *, impute: str = "", standardize: bool = Fals
     )
 
 
-def typed(name: str, column: Any) -> Any:
-    """A column as numbers or truth values if it holds nothing else, or as text; NaN if missing.
-
-    Raises:
-        ValueError: dates, or cells that are neither numbers nor text.
-    """
-    import pandas as pd
-
-    if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
-        raise ValueError(_date(name, column.dropna().iloc[:1].astype(str)))
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
-        return column.astype(float) if column.hasnans else column
-    known = column.dropna()
-    if wrong := [
-        x for x in known if isinstance(x, bytes | complex) or not pd.api.types.is_scalar(x)
-    ]:
-        raise ValueError(
-            f"data(source): column {name!r} holds {type(wrong[0]).__name__}, must hold numbers or "
-            f"text. {_leave_out([name])}."
-        )
-    texts = known.astype(str).str.strip()
-    texts = texts[~texts.isin(MISSING)]
-    values, lower = pd.to_numeric(texts, errors="coerce"), texts.str.lower()
-    if values.isna().any():
-        values = lower == "true" if lower.isin(["true", "false"]).all() else texts
-    if len(values) == len(column):
-        return values
-    is_text = values is texts
-    return values.reindex(column.index) if is_text else values.astype(float).reindex(column.index)
-
-
 def differing(names: Iterable[str], expected: Iterable[str]) -> str:
     """How columns differ from those expected, in words."""
     names, expected = list(names), list(expected)
     lacks = [name for name in expected if name not in names]
     has = [name for name in names if name not in expected]
     words = (("lacks", lacks), ("has the extra", has))
-    return " and ".join(f"{verb} {_listed(some)}" for verb, some in words if some)
-
-
-def _typed_alike(name: str, train: Any, test: Any) -> tuple[Any, Any]:
-    """Both columns as numbers, or both as text."""
-    import pandas as pd
-
-    both = pd.concat([train, test], ignore_index=True)
-    if isinstance(train.dtype, pd.CategoricalDtype):  # of numbers too
-        texts = both.astype(object).map(str, na_action="ignore")
-        both = texts.where(~texts.isin(MISSING))
-    else:
-        both = typed(name, both)
-    return both[: len(train)], both[len(train) :]
-
-
-def _features(name: str, train: Any, test: Any, impute: bool) -> tuple[Any, bool, Array, Array]:
-    """Names of the features that a column becomes, whether it is a number, and both blocks."""
-    import pandas as pd
-
-    if pd.api.types.is_numeric_dtype(train):
-        return [name], True, *(x.to_numpy(np.float64)[:, None] for x in (train, test))
-    if impute and train.isna().any():
-        train, test = train.fillna("missing"), test.fillna("missing")
-    _check_levels(name, pd.concat([train, test]).dropna())
-    levels = sorted(train.dropna().unique())
-    codes = (pd.Index(levels).get_indexer(x)[:, None] for x in (train, test))
-    blocks = ((x == np.arange(len(levels))).astype(float) for x in codes)
-    return [f"{name}={level}" for level in levels], False, *blocks
-
-
-def _check_levels(name: str, column: Any) -> None:
-    import pandas as pd
-
-    levels = sorted(column.unique())
-    if levels and all(re.fullmatch(_DATE, level) for level in levels):
-        raise ValueError(_date(name, levels))
-    odd = column[pd.to_numeric(column, errors="coerce").isna()]
-    if len(odd) and all(re.fullmatch(_NUMBER, level) for level in levels):
-        raise ValueError(
-            f"data(source): column {name!r} holds {max(odd, key=len)!r}, which looks like a number "
-            f"but is none. Save it as 1234.5, or leave it out ({_drop([name])})."
-        )
-    if len(levels) <= _FEW_LEVELS or len(levels) <= min(MOST_LEVELS, len(column) / 2):
-        return
-    if 0 < 3 * len(odd) < len(column):
-        raise ValueError(
-            f"data(source): column {name!r} holds {odd.iloc[0]!r}, in {len(odd)} of {len(column)} "
-            f"rows it is no number. Correct it, or leave it out ({_drop([name])})."
-        )
-    raise ValueError(
-        f"data(source): column {name!r} holds {len(levels)} different texts in {len(column)} rows "
-        f"({_listed(levels[:2])}, ...), too many to become columns of 0 and 1. "
-        f"{_leave_out([name])} if it is an id, or group its levels."
-    )
+    return " and ".join(f"{verb} {listed(some)}" for verb, some in words if some)
 
 
 def _check_exact(pairs: dict[str, tuple[Any, Any]]) -> None:
@@ -250,7 +150,7 @@ def _check_exact(pairs: dict[str, tuple[Any, Any]]) -> None:
             raise ValueError(
                 f"data(standardize=False): column {name!r} holds integers beyond 16,777,216, which "
                 f"float32 would round. Use standardize=True (--standardize), or leave it out if it "
-                f"is an id ({_drop([name])})."
+                f"is an id ({drop_flag([name])})."
             )
 
 
@@ -264,12 +164,12 @@ def _check_whole(pairs: dict[str, tuple[Any, Any]]) -> None:
     also = f", and so have {others}{', ...' * (len(more) > 4)}" if more else ""
     raise ValueError(
         f"data(impute=''): column {name!r} has no value in {number} of {rows} rows{also}. "
-        f"Use impute='median' (--impute median), or leave out ({_drop(missing)})."
+        f"Use impute='median' (--impute median), or leave out ({drop_flag(missing)})."
     )
 
 
 def _known(names: Iterable[str]) -> str:
-    return f"Columns: {_listed(names)}"
+    return f"Columns: {listed(names)}"
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -277,25 +177,3 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.lower(), by_lower, 1)
     hint = f"Did you mean {by_lower[close[0]]!r}? " if close else ""
     return f"{hint}{_known(names)}."
-
-
-def _listed(names: Iterable[str], most: int = 12) -> str:
-    names = list(names)
-    shown = ", ".join(map(repr, names[:most]))
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
-
-
-def _date(name: str, some: Any) -> str:
-    return (
-        f"data(source): column {name!r} holds dates ({next(iter(some), '')}). "
-        f"{_leave_out([name])}, or save a number, such as the days since the first."
-    )
-
-
-def _drop(names: Iterable[str]) -> str:
-    some = list(names)
-    return f"--drop {','.join(some[:8])}{',...' * (len(some) > 8)}"
-
-
-def _leave_out(names: list[str]) -> str:
-    return f"Leave it out (drop={names!r}, {_drop(names)})"

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedexp.datasets.formats import parsing
+
 CSV, SPLIT_CSV = "CSV files", "CSV files train and test"
 IMAGES, SPLIT_IMAGES = "images", "images in train/ and test/"
 SAVED, SPLIT_SAVED, NPZ = "saved datasets", "saved datasets with a test split", ".npz"
@@ -22,6 +24,8 @@ READS: dict[str, frozenset[str]] = {
     NPZ: frozenset({"impute", "standardize", "targets"}),
 }
 """Fields of ``Config`` by the kind of files that reads them."""
+
+SAVED_BY = "a dataset that save_to_disk wrote"
 
 WITH_TEST = frozenset({SPLIT_CSV, SPLIT_IMAGES, SPLIT_SAVED})
 
@@ -102,9 +106,7 @@ def _kind(path: Path) -> str:
 
 def _splits(folder: Path) -> list[str] | None:
     """Splits of a dataset that ``save_to_disk`` wrote, or None if it is none."""
-    try:
-        if (folder / "dataset_dict.json").exists():
+    if (folder / "dataset_dict.json").exists():
+        with parsing(folder, SAVED_BY, "Save it again."):
             return list(json.loads((folder / "dataset_dict.json").read_text())["splits"])
-        return [] if (folder / "state.json").exists() else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    return [] if (folder / "state.json").exists() else None

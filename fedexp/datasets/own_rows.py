@@ -10,7 +10,7 @@ import torch
 
 from fedexp.datasets.csv_files import read_csvs
 from fedexp.datasets.dataset import stacked
-from fedexp.datasets.formats import read_npz
+from fedexp.datasets.formats import parsing, read_npz
 from fedexp.datasets.frames import is_frame, table_rows
 from fedexp.datasets.hub import hf_rows
 from fedexp.datasets.image_files import read_images
@@ -20,6 +20,7 @@ from fedexp.datasets.own_files import (
     NPZ,
     READS,
     SAVED,
+    SAVED_BY,
     SPLIT_CSV,
     SPLIT_IMAGES,
     SPLIT_SAVED,
@@ -71,7 +72,9 @@ def _read_path(path: str, client: str | None, **options: Any) -> tuple[str, Foun
         need("datasets", "hub")
         from datasets import load_from_disk
 
-        return kind, _read_hf(load_from_disk(path), client, **options)[1]
+        with parsing(files[0], SAVED_BY, "Save it again."):
+            saved = load_from_disk(str(files[0]))
+        return kind, _read_hf(saved, client, **options)[1]
     if kind == NPZ:
         return kind, _npz_rows(files)
     root = Path(path).expanduser()

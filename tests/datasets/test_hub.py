@@ -99,6 +99,9 @@ def test_a_column_that_cannot_be_used_is_named(hf):
         from_table(table, table, target="sick")
     filled = from_table(table, table, target="sick", impute="median")
     assert filled.train[0].tolist() == [[1], [3.5], [3], [4], [5]]
+    scaled = from_table(table, table, target="sick", impute="zero", standardize=True)
+    expected = (np.array([1, 0, 3, 4, 5]) - 2.6) / np.std([1, 0, 3, 4, 5])
+    assert np.allclose(scaled.train[0][:, 0], expected, atol=1e-6)
     lists = table.add_column("words", [[1, 2]] * 5)
     with pytest.raises(ValueError, match=r"column='words'.*arrays of shape"):
         from_table(lists, lists, target="sick")

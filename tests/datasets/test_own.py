@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedexp.datasets import Dataset, by_key, data, from_files
+from fedexp.datasets import Dataset, by_key, data, from_files, load
 from fedexp.datasets.partition import names_of, own_test_rows
 from fedexp.datasets.parts import stratified
 
@@ -422,7 +422,15 @@ def test_a_test_set_of_arrays_is_taken_as_it_is(tmp_path):
     same(data(train, test=test), expected)
     np.savez(tmp_path / "x.npz", x_train=X[:40], y_train=Y[:40], x_test=X[40:], y_test=Y[40:])
     same(data(tmp_path / "x.npz"), expected)
+    same(data(four, standardize=True), load(str(tmp_path / "x.npz"), standardize=True))
+    np.savez(tmp_path / "y.npz", x_train=X, y_train=Y, x_test=X, y_test=Y)
+    assert "is one of several .npz files" in refused(tmp_path)
     assert "the source has a test set. Leave one out" in refused(four, test=0.3)
+
+
+def test_a_known_dataset_is_not_standardized():
+    with pytest.raises(ValueError, match=r"load\(standardize=True\): digits needs no choice"):
+        load("digits", standardize=True)
 
 
 def test_a_dataset_passes_through():

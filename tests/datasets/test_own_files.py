@@ -248,6 +248,16 @@ def test_saved_images_are_scaled_and_have_clients(hf, extra, tmp_path):
     assert "row 1: is 6 x 5 pixels, row 0 is 7 x 5" in refused(table, **options)
 
 
+def test_a_saved_dataset_that_is_damaged_is_named(hf, people, tmp_path):
+    people.save_to_disk(str(tmp_path / "one"))
+    next((tmp_path / "one").glob("*.arrow")).write_bytes(b"no arrow")
+    hf.DatasetDict({"train": people}).save_to_disk(str(tmp_path / "split"))
+    (tmp_path / "split" / "dataset_dict.json").write_text("{")
+    for name in ("one", "split"):
+        line = refused(tmp_path / name, target="sick")
+        assert f"{name}: expected a dataset that save_to_disk wrote" in line
+
+
 def test_columns_of_a_saved_dataset_that_are_not_there_are_named(hf, people, tmp_path):
     people.save_to_disk(str(tmp_path / "saved"))
     line = refused(tmp_path / "saved", target="sik")

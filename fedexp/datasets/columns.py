@@ -1,0 +1,133 @@
+"""Columns of a user's own tables: which are numbers, which become one-hot, what is missing.
+
+- Numbers and truth values stay, and so does text that is nothing but numbers.
+- Other text, and categories, become one column of 0 and 1 per level, named ``column=level``. The
+  levels are those of the training rows; another one in the test set is 0 in all of them.
+- A cell is missing if it is NaN or a text of `MISSING`. With ``impute``, numbers are filled in
+  from the training rows, and a missing category is a level of its own, ``column=missing``.
+- Dates are refused, and so is text with more than `MOST_LEVELS` levels, or with more than 20 that
+  have fewer than two rows each on average, such as names.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fedexp.datasets.parts import Array
+
+MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>")
+MOST_LEVELS = 50
+_FEW_LEVELS = 20  # up to which text is a category, however few rows share a level
+_NUMBER = r"[-+$€£]?\s*\d[\d.,' ]*\s*[%$€£]?"
+_DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?"
+
+
+def typed(name: str, column: Any) -> Any:
+    """A column as numbers or truth values if it holds nothing else, or as text; NaN if missing.
+
+    Raises:
+        ValueError: dates, or cells that are neither numbers nor text.
+    """
+    import pandas as pd
+
+    if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
+        raise ValueError(_date(name, column.dropna().iloc[:1].astype(str)))
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
+        return column.astype(float) if column.hasnans else column
+    known = column.dropna()
+    if wrong := [
+        x for x in known if isinstance(x, bytes | complex) or not pd.api.types.is_scalar(x)
+    ]:
+        raise ValueError(
+            f"data(source): column {name!r} holds {type(wrong[0]).__name__}, must hold numbers or "
+            f"text. {_leave_out([name])}."
+        )
+    texts = known.astype(str).str.strip()
+    texts = texts[~texts.isin(MISSING)]
+    values, lower = pd.to_numeric(texts, errors="coerce"), texts.str.lower()
+    if values.isna().any():
+        values = lower == "true" if lower.isin(["true", "false"]).all() else texts
+    if len(values) == len(column):
+        return values
+    is_text = values is texts
+    return values.reindex(column.index) if is_text else values.astype(float).reindex(column.index)
+
+
+def typed_alike(name: str, train: Any, test: Any) -> tuple[Any, Any]:
+    """Both columns as numbers, or both as text."""
+    import pandas as pd
+
+    both = pd.concat([train, test], ignore_index=True)
+    if isinstance(train.dtype, pd.CategoricalDtype):  # of numbers too
+        texts = both.astype(object).map(str, na_action="ignore")
+        both = texts.where(~texts.isin(MISSING))
+    else:
+        both = typed(name, both)
+    return both[: len(train)], both[len(train) :]
+
+
+def features(name: str, train: Any, test: Any, impute: bool) -> tuple[Any, bool, Array, Array]:
+    """Names of the features that a column becomes, whether it is a number, and both blocks."""
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(train):
+        return [name], True, *(x.to_numpy(np.float64)[:, None] for x in (train, test))
+    if impute and train.isna().any():
+        train, test = train.fillna("missing"), test.fillna("missing")
+    _check_levels(name, pd.concat([train, test]).dropna())
+    levels = sorted(train.dropna().unique())
+    codes = (pd.Index(levels).get_indexer(x)[:, None] for x in (train, test))
+    blocks = ((x == np.arange(len(levels))).astype(float) for x in codes)
+    return [f"{name}={level}" for level in levels], False, *blocks
+
+
+def _check_levels(name: str, column: Any) -> None:
+    import pandas as pd
+
+    levels = sorted(column.unique())
+    if levels and all(re.fullmatch(_DATE, level) for level in levels):
+        raise ValueError(_date(name, levels))
+    odd = column[pd.to_numeric(column, errors="coerce").isna()]
+    if len(odd) and all(re.fullmatch(_NUMBER, level) for level in levels):
+        raise ValueError(
+            f"data(source): column {name!r} holds {max(odd, key=len)!r}, which looks like a number "
+            f"but is none. Save it as 1234.5, or leave it out ({drop_flag([name])})."
+        )
+    if len(levels) <= _FEW_LEVELS or len(levels) <= min(MOST_LEVELS, len(column) / 2):
+        return
+    if 0 < 3 * len(odd) < len(column):
+        raise ValueError(
+            f"data(source): column {name!r} holds {odd.iloc[0]!r}, in {len(odd)} of {len(column)} "
+            f"rows it is no number. Correct it, or leave it out ({drop_flag([name])})."
+        )
+    raise ValueError(
+        f"data(source): column {name!r} holds {len(levels)} different texts in {len(column)} rows "
+        f"({listed(levels[:2])}, ...), too many to become columns of 0 and 1. "
+        f"{_leave_out([name])} if it is an id, or group its levels."
+    )
+
+
+def _date(name: str, some: Any) -> str:
+    return (
+        f"data(source): column {name!r} holds dates ({next(iter(some), '')}). "
+        f"{_leave_out([name])}, or save a number, such as the days since the first."
+    )
+
+
+def _leave_out(names: list[str]) -> str:
+    return f"Leave it out (drop={names!r}, {drop_flag(names)})"
+
+
+def drop_flag(names: Iterable[str]) -> str:
+    """The flag that leaves columns out."""
+    some = list(names)
+    return f"--drop {','.join(some[:8])}{',...' * (len(some) > 8)}"
+
+
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """The first names in words."""
+    names = list(names)
+    shown = ", ".join(map(repr, names[:most]))
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -50,21 +52,29 @@ def report(
 class Live:
     """The page of a run that goes on: call it after every round, it writes when it is time.
 
-    It takes at most a twentieth of the time, and writes at most every two seconds.
+    It takes at most a twentieth of the time, and writes at most every two seconds. A page that
+    cannot be written ends no run: it is heard of once.
 
     Args:
         folder: of the run.
+        warn: takes the line about a page that cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None] = warnings.warn) -> None:
         self._folder = folder
+        self._warn = warn
         self._next = 0.0
 
     def __call__(self) -> None:
         """Write the page, unless it is too early."""
         if (start := time.monotonic()) < self._next:
             return
-        refresh(self._folder)
+        try:
+            refresh(self._folder)
+        except Exception as error:
+            self._next = math.inf
+            said = " ".join(str(error).split())[:300]
+            return self._warn(f"report.html: {type(error).__name__}: {said}. The run goes on.")
         now = time.monotonic()
         self._next = now + max(2.0, 20 * (now - start))
 
@@ -105,6 +115,7 @@ def render(found: Results, *, live: bool = False, targets: Sequence[float] = ())
         classes=classes,
         rows=rows,
         table_data=_table(units, rows, targets),
+        has_seeds=any(row["seeds"] > 1 for row in rows),
         partly=any(
             0 < count < row["seeds"]
             for row in rows
@@ -113,7 +124,6 @@ def render(found: Results, *, live: bool = False, targets: Sequence[float] = ())
         ),
         charts=charts(units, classes, targets),
         costs=sections.costs(rows),
-        costs_titles=sections.COSTS,
         clients=sections.clients(units, classes),
         partition=sections.partition(found.partition),
         has_classes=bool(found.partition.get("classes")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from fedexp.extras import need
 from fedexp.files import atomically
 from fedexp.runs.reading import UnitResult
 from fedexp.runs.scores import is_classification, targets_of
-from fedexp.runs.series import Series, grouped, has, over_seeds
+from fedexp.runs.series import Series, grouped, has, is_wide, over_seeds
 from fedexp.runs.titles import shared, title_of
 
 Style = Mapping[str, Any]
@@ -55,7 +56,7 @@ def curves(units: Sequence[UnitResult], config: Mapping[str, Any] | None = None)
     groups = grouped(units)
     tuned = {name: group for name, group in groups.items() if tunes(group)}
     panels = 3 if tuned else 2
-    figure = Figure(figsize=(4.8 * panels + 1.6, 4.0), layout="constrained")
+    figure: Any = Figure(figsize=(4.8 * panels + 1.6, 4.0), layout="constrained")
     score, step, *rate = figure.subplots(1, panels)
     styles = {name: _STYLES[i % len(_STYLES)] for i, name in enumerate(groups)}
     _draw_scores(score, groups, styles, units)
@@ -69,6 +70,7 @@ def curves(units: Sequence[UnitResult], config: Mapping[str, Any] | None = None)
         _finish(axes)
     figure.suptitle(title_of(units, config or {}))
     _legend(figure, styles)
+    figure._repr_png_ = partial(_png, figure)  # a notebook shows it, without pyplot's backend
     return figure
 
 
@@ -105,6 +107,12 @@ def learning_rate(group: Sequence[UnitResult]) -> Series:
     return Series(rate.x, rate.mean, over_seeds(group, "learning-rate-std").mean)
 
 
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return file.getvalue()
+
+
 def _draw_scores(
     axes: Any,
     groups: Mapping[str, Sequence[UnitResult]],
@@ -114,8 +122,11 @@ def _draw_scores(
     what = "accuracy" if is_classification(units) else "loss"
     average = shared(units, "average") or "average"
     has_seeds = any(len(group) > 1 for group in groups.values())
+    averages = {name: over_seeds(group, f"mean-test-{what}") for name, group in groups.items()}
+    if what == "loss" and is_wide(averages.values()):
+        axes.set_yscale("log")
     for name, group in groups.items():
-        _draw(axes, over_seeds(group, f"mean-test-{what}"), styles[name])
+        _draw(axes, averages[name], styles[name])
         last, faint = over_seeds(group, f"test-{what}"), _FAINT[has_seeds]
         axes.plot(last.x, last.mean, color=styles[name]["color"], **faint)
     lines = "thin line" if has_seeds else "dots"

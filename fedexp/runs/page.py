@@ -6,7 +6,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,10 @@ def report(
         targets: test accuracies for the table; those of the runs if there are none.
 
     Raises:
-        ValueError: a folder holds no run, a file is damaged, or there is no ``out`` for several.
+        ValueError: no folder, one without a run, a damaged file, or several without ``out``.
     """
-    if len(folders) != 1 and out is None:
-        raise ValueError(f"report(folders={len(folders)}, out=None): where to? Name a folder.")
+    if not folders or (len(folders) > 1 and out is None):
+        raise ValueError(f"report: {len(folders)} run folders and no place for it. Name both.")
     found = read([Path(folder) for folder in folders])
     to = Path(folders[0] if out is None else out)
     to.mkdir(parents=True, exist_ok=True)
@@ -152,10 +151,10 @@ def _classes(i: int) -> str:
 def _table(units: Sequence[UnitResult], rows: Sequence[Row], targets: Sequence[float]) -> Row:
     """Two lines of titles, then texts with whether they are the best of their column."""
     seen = columns.shown(columns.columns(units, targets), rows)
-    parts = [column.title.partition(", ") for column in seen]
+    titles, subtitles = columns.headings([column.title for column in seen])
     return {
-        "titles": [(t, len(list(same))) for t, same in groupby(parts, key=lambda part: part[0])],
-        "subtitles": [part[2] for part in parts],
+        "titles": titles,
+        "subtitles": subtitles,
         "lines": [
             (row, [(columns.cell(row, c), _is_best(row, rows, c)) for c in seen]) for row in rows
         ],

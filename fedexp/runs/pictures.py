@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def curves(units: Sequence[UnitResult], config: Mapping[str, Any] | None = None)
     groups = grouped(units)
     tuned = {name: group for name, group in groups.items() if tunes(group)}
     panels = 3 if tuned else 2
-    figure: Any = Figure(figsize=(4.8 * panels + 1.6, 4.0), layout="constrained")
+    figure = Figure(figsize=(4.8 * panels + 1.6, 4.0), layout="constrained")
     score, step, *rate = figure.subplots(1, panels)
     styles = {name: _STYLES[i % len(_STYLES)] for i, name in enumerate(groups)}
     _draw_scores(score, groups, styles, units)
@@ -70,7 +69,6 @@ def curves(units: Sequence[UnitResult], config: Mapping[str, Any] | None = None)
         _finish(axes)
     figure.suptitle(title_of(units, config or {}))
     _legend(figure, styles)
-    figure._repr_png_ = partial(_png, figure)  # a notebook shows it, without pyplot's backend
     return figure
 
 
@@ -105,12 +103,6 @@ def learning_rate(group: Sequence[UnitResult]) -> Series:
     """The clients' mean rate and their spread, both as means over seeds."""
     rate = over_seeds(group, "learning-rate")
     return Series(rate.x, rate.mean, over_seeds(group, "learning-rate-std").mean)
-
-
-def _png(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=100)
-    return file.getvalue()
 
 
 def _draw_scores(

@@ -103,7 +103,7 @@ def partition(data: Mapping[str, Any]) -> Markup:
     if not data.get("sizes"):
         return Markup()
     sizes = data["sizes"][:_MOST_CLIENTS]
-    names = [str(name) for name in data["clients"][: len(sizes)]]
+    names = [str(name) for name in data.get("clients") or range(len(sizes))][: len(sizes)]
     labels = [str(name) for name in data.get("classes") or []]
     counts = np.array(data["counts"][: len(sizes)] if labels else np.zeros((len(sizes), 0)))
     height = 20 if len(sizes) <= _FEW_CLIENTS else 8

@@ -184,6 +184,7 @@ def test_the_partition_has_a_cell_for_every_class_of_a_client_and_a_bar_for_its_
     assert drawn.count("<rect") == 3 + 2
     assert "St. Mary" in drawn
     assert "Examples of 2 clients" in drawn
+    assert "<text" in sections.partition(PARTITION | {"clients": []})  # numbers, where no names
     without = {"clients": ["a"], "classes": [], "counts": [], "sizes": [3]}
     assert sections.partition(without).count("<rect") == 1
     many = {"clients": list(range(1000)), "classes": [], "counts": [], "sizes": [1] * 1000}

@@ -112,12 +112,6 @@ def test_losses_far_apart_are_on_a_logarithmic_axis():
     assert curves([near, replace(far, strategy="diverged")]).axes[0].get_yscale() == "log"
 
 
-def test_a_notebook_shows_it():
-    formatters = pytest.importorskip("IPython.core.formatters")
-    data = formatters.PNGFormatter()(curves(SEEDS))
-    assert data.startswith(b"\x89PNG")
-
-
 @pytest.mark.parametrize(
     "units",
     [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fedexp.runs.reading import Results, Row, UnitResult, read
 from fedexp.runs.series import grouped, settings_text
 from fedexp.runs.titles import agreed, shared, title_of
 
+_warn = logging.getLogger("flwr").warning
 _STATUS = ("running", "failed", "interrupted", "finished")
 
 
@@ -36,7 +37,10 @@ def report(
         ValueError: no folder, one without a run, a damaged file, or several without ``out``.
     """
     if not folders or (len(folders) > 1 and out is None):
-        raise ValueError(f"report: {len(folders)} run folders and no place for it. Name both.")
+        raise ValueError(
+            f"report(folders={len(folders)}, out={out}): there is one run, or a place for the page "
+            "of several. Name a folder with --out."
+        )
     found = read([Path(folder) for folder in folders])
     to = Path(folders[0] if out is None else out)
     to.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,7 @@ class Live:
         warn: takes the line about a page that cannot be written.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], None] = warnings.warn) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None] = _warn) -> None:
         self._folder = folder
         self._warn = warn
         self._next = 0.0

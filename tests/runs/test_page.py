@@ -285,9 +285,9 @@ def test_a_page_that_cannot_be_written_is_heard_of_once(tmp_path):
 
 def test_a_report_of_several_runs_needs_a_place(tmp_path):
     folders = [write_run(tmp_path / x, [unit_of(x)]) for x in "ab"]
-    with pytest.raises(ValueError, match="Name both"):
+    with pytest.raises(ValueError, match="Name a folder with --out"):
         report(folders)
-    with pytest.raises(ValueError, match="0 run folders"):
+    with pytest.raises(ValueError, match="folders=0"):
         report([], tmp_path)
     report(folders, tmp_path / "both" / "deep")
     written = {path.name for path in (tmp_path / "both" / "deep").iterdir()}

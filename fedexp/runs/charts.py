@@ -12,7 +12,7 @@ from fedexp.runs import svg
 from fedexp.runs.pictures import learning_rate, tunes
 from fedexp.runs.reading import UnitResult
 from fedexp.runs.scores import is_classification, targets_of
-from fedexp.runs.series import Series, grouped, over_seeds
+from fedexp.runs.series import Series, grouped, is_wide, over_seeds
 
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 
@@ -38,11 +38,13 @@ def charts(
     def of(key: str, against: str = "round") -> dict[str, Series]:
         return {name: over_seeds(group, key, against) for name, group in groups.items()}
 
+    scores = [of(f"{prefix}test-{what}") for prefix in ("mean-", "")]
+    score["log"] = what == "loss" and is_wide(line for lines in scores for line in lines.values())
     by_traffic = of(f"mean-test-{what}", "bytes")
     rates = {name: learning_rate(group) for name, group in groups.items() if tunes(group)}
     wanted = [
-        (average, of(f"mean-test-{what}"), score),
-        (last, of(f"test-{what}"), score),
+        (average, scores[0], score),
+        (last, scores[1], score),
         (f"{average}, by traffic", by_traffic, score | _axis(by_traffic)),
         ("Server step size", of("server-step-size"), step),
         ("Clients' learning rate, mean and spread over clients", rates, {"y": "Learning rate"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from fedexp.runs.reading import Row, UnitResult
 from fedexp.runs.scores import ITERATES, is_classification, targets_of
@@ -56,6 +57,13 @@ def shown(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
         for column in columns
         if any(row.get(column.key) is not None or row.get(f"{column.key}-reached") for row in rows)
     ]
+
+
+def headings(titles: Sequence[str]) -> tuple[list[tuple[str, int]], list[str]]:
+    """Titles as two lines: what neighbours share with how many they are, and what each adds."""
+    parts = [title.partition(", ") for title in titles]
+    above = [(title, len(list(same))) for title, same in groupby(parts, key=lambda part: part[0])]
+    return above, [part[2] for part in parts]
 
 
 def best_of(rows: Sequence[Row], column: Column) -> float | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedexp.runs.reading import Results, Row, UnitResult, read
 from fedexp.runs.series import grouped, settings_text
 from fedexp.runs.titles import agreed, shared, title_of
 
+_warn = logging.getLogger("flwr").warning
 _STATUS = ("running", "failed", "interrupted", "finished")
 
 
@@ -32,10 +34,13 @@ def report(
         targets: test accuracies for the table; those of the runs if there are none.
 
     Raises:
-        ValueError: a folder holds no run, a file is damaged, or there is no ``out`` for several.
+        ValueError: no folder, one without a run, a damaged file, or several without ``out``.
     """
-    if len(folders) != 1 and out is None:
-        raise ValueError(f"report(folders={len(folders)}, out=None): where to? Name a folder.")
+    if not folders or (len(folders) > 1 and out is None):
+        raise ValueError(
+            f"report(folders={len(folders)}, out={out}): there is one run, or a place for the page "
+            "of several. Name a folder with --out."
+        )
     found = read([Path(folder) for folder in folders])
     to = Path(folders[0] if out is None else out)
     to.mkdir(parents=True, exist_ok=True)
@@ -50,21 +55,29 @@ def report(
 class Live:
     """The page of a run that goes on: call it after every round, it writes when it is time.
 
-    It takes at most a twentieth of the time, and writes at most every two seconds.
+    It takes at most a twentieth of the time, and writes at most every two seconds. A page that
+    cannot be written ends no run: it is heard of once.
 
     Args:
         folder: of the run.
+        warn: takes the line about a page that cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None] = _warn) -> None:
         self._folder = folder
+        self._warn = warn
         self._next = 0.0
 
     def __call__(self) -> None:
         """Write the page, unless it is too early."""
         if (start := time.monotonic()) < self._next:
             return
-        refresh(self._folder)
+        try:
+            refresh(self._folder)
+        except Exception as error:
+            self._next = math.inf
+            said = " ".join(str(error).split())[:300]
+            return self._warn(f"report.html: {type(error).__name__}: {said}. The run goes on.")
         now = time.monotonic()
         self._next = now + max(2.0, 20 * (now - start))
 
@@ -105,6 +118,7 @@ def render(found: Results, *, live: bool = False, targets: Sequence[float] = ())
         classes=classes,
         rows=rows,
         table_data=_table(units, rows, targets),
+        has_seeds=any(row["seeds"] > 1 for row in rows),
         partly=any(
             0 < count < row["seeds"]
             for row in rows
@@ -113,7 +127,6 @@ def render(found: Results, *, live: bool = False, targets: Sequence[float] = ())
         ),
         charts=charts(units, classes, targets),
         costs=sections.costs(rows),
-        costs_titles=sections.COSTS,
         clients=sections.clients(units, classes),
         partition=sections.partition(found.partition),
         has_classes=bool(found.partition.get("classes")),
@@ -142,10 +155,10 @@ def _classes(i: int) -> str:
 def _table(units: Sequence[UnitResult], rows: Sequence[Row], targets: Sequence[float]) -> Row:
     """Two lines of titles, then texts with whether they are the best of their column."""
     seen = columns.shown(columns.columns(units, targets), rows)
-    parts = [column.title.partition(", ") for column in seen]
+    titles, subtitles = columns.headings([column.title for column in seen])
     return {
-        "titles": [(t, len(list(same))) for t, same in groupby(parts, key=lambda part: part[0])],
-        "subtitles": [part[2] for part in parts],
+        "titles": titles,
+        "subtitles": subtitles,
         "lines": [
             (row, [(columns.cell(row, c), _is_best(row, rows, c)) for c in seen]) for row in rows
         ],

@@ -12,7 +12,7 @@ from fedexp.extras import need
 from fedexp.files import atomically
 from fedexp.runs.reading import UnitResult
 from fedexp.runs.scores import is_classification, targets_of
-from fedexp.runs.series import Series, grouped, has, over_seeds
+from fedexp.runs.series import Series, grouped, has, is_wide, over_seeds
 from fedexp.runs.titles import shared, title_of
 
 Style = Mapping[str, Any]
@@ -114,8 +114,11 @@ def _draw_scores(
     what = "accuracy" if is_classification(units) else "loss"
     average = shared(units, "average") or "average"
     has_seeds = any(len(group) > 1 for group in groups.values())
+    averages = {name: over_seeds(group, f"mean-test-{what}") for name, group in groups.items()}
+    if what == "loss" and is_wide(averages.values()):
+        axes.set_yscale("log")
     for name, group in groups.items():
-        _draw(axes, over_seeds(group, f"mean-test-{what}"), styles[name])
+        _draw(axes, averages[name], styles[name])
         last, faint = over_seeds(group, f"test-{what}"), _FAINT[has_seeds]
         axes.plot(last.x, last.mean, color=styles[name]["color"], **faint)
     lines = "thin line" if has_seeds else "dots"

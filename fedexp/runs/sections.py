@@ -16,10 +16,14 @@ from fedexp.runs.svg import WIDTH, Scale, box, ends, picture, words
 
 _FEW_CLIENTS = 20  # have a table by name
 _MOST_CLIENTS = 100  # in the picture of the partition
-COSTS = (
-    *("Strategy", "Training, s a round", "Moving, s", "Server, s", "All, s"),
-    *("Down, in all", "Up, in all"),
-)
+_COSTS = {
+    "train-seconds": "Training, s a round",
+    "move-seconds": "Moving, s",
+    "server-seconds": "Server, s",
+    "seconds-a-round": "All, s",
+    "bytes-down": "Down, in all",
+    "bytes-up": "Up, in all",
+}
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -73,18 +77,17 @@ def failures(units: Sequence[UnitResult]) -> list[Row]:
     return found
 
 
-def costs(rows: Sequence[Row]) -> list[list[str]]:
-    """Seconds a round by part, and bytes in all, of the rows of an aggregated table."""
-    seconds = ("train-seconds", "move-seconds", "server-seconds", "seconds-a-round")
-    lines = [
-        [
-            row["name"],
-            *("–" if row.get(key) is None else two_digits(row[key]) for key in seconds),
-            *(size(row.get(key)) for key in ("bytes-down", "bytes-up")),
-        ]
-        for row in rows
-    ]
-    return lines if any(set(line[1:]) != {"–"} for line in lines) else []
+def costs(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Titles and lines: seconds a round by part, and bytes in all, of an aggregated table."""
+    keys = [key for key in _COSTS if any(row.get(key) is not None for row in rows)]
+    lines = [[row["name"], *(_cost(key, row.get(key)) for key in keys)] for row in rows]
+    return ["Strategy", *(_COSTS[key] for key in keys)], lines if keys else []
+
+
+def _cost(key: str, value: float | None) -> str:
+    if value is None or key.startswith("bytes"):
+        return size(value)
+    return two_digits(value)
 
 
 def size(count: float | None) -> str:
@@ -100,7 +103,7 @@ def partition(data: Mapping[str, Any]) -> Markup:
     if not data.get("sizes"):
         return Markup()
     sizes = data["sizes"][:_MOST_CLIENTS]
-    names = [str(name) for name in data["clients"][: len(sizes)]]
+    names = [str(name) for name in data.get("clients") or range(len(sizes))][: len(sizes)]
     labels = [str(name) for name in data.get("classes") or []]
     counts = np.array(data["counts"][: len(sizes)] if labels else np.zeros((len(sizes), 0)))
     height = 20 if len(sizes) <= _FEW_CLIENTS else 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,13 @@ def over_seeds(units: Sequence[UnitResult], key: str, against: str = "round") ->
     if against == "bytes":
         x = _spread([_moved(unit, rounds) for unit in units])[0]
     return Series(x, *_spread([_aligned(unit, key, rounds) for unit in units]))
+
+
+def is_wide(lines: Iterable[Series]) -> bool:
+    """Whether a logarithmic axis shows more: all is positive, and one value 100 times another."""
+    means = [line.mean[np.isfinite(line.mean)] for line in lines]
+    all_ = np.concatenate([*means, np.ones(0)])
+    return bool(len(all_) and all_.min() > 0 and all_.max() > 100 * all_.min())
 
 
 def has(units: Sequence[UnitResult], key: str) -> bool:

@@ -168,7 +168,8 @@ def _whole(values: Sequence[float], x: str) -> list[float]:
 def _target(up: Scale, target: float) -> Markup:
     at = float(up(target))
     line = Markup('<path class="target" d="M{} {:.1f}H{}"/>').format(_LEFT, at, WIDTH - _RIGHT)
-    return line + words(_LEFT + 4, at - 4, f"target {target:g}", "start", "note")
+    beside = at - 4 if at > _TOP + 12 else at + 13  # below it where the picture ends
+    return line + words(_LEFT + 4, beside, f"target {target:g}", "start", "note")
 
 
 def _line(name: str, kind: str, series: Series, across: Scale, up: Scale, unit: float) -> Markup:

@@ -7,10 +7,11 @@ import io
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 from fedexp.extras import need
-from fedexp.runs.columns import best_of, cell, columns, shown
+from fedexp.runs.columns import best_of, cell, columns, headings, shown
 from fedexp.runs.reading import Row, UnitResult
 from fedexp.runs.scores import ITERATES, numbers, rounds_to, targets_of
 from fedexp.runs.series import grouped, number, settings_text
@@ -99,12 +100,25 @@ def to_markdown(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> s
 def to_latex(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> str:
     r"""The aggregated table as a ``tabular`` for ``\usepackage{booktabs}``, the best in bold."""
     head, *body = _cells(units, targets, r"$\pm$", lambda text: rf"\textbf{{{text}}}")
-    head = [_latex(cell) for cell in head]
+    above, below = headings([_latex(title) for title in head[2:]])
+    ends = list(accumulate((span for _, span in above), initial=2))
+    spans = [rf"\multicolumn{{{span}}}{{c}}{{{title}}}" for title, span in above]
+    rules = [rf"\cmidrule(lr){{{first + 1}-{last}}}" for first, last in pairwise(ends)]
     body = [[_latex(line[0]), *(x.replace("–", "--") for x in line[1:])] for line in body]
-    lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule"]
-    lines += [" & ".join(head) + r" \\", r"\midrule"]
-    lines += [" & ".join(line) + r" \\" for line in body]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            r"\toprule",
+            " & ".join(["", "", *spans]) + r" \\",
+            " ".join(rules),
+            " & ".join([*head[:2], *below]) + r" \\",
+            r"\midrule",
+            *(" & ".join(line) + r" \\" for line in body),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
 
 
 def _means(name: str, group: Sequence[UnitResult], targets: Sequence[float]) -> Row:

@@ -6,8 +6,8 @@ import logging
 import os
 import re
 import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,13 @@ from fedexp.extras import need
 from fedexp.runs.reading import Row
 from fedexp.runs.series import number, settings_text
 from fedexp.specs import split
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: the second of two processes may hear of an error
+    fcntl = None  # type: ignore[assignment]
+
+_warn = logging.getLogger("flwr").warning
 
 
 class Tracker(Protocol):
@@ -67,8 +74,9 @@ class MLflow:
 
     def begin(self, unit: Mapping[str, Any], folder: Path, first: int = 1) -> None:
         """See ``Tracker``; a unit that goes on is found again by the tag ``unit``."""
-        self._client = self._connected()
-        experiment = self._experiment()
+        with _alone(self._folder):  # no two processes make the tables, or the experiment
+            self._client = self._connected()
+            experiment = self._experiment()
         own = folder.absolute().relative_to(self._folder).as_posix()
         found = self._client.search_runs([experiment], f"tags.unit = '{own}'") if first > 1 else []
         if found:
@@ -119,6 +127,20 @@ class MLflow:
         self._client.log_batch(self._run, metrics=metrics)
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in here."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class Trackers:
     """Several trackers as one; one that fails is heard of once and no more used.
 
@@ -128,7 +150,7 @@ class Trackers:
     """
 
     def __init__(
-        self, trackers: Mapping[str, Tracker], warn: Callable[[str], None] = warnings.warn
+        self, trackers: Mapping[str, Tracker], warn: Callable[[str], None] = _warn
     ) -> None:
         self._trackers = dict(trackers)
         self._warn = warn
@@ -159,7 +181,7 @@ class Trackers:
 _KNOWN = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 
 
-def trackers_of(log: str, folder: Path, warn: Callable[[str], None] = warnings.warn) -> Trackers:
+def trackers_of(log: str, folder: Path, warn: Callable[[str], None] = _warn) -> Trackers:
     """The trackers that ``--log`` names.
 
     Args:

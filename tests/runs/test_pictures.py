@@ -103,6 +103,15 @@ def test_a_regression_shows_its_loss():
     np.testing.assert_allclose(score.get_lines()[0].get_ydata(), np.mean(losses, 0))
 
 
+def test_losses_far_apart_are_on_a_logarithmic_axis():
+    near, far = (
+        replace(unit, rows=[{**row, "mean-test-loss": loss} for row in without_accuracy(unit)])
+        for unit, loss in zip(SEEDS, (1.0, 1e6), strict=True)
+    )
+    assert curves([near]).axes[0].get_yscale() == "linear"
+    assert curves([near, replace(far, strategy="diverged")]).axes[0].get_yscale() == "log"
+
+
 @pytest.mark.parametrize(
     "units",
     [

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import statistics
 from dataclasses import replace
 
@@ -157,7 +158,13 @@ def test_the_best_of_each_column_is_bold_in_markdown_and_latex():
     assert rf"\textbf{{{best[1]} $\pm$ " in latex
     for word in (r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}", r"Best \%"):
         assert word in latex
-    assert len({line.count("&") for line in latex.splitlines() if "&" in line}) == 1
+    head, rules, below, *body = latex.splitlines()[2:-2]
+    widths = [int(x) for x in re.findall(r"multicolumn{(\d)}", head)]
+    assert {2 + sum(widths), below.count("&") + 1} == {body[-1].count("&") + 1}
+    spans = [(int(a), int(b)) for a, b in re.findall(r"{(\d+)-(\d+)}", rules)]
+    assert [b - a + 1 for a, b in spans] == widths
+    assert [a for a, _ in spans[1:]] == [b + 1 for _, b in spans[:-1]]
+    assert "last & average" in below
 
 
 def test_letters_that_mean_something_to_latex_and_markdown_are_escaped():

@@ -1,5 +1,8 @@
 """The same rows as in ``metrics.jsonl``, read back with the libraries' own readers."""
 
+import subprocess
+import sys
+
 import pytest
 from folders import unit_of
 
@@ -72,6 +75,38 @@ def test_mlflow_goes_where_the_users_environment_says(tmp_path, monkeypatch):
     track("mlflow", tmp_path / "run")
     assert MlflowClient(tracking_uri=uri).get_experiment_by_name("run") is not None
     assert not (tmp_path / "run" / "mlruns").exists()
+
+
+_UNIT_OF_A_PROCESS = """
+import sys
+from pathlib import Path
+from fedexp.runs.trackers import trackers_of
+folder = Path(sys.argv[1])
+own = folder / sys.argv[2]
+own.mkdir(parents=True)
+trackers = trackers_of("mlflow", folder, sys.exit)
+trackers.begin({"strategy": sys.argv[2]}, own)
+trackers.row({"round": 1, "test-accuracy": 0.5})
+trackers.end({})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_processes_beside_each_other_share_one_experiment_of_mlflow(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    command = [sys.executable, "-W", "ignore", "-c", _UNIT_OF_A_PROCESS, str(tmp_path / "run")]
+    processes = [subprocess.Popen([*command, name], stderr=subprocess.PIPE) for name in "abc"]
+    said = [process.communicate(timeout=120)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'run' / 'mlruns' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("run")
+    names = {run.info.run_name for run in client.search_runs([experiment.experiment_id])}
+    assert names == {"a", "b", "c"}
 
 
 class Failing:

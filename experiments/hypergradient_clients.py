@@ -24,8 +24,8 @@ from typing import Any, NamedTuple, cast
 from fedexp import app
 from fedexp.config import Config
 from fedexp.logs import level
+from fedexp.runs.engines import grid_of
 from fedexp.simulation.grid import LocalGrid
-from fedexp.simulation.run import grid_of
 
 TARGET = 0.85
 SERVERS = ("fedavg", "fedexp")

@@ -36,8 +36,8 @@ from fedexp.datasets import load
 from fedexp.logs import level
 from fedexp.records import to_record
 from fedexp.rounds import rounds
+from fedexp.runs.engines import grid_of
 from fedexp.simulation.grid import LocalGrid
-from fedexp.simulation.run import grid_of
 from fedexp.strategies import (
     FedAdagrad,
     FedAvg,

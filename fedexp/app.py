@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from logging import ERROR, INFO
+from logging import INFO
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,22 @@ from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
 from fedexp import readers, verdict
+from fedexp.arrays import Arrays
+from fedexp.choices import (
+    Choice,
+    client_config,
+    optimizer_key,
+    prepared,
+    schedule_of,
+    strategy_keys,
+    strategy_names,
+    strategy_of,
+)
 from fedexp.clients import (
     Examples,
     LocalTraining,
+    Metrics,
+    Schedule,
     client_app,
     default_loss,
     evaluate,
@@ -26,31 +40,29 @@ from fedexp.clients import (
     module_arrays,
 )
 from fedexp.clients.local_optimizers import named as named_optimizer
-from fedexp.clients.local_optimizers import told
-from fedexp.clients.metrics import Metrics
-from fedexp.clients.schedules import Schedule, schedule
+from fedexp.clients.losses import Loss
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Parts, load
 from fedexp.datasets.partition import named, split
-from fedexp.files import save_model
-from fedexp.logs import level
+from fedexp.datasets.parts import Indices
+from fedexp.files import read_model, save_model
 from fedexp.models import build, suited
-from fedexp.readers import dataset_kind, strategy_arguments
+from fedexp.readers import dataset_kind
 from fedexp.records import from_record, to_record
-from fedexp.rounds import EvaluateFn, Round, rounds
-from fedexp.strategies import STRATEGIES, BothIterates, FedOpt, average_named
-from fedexp.strategies.per_client import per_client
-from fedexp.strategies.robustness import Clip, FixedClip, QuantileClip
+from fedexp.rounds import EvaluateFn, Exchange, Round, rounds
+from fedexp.strategies import BothIterates, FedOpt, average_named
+from fedexp.strategies.attendance import Attendance
 from fedexp.strategies.sampling import InPartitionOrder, partitions_of
 
 
 def dataset_of(config: Config) -> Dataset:
     """The dataset of a run, with inputs of the kind its model takes; loaded once per process."""
-    return suited(config.model, _loaded(config))
+    return suited(config.model, loaded(config))
 
 
-def _loaded(config: Config) -> Dataset:
+def loaded(config: Config) -> Dataset:
+    """The dataset of a run as it comes; loaded once per process."""
     return load(
         config.dataset,
         data_dir=config.data_dir or None,
@@ -69,10 +81,18 @@ def partition_of(config: Config) -> Parts:
     return _partition(config.model_copy(update=_NO_PARTITION))
 
 
-def partitioner_of(config: Config) -> str:
-    """The partitioner of a run, with ``auto`` resolved."""
-    own = "natural" if config.client_from else "dirichlet"
-    return own if config.partitioner == "auto" else config.partitioner
+def partitioner_of(config: Config, own: Dataset | None = None) -> str:
+    """The partitioner of a run, with ``auto`` resolved.
+
+    Args:
+        config: of the run.
+        own: a dataset in place of that of ``config``.
+    """
+    if config.partitioner != "auto":
+        return config.partitioner
+    if config.client_from or (own and own.keys is not None):
+        return "natural"
+    return "dirichlet" if (own or loaded(config)).num_classes else "iid"
 
 
 _NUM_CLIENTS = 50  # where nothing says how many
@@ -89,10 +109,19 @@ _NO_PARTITION = {
 
 @lru_cache(maxsize=4)
 def _partition(config: Config) -> Parts:
-    name = partitioner_of(config)
+    return split_among_clients(config, loaded(config))
+
+
+def split_among_clients(config: Config, dataset: Dataset) -> Parts:
+    """Every client's rows of ``dataset``.
+
+    Raises:
+        ValueError: it cannot be split so.
+    """
+    name = partitioner_of(config, dataset)
     return named(
         name,
-        _loaded(config),
+        dataset,
         num_clients=config.num_clients or (0 if name == "natural" else _NUM_CLIENTS),
         seed=config.seed,
         alpha=config.alpha,
@@ -111,12 +140,18 @@ def examples(context: Context) -> tuple[Examples, Examples]:
         int(context.node_config[key]) for key in ("partition-id", "num-partitions")
     )
     config = Config.of({**context.run_config, "num-clients": num_clients})
-    rows = partition_of(config)[partition]
+    return examples_of(dataset_of(config), partition_of(config)[partition], config, partition)
+
+
+def examples_of(
+    dataset: Dataset, rows: Indices, config: Config, partition: int
+) -> tuple[Examples, Examples]:
+    """Train and test examples of the client of a partition that holds ``rows``."""
     train, test = rows, rows
     if config.local_test_fraction:
         seed = int(np.random.SeedSequence([config.seed, partition]).generate_state(1)[0])
         train, test = split(rows, fraction=config.local_test_fraction, seed=seed)
-    inputs, targets = dataset_of(config).train
+    inputs, targets = dataset.train
     return tuple(Examples(inputs, targets, torch.tensor(r)) for r in (train, test))  # type: ignore[return-value]
 
 
@@ -126,7 +161,7 @@ def model_of(config: Config) -> nn.Module:
 
 
 def check_model(config: Config) -> None:
-    """Find out whether the model of a run can be trained on its data, and scored; nothing changes.
+    """Find out whether the model of a run can be trained on its data and scored; nothing changes.
 
     Raises:
         ValueError: it cannot.
@@ -137,12 +172,16 @@ def check_model(config: Config) -> None:
         settings = LocalTraining.of({**config.values(), **client_config(config, key)})
         try_model(owner, model_of(config), examples, named_optimizer(name), settings)
     if metrics:
-        test = Examples(*dataset_of(config).test)
-        evaluate(model_of(config), test, default_loss, metrics=metrics.check)
+        evaluate(model_of(config), test_examples(config), default_loss, metrics=metrics.check)
+
+
+def check_run_config(values: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless ``values`` are a configuration."""
+    Config.of(values)
 
 
 client = client_app(
-    lambda context: model_of(Config.of(context.run_config)), examples, check=Config.of
+    lambda context: model_of(Config.of(context.run_config)), examples, check=check_run_config
 )
 server = ServerApp()
 
@@ -156,6 +195,7 @@ def main(grid: Grid, context: Context) -> None:
     config = Config.of({"robust": True, **context.run_config})
     check_read(config)
     check_model(config)
+    start_of(config)
     partitions = partitions_of(grid)
     grid = cast(Grid, InPartitionOrder(grid, partitions))
     summaries = {}
@@ -164,95 +204,11 @@ def main(grid: Grid, context: Context) -> None:
         for round_ in run.rounds(grid):
             log(INFO, "%s round %d: %s", key, round_.server_round, dict(round_.server))
             rows.append(run.row(round_))
-        summaries[key] = verdict.of_run(
-            rows, run.strategy.attendance.missing, config.num_server_rounds
-        )
+        summaries[key] = verdict.of_run(rows, run.attendance.missing, config.num_server_rounds)
         if config.out:
             run.save(Path(config.out) / key)
     if problems := verdict.problems(summaries):
         raise RuntimeError("; ".join(problems))  # else Flower would say that the run completed
-
-
-def strategy_keys(config: Config) -> list[str]:
-    """What a run compares: strategies, some with a local optimizer of their own behind a ``+``.
-
-    Raises:
-        ValueError: one of them is unknown.
-    """
-    wanted = [key.strip() for key in config.strategy.split(",")]
-    if wanted == ["all"]:
-        wanted = list(STRATEGIES)
-    if len(set(wanted)) < len(wanted):
-        raise ValueError(f"Config(strategy={config.strategy!r}): names one twice. Leave one out.")
-    if unknown := [key for key in wanted if key.partition("+")[0] not in STRATEGIES]:
-        raise ValueError(
-            f"Config(strategy={config.strategy!r}): unknown {unknown[0]!r}. "
-            f"Known: all, {', '.join(STRATEGIES)}."
-        )
-    for key in wanted:
-        named_optimizer(optimizer_key(config, key))
-    return wanted
-
-
-def optimizer_key(config: Config, key: str) -> str:
-    """The local optimizer of an entry of ``strategy_keys``."""
-    _, plus, own = key.partition("+")
-    return own if plus else config.local_optimizer
-
-
-def client_config(config: Config, key: str) -> dict[str, int | float | bool | str]:
-    """The settings that the clients of one entry get with their messages.
-
-    Raises:
-        ValueError: the local optimizer cannot take them.
-    """
-    name = optimizer_key(config, key)
-    optimizer = named_optimizer(name)
-    settings: dict[str, int | float | bool | str] = {
-        "hyper-learning-rate": config.hyper_learning_rate,
-        "hyper-height": config.hyper_height,
-        "hyper-between-rounds": config.hyper_between_rounds if optimizer.tunes else "fresh",
-        **told(name),
-    }
-    local = LocalTraining.of(Config.of(config.values() | settings).values())
-    if schedule_of(config, key):
-        settings.pop("learning-rate", None)  # comes with every round
-    optimizer([nn.Parameter(torch.zeros(1, 1))], local)  # what is wrong with it shows now
-    return settings
-
-
-def schedule_of(config: Config, key: str) -> Schedule | None:
-    """The learning rate of the clients of one entry over the rounds; None where it is constant.
-
-    Raises:
-        ValueError: no such scheduler, or settings that do not go with one.
-    """
-    if not config.scheduler:
-        return None
-    owner, name = f"Config(scheduler={config.scheduler!r})", optimizer_key(config, key)
-    optimizer = named_optimizer(name)
-    if config.learning_rate_decay != 1:
-        raise ValueError(
-            f"{owner}: learning-rate-decay={config.learning_rate_decay} is a schedule too. "
-            "Leave one of the two out."
-        )
-    if optimizer.tunes and config.hyper_between_rounds != "fresh":
-        raise ValueError(
-            f"{owner}: with hyper-between-rounds={config.hyper_between_rounds!r}, {name} starts "
-            "from rates of its own. Use fresh, or no scheduler."
-        )
-    if "learning-rate" not in optimizer.reads():
-        raise ValueError(
-            f"{owner}: {name} takes no learning rate. Give it an argument lr, or use no scheduler."
-        )
-    first = float(optimizer.given.get("learning-rate", config.learning_rate))
-    return schedule(config.scheduler, config.num_server_rounds, first)
-
-
-_OWN_IF_0 = {
-    *("max_step_size", "server_learning_rate", "smoothing"),
-    *("relaxation", "drop_beyond"),
-}
 
 
 def check_read(config: Config, given: Collection[str] = ()) -> None:
@@ -264,13 +220,15 @@ def check_read(config: Config, given: Collection[str] = ()) -> None:
     """
     keys = strategy_keys(config)
     own = config.local_optimizer
-    if all("+" in key for key in keys) and ("local-optimizer" in given or own != "sgd"):
+    if all(Choice.of(key).optimizer for key in keys) and (
+        "local-optimizer" in given or own != "sgd"
+    ):
         raise ValueError(
             f"Config(local-optimizer={own!r}): every strategy names its own behind a +. "
             "Leave one of the two out."
         )
     chosen: dict[str, list[str]] = {
-        "strategy": [key.partition("+")[0] for key in keys],
+        "strategy": strategy_names(config),
         "local optimizer": [optimizer_key(config, key) for key in keys],
         **_data_choices(config),
         "engine": ["serial" if config.engine == "serial" else "ray"],
@@ -287,50 +245,9 @@ def check_read_by_partition(config: Config, given: Collection[str]) -> None:
 
 
 def _data_choices(config: Config) -> dict[str, list[str]]:
-    return {"partitioner": [partitioner_of(config)], "dataset": [dataset_kind(config.dataset)]}
-
-
-def strategy_of(config: Config, key: str, num_nodes: int) -> FedOpt:
-    """The strategy ``key``, its own arguments filled from the config fields of the same name.
-
-    Raises:
-        ValueError: its clients' optimizer does not go with it, or with its settings.
-    """
-    entry = STRATEGIES[key.partition("+")[0]]
-    cls = entry.strategy
-    fields = strategy_arguments(cls)
-    options: dict[str, Any] = dict(entry.options)
-    options |= {
-        name: value
-        for name, field in fields.items()
-        if (value := getattr(config, field)) or field not in _OWN_IF_0
-    }
-    options["clip"] = clip_of(config)
-    average_named(config.average)  # what is wrong with it shows now
-    with level(ERROR):  # Flower warns when no client evaluates, which is the default here
-        strategy = cls(
-            min_train_nodes=1,
-            min_evaluate_nodes=1,
-            min_available_nodes=num_nodes,
-            evaluate_metrics_aggr_fn=per_client,
-            client_config=client_config(config, key),
-            **options,
-        )
-    if strategy.control_variates and not named_optimizer(optimizer_key(config, key)).is_plain:
-        raise ValueError(
-            f"Config(strategy={key!r}): control variates need one learning rate at all clients, "
-            f"fixed throughout, and plain steps; {optimizer_key(config, key)} takes others. "
-            "Use +sgd."
-        )
-    return strategy
-
-
-def clip_of(config: Config) -> Clip | None:
-    """The bound on updates that ``clip`` and ``clip-quantile`` name."""
-    if config.clip_quantile:
-        start = {"initial": config.clip} if config.clip else {}
-        return QuantileClip(quantile=config.clip_quantile, **start)
-    return FixedClip(config.clip) if config.clip else None
+    auto = "natural" if config.client_from else "dirichlet"  # so far as it shows without the data
+    name = auto if config.partitioner == "auto" else config.partitioner
+    return {"partitioner": [name], "dataset": [dataset_kind(config.dataset)]}
 
 
 class Run:
@@ -342,48 +259,86 @@ class Run:
         config: of the run.
         key: of the strategy.
         num_nodes: how many clients there are.
+        strategy: in place of the one that ``key`` names; a copy of it runs.
+        start: the first model, in place of that of ``config``.
+        evaluate_fn: in place of ``test_evaluation``.
+        schedule: of the clients' learning rate, in place of that of ``schedule_of``.
 
     Attributes:
+        strategy: the strategy that runs.
         arrays: the last iterate; at first the initial model, or the one to go on from.
         evaluation: of the two; its ``memory`` is needed to go on.
         failed_in_a_row: rounds that failed at the end of those so far.
     """
 
-    def __init__(self, config: Config, key: str, num_nodes: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        key: str,
+        num_nodes: int,
+        *,
+        strategy: Any = None,
+        start: Start | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
         self.config = config
-        self.strategy = strategy_of(config, key, num_nodes)
-        module = model_of(config)
-        parameters = frozenset(name for name, _ in module.named_parameters())
-        self.strategy.trainable = parameters  # no need to go by names, or by the clients' word
-        self.evaluation = BothIterates(
-            test_evaluation(config), average_named(config.average), parameters
+        self.strategy = (
+            strategy_of(config, key, num_nodes)
+            if strategy is None
+            else prepared(strategy, config, key, num_nodes)
         )
-        self.arrays = to_record(module_arrays(module))
-        self.schedule = schedule_of(config, key)
+        start = start or start_of(config)
+        if isinstance(self.strategy, FedOpt) and start.trainable is not None:
+            self.strategy.trainable = start.trainable  # no need to go by names, or clients' word
+        self.evaluation = BothIterates(
+            evaluate_fn or test_evaluation(config), average_named(config.average), start.trainable
+        )
+        self.schedule = schedule or schedule_of(config, key)
+        self.arrays = to_record(start.arrays)
         self.failed_in_a_row = 0
+        self._attendance = Attendance()
 
-    def rounds(self, grid: Grid, first: int = 1) -> Iterator[Round]:
-        """The rounds from ``first`` on, until ``max-failed-rounds`` in a row have failed."""
+    @property
+    def attendance(self) -> Attendance:
+        """Which clients have contributed."""
+        own = getattr(self.strategy, "attendance", None)
+        return own if isinstance(own, Attendance) else self._attendance
+
+    def rounds(self, grid: Grid, first: int = 1, last: int = 0) -> Iterator[Round]:
+        """The rounds from ``first`` to ``last``, until ``max-failed-rounds`` in a row have failed.
+
+        ``last`` 0 stands for ``num-server-rounds``.
+        """
         for round_ in rounds(
             self.strategy,
             grid,
             self.arrays,
-            num_rounds=self.config.num_server_rounds,
+            num_rounds=last or self.config.num_server_rounds,
             first=first,
             timeout=self.config.timeout,
             evaluate_fn=self.evaluation,
             train_config=self.schedule.settings if self.schedule else None,
+            seed=self.config.seed,
         ):
             self.arrays = round_.arrays
             self.failed_in_a_row = self.failed_in_a_row + 1 if round_.failed else 0
+            if self.attendance is self._attendance:
+                self._attend(round_.training)
             yield round_
             if 0 < self.config.max_failed_rounds <= self.failed_in_a_row:
                 return
 
+    def _attend(self, training: Exchange) -> None:
+        """Note who contributed, for a strategy that does not."""
+        self._attendance.ask(training.asked)
+        self._attendance.fail(training.failures)
+        self._attendance.came(node for node, _ in training.answers)
+
     def row(self, round_: Round) -> dict[str, Any]:
         """What failed in the round that has just ended; see ``verdict``."""
-        failures = {"failures": reasons} if (reasons := self.strategy.attendance.reasons) else {}
-        number = round_.train.get("num-failures", 0)
+        failures = {"failures": reasons} if (reasons := self.attendance.reasons) else {}
+        number = round_.train.get("num-failures", len(round_.training.failures))
         return {"failed": round_.failed, "num-failures": number, **failures}
 
     def save(self, folder: Path) -> None:
@@ -393,15 +348,61 @@ class Run:
         save_model(folder / "model-mean.safetensors", self.evaluation.mean)
 
 
-def test_evaluation(config: Config) -> EvaluateFn:
-    """``(server_round, arrays) -> test-loss, test-accuracy`` and own metrics, on the test set."""
-    module, examples = model_of(config), Examples(*dataset_of(config).test)
+@dataclass(frozen=True, eq=False)
+class Start:
+    """The model before the first round.
 
+    Attributes:
+        arrays: by name, in the model's order.
+        trainable: names of those that are learned; None to go by their names.
+    """
+
+    arrays: Arrays
+    trainable: frozenset[str] | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module, initial_model: str = "") -> Start:
+        """The arrays of ``module``, or those of the same names in the file ``initial_model``.
+
+        Raises:
+            ValueError: the file does not hold this model.
+        """
+        arrays = module_arrays(module)
+        trainable = frozenset(name for name, _ in module.named_parameters())
+        return cls(read_model(Path(initial_model), arrays) if initial_model else arrays, trainable)
+
+
+def start_of(config: Config) -> Start:
+    """The model that a run of ``config`` starts from.
+
+    Raises:
+        ValueError: ``initial-model`` does not hold it.
+    """
+    return Start.of(model_of(config), config.initial_model)
+
+
+def test_examples(config: Config) -> Examples:
+    """The global test set of a run."""
+    return Examples(*dataset_of(config).test)
+
+
+def test_evaluation(config: Config) -> EvaluateFn:
+    """``(server_round, arrays) -> test-loss``, ... and own metrics, on the global test set."""
     metrics = Metrics.of(config.metrics)
+    return evaluation_on(model_of(config), test_examples(config), metrics=metrics)
+
+
+def evaluation_on(
+    module: nn.Module,
+    examples: Examples,
+    loss: Loss = default_loss,
+    metrics: Metrics | None = None,
+) -> EvaluateFn:
+    """``(server_round, arrays) -> test-loss``, ``test-accuracy`` and ``metrics`` of ``module``."""
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         load_arrays(module, from_record(arrays))
-        values = evaluate(module, examples, default_loss, metrics=metrics)
+        values = evaluate(module, examples, loss, metrics=metrics)
         return MetricRecord({f"test-{name}": value for name, value in values.items()})
 
     return evaluate_fn

@@ -10,13 +10,12 @@ from logging import WARNING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedexp.config import Config
 from fedexp.extras import need
 from fedexp.files import reason
 from fedexp.flags import Parser, add_config_flags, add_simulate_flags, config_of, fail
 
 if TYPE_CHECKING:
-    from fedexp.simulation.grid import LocalGrid
+    from fedexp.runs.command import Command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,10 +36,9 @@ def simulate(values: dict[str, Any]) -> None:
 
     Exits with code 1 if a strategy failed, or a client never contributed.
     """
-    resume = bool(values["resume"])
     with ExitStack() as held:
         try:
-            config, folder, grid = _prepared(values, held)
+            command = _prepared(values, held)
         except (ValueError, ModuleNotFoundError) as error:
             fail(str(error))
         except OSError as error:
@@ -49,23 +47,24 @@ def simulate(values: dict[str, Any]) -> None:
             fail(str(error), code=1)
         except SystemExit:  # nothing of ours raises it: else it would look like success
             fail("the model's own code ends the program. Call no sys.exit in it.")
-        _run(config, folder, grid, resume)
+        _run(command)
 
 
-def _run(config: Config, folder: Path, grid: LocalGrid, resume: bool) -> None:
-    from fedexp.app import strategy_keys
+def _run(command: Command) -> None:
     from fedexp.console import Progress, table
     from fedexp.logs import level
-    from fedexp.report import plot_curves
-    from fedexp.simulation import run
+    from fedexp.runs.command import label_of, summaries_of
+    from fedexp.runs.page import report
     from fedexp.verdict import problems
 
-    keys = strategy_keys(config)
+    config, folder = command.study.config, command.folder
     again = f"fedexp simulate --resume {folder}"
+    labels = list(map(label_of, command.study.units()))
     try:
-        with level(WARNING), Progress(keys, config.num_server_rounds) as progress:
-            summaries = run.simulate(config, folder, grid, progress.advance, resume=resume)
-        picture = plot_curves(folder, keys, config.target_accuracy, config.average)
+        with level(WARNING), Progress(labels, config.num_server_rounds) as progress:
+            outcomes = command.run(lambda unit, row: progress.advance(label_of(unit), row))
+        summaries = summaries_of(outcomes)
+        page = report([folder])
     except KeyboardInterrupt:
         print(f"Interrupted. Go on with: {again}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -75,7 +74,7 @@ def _run(config: Config, folder: Path, grid: LocalGrid, resume: bool) -> None:
         line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(".: ")
         fail(f"{line}. The rounds before are kept; go on with: {again}", code=1)
     table(summaries, config.target_accuracy)
-    print(f"Run folder: {folder}\nPicture: {picture}")
+    print(f"Run folder: {folder}\nReport: {page}")
     if found := problems(summaries):
         fail(*found, code=1)
 
@@ -113,10 +112,10 @@ def partition(values: dict[str, Any]) -> None:
     print(f"Picture: {folder / 'partition.png'}")
 
 
-def _prepared(values: dict[str, Any], held: ExitStack) -> tuple[Config, Path, LocalGrid]:
+def _prepared(values: dict[str, Any], held: ExitStack) -> Command:
     """All that can be wrong with what the user asked for is found here, before a round is run.
 
-    ``held`` takes what is to be given back when the run ends: the folder, then the grid.
+    ``held`` takes what is to be given back when the run ends.
     """
     overwrite, resume = values.pop("overwrite"), values.pop("resume")
     flags = [f"--{key}" for key, value in values.items() if value is not None]
@@ -125,26 +124,11 @@ def _prepared(values: dict[str, Any], held: ExitStack) -> tuple[Config, Path, Lo
             f"--resume takes no other flag, {(*flags, '--overwrite')[0]} was given: the run's "
             "config.toml holds them. Start a new run to change them."
         )
-    if resume:
-        config, given = Config.of(Config.read(Path(resume) / "config.toml")), set[str]()
-    else:
-        config, given = config_of(values)
-    from fedexp import app  # torch and Flower take seconds; a wrong flag should not
-    from fedexp.simulation import resuming, run, run_folder
+    config, given = (None, set[str]()) if resume else config_of(values)
+    from fedexp.runs.command import (
+        Command,  # torch and Flower take seconds; a wrong flag should not
+    )
 
-    app.check_read(config, given)
-    for key in app.strategy_keys(config):
-        app.strategy_of(config, key, 1)
-    app.partition_of(config)
-    app.check_model(config)
-    need("matplotlib", "simulation")
-    if resume:
-        held.enter_context(run_folder.locked(folder := Path(resume)))
-        resuming.check_resumable(config, folder)
-    else:
-        folder = held.enter_context(run_folder.claimed(config, overwrite=bool(overwrite)))
-    run.check_engine(config)
-    grid = held.enter_context(run.grid_of(config))
-    if not resume:
-        run_folder.begin(config, folder)
-    return config, folder, grid
+    if config is None:
+        return Command.resumed(Path(resume), held)
+    return Command.prepared(config, held, given, overwrite=bool(overwrite))

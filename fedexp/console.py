@@ -24,6 +24,7 @@ class Progress:
     """
 
     def __init__(self, keys: list[str], num_rounds: int) -> None:
+        self._total = num_rounds
         columns = "{task.description}", "{task.fields[accuracy]}"
         self._bars = Bars(
             TextColumn(columns[0]),
@@ -51,6 +52,8 @@ class Progress:
 
     def advance(self, key: str, row: dict[str, Any]) -> None:
         """Show that a round has ended."""
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(key, total=self._total, accuracy="")
         task = self._tasks[key]
         self._bars.start_task(task)
         self._bars.update(task, advance=1, accuracy=_percent(row["test-accuracy"]))

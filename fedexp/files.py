@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from fedexp.arrays import Arrays
 
@@ -53,6 +53,29 @@ def save_model(path: Path, arrays: Arrays, metadata: Mapping[str, str] | None = 
     contiguous = {name: np.array(x, order="C") for name, x in arrays.items()}
     own = dict(metadata) if metadata else None
     atomically(path, lambda beside: _save_file(contiguous, beside, own))
+
+
+def read_model(path: Path, like: Arrays) -> dict[str, Any]:
+    """The arrays in ``path``, in the order and the dtypes of ``like``.
+
+    Raises:
+        ValueError: no such file, or it holds other names or shapes.
+    """
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read: {said}. Name a .safetensors file.") from None
+    if odd := sorted(found.keys() ^ like.keys()):
+        where = "is only in the file" if odd[0] in found else "is not in it"
+        raise ValueError(f"{path}: holds another model: {odd[0]!r} {where}. Use the same model.")
+    for name, x in like.items():
+        if found[name].shape != x.shape:
+            raise ValueError(
+                f"{path}: {name!r} has shape {found[name].shape}, the model's has {x.shape}. "
+                "Use the same model."
+            )
+    return {name: found[name].astype(x.dtype) for name, x in like.items()}
 
 
 def reason(error: OSError) -> str:

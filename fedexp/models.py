@@ -5,10 +5,13 @@ All run under ``torch.func.functional_call``, and all but the LSTM under ``vmap`
 (with ``randomness="different"`` where there is dropout). None keeps a running statistic.
 """
 
+import inspect
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import lru_cache
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,17 +22,28 @@ from fedexp.datasets.dataset import Dataset
 Shape = tuple[int, ...]
 
 
-def build(name: str, dataset: Dataset, *, seed: int = 0) -> nn.Module:
+Choice = str | nn.Module | Callable[..., nn.Module]
+"""A model by name, a module, or what makes one."""
+
+
+def build(name: Choice, dataset: Dataset | None, *, seed: int = 0) -> nn.Module:
     """A model that fits a dataset, the same for the same seed; global generators stay untouched.
 
     Args:
-        name: a key of `MODELS`, or ``module:function`` for a function of the same two arguments.
-        dataset: gives the shape of an input and the number of classes.
+        name: a key of `MODELS`, ``module:function`` for a function of the same two arguments, a
+            class or function of these or of no arguments, or a module, of which a copy is taken.
+        dataset: gives the shape of an input and the number of classes; None if it is not here.
         seed: of the initial parameters.
 
     Raises:
         ValueError: unknown name, or a model that cannot take these inputs.
     """
+    if isinstance(name, nn.Module):
+        return deepcopy(name)
+    if not isinstance(name, str):
+        return _own(name, dataset, seed)
+    if dataset is None:
+        raise ValueError(f"build(name={name!r}): needs the data. Give a module or a class.")
     inputs = dataset.train[0]
     if name in MODELS and (name == "char-lstm") == inputs.is_floating_point():
         kind = "numbers" if inputs.is_floating_point() else f"characters ({inputs.dtype})"
@@ -47,7 +61,7 @@ def build(name: str, dataset: Dataset, *, seed: int = 0) -> nn.Module:
 
 
 @lru_cache(maxsize=4)
-def suited(name: str, dataset: Dataset) -> Dataset:
+def suited(name: Choice, dataset: Dataset) -> Dataset:
     """``dataset`` with its inputs as the model ``name`` takes them.
 
     int64 inputs are tokens to ``char-lstm``, and to a model of your own that has an
@@ -59,7 +73,8 @@ def suited(name: str, dataset: Dataset) -> Dataset:
     """
     if dataset.train[0].dtype != torch.int64 or name == "char-lstm":
         return dataset
-    if name not in MODELS and any(map(_takes_tokens, build(name, dataset).modules())):
+    is_own = not isinstance(name, str) or name not in MODELS
+    if is_own and any(map(_takes_tokens, build(name, dataset).modules())):
         return dataset
     return dataset.as_numbers()
 
@@ -221,16 +236,35 @@ def _check_alphabet(dataset: Dataset) -> None:
         )
 
 
+def _own(make: Callable[..., nn.Module], dataset: Dataset | None, seed: int) -> nn.Module:
+    """A module of a class or function of the user's own."""
+    name = getattr(make, "__name__", type(make).__name__)
+    parameters = inspect.signature(make).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in _COLLECTING]
+    args: tuple[Any, ...] = ()
+    if needed and dataset is None:
+        raise ValueError(f"build(name={name}): needs the data. Give a module, or a class without.")
+    if needed and dataset:
+        args = tuple(dataset.train[0].shape[1:]), dataset.num_classes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _called(name, make, *args)
+
+
+_COLLECTING = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
+
 def _made(name: str, shape: Shape, num_outputs: int) -> nn.Module:
-    function = _imported(name)
+    return _called(name, _imported(name), shape, num_outputs)
+
+
+def _called(name: str, function: Callable[..., nn.Module], *args: Any) -> nn.Module:
     try:
-        model = function(shape, num_outputs)
+        model = function(*args)
     except (Exception, SystemExit) as error:  # of any kind: it is the user's code
         line = str(error).partition("\n")[0]
-        raise ValueError(
-            f"build(name={name!r}): {type(error).__name__} for input_shape={shape}, "
-            f"num_outputs={num_outputs}: {line}."
-        ) from error
+        of = f" for input_shape={args[0]}, num_outputs={args[1]}" if args else ""
+        raise ValueError(f"build(name={name!r}): {type(error).__name__}{of}: {line}.") from error
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"build(name={name!r}): the function gives {type(model).__name__}, must give a "

@@ -19,7 +19,7 @@ _MOST = 8  # names in one line
 _FIELDS: Fields = frozenset(Config.model_fields)
 _SAME = {"eta": "server_learning_rate"}  # an argument of a strategy, and the field that means it
 _ENGINES = {
-    "serial": Fields(),
+    "serial": Fields({"vectorize"}),
     "ray": Fields({"num_workers", "num_gpus", "ray_address", "vectorize"}),
 }
 

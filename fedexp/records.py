@@ -74,6 +74,17 @@ def to_record(arrays: Arrays) -> ArrayRecord:
     return record
 
 
+def num_bytes(content: RecordDict) -> int:
+    """Bytes of the arrays in a message of this content."""
+    records = records_of(content, ArrayRecord).values()
+    return sum(_size(array) for record in records for array in record.values())
+
+
+def _size(array: Array) -> int:
+    own = array.__dict__.get("_ndarray")
+    return int(own.nbytes) if own is not None else len(array.data)
+
+
 def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
     """Arrays of ``record`` without a copy; read-only.
 

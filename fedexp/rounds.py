@@ -3,18 +3,92 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedexp.foreign_draws import seeded
+from fedexp.merged import MERGED
+from fedexp.records import num_bytes, records_of
+from fedexp.strategies.attendance import Failure
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.streaming import stream
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-TrainConfig = Callable[[int], Mapping[str, int | float | bool | str]]
+TrainConfig = Callable[[int], Mapping[str, Any]]
+
+
+@dataclass(eq=False)
+class Exchange:
+    """Messages to clients, and what came back, noted while the strategy reads it.
+
+    Attributes:
+        asked: nodes, in the order of the messages.
+        answers: node and metrics of each sound reply; a merged reply is none.
+        failures: node and reason of each error reply.
+        bytes_down: of arrays, as a network would carry them: one model a message.
+        bytes_up: likewise of the sound replies.
+        waited: seconds until they came, while clients worked or their replies travelled.
+        worked: seconds of it in which clients worked, if the grid knows (``busy``).
+        merged: the grid answered once for all sound clients.
+    """
+
+    asked: list[int] = field(default_factory=list)
+    answers: list[tuple[int, MetricRecord]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    waited: float = 0.0
+    worked: float | None = None
+    merged: bool = False
+
+    def send(self, grid: Grid, messages: Iterable[Message], timeout: float) -> Iterable[Message]:
+        """What ``grid.send_and_receive`` gives, a list as it is or one by one."""
+        sizes: dict[int, int] = {}  # the messages of a round share their content
+        messages = list(messages) if not isinstance(messages, Sequence) else messages
+        for message in messages:
+            self.asked.append(message.metadata.dst_node_id)
+            key = id(message.content)
+            sizes[key] = sizes[key] if key in sizes else num_bytes(message.content)
+            self.bytes_down += sizes[key]
+        start = time.perf_counter()
+        replies = grid.send_and_receive(messages, timeout=timeout)
+        self.waited += time.perf_counter() - start
+        noted = self._noted(iter(replies), grid)
+        return list(noted) if isinstance(replies, list) else noted
+
+    def _noted(self, replies: Iterator[Message], grid: Grid) -> Iterator[Message]:
+        while True:
+            start = time.perf_counter()
+            reply = next(replies, None)
+            self.waited += time.perf_counter() - start
+            if reply is None:
+                break
+            self._note(reply)
+            yield reply
+            del reply  # only the strategy may hold it while the next one is in the making
+        self.worked = getattr(grid, "busy", None)
+        if self.merged:  # for as many clients, each of which would have sent a model
+            sound = len(self.asked) - len(self.failures)
+            self.bytes_up = self.bytes_down // len(self.asked) * sound
+
+    def _note(self, reply: Message) -> None:
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            self.failures.append((node, reply.error.reason or f"error {reply.error.code}"))
+            return
+        if MERGED in reply.content:
+            self.merged = True
+            return
+        self.bytes_up += num_bytes(reply.content)
+        for metrics in records_of(reply.content, MetricRecord).values():
+            self.answers.append((node, metrics))
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +102,7 @@ class Round:
         train, evaluate, server: metrics of the clients' training, of their evaluation and of
             ``evaluate_fn``; empty where there was none.
         seconds: of wall time, evaluation included.
+        training, evaluation: the exchanges with the clients.
     """
 
     server_round: int
@@ -37,6 +112,8 @@ class Round:
     evaluate: MetricRecord
     server: MetricRecord
     seconds: float
+    training: Exchange = field(default_factory=Exchange)
+    evaluation: Exchange = field(default_factory=Exchange)
 
 
 def rounds(
@@ -49,6 +126,7 @@ def rounds(
     timeout: float = 3600,
     evaluate_fn: EvaluateFn | None = None,
     train_config: TrainConfig | None = None,
+    seed: int | None = None,
 ) -> Iterator[Round]:
     """What ``strategy.start`` does, handing over every round when it ends.
 
@@ -60,22 +138,26 @@ def rounds(
         first: the number of the first; more than 1 continues an earlier run.
         timeout: seconds to wait for replies.
         evaluate_fn: Flower's ``(server_round, arrays) -> metrics``, after each round.
-        train_config: ``server_round -> settings`` for the clients' train config record, such as
-            the ``learning-rate`` of a schedule. A ``FedOpt``'s own ``client_config`` goes first.
+        train_config: ``server_round -> settings`` for the clients that train in that round.
+        seed: fixes what strategies other than ``FedOpt`` draw with Python's and NumPy's own
+            generators, as Flower's do.
     """
+    draws: Callable[[int], AbstractContextManager[None]] = partial(seeded, seed)
     if isinstance(strategy, FedOpt):  # a wrapper may need every single reply
-        grid = stream(grid, strategy.read_once())
-    told, evaluate_config = ConfigRecord(), ConfigRecord()
+        grid, draws = stream(grid, strategy.read_once()), lambda _: nullcontext()
+    for_training, for_evaluation = ConfigRecord(), ConfigRecord()
     for server_round in range(first, num_rounds + 1):
         start = time.perf_counter()
-        told.update(train_config(server_round) if train_config else {})
-        messages = strategy.configure_train(server_round, arrays, told, grid)
-        replies = grid.send_and_receive(messages, timeout=timeout)
-        new, train = strategy.aggregate_train(server_round, replies)
-        arrays = arrays if new is None else new
-        messages = strategy.configure_evaluate(server_round, arrays, evaluate_config, grid)
-        replies = grid.send_and_receive(messages, timeout=timeout)
-        evaluate = strategy.aggregate_evaluate(server_round, replies)
+        training, evaluation = Exchange(), Exchange()
+        for_training.update(train_config(server_round) if train_config else {})
+        with draws(server_round):
+            messages = strategy.configure_train(server_round, arrays, for_training, grid)
+            replies = training.send(grid, messages, timeout)
+            new, train = strategy.aggregate_train(server_round, replies)
+            arrays = arrays if new is None else new
+            messages = strategy.configure_evaluate(server_round, arrays, for_evaluation, grid)
+            replies = evaluation.send(grid, messages, timeout)
+            evaluate = strategy.aggregate_evaluate(server_round, replies)
         server = evaluate_fn(server_round, arrays) if evaluate_fn else None
         yield Round(
             server_round,
@@ -85,4 +167,6 @@ def rounds(
             evaluate or MetricRecord(),
             server or MetricRecord(),
             time.perf_counter() - start,
+            training,
+            evaluation,
         )

@@ -11,7 +11,7 @@ import pytest
 
 from fedexp import app, cli
 from fedexp.clients import Examples
-from fedexp.simulation import run as runs
+from fedexp.runs import recorder as runs
 
 QUICK = [
     *("--engine", "serial", "--num-clients", "6", "--fraction-train", "1", "--local-steps", "1"),
@@ -101,7 +101,7 @@ def test_a_client_that_never_contributes_is_named_and_the_run_is_no_success(
 def test_a_client_that_fails_now_and_then_is_no_failure_of_the_run(break_clients, tmp_path, capsys):
     calls = iter(range(99))
     break_clients(lambda p: "late" if p == 4 and next(calls) % 2 == 0 else "")
-    run(*QUICK, "--num-server-rounds", 4, "--out", tmp_path / "r")
+    run(*QUICK, "--vectorize", "off", "--num-server-rounds", 4, "--out", tmp_path / "r")
     assert [row["num-failures"] for row in rows(tmp_path / "r")] == [1, 0, 1, 0]
     assert list(rows(tmp_path / "r")[0]["failures"].values()) == [[6]]
     assert summary(tmp_path / "r")["problem"] is None
@@ -117,17 +117,17 @@ def test_a_clean_run_has_no_columns_on_failures(tmp_path, capsys):
 def test_who_never_contributed_is_known_after_a_resumed_run(break_clients, tmp_path, monkeypatch):
     """Client 4 fails before the interruption, client 1 after it; both contribute once."""
     flags = [*QUICK, "--num-server-rounds", 4, "--out", tmp_path / "r"]
-    save = runs._saved
+    save = runs.saved_of
 
     def interrupted(run_, server_round, grid):
         if server_round == 3:
             raise KeyboardInterrupt
         return save(run_, server_round, grid)
 
-    monkeypatch.setattr(runs, "_saved", interrupted)
+    monkeypatch.setattr(runs, "saved_of", interrupted)
     break_clients(lambda p: "x" if p in (0, 4) else "")
     assert failing(*flags) == 130
-    monkeypatch.setattr(runs, "_saved", save)
+    monkeypatch.setattr(runs, "saved_of", save)
     break_clients(lambda p: "x" if p in (0, 1) else "")
     assert failing("--resume", tmp_path / "r") == 1
     assert summary(tmp_path / "r")["missing-nodes"] == [2]
@@ -136,7 +136,7 @@ def test_who_never_contributed_is_known_after_a_resumed_run(break_clients, tmp_p
 def test_failed_rounds_in_a_row_are_counted_over_an_interruption(
     break_clients, tmp_path, monkeypatch
 ):
-    save = runs._saved
+    save = runs.saved_of
 
     def interrupted(run_, server_round, grid):
         if server_round == 2:
@@ -144,9 +144,9 @@ def test_failed_rounds_in_a_row_are_counted_over_an_interruption(
         return save(run_, server_round, grid)
 
     break_clients(lambda p: "x")
-    monkeypatch.setattr(runs, "_saved", interrupted)
+    monkeypatch.setattr(runs, "saved_of", interrupted)
     assert failing(*QUICK, "--num-server-rounds", 9, "--out", tmp_path / "r") == 130
-    monkeypatch.setattr(runs, "_saved", save)
+    monkeypatch.setattr(runs, "saved_of", save)
     assert failing("--resume", tmp_path / "r") == 1
     assert len(rows(tmp_path / "r")) == 3
 

@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedexp.config import Config
-from fedexp.simulation.run import grid_of, simulate
-from fedexp.simulation.run_folder import begin
+from fedexp.runs.folder import begin
+from fedexp.runs.study import Study
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -101,7 +101,7 @@ def test_flwr_run_trains_fedexp_and_agrees_with_the_serial_grid(superlink, tmp_p
         robust=True,
     )
     begin(config, tmp_path / "serial")
-    simulate(config, tmp_path / "serial", grid_of(config))
+    Study(config, {"fedexp": "fedexp"}, root=tmp_path / "serial").run()
     ours = load_file(tmp_path / "serial" / "fedexp" / "model.safetensors")
     assert theirs.keys() == ours.keys()
     for name in ours:

@@ -1,15 +1,13 @@
 """Runs whose clients tune their learning rate: the flags, the engines, resuming, the picture."""
 
-import json
-
 import pytest
 
 from fedexp import cli
 from fedexp.app import Run, client_config, optimizer_key, strategy_keys, strategy_of
 from fedexp.config import Config
-from fedexp.report import plot_curves, read_rows
-from fedexp.simulation import run as runs
-from fedexp.simulation.run import grid_of
+from fedexp.runs import unit_run as runs
+from fedexp.runs.engines import grid_of
+from fedexp.runs.reading import read_rows
 
 QUICK = [
     *("--num-server-rounds", "3", "--num-clients", "8", "--fraction-train", "0.5"),
@@ -22,7 +20,7 @@ def run(*flags):
     cli.main(["simulate", *map(str, flags)])
 
 
-def rows(folder, keep=lambda key: key != "round-seconds"):
+def rows(folder, keep=lambda key: not key.endswith("-seconds")):
     return [{k: v for k, v in row.items() if keep(k)} for row in read_rows(folder)]
 
 
@@ -110,20 +108,6 @@ def test_rays_groups_of_clients_agree_with_clients_one_by_one(tmp_path, policy):
         for key in ("learning-rate", "learning-rate-std", "train-loss", "test-loss"):
             assert a[key] == pytest.approx(b[key], rel=1e-3)
             assert b[key] == pytest.approx(c[key], rel=1e-5)
-
-
-def test_the_picture_gains_a_panel_only_where_a_rate_is_tuned(tmp_path):
-    widths, scores = [], {"test-accuracy": 0.5, "mean-test-accuracy": 0.6}
-    for name, std in (("plain", 0.0), ("tuned", 0.05)):
-        folder = tmp_path / name / "fedavg"
-        folder.mkdir(parents=True)
-        row = {**scores, "server-step-size": 1.0, "learning-rate-std": std}
-        failed = {**scores, "server-step-size": None}  # a round without a reply
-        lines = [{**row, "round": 1, "learning-rate": 0.1}, {**failed, "round": 2}]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-        png = plot_curves(tmp_path / name, ["fedavg"], 0.85, "ema-0.7").read_bytes()
-        widths.append(int.from_bytes(png[16:20], "big"))
-    assert widths[1] > 1.4 * widths[0]
 
 
 def test_delta_sgd_grows_where_noise_between_minibatches_once_stopped_it():

@@ -34,7 +34,7 @@ def run(folder, y, x=X, cut=320, flags=(), rounds=3):
     own = ["--dataset", str(path), f"--num-server-rounds={rounds}", "--out", str(out)]
     cli.main(["simulate", *own, *FLAGS.split(), *flags])
     lines = (out / "fedexp" / "metrics.jsonl").read_text().splitlines()
-    timeless = ("round-seconds",)
+    timeless = tuple(f"{x}-seconds" for x in ("round", "train", "move", "server"))
     return [{k: v for k, v in json.loads(x).items() if k not in timeless} for x in lines]
 
 

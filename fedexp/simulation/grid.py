@@ -61,6 +61,7 @@ class LocalGrid(Grid):
         self.num_nodes = num_nodes
         self.run_config = dict(run_config or {})
         self.states: dict[int, Packed] = {}  # Context.state by node, of nodes that have any
+        self.busy = 0.0  # seconds that the busiest worker took for the last messages
         self._run = Run.create_empty(_RUN_ID)
         self._ids = (f"message-{i}" for i in itertools.count(1))
         self._nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes)

@@ -56,6 +56,7 @@ class Outcome:
         failures: by position, of replies that could not be merged.
         states: ``Context.state`` by node, of those that have any.
         seconds: by node.
+        busy: seconds of the whole share.
     """
 
     merged: Mapping[Span, Sums] = field(default_factory=dict)
@@ -63,3 +64,4 @@ class Outcome:
     failures: Mapping[int, Failure] = field(default_factory=dict)
     states: Mapping[int, Packed] = field(default_factory=dict)
     seconds: Mapping[int, float] = field(default_factory=dict)
+    busy: float = 0.0

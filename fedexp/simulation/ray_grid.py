@@ -135,8 +135,11 @@ class RayGrid(LocalGrid):
         """Outcomes in the order of ``tasks``, which run at the same time."""
         tickets = [self._submit(task, timeout) for task in tasks]
         start = time.monotonic()
+        busy = dict.fromkeys((task.worker for task in tasks), 0.0)
         for task, ticket in zip(tasks, tickets, strict=True):
             outcome = self._outcome(task, ticket, start, timeout)
+            busy[task.worker] += outcome.busy
+            self.busy = max(busy.values())
             for node, state in outcome.states.items():
                 self.states[node] = _own(state)
             self._costs.learn(outcome.seconds)

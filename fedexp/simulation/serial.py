@@ -3,44 +3,89 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from logging import WARNING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message
+from flwr.clientapp import ClientApp
+from flwr.common.logger import log
 
 from fedexp.simulation import cohort
-from fedexp.simulation.grid import LocalGrid, answer, context_of, error_reply, one_thread, too_late
+from fedexp.simulation.grid import (
+    FIRST_NODE_ID,
+    LocalGrid,
+    answer,
+    context_of,
+    error_reply,
+    one_thread,
+    too_late,
+)
 from fedexp.simulation.jobs import jobs_of
 from fedexp.simulation.transport import pack, unpack
 from fedexp.wire import Reading
+
+if TYPE_CHECKING:
+    from fedexp.simulation.worker import Worker
 
 
 class SerialGrid(LocalGrid):
     """Flower's Grid in one process and one thread.
 
     Needs no Ray; a breakpoint in a client works, and so does a notebook. Gives the same bits as
-    ``RayGrid`` does when that trains its clients one by one. A client that takes longer than the
-    timeout ends first, and is an error then.
+    ``RayGrid`` does with the same ``vectorize``. A client that takes longer than the timeout ends
+    first, and is an error then.
 
     Args:
         client_app: what the nodes run.
         num_nodes: how many there are; node ``p + 2`` is the client of partition ``p``.
         run_config: ``context.run_config`` of every node.
+        vectorize: train groups of clients at once: ``auto``, ``on`` or ``off``.
+
+    Raises:
+        ValueError: no nodes, a run config that an app of ours cannot take, or an unknown
+            ``vectorize``.
     """
 
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_nodes: int,
+        *,
+        run_config: Mapping[str, Any] | None = None,
+        vectorize: str = "off",
+    ) -> None:
+        super().__init__(client_app, num_nodes, run_config=run_config)
+        self._vectorize = vectorize
+        self._worker: Worker | None = None
+        self._unit = 1
+
     def _execute(self, messages: list[Message], timeout: float) -> Iterator[Message]:
+        self.busy = 0.0
         return (self._answer(message, timeout) for message in messages)
 
     def _execute_merged(
         self, messages: list[Message], reading: Reading, timeout: float
     ) -> Iterator[Message]:
-        from fedexp.simulation.worker import Worker  # imports PyTorch, which not every app needs
-
-        worker = Worker(self.client_app, self.num_nodes, self.run_config, "off", timeout)
+        worker = self._worker or self._new_worker()
+        worker.timeout = timeout
         contents, jobs = jobs_of(messages, self.states)
         whole = (0, len(messages))
-        outcome = worker.merge(contents, jobs, whole, reading, 1)
+        outcome = worker.merge(contents, jobs, whole, reading, self._unit)
         self.states |= outcome.states
+        self.busy = outcome.busy
         yield from cohort.replies(messages, outcome.merged[whole], outcome.failures)
+
+    def _new_worker(self) -> Worker:
+        from fedexp.simulation.worker import Worker  # imports PyTorch, which not every app needs
+
+        worker = Worker(self.client_app, self.num_nodes, self.run_config, self._vectorize)
+        if self._vectorize != "off":
+            self._unit, difference = worker.unit(FIRST_NODE_ID)
+            if difference:
+                log(WARNING, "Clients train one by one: %s.", difference)
+        self._worker = worker
+        return worker
 
     def _answer(self, message: Message, timeout: float) -> Message:
         node = message.metadata.dst_node_id
@@ -49,6 +94,7 @@ class SerialGrid(LocalGrid):
         start = time.perf_counter()
         with one_thread():
             reply = answer(self.client_app, message, context)
+        self.busy += time.perf_counter() - start
         if time.perf_counter() - start > timeout:
             return error_reply(message, too_late(timeout))
         if context.state or node in self.states:

@@ -81,11 +81,13 @@ class Worker:
 
     def replies(self, contents: Sequence[Packed], jobs: Mapping[int, Job]) -> Outcome:
         """Run ``jobs`` (by position in the cohort) and keep every reply."""
+        start = time.perf_counter()
         work = _Work(self, contents, jobs)
         with one_thread():
             replies = {p: work.answer(p) for p in jobs}
         packed = {p: _failure(r) if r.has_error() else pack(r.content) for p, r in replies.items()}
-        return Outcome(replies=packed, states=work.states, seconds=work.seconds)
+        busy = time.perf_counter() - start
+        return Outcome(replies=packed, states=work.states, seconds=work.seconds, busy=busy)
 
     def merge(
         self,
@@ -96,6 +98,7 @@ class Worker:
         unit: int,
     ) -> Outcome:
         """Run ``jobs``, neighbours in the cohort ``whole``, and add their replies up."""
+        start = time.perf_counter()
         trainer = trainer_of(self.client_app)
         if unit > 1 and self.cohort is None and trainer:  # not the worker that was asked
             self.cohort = Cohort(trainer, unit)
@@ -105,7 +108,8 @@ class Worker:
         size = cohort.group_size(work.before) if unit == 1 else unit
         with one_thread():
             merged = {part: share.merged(part, size) for part in cohort.subtrees(span, whole)}
-        return Outcome(merged, {}, share.failures, work.states, work.seconds)
+        busy = time.perf_counter() - start
+        return Outcome(merged, {}, share.failures, work.states, work.seconds, busy)
 
 
 class _Work:

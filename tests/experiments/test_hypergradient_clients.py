@@ -4,7 +4,7 @@ import pytest
 
 from experiments.hypergradient_clients import SERVERS, TOO_SMALL, Found, measure, table
 from fedexp.config import Config
-from fedexp.simulation.run import grid_of
+from fedexp.runs.engines import grid_of
 
 
 @pytest.mark.slow

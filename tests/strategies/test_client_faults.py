@@ -12,8 +12,8 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from fedexp.records import from_record, to_record
 from fedexp.rounds import Round
+from fedexp.runs.rows import row_of
 from fedexp.simulation import SerialGrid
-from fedexp.simulation.run import row_of
 from fedexp.strategies import FedAdam, FedAvg, FedExP, Scaffold
 
 MODEL = {"w": np.zeros((3, 2), np.float32), "b": np.zeros(2, np.float32)}

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from fedexp import cli
-from fedexp.simulation import run as runs
+from fedexp.runs import recorder as runs
 
 FLAGS = [
     *("--engine", "serial", "--num-server-rounds", "3", "--num-clients", "4", "--local-steps", "1"),
@@ -23,7 +23,9 @@ def results(folder):
     found = {}
     for path in sorted(folder.rglob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        found[path.parent.name] = [{**row, "round-seconds": 0} for row in rows]
+        found[path.parent.name] = [
+            {k: v for k, v in row.items() if not k.endswith("-seconds")} for row in rows
+        ]
         found[path.parent.name, "model"] = (path.parent / "model.safetensors").read_bytes()
     return found
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from fedexp.config import Config
-from fedexp.simulation import run_folder
-from fedexp.simulation.run import grid_of, simulate
-from fedexp.simulation.run_folder import begin, claimed, clear, is_run, locked
+from fedexp.runs import folder as run_folder
+from fedexp.runs.command import strategies_of, summaries_of
+from fedexp.runs.folder import begin, claimed, clear, is_run, locked
+from fedexp.runs.study import Study
 
 SMALL = {
     **{"strategy": "fedavg", "num_server_rounds": 1, "num_clients": 4, "local_steps": 1},
@@ -31,8 +32,7 @@ def old_run(tmp_path):
     config = small(out=str(folder), strategy="fedavg,fedexp")
     with claimed(config):
         begin(config, folder)
-        with grid_of(config) as grid:
-            simulate(config, folder, grid)
+        Study(config, strategies_of(config), root=folder).run()
     return folder
 
 
@@ -128,7 +128,7 @@ def test_a_folder_is_held_by_one_run_at_a_time(overwrite, tmp_path):
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from fedexp.simulation.run_folder import locked\n"
+        "from fedexp.runs.folder import locked\n"
         "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)\n"
     )
     child = subprocess.Popen(
@@ -200,10 +200,9 @@ def test_a_summary_is_believed_only_when_a_run_is_resumed(old_run):
     summary = old_run / "fedavg" / "summary.json"
     summary.write_text(json.dumps({**json.loads(summary.read_text()), "final-accuracy": 1.0}))
     config = Config.of(Config.read(old_run / "config.toml"))
-    with grid_of(config) as grid:
-        resumed = simulate(config, old_run, grid, resume=True)
-        assert resumed["fedavg"]["final-accuracy"] == 1.0
-        assert simulate(config, old_run, grid)["fedavg"]["final-accuracy"] < 1
+    for resume in (True, False):
+        outcomes = Study(config, strategies_of(config), root=old_run, resume=resume).run()
+        assert (summaries_of(outcomes)["fedavg"]["final-accuracy"] == 1.0) == resume
 
 
 def test_where_there_are_no_locks_a_run_goes_on(tmp_path, monkeypatch):

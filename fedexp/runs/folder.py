@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import importlib.util
 import itertools
 import os
 import platform
+import shlex
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedexp import app
+import numpy as np
+
+from fedexp.choices import strategy_keys
 from fedexp.config import Config
-from fedexp.datasets import plot
+from fedexp.datasets import Dataset, label_counts, plot
+from fedexp.federation import Federation
 from fedexp.files import read_json, save_json, save_text
 
 try:
@@ -24,13 +31,18 @@ try:
 except ModuleNotFoundError:  # Windows: runs of one second still get folders of their own
     fcntl = None  # type: ignore[assignment]
 
-_PACKAGES = ("fedexp", "flwr", "torch", "numpy", "ray", "scikit-learn")
+_PACKAGES = ("fedexp", "flwr", "torch", "numpy", "ray", "scikit-learn", "pandas")
 _LOCK = ".lock"
-_FILES = ("config.toml", "environment.json", "partition.png", "curves.png")
-_FILES_OF_A_STRATEGY = (
-    *("metrics.jsonl", "summary.json", "checkpoint.safetensors"),
-    *("model.safetensors", "model-mean.safetensors"),
+_FILES = (
+    *("config.toml", "environment.json", "command.txt", "partition.png", "partition.json"),
+    *("curves.png", "curves.svg", "results.csv", "report.html", "summary.json"),
 )
+_FILES_OF_A_UNIT = (
+    *("metrics.jsonl", "clients.csv", "summary.json", "checkpoint.safetensors"),
+    *("model.safetensors", "model-mean.safetensors", "unit.json"),
+)
+_DEPTH = 4  # of the folders of units
+_MOST_CLIENTS = 2000  # whose label counts are written down
 
 
 @contextmanager
@@ -109,7 +121,7 @@ def is_run(folder: Path) -> bool:
     """Whether a run wrote ``folder``: its configuration and its environment are as ours are."""
     try:
         config = Config.read(folder / "config.toml")
-        app.strategy_keys(Config.of(config))
+        strategy_keys(Config.of(config))
         return (
             "strategy" in config and "fedexp" in read_json(folder / "environment.json")["packages"]
         )
@@ -117,43 +129,113 @@ def is_run(folder: Path) -> bool:
         return False
 
 
-def begin(config: Config, folder: Path) -> None:
+def begin(
+    config: Config,
+    folder: Path,
+    federation: Federation | None = None,
+    objects: Mapping[str, str] | None = None,
+) -> None:
     """Make ``folder`` with what is known before the first round; an old run in it goes.
 
-    That is ``config.toml``, ``environment.json`` and the picture of the partition.
+    That is ``config.toml``, ``command.txt``, ``environment.json`` and how the data is split.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        federation: its clients, if they are not those of ``config`` alone.
+        objects: what the run has that no file can hold, by name.
 
     Raises:
         ValueError: ``folder`` holds something else than a run.
     """
+    federation = federation or Federation(config)
     folder.mkdir(parents=True, exist_ok=True)
     check_free(folder, overwrite=True)
     if is_run(folder):
         clear(folder)
-    save_json(folder / "environment.json", environment() | {"config": config.values()})
+    known = {"config": config.values(), "objects": dict(objects or {})}
+    data = {"data": data_hash(federation.dataset)} if federation.has_data else {}
+    save_json(folder / "environment.json", environment() | data | known)
     save_text(folder / "config.toml", config.to_toml())
-    if importlib.util.find_spec("matplotlib") and app.dataset_of(config).num_classes:
-        labels = app.dataset_of(config).train[1].numpy()
-        plot(labels, app.partition_of(config), folder / "partition.png")
+    save_text(folder / "command.txt", shlex.join(sys.argv) + "\n")
+    if federation.has_data:
+        _save_partition(folder, federation)
+
+
+def _save_partition(folder: Path, federation: Federation) -> None:
+    data, parts = federation.dataset, federation.parts
+    if len(parts) <= _MOST_CLIENTS:
+        classes = data.class_names or [str(k) for k in range(data.num_classes)]
+        counts = label_counts(data.train[1].numpy(), parts).tolist() if data.num_classes else []
+        sizes, clients = parts.sizes.tolist(), list(federation.names)
+        told = {"clients": clients, "classes": list(classes), "counts": counts, "sizes": sizes}
+        save_json(folder / "partition.json", told)
+    if importlib.util.find_spec("matplotlib") and data.num_classes:
+        plot(data.train[1].numpy(), parts, folder / "partition.png")
 
 
 def clear(folder: Path) -> None:
     """Remove the files that the run in ``folder`` wrote; files of anyone else stay."""
-    config = Config.of(Config.read(folder / "config.toml"))
-    for key in app.strategy_keys(config):
-        if (own := folder / key).is_dir() and not own.is_symlink():
-            _remove(own, _FILES_OF_A_STRATEGY)
-            if not any(own.iterdir()):
-                own.rmdir()
-    _remove(folder, reversed(_FILES))  # cut short, it is still known to be a run
+    for own in _unit_folders(folder):
+        _remove(own, _FILES_OF_A_UNIT)
+        for inside in (own, *own.parents):
+            if inside == folder or any(inside.iterdir()):
+                break
+            inside.rmdir()
+    _remove(folder, [name for name in reversed(_FILES)])  # cut short, it is known to be a run
+
+
+def _unit_folders(folder: Path) -> list[Path]:
+    """Folders in which a run has recorded a unit; older runs have one per strategy."""
+    found = {
+        path.parent for i in range(1, _DEPTH + 1) for path in folder.glob("*/" * i + "unit.json")
+    }
+    keys = strategy_keys(Config.of(Config.read(folder / "config.toml")))
+    found |= {folder / key for key in keys if (folder / key).is_dir()}
+    return sorted(path for path in found if not path.is_symlink())
 
 
 def environment() -> dict[str, Any]:
-    """Versions that a result depends on."""
+    """What a result depends on, of this machine and its versions."""
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cpu": _cpu(),
+        "git-commit": _commit(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def data_hash(dataset: Dataset) -> str:
+    """A digest of all examples: the same data has the same, on every machine."""
+    digest = hashlib.blake2b(digest_size=16)
+    for x in (*dataset.train, *dataset.test):
+        digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
+        digest.update(np.ascontiguousarray(x.numpy()).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _commit() -> str | None:
+    """Of the repository around the working directory, with a ``+`` if files have changed."""
+    try:
+        told = [
+            subprocess.run(
+                ["git", *command], capture_output=True, text=True, timeout=5, check=True
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told[0] + ("+" if told[1] else "")
 
 
 def _made(config: Config) -> tuple[Path, bool]:

@@ -1,0 +1,239 @@
+"""Clients, their data and the model of a run: from configuration keys, from objects, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from fedexp import app
+from fedexp.arrays import Arrays
+from fedexp.choices import client_config, optimizer_key, schedule_of
+from fedexp.clients import (
+    Examples,
+    LocalTraining,
+    Metrics,
+    Schedule,
+    as_optimizer,
+    client_app,
+    default_loss,
+    evaluate,
+    module_arrays,
+)
+from fedexp.clients.local_optimizers import named as named_optimizer
+from fedexp.clients.losses import Loss
+from fedexp.clients.trial import try_model
+from fedexp.config import Config
+from fedexp.datasets import Dataset, Parts
+from fedexp.models import build, suited
+from fedexp.rounds import EvaluateFn
+
+
+@dataclass(frozen=True, eq=False)
+class Own:
+    """Objects in place of configuration keys; None where the key decides.
+
+    Attributes:
+        model: a module, or what makes one: a class, or a function of nothing or of
+            ``(input_shape, num_classes)``.
+        data: the dataset.
+        optimizer: of the clients, see ``client_app``.
+        scheduler: of their learning rate over the rounds.
+        loss: ``(outputs, targets) -> scalar``.
+        metrics: name to ``(outputs, targets) -> number``.
+        client_app: in place of all of the above, at the clients.
+        num_clients: of ``client_app``.
+        arrays: the first model of ``client_app``, where there is no ``model``.
+        evaluate: ``(server_round, arrays) -> metrics`` of the server's evaluation.
+    """
+
+    model: Any = None
+    data: Dataset | None = None
+    optimizer: Any = None
+    scheduler: Any = None
+    loss: Loss | None = None
+    metrics: Mapping[str, Any] | None = None
+    client_app: ClientApp | None = None
+    num_clients: int = 0
+    arrays: Arrays | None = None
+    evaluate: EvaluateFn | None = None
+
+    def names(self) -> dict[str, str]:
+        """What each object that is there is called, for a folder that cannot hold it."""
+        given = {x.name: getattr(self, x.name) for x in fields(self)}
+        return {name: _name(value) for name, value in given.items() if value not in (None, 0)}
+
+
+class Federation:
+    """The clients of a run, and what they train.
+
+    Args:
+        config: of the run.
+        own: objects in place of some of its keys.
+
+    Raises:
+        ValueError: what is missing, when it is asked for.
+    """
+
+    def __init__(self, config: Config, own: Own | None = None) -> None:
+        self.config, self.own = config, own or Own()
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Train and test sets, with inputs of the kind that the model takes."""
+        if self.own.data is None and self.own.model is None:
+            return app.dataset_of(self.config)
+        data = self.own.data or app.loaded(self.config)
+        return suited(self.own.model or self.config.model, data)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """Every client's rows."""
+        if self.own.data is None:
+            return app.partition_of(self.config)
+        return app.split_among_clients(self.config, self.own.data)
+
+    @cached_property
+    def num_clients(self) -> int:
+        """How many clients there are."""
+        return self.own.num_clients or len(self.parts)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the clients by partition, where they have any."""
+        if self.own.client_app or self.partitioner != "natural":
+            return ()
+        data, names = self.dataset, self.dataset.names
+        if data.keys is None or not names:
+            return ()
+        return tuple(names[int(data.keys[rows[0]])] for rows in self.parts)
+
+    @property
+    def partitioner(self) -> str:
+        """How the data is split."""
+        return app.partitioner_of(self.config, self.own.data)
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the data is here, and not only at the clients."""
+        return self.own.client_app is None or self.own.data is not None
+
+    def model(self) -> nn.Module:
+        """The model, new, with its seeded initial weights."""
+        choice = self.config.model if self.own.model is None else self.own.model
+        if not self.has_data:
+            return build(choice, None, seed=self.config.seed)
+        return build(choice, self.dataset, seed=self.config.seed)
+
+    @cached_property
+    def client_app(self) -> ClientApp:
+        """What the clients run."""
+        own = self.own
+        if own.client_app:
+            return own.client_app
+        if not own.names():
+            return app.client
+        return client_app(
+            lambda context: self.model(),
+            self._examples,
+            optimizer=own.optimizer,
+            loss=own.loss or default_loss,
+            check=app.check_run_config,
+            metrics=own.metrics,
+        )
+
+    def run(self, config: Config, strategy: Any = None) -> app.Run:
+        """The run of one strategy on this federation."""
+        evaluate = self.evaluation()
+        start = self.start()
+        return app.Run(
+            config,
+            config.strategy,
+            self.num_clients,
+            strategy=strategy,
+            start=start,
+            evaluate_fn=evaluate,
+            schedule=self.schedule(config),
+        )
+
+    def schedule(self, config: Config) -> Schedule | None:
+        """The learning rate of the clients over the rounds; None where it is constant."""
+        return schedule_of(config, config.strategy, self.own.scheduler, self.own.optimizer)
+
+    def start(self) -> app.Start:
+        """The model before the first round."""
+        if self.own.arrays is not None:
+            return app.Start(self.own.arrays)
+        return app.Start.of(self.model(), self.config.initial_model)
+
+    def evaluation(self) -> EvaluateFn:
+        """The server's evaluation of a model: on the test set, or the caller's own."""
+        own = self.own
+        if own.evaluate:
+            return own.evaluate
+        if not self.has_data:
+            return _nothing
+        if not own.names():
+            return app.test_evaluation(self.config)
+        test = Examples(*self.dataset.test)
+        return app.evaluation_on(self.model(), test, own.loss or default_loss, self.metrics)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What is measured besides the loss and the accuracy."""
+        return Metrics.of(self.own.metrics or self.config.metrics)
+
+    def check(self, config: Config) -> None:
+        """Find out whether clients can train the model on the data; nothing changes.
+
+        Args:
+            config: of a run of one strategy.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        if self.own.client_app:
+            self.start()
+            return
+        if not self.own.names():
+            app.check_model(config)
+            return
+        key = config.strategy
+        settings = LocalTraining.of({**config.values(), **client_config(config, key)})
+        optimizer = as_optimizer(self.own.optimizer) or named_optimizer(optimizer_key(config, key))
+        examples = Examples(*self.dataset.train)
+        name = _name(self.own.model) if self.own.model is not None else config.model
+        loss = self.own.loss or default_loss
+        try_model(f"model={name}", self.model(), examples, optimizer, settings, loss)
+        self.schedule(config)
+        if self.metrics:
+            test = Examples(*self.dataset.test)
+            evaluate(self.model(), test, loss, metrics=self.metrics.check)
+
+    def about(self) -> dict[str, Any]:
+        """What of this is no configuration key."""
+        own = self.own.names()
+        return {"model": own["model"]} if "model" in own else {}
+
+    def _examples(self, context: Context) -> tuple[Examples, Examples]:
+        partition = int(context.node_config["partition-id"])
+        return app.examples_of(self.dataset, self.parts[partition], self.config, partition)
+
+
+def _nothing(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+    return None
+
+
+def _name(value: Any) -> str:
+    named: Callable[[Any], str] = lambda x: getattr(x, "__name__", type(x).__name__)  # noqa: E731
+    return named(value)
+
+
+def arrays_of(model: Any) -> Arrays | None:
+    """The arrays of a module; what is none already is taken for arrays."""
+    return module_arrays(model) if isinstance(model, nn.Module) else model

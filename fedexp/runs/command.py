@@ -1,0 +1,127 @@
+"""A run as the command line asks for it: everything checked, then its folder held."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedexp import app
+from fedexp.choices import strategy_keys
+from fedexp.config import Config
+from fedexp.extras import need
+from fedexp.files import read_json, save_json
+from fedexp.runs import folder as folders
+from fedexp.runs.job import OnUnitRow, Outcome
+from fedexp.runs.plan import Unit
+from fedexp.runs.resuming import check_resumable
+from fedexp.runs.study import Study
+
+
+@dataclass(frozen=True, eq=False)
+class Command:
+    """A run that is ready to begin, or to go on.
+
+    Attributes:
+        study: its units.
+        folder: is held until the run ends.
+    """
+
+    study: Study
+    folder: Path
+
+    @classmethod
+    def prepared(
+        cls,
+        config: Config,
+        held: ExitStack,
+        given: Collection[str] = (),
+        *,
+        overwrite: bool = False,
+    ) -> Command:
+        """Find out what is wrong with a new run before a round is run, and take its folder.
+
+        Args:
+            config: of the run.
+            held: takes the folder, until the run ends.
+            given: keys that are judged though they have their default.
+            overwrite: take a folder with an old run in it.
+
+        Raises:
+            ValueError: something is wrong.
+        """
+        study = _checked(config, given)
+        study.root = held.enter_context(folders.claimed(config, overwrite=overwrite))
+        held.callback(study.close)
+        study.open()
+        folders.begin(config, study.root)
+        return cls(study, study.root)
+
+    @classmethod
+    def resumed(cls, folder: Path, held: ExitStack) -> Command:
+        """The same for a run that was interrupted, or extended.
+
+        Raises:
+            ValueError: it cannot go on.
+        """
+        config = Config.of(Config.read(folder / "config.toml"))
+        study = _checked(config, ())
+        held.enter_context(folders.locked(folder))
+        check_resumable(config, folder)
+        study.root, study.resume = folder, True
+        held.callback(study.close)
+        study.open()
+        return cls(study, folder)
+
+    def run(self, on_row: OnUnitRow) -> list[Outcome]:
+        """Run what is left; ``summary.json`` says how it ended, whatever ended it."""
+        self._ended("interrupted")
+        try:
+            outcomes = self.study.run(on_row)
+        except Exception as error:
+            self._ended("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            raise
+        problems = [o.summary["problem"] for o in outcomes if o.summary["problem"]]
+        self._ended("failed" if problems else "finished", *problems[:1])
+        return outcomes
+
+    def _ended(self, how: str, problem: str | None = None) -> None:
+        save_json(self.folder / "summary.json", {"ended": how, "problem": problem})
+
+
+def label_of(unit: Unit) -> str:
+    """A name for a unit among those of its run."""
+    settings = ", ".join(f"{key} {value}" for key, value in unit.settings.items())
+    many = "seed-" in unit.folder.name
+    parts = [unit.label, settings, f"seed {unit.config.seed}" if many else ""]
+    return ("tuning " if unit.tuning else "") + " ".join(part for part in parts if part)
+
+
+def summaries_of(outcomes: list[Outcome]) -> dict[str, dict[str, Any]]:
+    """Summary by label."""
+    return {label_of(outcome.unit): outcome.summary for outcome in outcomes}
+
+
+def strategies_of(config: Config) -> dict[str, str]:
+    """What each strategy is called: as it is written."""
+    return {key: key for key in strategy_keys(config)}
+
+
+def _checked(config: Config, given: Collection[str]) -> Study:
+    app.check_read(config, given)
+    if config.seeds and "seed" in given:
+        raise ValueError(f"Config(seeds={config.seeds!r}): --seed was given too. Leave one out.")
+    study = Study(config, strategies_of(config))
+    study.check()
+    need("matplotlib", "simulation")
+    return study
+
+
+def ended(folder: Path) -> str:
+    """How the run in ``folder`` ended, if that is known."""
+    try:
+        return str(read_json(folder / "summary.json")["ended"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""

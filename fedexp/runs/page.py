@@ -1,0 +1,211 @@
+"""``report.html``: all that a run left, in one file that needs no network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fedexp.config import Config
+from fedexp.files import save_text
+from fedexp.runs import columns, pictures, sections, tables
+from fedexp.runs.charts import charts
+from fedexp.runs.reading import Results, Row, UnitResult, read
+from fedexp.runs.series import grouped, settings_text
+from fedexp.runs.titles import agreed, shared, title_of
+
+_STATUS = ("running", "failed", "interrupted", "finished")
+
+
+def report(
+    folders: Sequence[str | Path], out: str | Path | None = None, targets: Sequence[float] = ()
+) -> Path:
+    """Write ``results.csv``, ``curves.png``, ``curves.svg`` and ``report.html``; the last's path.
+
+    Args:
+        folders: of one or several runs.
+        out: where to write; the folder of the run if it is one.
+        targets: test accuracies for the table; those of the runs if there are none.
+
+    Raises:
+        ValueError: a folder holds no run, a file is damaged, or there is no ``out`` for several.
+    """
+    if len(folders) != 1 and out is None:
+        raise ValueError(f"report(folders={len(folders)}, out=None): where to? Name a folder.")
+    found = read([Path(folder) for folder in folders])
+    to = Path(folders[0] if out is None else out)
+    to.mkdir(parents=True, exist_ok=True)
+    save_text(to / "results.csv", tables.to_csv(tables.results(found.units)))
+    figure = pictures.curves(found.units, found.config)
+    for name in ("curves.png", "curves.svg"):
+        pictures.save(figure, to / name)
+    save_text(to / "report.html", render(found, targets=targets))
+    return to / "report.html"
+
+
+class Live:
+    """The page of a run that goes on: call it after every round, it writes when it is time.
+
+    It takes at most a twentieth of the time, and writes at most every two seconds.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._next = 0.0
+
+    def __call__(self) -> None:
+        """Write the page, unless it is too early."""
+        if (start := time.monotonic()) < self._next:
+            return
+        refresh(self._folder)
+        now = time.monotonic()
+        self._next = now + max(2.0, 20 * (now - start))
+
+
+def refresh(folder: Path) -> None:
+    """Write ``report.html`` of a run that goes on: it reloads itself every few seconds."""
+    save_text(folder / "report.html", render(read([folder]), live=True))
+
+
+def render(found: Results, *, live: bool = False, targets: Sequence[float] = ()) -> str:
+    """The page as HTML.
+
+    Args:
+        found: what it shows.
+        live: whether it reloads itself.
+        targets: test accuracies for the table; those of the runs if there are none.
+    """
+    units = found.units
+    config = agreed(units, found.config)
+    rows = tables.aggregate(units, targets)
+    classes = {name: _classes(i) for i, name in enumerate(grouped(units))}
+    defaults = {key: field.default for key, field in Config.keys().items()}
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        title=title_of(units, config) or "Runs",
+        live=live,
+        average=shared(units, "average"),
+        model=shared(units, "model"),
+        status=_status(units, live),
+        progress=_progress(units),
+        colors=list(zip(pictures.COLORS, _DARK, strict=True)),
+        classes=classes,
+        rows=rows,
+        table_data=_table(units, rows, targets),
+        partly=any(
+            0 < count < row["seeds"]
+            for row in rows
+            for key, count in row.items()
+            if key.endswith("-reached")
+        ),
+        charts=charts(units, classes, targets),
+        costs=sections.costs(rows),
+        costs_titles=sections.COSTS,
+        clients=sections.clients(units, classes),
+        partition=sections.partition(found.partition),
+        has_classes=bool(found.partition.get("classes")),
+        num_clients=len(found.partition.get("sizes", ())),
+        failures=sections.failures(units),
+        problems=_problems(units),
+        tuning=_tuning(units, targets),
+        runs=_runs(units),
+        changed={k: v for k, v in config.items() if defaults.get(k) != v},
+        config=config,
+        command=found.command,
+        environment=_flat(found.environment),
+    )
+
+
+# As ``pictures.COLORS``, for a dark ground.
+_DARK = ("#f0f0f0", "#f0b030", "#5b9cff", "#ff7d3c", "#27c797", "#e39ac6", "#8ed8ff")
+
+
+def _classes(i: int) -> str:
+    """CSS classes of the i-th strategy: its place, colour and dashes."""
+    count = len(pictures.COLORS)
+    return f"g{i} c{i % count} d{i // count % len(pictures.DASHES)}"
+
+
+def _table(units: Sequence[UnitResult], rows: Sequence[Row], targets: Sequence[float]) -> Row:
+    """Two lines of titles, then texts with whether they are the best of their column."""
+    seen = columns.shown(columns.columns(units, targets), rows)
+    parts = [column.title.partition(", ") for column in seen]
+    return {
+        "titles": [(t, len(list(same))) for t, same in groupby(parts, key=lambda part: part[0])],
+        "subtitles": [part[2] for part in parts],
+        "lines": [
+            (row, [(columns.cell(row, c), _is_best(row, rows, c)) for c in seen]) for row in rows
+        ],
+    }
+
+
+def _is_best(row: Row, rows: Sequence[Row], column: columns.Column) -> bool:
+    value = row.get(column.key)
+    return value is not None and value == columns.best_of(rows, column)
+
+
+def _status(units: Sequence[UnitResult], live: bool) -> str:
+    ended = {
+        str(unit.summary.get("ended", "finished" if unit.summary else "interrupted"))
+        for unit in units
+    }
+    ended |= {"running"} if live else set()
+    return next((status for status in _STATUS if status in ended), "interrupted")
+
+
+def _progress(units: Sequence[UnitResult]) -> str:
+    done = sum(bool(unit.summary) for unit in units)
+    last = max((len(unit.rows) for unit in units), default=0)
+    return f"{done} of {len(units)} runs done, {last} rounds"
+
+
+def _problems(units: Sequence[UnitResult]) -> list[tuple[str, Any, str]]:
+    return [(u.strategy, u.seed, u.summary["problem"]) for u in units if u.summary.get("problem")]
+
+
+def _tuning(units: Sequence[UnitResult], targets: Sequence[float]) -> Row | None:
+    """The table of the units that chose settings."""
+    own = [
+        UnitResult(
+            u.strategy, u.seed, u.settings, u.rows, u.summary, about={**u.about, "tuning": False}
+        )
+        for u in units
+        if u.tuning
+    ]
+    return _table(own, tables.aggregate(own, targets), targets) if own else None
+
+
+def _runs(units: Sequence[UnitResult]) -> tuple[list[str], list[list[str]]]:
+    """Every unit with all numbers of its summary."""
+    rows = tables.results(units)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys = [key for key in keys if any(row.get(key) is not None for row in rows)]
+    return keys, [[_exact(row.get(key)) for key in keys] for row in rows]
+
+
+def _exact(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _flat(values: Any) -> dict[str, str]:
+    """An environment as lines of text; its copy of the configuration left out."""
+    found = {}
+    for key, value in values.items():
+        if key != "config":
+            found[str(key)] = settings_text(value) if isinstance(value, dict) else str(value)
+    return found

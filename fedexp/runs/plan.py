@@ -1,0 +1,215 @@
+"""The runs that a configuration asks for: strategies, seeds, and the points of a sweep."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedexp.config import Config
+from fedexp.specs import slug, split
+
+Summary = Mapping[str, Any]
+Point = dict[str, str]
+"""Values of the keys of a sweep."""
+
+Strategies = Mapping[str, str]
+"""What each strategy of a run is called, and how ``--strategy`` has it."""
+
+TUNING = Path("tuning")
+_NOT_SWEPT = ("strategy", "seed", "seeds", "sweep", "select", "tuning-seeds", "out", "name", "log")
+_MORE_IS_BETTER = tuple(f"{a}{b}-accuracy" for a in ("", "mean-") for b in ("best", "final"))
+_LESS_IS_BETTER = tuple(
+    f"{a}{b}" for a in ("", "mean-") for b in ("final-test-loss", "rounds-to-target")
+)
+SCORES = _MORE_IS_BETTER + _LESS_IS_BETTER
+"""What ``--select`` can go by: numbers of a summary."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One strategy with one seed at one point.
+
+    Attributes:
+        label: what the strategy is called.
+        config: of this run alone.
+        folder: below the folder of the whole.
+        settings: the values that were swept, or selected.
+        tuning: it only serves to select.
+    """
+
+    label: str
+    config: Config
+    folder: Path
+    settings: Point = field(default_factory=dict)
+    tuning: bool = False
+
+    def about(self) -> dict[str, Any]:
+        """What readers of its folder need to know; ``unit.json``."""
+        c = self.config
+        return {
+            "strategy": self.label,
+            "seed": c.seed,
+            "settings": {key: c.values()[key] for key in self.settings},
+            "tuning": self.tuning,
+            "num-server-rounds": c.num_server_rounds,
+            "target-accuracy": c.target_accuracy,
+            "average": c.average,
+            "dataset": c.data or c.dataset,
+            "model": c.model,
+        }
+
+
+def first_units(config: Config, strategies: Strategies) -> list[Unit]:
+    """The runs that depend on no other: those that select, where ``config`` selects, else all.
+
+    Args:
+        config: of the whole.
+        strategies: what each is called, and how ``--strategy`` would have it.
+
+    Raises:
+        ValueError: seeds, a sweep or a score that cannot be read.
+    """
+    if config.select and not config.sweep:
+        raise ValueError(f"Config(select={config.select!r}): there is no sweep. Add --sweep.")
+    if config.tuning_seeds and not config.select:
+        raise ValueError("Config(tuning-seeds): nothing is selected. Add --select.")
+    if config.select not in ("", *SCORES):
+        raise ValueError(f"Config(select={config.select!r}): must be one of {', '.join(SCORES)}.")
+    if not config.select:
+        return _units(config, strategies, seeds_of(config), {})
+    tuning = tuning_seeds_of(config)
+    if both := set(tuning) & set(seeds_of(config)):
+        raise ValueError(
+            f"Config(tuning-seeds={config.tuning_seeds!r}): seed {min(both)} also reports. "
+            "Seeds that select must be others."
+        )
+    return _units(config, strategies, tuning, {}, tuning=True)
+
+
+def selected_units(
+    config: Config, strategies: Strategies, tried: Iterable[tuple[Unit, Summary]]
+) -> list[Unit]:
+    """The runs that report, each strategy at the point that did best over the tuning seeds."""
+    scores: dict[str, dict[str, list[float]]] = {}
+    points: dict[str, Point] = {}
+    for unit, summary in tried:
+        label = _label(unit.settings)
+        points[label] = unit.settings
+        scores.setdefault(unit.label, {}).setdefault(label, []).append(_score(config, summary))
+    best = {
+        key: points[max(found, key=lambda label: sum(found[label]))]
+        for key, found in scores.items()
+    }
+    return _units(config, strategies, seeds_of(config), best)
+
+
+def reporting_folders(config: Config, strategies: Strategies) -> list[Path]:
+    """The folders of ``selected_units``, whatever is selected."""
+    best: dict[str, Point] = {label: {} for label in strategies} if config.select else {}
+    return [unit.folder for unit in _units(config, strategies, seeds_of(config), best)]
+
+
+def seeds_of(config: Config) -> list[int]:
+    """The seeds that report."""
+    return _numbers("seeds", config.seeds) or [config.seed]
+
+
+def tuning_seeds_of(config: Config) -> list[int]:
+    """The seeds that select: by default the two after the largest that reports."""
+    last = max(seeds_of(config))
+    return _numbers("tuning-seeds", config.tuning_seeds) or [last + 1, last + 2]
+
+
+def points_of(config: Config) -> list[Point]:
+    """The points of a sweep: every combination of its values.
+
+    Raises:
+        ValueError: it is not ``KEY=VALUE,VALUE``, or a key cannot be swept.
+    """
+    axes: dict[str, list[str]] = {}
+    for part in split(config.sweep, ";"):
+        key, equals, values = part.partition("=")
+        key = key.strip().replace("_", "-")
+        if not equals or not split(values):
+            raise ValueError(f"Config(sweep={part!r}): must be KEY=VALUE,VALUE.")
+        if key in _NOT_SWEPT or key in axes:
+            why = "is given twice" if key in axes else "cannot be swept"
+            raise ValueError(f"Config(sweep={part!r}): {key} {why}. Sweep another key.")
+        axes[key] = split(values)
+        for value in axes[key]:
+            Config.of({key: value})
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _units(
+    config: Config,
+    strategies: Strategies,
+    seeds: Sequence[int],
+    best: Mapping[str, Point],
+    *,
+    tuning: bool = False,
+) -> list[Unit]:
+    found = []
+    for label, name in _names(list(strategies)).items():
+        for point in [best[label]] if label in best else points_of(config):
+            inside = Path(TUNING, name) if tuning else Path(name)
+            if point and label not in best:
+                inside /= slug(_label(point))
+            for seed in seeds:
+                own = inside / f"seed-{seed}" if config.seeds or config.sweep else inside
+                one = _alone(config, strategies[label], seed, point)
+                found.append(Unit(label, one, own, point, tuning))
+    return found
+
+
+def _alone(config: Config, key: str, seed: int, point: Point) -> Config:
+    one = {"strategy": key, "seed": seed, "seeds": "", "sweep": "", "select": ""}
+    return Config.of({**config.values(), **one, "tuning-seeds": "", **point})
+
+
+def _names(labels: Sequence[str]) -> dict[str, str]:
+    """A folder for every label; two that would get the same are numbered."""
+    names: dict[str, str] = {}
+    for label in labels:
+        name = slug(label)
+        taken = {x.lower() for x in names.values()} | {TUNING.name}
+        number = next(i for i in itertools.count(1) if _numbered(name, i).lower() not in taken)
+        names[label] = _numbered(name, number)
+    return names
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
+
+
+def _label(point: Point) -> str:
+    return ",".join(f"{key}={value}" for key, value in point.items())
+
+
+def _score(config: Config, summary: Summary) -> float:
+    """More is better; a run without the score is worst."""
+    value = summary.get(config.select)
+    if value is None:
+        return -math.inf
+    return float(value) if config.select in _MORE_IS_BETTER else -float(value)
+
+
+def _numbers(key: str, text: str) -> list[int]:
+    """``0,1,2`` or ``0-2``.
+
+    Raises:
+        ValueError: it is neither, or names a number twice.
+    """
+    found: list[int] = []
+    for part in split(text):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else True)):
+            raise ValueError(f"Config({key}={text!r}): must be numbers by comma, or 0-9.")
+        found += range(int(first), int(last or first) + 1)
+    if len(set(found)) < len(found) or (text and not found):
+        raise ValueError(f"Config({key}={text!r}): must name numbers, each once.")
+    return found

@@ -1,0 +1,153 @@
+"""A unit on disk: what it leaves after every round, and what it goes on from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedexp.app import Run
+from fedexp.files import read_json, save_json, save_text
+from fedexp.records import from_record, to_record
+from fedexp.runs.resuming import rows_until
+from fedexp.runs.rows import Row
+from fedexp.simulation.checkpoint import Checkpoint
+from fedexp.simulation.grid import LocalGrid
+
+_ATTENDANCE = "attendance"
+
+
+class Recorder:
+    """Writes one unit into its folder, whole after every round.
+
+    ``metrics.jsonl`` has a line a round, ``clients.csv`` a line for every client that evaluated;
+    ``checkpoint.safetensors`` is what the unit goes on from. It stays at the end, so that a run can
+    be extended.
+
+    Args:
+        folder: of the unit; it exists.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._checkpoint = folder / "checkpoint.safetensors"
+
+    def forget(self) -> None:
+        """Remove what an earlier run left: nothing there is believed."""
+        for name in ("summary.json", "checkpoint.safetensors", "clients.csv"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def begin(self, about: Row, run: Run, grid: LocalGrid) -> tuple[list[Row], list[Row]]:
+        """The rows so far, of rounds and of clients; the run goes on after them."""
+        last = self._restore(run, grid) if self._checkpoint.exists() else 0
+        rows, clients = rows_until(self.folder, last), _read_clients(self.folder, last)
+        save_json(self.folder / "unit.json", about)
+        save_text(self.folder / "metrics.jsonl", "".join(map(_line, rows)))
+        self._save_clients(clients)
+        return rows, clients
+
+    def after_round(
+        self, run: Run, grid: LocalGrid, row: Row, clients: Sequence[Row], new: Sequence[Row]
+    ) -> None:
+        """Write what a round has added: a row, and the rows of clients that evaluated."""
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(_line(row))
+        if new:
+            self._append_clients(clients, new)
+        saved = saved_of(run, row["round"], grid)
+        if saved:
+            saved.save(self._checkpoint)
+
+    def end(self, run: Run, summary: Row) -> None:
+        """Write both models, then the summary, which says that the unit has ended."""
+        run.save(self.folder)
+        save_json(self.folder / "summary.json", summary)
+
+    def _restore(self, run: Run, grid: LocalGrid) -> int:
+        saved = Checkpoint.load(self._checkpoint)
+        restore(run, grid, saved)
+        return saved.server_round
+
+    def _append_clients(self, clients: Sequence[Row], new: Sequence[Row]) -> None:
+        path = self.folder / "clients.csv"
+        if not path.exists() or _header(path) != _columns(clients):
+            self._save_clients(clients)  # with the columns of all
+            return
+        with open(path, "a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, _columns(clients)).writerows(new)
+
+    def _save_clients(self, clients: Sequence[Row]) -> None:
+        if not clients:
+            (self.folder / "clients.csv").unlink(missing_ok=True)
+            return
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, _columns(clients))
+        writer.writeheader()
+        writer.writerows(clients)
+        save_text(self.folder / "clients.csv", text.getvalue())
+
+
+def saved_of(run: Run, server_round: int, grid: LocalGrid) -> Checkpoint | None:
+    """All that a run needs to go on; None for a strategy that does not show what it remembers."""
+    own = getattr(run.strategy, "state", None)
+    if not isinstance(own, dict):
+        return None
+    state = {**own, _ATTENDANCE: run.attendance.state()}
+    arrays = from_record(run.arrays)
+    return Checkpoint(server_round, arrays, state, run.evaluation.memory, grid.states)
+
+
+def restore(run: Run, grid: LocalGrid, saved: Checkpoint) -> None:
+    """The inverse of ``saved_of``."""
+    run.arrays = to_record(saved.params)
+    state = dict(saved.state)
+    run.attendance.restore(state.pop(_ATTENDANCE))
+    run.strategy.state = state  # type: ignore[attr-defined]
+    run.evaluation.memory = dict(saved.average)
+    grid.states.update(saved.clients)
+
+
+def is_finished(folder: Path, num_rounds: int) -> bool:
+    """Whether the unit in ``folder`` has ended, of a run of so many rounds."""
+    if not (folder / "summary.json").exists():
+        return False
+    try:
+        return int(read_json(folder / "unit.json")["num-server-rounds"]) >= num_rounds
+    except (OSError, ValueError, TypeError, KeyError):
+        return True  # of an older run, which was never extended
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _columns(clients: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in clients for name in row))
+
+
+def _header(path: Path) -> list[str]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return next(csv.reader(file), [])
+
+
+def _read_clients(folder: Path, last: int) -> list[Row]:
+    """The rows of rounds 1 to ``last``; a line that a crash cut short is of a later round."""
+    path = folder / "clients.csv"
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    return [
+        {key: _value(key, value) for key, value in row.items()}
+        for row in rows
+        if (row["round"] or "").isdecimal() and int(row["round"]) <= last
+    ]
+
+
+def _value(key: str, text: str | None) -> Any:
+    if key == "client" or not text:
+        return text or None
+    return int(text) if text.isdecimal() else float(text)

@@ -1,0 +1,90 @@
+"""What is written down of a round and of a run."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from fedexp.config import Config
+from fedexp.rounds import Exchange, Round
+
+Row = dict[str, Any]
+"""One line of ``metrics.jsonl``, or of ``clients.csv``."""
+
+_SCORES = ("test-loss", "test-accuracy", "mean-test-loss", "mean-test-accuracy")
+_METRICS = ("train-loss", *_SCORES, "server-step-size")
+
+
+def row_of(round_: Round) -> Row:
+    """The line of a round; a value that does not exist or is not finite is null.
+
+    ``train-seconds`` are those of the busiest worker, ``move-seconds`` what its replies took
+    besides, ``server-seconds`` the rest of the round. ``bytes-down`` and ``bytes-up`` are what the
+    round moves over a network, whatever the engine.
+    """
+    measured = {**round_.train, **round_.evaluate, **round_.server}
+    own: Row = {"round": round_.server_round, "failed": round_.failed}
+    row: Row = own | {name: None for name in _METRICS}
+    row |= {"num-clients": 0, "num-failures": 0}
+    row |= {name: _finite(value) for name, value in measured.items()}
+    return row | own | _costs(round_)  # whatever clients report
+
+
+def client_rows(round_: Round, name_of: Any) -> list[Row]:
+    """What each client reported of its evaluation; ``name_of(node)`` is its name."""
+    rows = []
+    for node, metrics in round_.evaluation.answers:
+        values = {k.removeprefix("eval-"): _finite(v) for k, v in metrics.items()}
+        examples = values.pop("num-examples", None)
+        own = {"round": round_.server_round, "client": name_of(node), "examples": examples}
+        rows.append(own | values)
+    return rows
+
+
+def _costs(round_: Round) -> Row:
+    exchanges: list[Exchange] = [round_.training, round_.evaluation]
+    waited = sum(x.waited for x in exchanges)
+    worked = sum(x.worked or 0.0 for x in exchanges)
+    knows = any(x.worked is not None for x in exchanges)
+    worked = min(worked, waited) if knows else waited
+    return {
+        "round-seconds": round(round_.seconds, 4),
+        "train-seconds": round(worked, 4),
+        "move-seconds": round(waited - worked, 4) if knows else None,
+        "server-seconds": round(max(0.0, round_.seconds - waited), 4),
+        "bytes-down": sum(x.bytes_down for x in exchanges),
+        "bytes-up": sum(x.bytes_up for x in exchanges),
+    }
+
+
+def summary_of(rows: Sequence[Row], config: Config) -> Row:
+    """What the table of a run shows of one strategy, at its last and its averaged iterate."""
+    steps = [row["server-step-size"] for row in rows if row["server-step-size"] is not None]
+    return {
+        "num-rounds": len(rows),
+        "target-accuracy": config.target_accuracy,
+        **_scores(rows, config.target_accuracy),
+        "average": config.average,
+        **_scores(rows, config.target_accuracy, "mean-"),
+        "mean-server-step-size": statistics.fmean(steps) if steps else None,
+        "seconds-a-round": statistics.median(row["round-seconds"] for row in rows),
+    }
+
+
+def _scores(rows: Sequence[Row], target: float, prefix: str = "") -> Row:
+    """Of the iterates whose metrics begin with ``prefix``."""
+    name = f"{prefix}test-accuracy"
+    accuracies = [row[name] for row in rows if row.get(name) is not None]
+    reached = (row["round"] for row in rows if (row.get(name) or 0) >= target)
+    return {
+        f"{prefix}rounds-to-target": next(reached, None),
+        f"{prefix}best-accuracy": max(accuracies, default=None),
+        f"{prefix}final-accuracy": accuracies[-1] if accuracies else None,
+        f"{prefix}final-test-loss": rows[-1].get(f"{prefix}test-loss"),
+    }
+
+
+def _finite(value: Any) -> Any:
+    return value if not isinstance(value, float) or math.isfinite(value) else None

@@ -1,0 +1,83 @@
+"""The numbers that sum up a unit."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from itertools import dropwhile
+from typing import Any
+
+from fedexp.runs.reading import Row, UnitResult
+from fedexp.runs.series import number
+
+ITERATES = ("", "mean-")
+"""Prefixes of the keys of the last iterate and of the average of the iterates."""
+
+
+def numbers(unit: UnitResult) -> Row:
+    """All that a summary says, and what it can be completed with from the rows.
+
+    Scores before the first round that succeeded are those of the initial model, and do not count.
+    ``train-seconds``, ``move-seconds`` and ``server-seconds`` are means over rounds, ``bytes-down``
+    and ``bytes-up`` sums.
+    """
+    found: Row = {"num-rounds": len(unit.rows)}
+    for prefix in ITERATES:
+        found |= _scores(unit, prefix)
+    steps = _values(unit.rows, "server-step-size")
+    found["mean-server-step-size"] = statistics.fmean(steps) if steps else None
+    found["seconds-a-round"] = _median(_values(unit.rows, "round-seconds"))
+    for part in ("train", "move", "server"):
+        values = _values(unit.rows, f"{part}-seconds")
+        found[f"{part}-seconds"] = statistics.fmean(values) if values else None
+    for way in ("down", "up"):
+        values = _values(unit.rows, f"bytes-{way}")
+        found[f"bytes-{way}"] = int(sum(values)) if values else None
+    return found | dict(unit.summary)
+
+
+def rounds_to(unit: UnitResult, target: float, prefix: str = "") -> int | None:
+    """The first round whose test accuracy is at least ``target``; None if there is none."""
+    rows, key = _scored(unit.rows), f"{prefix}test-accuracy"
+    return next((row["round"] for row in rows if number(row.get(key)) >= target), None)
+
+
+def targets_of(units: Sequence[UnitResult]) -> list[float]:
+    """The target accuracies of some units, each once."""
+    all_ = [u.about.get("target-accuracy", u.summary.get("target-accuracy")) for u in units]
+    return sorted({float(target) for target in all_ if target is not None})
+
+
+def is_classification(units: Sequence[UnitResult]) -> bool:
+    """Whether there is an accuracy, or no row yet that could have one."""
+    rows = [row for unit in units for row in unit.rows if not row.get("failed")]
+    return not rows or any(
+        row.get(f"{prefix}test-accuracy") is not None for row in rows for prefix in ITERATES
+    )
+
+
+def _scores(unit: UnitResult, prefix: str) -> Row:
+    rows = _scored(unit.rows)
+    accuracies = _values(rows, f"{prefix}test-accuracy")
+    losses = _values(rows, f"{prefix}test-loss")
+    targets = targets_of([unit])
+    return {
+        f"{prefix}rounds-to-target": rounds_to(unit, targets[0], prefix) if targets else None,
+        f"{prefix}best-accuracy": max(accuracies, default=None),
+        f"{prefix}final-accuracy": accuracies[-1] if accuracies else None,
+        f"{prefix}best-test-loss": min(losses, default=None),
+        f"{prefix}final-test-loss": (_values(rows[-1:], f"{prefix}test-loss") or [None])[0],
+    }
+
+
+def _scored(rows: Sequence[Row]) -> list[Row]:
+    return list(dropwhile(lambda row: row.get("failed"), rows))
+
+
+def _values(rows: Sequence[Row], key: str) -> list[Any]:
+    return [row[key] for row in rows if not math.isnan(number(row.get(key)))]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None

@@ -1,0 +1,165 @@
+"""All units of a run: one after the other, or several at a time where cores allow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedexp.config import Config
+from fedexp.federation import Federation, Own
+from fedexp.runs.engines import check_engine, engine_of, grid_of, seconds_of
+from fedexp.runs.job import Job, OnUnitRow, Outcome, run_job
+from fedexp.runs.parallel import run_in_processes
+from fedexp.runs.plan import Unit, first_units, selected_units
+from fedexp.runs.unit_run import Stop
+from fedexp.simulation.grid import LocalGrid
+
+_WORTH_PROCESSES = 20.0  # seconds of work; starting a process takes some four
+
+
+@dataclass(eq=False)
+class Study:
+    """The runs that a configuration asks for.
+
+    Args:
+        config: of the whole.
+        strategies: what each is called, and how ``--strategy`` has it.
+        objects: strategies and rules in place of those, by what they are called.
+        own: objects in place of configuration keys, for all.
+        root: the folder of the whole; None to write nothing.
+        resume: go on with what is there.
+    """
+
+    config: Config
+    strategies: Mapping[str, str]
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    own: Own = field(default_factory=Own)
+    root: Path | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        self._grids = _Grids(self.own)
+
+    def open(self) -> None:
+        """Start the engine of the first units, which may fail."""
+        units = self.units()
+        if not self._several([self._job(unit) for unit in units], None):
+            self._grids.of(units[0])
+
+    def close(self) -> None:
+        """End the engine; it starts anew when it is needed."""
+        self._grids.close()
+
+    def units(self) -> list[Unit]:
+        """Those that depend on no other.
+
+        Raises:
+            ValueError: the configuration asks for what cannot be.
+        """
+        return first_units(self.config, self.strategies)
+
+    def check(self) -> None:
+        """Find out now what would fail in the first round of any unit.
+
+        Raises:
+            ValueError: something would.
+        """
+        engine = ""
+        for unit in _unlike(self.units()):
+            federation = Federation(unit.config, self.own)
+            federation.check(unit.config)
+            engine = engine or engine_of(federation)
+            federation.run(unit.config, self.objects.get(unit.label))
+            check_engine(federation, engine)
+
+    def run(self, on_row: OnUnitRow = lambda *_: None, stop: Stop | None = None) -> list[Outcome]:
+        """Run all units; what came of those that report.
+
+        Args:
+            on_row: is called with a unit and the line of each of its rounds.
+            stop: is asked after every round whether the unit is to end there.
+        """
+        outcomes = list(self._run(self.units(), on_row, stop))
+        if not self.config.select:
+            return outcomes
+        tried = [(outcome.unit, outcome.summary) for outcome in outcomes]
+        best = selected_units(self.config, self.strategies, tried)
+        return list(self._run(best, on_row, stop))
+
+    def _run(
+        self, units: Sequence[Unit], on_row: OnUnitRow, stop: Stop | None
+    ) -> Iterator[Outcome]:
+        """Outcomes in the order of ``units``."""
+        jobs = [self._job(unit) for unit in units]
+        done = {id(j): Outcome(j.unit, s) for j in jobs if (s := j.finished()) is not None}
+        left = [job for job in jobs if id(job) not in done]
+        runner = run_in_processes if self._several(left, stop) else self._one_by_one
+        for job, outcome in zip(left, runner(left, on_row, stop), strict=True):
+            done[id(job)] = outcome
+        return (done[id(job)] for job in jobs)
+
+    def _job(self, unit: Unit) -> Job:
+        return Job(unit, self.own, self.objects.get(unit.label), self.root, self.resume)
+
+    def _several(self, jobs: Sequence[Job], stop: Stop | None) -> bool:
+        """Whether processes beside each other pay off."""
+        if len(jobs) < 2 or stop or self.config.device not in ("", "cpu") or _cores() < 2:
+            return False
+        federation = Federation(jobs[0].unit.config, self.own)
+        if engine_of(federation) != "serial":
+            return False
+        return len(jobs) * seconds_of(federation) > _WORTH_PROCESSES
+
+    def _one_by_one(
+        self, jobs: Iterable[Job], on_row: OnUnitRow, stop: Stop | None
+    ) -> Iterator[Outcome]:
+        for job in jobs:
+            federation, grid = self._grids.of(job.unit)
+            yield run_job(job, federation, grid, on_row, stop or _never)
+
+
+class _Grids:
+    """The grid of the unit that runs; units that differ in their strategy alone share it."""
+
+    def __init__(self, own: Own) -> None:
+        self._own = own
+        self._config: Config | None = None
+        self._federation: Federation | None = None
+        self._grid: LocalGrid | None = None
+
+    def of(self, unit: Unit) -> tuple[Federation, LocalGrid]:
+        """The clients of ``unit`` and a grid of them."""
+        config = unit.config.model_copy(update={"strategy": ""})
+        if self._federation is None or self._grid is None or config != self._config:
+            federation, before = Federation(unit.config, self._own), self._grid
+            self._grid = grid_of(unit.config, federation)
+            if before:
+                before.close()  # not before the new one is open: so Ray itself goes on
+            self._config, self._federation = config, federation
+        return self._federation, self._grid
+
+    def close(self) -> None:
+        """Give back what the grid holds."""
+        if self._grid:
+            self._grid.close()
+        self._config = self._federation = self._grid = None
+
+
+def _never(row: Any) -> bool:
+    return False
+
+
+def _unlike(units: Iterable[Unit]) -> list[Unit]:
+    """One unit of each strategy and point: seeds do not change what is allowed."""
+    found: dict[str, Unit] = {}
+    for unit in units:
+        config = unit.config.model_copy(update={"seed": 0})
+        found.setdefault(f"{unit.label} {config.to_toml()}", unit)
+    return list(found.values())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

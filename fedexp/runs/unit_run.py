@@ -1,0 +1,102 @@
+"""One unit on its way: rounds, what they leave, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedexp import verdict
+from fedexp.app import Run
+from fedexp.federation import Federation
+from fedexp.runs.plan import Unit
+from fedexp.runs.recorder import Recorder
+from fedexp.runs.rows import Row, client_rows, row_of, summary_of
+from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid
+
+OnRow = Callable[[Row], Any]
+Stop = Callable[[Row], bool]
+
+
+@dataclass(eq=False)
+class UnitRun:
+    """A unit that can be advanced, round by round, as far as one likes.
+
+    Attributes:
+        unit: what runs.
+        federation: its clients, data and model.
+        strategy: an object in place of the one that the unit names; a copy of it runs.
+        folder: of the unit; None to write nothing.
+        rows: of the rounds so far.
+        clients: of the clients that evaluated so far.
+        run: the strategy and the models.
+    """
+
+    unit: Unit
+    federation: Federation
+    strategy: Any = None
+    folder: Path | None = None
+    rows: list[Row] = field(default_factory=list)
+    clients: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.run: Run = self.federation.run(self.unit.config, self.strategy)
+        self._recorder = Recorder(self.folder) if self.folder else None
+        self._stopped = False
+
+    def begin(self, grid: LocalGrid, *, resume: bool = False) -> None:
+        """Make the folder ready; with ``resume`` go on with what is in it, else believe nothing."""
+        grid.forget()
+        if self._recorder:
+            self._recorder.folder.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                self._recorder.forget()
+            about = self.unit.about() | self.federation.about()
+            self.rows, self.clients = self._recorder.begin(about, self.run, grid)
+            self.run.failed_in_a_row = verdict.failed_in_a_row(self.rows)
+
+    def advance(
+        self,
+        grid: LocalGrid,
+        num_rounds: int,
+        on_row: OnRow = lambda _: None,
+        stop: Stop = lambda _: False,
+    ) -> Row:
+        """Run until ``num_rounds`` are done in all, or ``stop(row)`` is true; the summary.
+
+        Args:
+            grid: of the clients.
+            num_rounds: counted from the first round of all.
+            on_row: is called with the line of every round.
+            stop: is asked after every round.
+        """
+        self._stopped = False
+        for round_ in self.run.rounds(grid, len(self.rows) + 1, num_rounds):
+            row = row_of(round_) | self.run.row(round_)
+            new = client_rows(round_, self._name_of)
+            self.rows.append(row)
+            self.clients += new
+            if self._recorder:
+                self._recorder.after_round(self.run, grid, row, self.clients, new)
+            on_row(row)
+            if stop(row):
+                self._stopped = True
+                break
+        if self._recorder:
+            self._recorder.end(self.run, self.summary(num_rounds))
+        return self.summary(num_rounds)
+
+    def summary(self, num_rounds: int) -> Row:
+        """How the unit has done, and what went wrong if anything did."""
+        wanted = len(self.rows) if self._stopped else num_rounds
+        told = verdict.of_run(self.rows, self.run.attendance.missing, wanted)
+        about = self.unit.about()
+        named = {key: about[key] for key in ("strategy", "seed", "model", "settings")}
+        scores = summary_of(verdict.scored(self.rows), self.unit.config)
+        ended = "failed" if told["problem"] else "finished"
+        return {**named, **scores, **told, "ended": ended}
+
+    def _name_of(self, node: int) -> str:
+        partition, names = node - FIRST_NODE_ID, self.federation.names
+        return names[partition] if 0 <= partition < len(names) else str(partition)

@@ -1,0 +1,119 @@
+"""The same rows as in ``metrics.jsonl``, read back with the libraries' own readers."""
+
+import pytest
+from folders import unit_of
+
+from fedexp.runs.trackers import Trackers, trackers_of
+
+UNIT = {"strategy": "fedexp", "seed": 3, "settings": {"learning-rate": 0.1}, "tuning": False}
+ROWS = unit_of("fedexp", [0.1, 0.5, None], failures={"timed out": [1]}).rows
+SUMMARY = {"best-accuracy": 0.5, "problem": None, "ended": "failed", "settings": {}}
+
+
+def track(log, folder, *, break_after=None):
+    """A unit as a run records it; an interrupted one is resumed with trackers of its own."""
+    own = folder / "fedexp" / "seed-3"
+    own.mkdir(parents=True)
+    trackers = trackers_of(log, folder)
+    trackers.begin(UNIT, own)
+    for row in ROWS:
+        if row["round"] == break_after:
+            trackers = trackers_of(log, folder)
+            trackers.begin(UNIT, own, first=break_after)
+        trackers.row(row)
+    trackers.end(SUMMARY)
+    return own
+
+
+@pytest.mark.parametrize("break_after", [None, 2])
+def test_tensorboard_has_a_scalar_for_every_number(tmp_path, break_after):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    own = track("tensorboard", tmp_path, break_after=break_after)
+    events = EventAccumulator(str(own / "tensorboard"))
+    events.Reload()
+    for key in ("test-accuracy", "server-step-size", "num-clients"):
+        found = [(event.step, event.value) for event in events.Scalars(key)]
+        wanted = [(row["round"], row[key]) for row in ROWS if row[key] is not None]
+        assert found == [(step, pytest.approx(value)) for step, value in wanted]
+    assert "failures" not in events.Tags()["scalars"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow and of what it stands on
+@pytest.mark.parametrize("break_after", [None, 2])
+def test_mlflow_has_a_run_for_every_unit(tmp_path, monkeypatch, break_after):
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "my run"
+    track("mlflow", folder, break_after=break_after)
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("my run")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("fedexp/seed-3", "FAILED")
+    assert run.data.params["settings"] == "learning-rate=0.1"
+    assert run.data.metrics["summary/best-accuracy"] == 0.5
+    for key in ("test-accuracy", "server-step-size"):
+        found = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
+        assert found == [(row["round"], row[key]) for row in ROWS if row[key] is not None]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_goes_where_the_users_environment_says(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'theirs.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    track("mlflow", tmp_path / "run")
+    assert MlflowClient(tracking_uri=uri).get_experiment_by_name("run") is not None
+    assert not (tmp_path / "run" / "mlruns").exists()
+
+
+class Failing:
+    """Breaks in its second row; counts the calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def begin(self, unit, folder, first=1):
+        self.calls += 1
+
+    def row(self, row):
+        self.calls += 1
+        if row["round"] == 2:
+            raise OSError("disk full\nreally")
+
+    def end(self, summary):
+        self.calls += 1
+
+
+def test_a_tracker_that_fails_is_heard_of_once_and_the_others_go_on(tmp_path):
+    class Fine(Failing):
+        def row(self, row):
+            self.calls += 1
+
+    failing, fine, said = Failing(), Fine(), []
+    trackers = Trackers({"a": failing, "b": fine}, said.append)
+    trackers.begin(UNIT, tmp_path)
+    for row in ROWS:
+        trackers.row(row)
+    trackers.end(SUMMARY)
+    assert said == ["--log a: OSError: disk full really. The run goes on."]
+    assert (failing.calls, fine.calls) == (3, 5)
+
+
+def test_no_names_no_trackers_and_an_unknown_one_is_named(tmp_path):
+    trackers_of("", tmp_path).begin(UNIT, tmp_path)
+    with pytest.raises(ValueError, match=r"Config\(log='wandb'\): unknown 'wandb'. Known: tensorb"):
+        trackers_of("wandb", tmp_path)
+
+
+def test_what_is_missing_is_said_with_the_line_that_brings_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedexp.extras.find_spec", lambda module: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fedexp\[mlflow\]'"):
+        trackers_of("mlflow", tmp_path)

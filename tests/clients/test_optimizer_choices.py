@@ -246,6 +246,12 @@ def test_a_rate_that_came_with_the_choice_gives_way_to_the_messages(choice):
     assert client(choice, run=RUN | {"learning-rate": 0.1})[1]["learning-rate"] == 0.5
 
 
+def test_other_settings_that_came_with_the_choice_stay_whatever_the_message_says():
+    expected, _ = client(local_optimizer="hypersgd", hyper_height=2, weight_decay=0.1)
+    text = "hypersgd(hyper-height=2, weight-decay=0.1)"
+    assert_same(client(text, hyper_height=1, weight_decay=0.0)[0], expected, 0, 0)
+
+
 def test_no_choice_is_that_of_the_settings():
     assert as_optimizer(None) is None
     assert as_optimizer(from_settings) is from_settings

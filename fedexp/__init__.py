@@ -1,5 +1,28 @@
 """Federated learning on Flower with an adaptive server step size."""
 
+from typing import TYPE_CHECKING
+
+from fedexp.extras import later
+
+if TYPE_CHECKING:
+    from fedexp.datasets import data
+    from fedexp.runs.door import Simulation, compare, simulate
+    from fedexp.runs.results import load_run, load_runs
+
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = ["Simulation", "__version__", "compare", "data", "load_run", "load_runs", "simulate"]
+
+__getattr__ = later(  # so that `import fedexp` takes no time
+    "fedexp",
+    Simulation="fedexp.runs.door",
+    compare="fedexp.runs.door",
+    data="fedexp.datasets",
+    load_run="fedexp.runs.results",
+    load_runs="fedexp.runs.results",
+    simulate="fedexp.runs.door",
+)
+
+
+def __dir__() -> list[str]:
+    return __all__

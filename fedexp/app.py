@@ -31,8 +31,6 @@ from fedexp.choices import (
 from fedexp.clients import (
     Examples,
     LocalTraining,
-    Metrics,
-    Schedule,
     client_app,
     default_loss,
     evaluate,
@@ -41,10 +39,14 @@ from fedexp.clients import (
 )
 from fedexp.clients.local_optimizers import named as named_optimizer
 from fedexp.clients.losses import Loss
+from fedexp.clients.metrics import Metrics
+from fedexp.clients.schedules import Schedule
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
-from fedexp.datasets import Dataset, Parts, load
-from fedexp.datasets.partition import named, split
+from fedexp.datasets import Dataset, Parts, from_files, load
+from fedexp.datasets.dataset import Pair
+from fedexp.datasets.own_files import found
+from fedexp.datasets.partition import named, own_test_rows, split
 from fedexp.datasets.parts import Indices
 from fedexp.files import read_model, save_model
 from fedexp.models import build, suited
@@ -63,13 +65,11 @@ def dataset_of(config: Config) -> Dataset:
 
 def loaded(config: Config) -> Dataset:
     """The dataset of a run as it comes; loaded once per process."""
-    return load(
-        config.dataset,
-        data_dir=config.data_dir or None,
-        seed=config.seed,
-        impute=config.impute,
-        targets=config.targets,
-    )
+    own = {name: getattr(config, name) for name in ("impute", "targets", "standardize")}
+    if not config.data:
+        return load(config.dataset, data_dir=config.data_dir or None, seed=config.seed, **own)
+    files = ("target", "client_from", "test_fraction", "drop", "image_size")
+    return from_files(config.data, **own, **{name: getattr(config, name) for name in files})
 
 
 def partition_of(config: Config) -> Parts:
@@ -98,7 +98,7 @@ def partitioner_of(config: Config, own: Dataset | None = None) -> str:
 _NUM_CLIENTS = 50  # where nothing says how many
 _PARTITION = {
     *("dataset", "data_dir", "impute", "targets", "partitioner", "num_clients", "seed"),
-    *("data", "target", "client_from", "test_fraction", "standardize", "image_size"),
+    *("data", "target", "client_from", "test_fraction", "drop", "standardize", "image_size"),
     *("alpha", "sigma", "shards_per_client", "classes_per_client"),
 }
 # All else goes back to its default, so that configurations that split alike share a partition.
@@ -134,7 +134,8 @@ def split_among_clients(config: Config, dataset: Dataset) -> Parts:
 def examples(context: Context) -> tuple[Examples, Examples]:
     """Train and test examples of the client that ``context`` belongs to.
 
-    Without ``local-test-fraction`` a client is tested on what it trains on.
+    Without ``local-test-fraction`` a natural client is tested on its own rows of the test set. One
+    that has none there, and any other client, is tested on what it trains on.
     """
     partition, num_clients = (
         int(context.node_config[key]) for key in ("partition-id", "num-partitions")
@@ -147,12 +148,18 @@ def examples_of(
     dataset: Dataset, rows: Indices, config: Config, partition: int
 ) -> tuple[Examples, Examples]:
     """Train and test examples of the client of a partition that holds ``rows``."""
-    train, test = rows, rows
     if config.local_test_fraction:
         seed = int(np.random.SeedSequence([config.seed, partition]).generate_state(1)[0])
         train, test = split(rows, fraction=config.local_test_fraction, seed=seed)
-    inputs, targets = dataset.train
-    return tuple(Examples(inputs, targets, torch.tensor(r)) for r in (train, test))  # type: ignore[return-value]
+        return _examples(dataset.train, train), _examples(dataset.train, test)
+    is_natural = partitioner_of(config, dataset) == "natural"
+    if is_natural and len(own := own_test_rows(dataset, rows)):
+        return _examples(dataset.train, rows), _examples(dataset.test, own)
+    return _examples(dataset.train, rows), _examples(dataset.train, rows)
+
+
+def _examples(pair: Pair, rows: Indices) -> Examples:
+    return Examples(*pair, torch.tensor(rows))
 
 
 def model_of(config: Config) -> nn.Module:
@@ -161,7 +168,7 @@ def model_of(config: Config) -> nn.Module:
 
 
 def check_model(config: Config) -> None:
-    """Find out whether the model of a run can be trained on its data and scored; nothing changes.
+    """Find out whether the model of a run can be trained on its data, and scored; nothing changes.
 
     Raises:
         ValueError: it cannot.
@@ -172,7 +179,8 @@ def check_model(config: Config) -> None:
         settings = LocalTraining.of({**config.values(), **client_config(config, key)})
         try_model(owner, model_of(config), examples, named_optimizer(name), settings)
     if metrics:
-        evaluate(model_of(config), test_examples(config), default_loss, metrics=metrics.check)
+        test = Examples(*dataset_of(config).test)
+        evaluate(model_of(config), test, default_loss, metrics=metrics.check)
 
 
 def check_run_config(values: Mapping[str, Any]) -> None:
@@ -219,6 +227,7 @@ def check_read(config: Config, given: Collection[str] = ()) -> None:
             reads one of them.
     """
     keys = strategy_keys(config)
+    _check_one_source(config, given)
     own = config.local_optimizer
     if all(Choice.of(key).optimizer for key in keys) and (
         "local-optimizer" in given or own != "sgd"
@@ -238,16 +247,23 @@ def check_read(config: Config, given: Collection[str] = ()) -> None:
 
 def check_read_by_partition(config: Config, given: Collection[str]) -> None:
     """As ``check_read``, for a command that splits a dataset and does no more."""
-    for key in given:
-        if key.replace("-", "_") not in _PARTITION | {"out"}:
-            raise ValueError(f"--{key}: a partition has no use for it, a simulation has.")
+    _check_one_source(config, given)
     readers.check_read(config, _data_choices(config), given)
 
 
 def _data_choices(config: Config) -> dict[str, list[str]]:
     auto = "natural" if config.client_from else "dirichlet"  # so far as it shows without the data
     name = auto if config.partitioner == "auto" else config.partitioner
-    return {"partitioner": [name], "dataset": [dataset_kind(config.dataset)]}
+    kind = found(config.data)[0] if config.data else dataset_kind(config.dataset)
+    return {"partitioner": [name], "dataset": [kind]}
+
+
+def _check_one_source(config: Config, given: Collection[str]) -> None:
+    if config.data and ("dataset" in given or config.dataset != Config.keys()["dataset"].default):
+        raise ValueError(
+            f"Config(dataset={config.dataset!r}): data={config.data!r} names the data already. "
+            "Leave one of the two out."
+        )
 
 
 class Run:
@@ -262,7 +278,7 @@ class Run:
         strategy: in place of the one that ``key`` names; a copy of it runs.
         start: the first model, in place of that of ``config``.
         evaluate_fn: in place of ``test_evaluation``.
-        schedule: of the clients' learning rate, in place of that of ``schedule_of``.
+        schedule: of the clients' learning rate, in place of ``scheduler``.
 
     Attributes:
         strategy: the strategy that runs.
@@ -294,8 +310,10 @@ class Run:
         self.evaluation = BothIterates(
             evaluate_fn or test_evaluation(config), average_named(config.average), start.trainable
         )
-        self.schedule = schedule or schedule_of(config, key)
         self.arrays = to_record(start.arrays)
+        self.schedule = schedule or schedule_of(config, key)
+        if self.schedule and isinstance(self.strategy, FedOpt):
+            self.strategy.client_config.pop("learning-rate", None)  # comes with every round
         self.failed_in_a_row = 0
         self._attendance = Attendance()
 
@@ -318,8 +336,8 @@ class Run:
             first=first,
             timeout=self.config.timeout,
             evaluate_fn=self.evaluation,
-            train_config=self.schedule.settings if self.schedule else None,
             seed=self.config.seed,
+            train_config=self.schedule.settings if self.schedule else None,
         ):
             self.arrays = round_.arrays
             self.failed_in_a_row = self.failed_in_a_row + 1 if round_.failed else 0
@@ -381,15 +399,10 @@ def start_of(config: Config) -> Start:
     return Start.of(model_of(config), config.initial_model)
 
 
-def test_examples(config: Config) -> Examples:
-    """The global test set of a run."""
-    return Examples(*dataset_of(config).test)
-
-
 def test_evaluation(config: Config) -> EvaluateFn:
-    """``(server_round, arrays) -> test-loss``, ... and own metrics, on the global test set."""
-    metrics = Metrics.of(config.metrics)
-    return evaluation_on(model_of(config), test_examples(config), metrics=metrics)
+    """``(server_round, arrays) -> test-loss, test-accuracy`` and own metrics, on the test set."""
+    examples, metrics = Examples(*dataset_of(config).test), Metrics.of(config.metrics)
+    return evaluation_on(model_of(config), examples, metrics=metrics)
 
 
 def evaluation_on(
@@ -398,7 +411,7 @@ def evaluation_on(
     loss: Loss = default_loss,
     metrics: Metrics | None = None,
 ) -> EvaluateFn:
-    """``(server_round, arrays) -> test-loss``, ``test-accuracy`` and ``metrics`` of ``module``."""
+    """``test_evaluation`` of ``module`` on ``examples``."""
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         load_arrays(module, from_record(arrays))

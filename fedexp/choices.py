@@ -10,7 +10,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
 from logging import ERROR
 from typing import Any
 
@@ -19,10 +18,12 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fedexp.clients import LocalOptimizer, LocalTraining, Schedule, as_optimizer, schedule
+from fedexp.clients import LocalTraining
+from fedexp.clients.local_optimizers import LocalOptimizer, as_optimizer, told
 from fedexp.clients.local_optimizers import named as named_optimizer
-from fedexp.clients.local_optimizers import told
+from fedexp.clients.schedules import Schedule, schedule
 from fedexp.config import Config
+from fedexp.extras import imported
 from fedexp.logs import level
 from fedexp.readers import strategy_arguments
 from fedexp.specs import Spec, split
@@ -117,9 +118,8 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
         **told(name),
     }
     local = LocalTraining.of(Config.of(config.values() | settings).values())
+    schedule_of(config, key)
     optimizer([nn.Parameter(torch.zeros(1, 1))], local)  # what is wrong with it shows now
-    if schedule_of(config, key):
-        settings.pop("learning-rate", None)  # comes with every round
     return settings
 
 
@@ -132,17 +132,17 @@ def schedule_of(
         config: of the run.
         key: an entry of ``strategy_keys``.
         scheduler: in place of that of ``config``, see ``schedule``.
-        optimizer: of the clients, in place of that of the entry, see ``as_optimizer``.
+        optimizer: in place of that of the entry, see ``as_optimizer``.
 
     Raises:
         ValueError: no such scheduler, or settings that do not go with one.
     """
     choice = config.scheduler if scheduler is None else scheduler
-    if choice == "":
+    if not choice:
         return None
     owner = f"Config(scheduler={choice!r})" if isinstance(choice, str) else "scheduler"
-    made = as_optimizer(optimizer) or named_optimizer(optimizer_key(config, key))
     name = getattr(optimizer, "__name__", optimizer_key(config, key))
+    made = as_optimizer(optimizer) or named_optimizer(name)
     if config.learning_rate_decay != 1:
         raise ValueError(
             f"{owner}: learning-rate-decay={config.learning_rate_decay} is a schedule too. "
@@ -172,10 +172,12 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
     spec = Choice.of(key).strategy
     make = _of_table if spec.name in STRATEGIES else _of_module
     strategy = make(config, key, num_nodes)
-    if getattr(strategy, "control_variates", False) and not _is_plain(config, key):
+    own = named_optimizer(optimizer_key(config, key))
+    if getattr(strategy, "control_variates", False) and not own.is_plain:
         raise ValueError(
-            f"Config(strategy={key!r}): control variates need plain steps at one learning rate, "
-            f"and {optimizer_key(config, key)} takes others. Use +sgd."
+            f"Config(strategy={key!r}): control variates need one learning rate at all clients, "
+            f"fixed throughout, and plain steps; {optimizer_key(config, key)} takes others. "
+            "Use +sgd."
         )
     return strategy
 
@@ -226,7 +228,7 @@ def _of_table(config: Config, key: str, num_nodes: int) -> Strategy:
 
 def _of_module(config: Config, key: str, num_nodes: int) -> Strategy:
     spec = Choice.of(key).strategy
-    made = imported(spec.name)
+    made = imported(f"Config(strategy={key!r})", spec.name)
     if isinstance(made, type) and issubclass(made, FlowerFedAvg):
         settings = _known(spec, made)
         common = _common(config, key, num_nodes)
@@ -238,7 +240,8 @@ def _of_module(config: Config, key: str, num_nodes: int) -> Strategy:
             strategy: Strategy = made(**options)
             return strategy
     with _said(spec):
-        if not _num_positional(made) or spec.settings or isinstance(made, type):
+        is_rule = callable(made) and not isinstance(made, type) and _num_positional(made)
+        if callable(made) and not (is_rule and not spec.settings):
             made = made(**spec.settings)
     return prepared(made, config, key, num_nodes)
 
@@ -323,23 +326,6 @@ class _said:
             raise ValueError(f"{self.spec}: {type(error).__name__}: {line}.") from error
 
 
-def imported(name: str) -> Any:
-    """What ``module:name`` names.
-
-    Raises:
-        ValueError: it cannot be imported.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        found: Any = import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (Exception, SystemExit) as error:  # of any kind: it is the user's code
-        line = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(".: ")
-        raise ValueError(f"{name!r}: {line}. Is it on the Python path?") from error
-    return found
-
-
 def _as_optimizer(rule: Any) -> ServerOptimizer:
     """A server step from a rule.
 
@@ -365,10 +351,6 @@ def _num_positional(function: Callable[..., Any]) -> int:
     parameters = inspect.signature(function).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return sum(p.default is p.empty for p in positional)
-
-
-def _is_plain(config: Config, key: str) -> bool:
-    return named_optimizer(optimizer_key(config, key)).is_plain
 
 
 def _is_off(strategy: Any, name: str) -> bool:

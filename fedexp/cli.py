@@ -2,33 +2,123 @@
 
 from __future__ import annotations
 
-import io
+import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from logging import WARNING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fedexp
 from fedexp.extras import need
 from fedexp.files import reason
-from fedexp.flags import Parser, add_config_flags, add_simulate_flags, config_of, fail
+from fedexp.flags import add_partition_flags, add_simulate_flags, config_of
+from fedexp.parser import Once, Parser, WholeNumber, fail, nearest
+from fedexp.terminal import command, listed, show_every_letter
 
 if TYPE_CHECKING:
     from fedexp.runs.command import Command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run ``fedexp COMMAND --flags``."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without Greek letters is no error
-    parser = Parser(prog="fedexp", description="Federated learning with an adaptive server step.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    add_simulate_flags(commands.add_parser("simulate", help="run strategies on virtual clients"))
-    add_config_flags(commands.add_parser("partition", help="see how a dataset is split"))
-    values = vars(parser.parse_args(argv))
-    {"simulate": simulate, "partition": partition}[values.pop("command")](values)
+    """Run ``fedexp COMMAND --flags``.
+
+    Exits with code 1 if rounds or clients failed, 2 if the input is wrong, 130 if interrupted.
+    """
+    show_every_letter()
+    with _manners():
+        first, *rest = (sys.argv[1:] if argv is None else argv) or ["help"]
+        if first in ("help", "--help", "-h"):
+            _help(rest)
+        elif first in ("--version", "-V"):
+            print(f"fedexp {fedexp.__version__}")
+        else:
+            values = vars(parser_of(first).parse_args(rest))
+            with _one_line():
+                COMMANDS[first].run(values)
+
+
+@contextmanager
+def _manners() -> Iterator[None]:
+    """No traceback when the user has had enough, or when who reads our output has."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail("interrupted.", code=130)
+    except BrokenPipeError:
+        pass  # `fedexp list | head`: all that was asked for has been shown
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # nor at the interpreter's end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """What is wrong with the input as one line and code 2; what fails beyond it, code 1."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, ModuleNotFoundError) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{reason(error)}.")
+    except RuntimeError as error:
+        fail(str(error), code=1)
+
+
+def _help(words: Sequence[str]) -> None:
+    """Of a command, or of all."""
+    if words:
+        parser_of(words[0]).print_help()
+        return
+    print(f"Federated learning with an adaptive server step size.\n\n{_EXAMPLES}\nCommands:")
+    for name, entry in COMMANDS.items():
+        print(f"  {name:<10} {entry.line}")
+    print("\n`fedexp help COMMAND` shows its flags, `fedexp --version` the version.")
+
+
+_EXAMPLES = """\
+  fedexp simulate
+  fedexp simulate --strategy 'fedavg, fedexp' --rounds 100
+  fedexp report runs/*
+"""
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of a command; exits if there is none of that name."""
+    if name in COMMANDS:
+        return _made(name)
+    if commands := _commands_by_flag().get(name.partition("=")[0]):
+        fail(f"a command comes before the flags: fedexp {commands[0]} {name}. See `fedexp help`.")
+    close = nearest(name, COMMANDS)
+    hint = f"Did you mean {close[0]}?" if close else f"There are {listed(COMMANDS)}."
+    fail(f"fedexp has no command {name!r}. {hint} See `fedexp help`.")
+
+
+def _made(name: str) -> Parser:
+    entry = COMMANDS[name]
+    parser = Parser(
+        _commands_by_flag,
+        prog=f"fedexp {name}",
+        usage=f"fedexp {name} {entry.usage}",
+        description=entry.line[0].upper() + entry.line[1:] + ".",
+    )
+    entry.add(parser)
+    return parser
+
+
+def _commands_by_flag() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in COMMANDS:
+        for flag in _made(name).flags():
+            found.setdefault(flag, []).append(name)
+    return found
 
 
 def simulate(values: dict[str, Any]) -> None:
@@ -38,32 +128,63 @@ def simulate(values: dict[str, Any]) -> None:
     """
     with ExitStack() as held:
         try:
-            command = _prepared(values, held)
-        except (ValueError, ModuleNotFoundError) as error:
-            fail(str(error))
-        except OSError as error:
-            fail(f"{reason(error)}.")
-        except RuntimeError as error:
-            fail(str(error), code=1)
+            run = _prepared(values, held)
         except SystemExit:  # nothing of ours raises it: else it would look like success
             fail("the model's own code ends the program. Call no sys.exit in it.")
-        _run(command)
+        _run(run)
 
 
-def _run(command: Command) -> None:
+def resume(values: dict[str, Any]) -> None:
+    """Go on with an interrupted run, or with one that has ended for more rounds."""
+    folder, num_rounds = Path(values["FOLDER"]), values["rounds"]
+    _check_run(folder)
+    if num_rounds:
+        from fedexp.runs.resuming import extend
+
+        extend(folder, num_rounds)
+    simulate({"resume": folder, "overwrite": None})
+
+
+def report(values: dict[str, Any]) -> None:
+    """Write one page over runs."""
+    page = import_module("fedexp.runs.page")
+    out = values["out"]
+    print(f"Report: {page.report(list(map(Path, values['FOLDER'])), Path(out) if out else None)}")
+
+
+def show_list(values: dict[str, Any]) -> None:
+    """Print what can be chosen."""
+    from fedexp import listing
+
+    kind = values["KIND"]
+    if kind and kind not in listing.KINDS:
+        close = nearest(kind, listing.KINDS)
+        hint = f"Did you mean {close[0]}?" if close else f"There are {listed(listing.KINDS)}."
+        raise ValueError(f"fedexp has no list of {kind!r}. {hint}")
+    print(listing.as_json(kind) if values["json"] else listing.text(kind))
+
+
+def doctor(values: dict[str, Any]) -> None:
+    """Print what is there; exit with code 1 if something that every run needs is not."""
+    from fedexp.doctor import examine
+
+    if not examine(values["data-dir"], bool(values["ray"])):
+        fail("not all that a run needs is there, see above.", code=1)
+
+
+def _run(run: Command) -> None:
     from fedexp.console import Progress, table
     from fedexp.logs import level
     from fedexp.runs.command import label_of, summaries_of
     from fedexp.runs.page import report
     from fedexp.verdict import problems
 
-    config, folder = command.study.config, command.folder
-    again = f"fedexp simulate --resume {folder}"
-    labels = list(map(label_of, command.study.units()))
+    config, folder = run.study.config, run.folder
+    again = command("fedexp", "resume", folder)
+    labels = list(map(label_of, run.study.units()))
     try:
         with level(WARNING), Progress(labels, config.num_server_rounds) as progress:
-            outcomes = command.run(lambda unit, row: progress.advance(label_of(unit), row))
-        summaries = summaries_of(outcomes)
+            outcomes = run.run(lambda unit, row: progress.advance(label_of(unit), row))
         page = report([folder])
     except KeyboardInterrupt:
         print(f"Interrupted. Go on with: {again}", file=sys.stderr)
@@ -73,43 +194,41 @@ def _run(command: Command) -> None:
     except (Exception, SystemExit) as error:  # of the user's own model, or of the engine
         line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(".: ")
         fail(f"{line}. The rounds before are kept; go on with: {again}", code=1)
-    table(summaries, config.target_accuracy)
+    table([outcome.summary for outcome in outcomes], config.target_accuracy)
     print(f"Run folder: {folder}\nReport: {page}")
-    if found := problems(summaries):
+    if found := problems(summaries_of(outcomes)):
         fail(*found, code=1)
 
 
 def partition(values: dict[str, Any]) -> None:
     """Print the sizes and label counts of the clients, and draw them."""
-    try:
-        config, given = config_of(values)
-        from fedexp import app
+    config, given = config_of(values)
+    from fedexp import app
+    from fedexp.federation import Federation
 
-        app.check_read_by_partition(config, given)
-        data, parts = app.dataset_of(config), app.partition_of(config)
-        if not data.num_classes:
-            raise ValueError(f"Config(dataset={config.dataset!r}): it has no classes to show.")
-        need("matplotlib", "simulation")
-        folder = Path(config.out or ".")
-        folder.mkdir(parents=True, exist_ok=True)
-    except (ValueError, ModuleNotFoundError) as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"{reason(error)}.")
+    app.check_read_by_partition(config, given)
+    federation = Federation(config)
+    data, parts, names = federation.dataset, federation.parts, federation.names
+    need("matplotlib", "simulation")
+    folder = Path(config.out or ".")
+    folder.mkdir(parents=True, exist_ok=True)
     from fedexp.console import partition_table
     from fedexp.datasets import heterogeneity, label_counts, plot
 
     labels = data.train[1].numpy()
-    partition_table(label_counts(labels, parts))
-    print(
-        f"{len(parts):,} clients, {parts.sizes.min()} to {parts.sizes.max()} examples, "
-        f"heterogeneity {heterogeneity(labels, parts):.3f} (mean total-variation distance to all)"
-    )
+    counts = label_counts(labels, parts) if data.num_classes else None
+    partition_table(parts.sizes, counts, names, data.class_names)
+    line = f"{len(parts):,} clients, {parts.sizes.min()} to {parts.sizes.max()} examples"
+    if data.num_classes:
+        apart = heterogeneity(labels, parts)
+        line += f", heterogeneity {apart:.3f} (mean total-variation distance to all)"
+    print(line)
     try:
-        plot(labels, parts, folder / "partition.png")
+        picture = folder / "partition.png"
+        plot(labels, parts, picture, names=names, class_names=data.class_names)
     except OSError as error:
         fail(f"{reason(error)}.", code=1)
-    print(f"Picture: {folder / 'partition.png'}")
+    print(f"Picture: {picture}")
 
 
 def _prepared(values: dict[str, Any], held: ExitStack) -> Command:
@@ -124,11 +243,79 @@ def _prepared(values: dict[str, Any], held: ExitStack) -> Command:
             f"--resume takes no other flag, {(*flags, '--overwrite')[0]} was given: the run's "
             "config.toml holds them. Start a new run to change them."
         )
+    if resume:
+        _check_run(Path(resume))
     config, given = (None, set[str]()) if resume else config_of(values)
-    from fedexp.runs.command import (
-        Command,  # torch and Flower take seconds; a wrong flag should not
-    )
+    from fedexp.logs import without_escape_codes
+    from fedexp.runs.command import Command  # PyTorch takes seconds; a wrong flag should not
 
+    without_escape_codes()
     if config is None:
         return Command.resumed(Path(resume), held)
     return Command.prepared(config, held, given, overwrite=bool(overwrite))
+
+
+def _check_run(folder: Path) -> None:
+    if not (folder / "config.toml").is_file():
+        raise ValueError(f"{folder}: holds no run, it has no config.toml. Name a run's folder.")
+
+
+def _add_resume_flags(parser: Parser) -> None:
+    parser.add_argument("FOLDER", help="of the run")
+    names = ("--rounds", "--num-server-rounds")
+    text = "in all, more than the run has"
+    parser.add_argument(*names, action=WholeNumber, dest="rounds", metavar="N", help=text)
+
+
+def _add_report_flags(parser: Parser) -> None:
+    parser.add_argument("FOLDER", nargs="+", help="of runs")
+    parser.add_argument("--out", action=Once, metavar="FILE", help="the page to write")
+
+
+def _add_list_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "KIND", nargs="?", help="strategies, datasets, models, ...; all if left out"
+    )
+    parser.add_argument("--json", action=Once, nargs=0, const=True, help="for programs")
+
+
+def _add_doctor_flags(parser: Parser) -> None:
+    text = "look for datasets in it"
+    parser.add_argument("--data-dir", action=Once, dest="data-dir", metavar="FOLDER", help=text)
+    text = "see whether Ray starts; takes seconds"
+    parser.add_argument("--ray", action=Once, nargs=0, const=True, help=text)
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """A word behind ``fedexp``: what it does, what follows it, its flags, and its function."""
+
+    line: str
+    usage: str
+    add: Callable[[Parser], None]
+    run: Callable[[dict[str, Any]], None]
+
+
+COMMANDS = {
+    "simulate": Subcommand(
+        "run strategies on virtual clients", "[--FLAG VALUE ...]", add_simulate_flags, simulate
+    ),
+    "resume": Subcommand(
+        "go on with a run, or add rounds to it", "FOLDER [--rounds N]", _add_resume_flags, resume
+    ),
+    "report": Subcommand(
+        "write one page about runs", "FOLDER ... [--out FILE]", _add_report_flags, report
+    ),
+    "partition": Subcommand(
+        "see how a dataset is split", "[--FLAG VALUE ...]", add_partition_flags, partition
+    ),
+    "list": Subcommand(
+        "names of strategies, datasets, models, ...", "[KIND] [--json]", _add_list_flags, show_list
+    ),
+    "doctor": Subcommand(
+        "see what is installed and what is missing",
+        "[--data-dir FOLDER] [--ray]",
+        _add_doctor_flags,
+        doctor,
+    ),
+}

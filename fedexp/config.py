@@ -55,7 +55,10 @@ class Config(BaseModel):
         "", description="own files: 'FOLDER/*.csv', a folder of images, or a saved dataset"
     )
     target: Text = Field("", description="column of own files that is to be learned")
-    client_from: Text = Field("", description="whose a row of own files is: file or column:NAME")
+    client_from: Text = Field(
+        "", description="whose a row of own files is: file, folder or column:NAME"
+    )
+    drop: Text = Field("", description="columns of own files to leave out, by comma")
     test_fraction: float = Field(
         0.2, gt=0, lt=1, description="of the rows of own files, held out as the test set"
     )

@@ -1,128 +1,198 @@
-"""What a person sees of a run in a terminal."""
+"""The tables that a person reads at the end of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.markup import escape
 from rich.table import Table
 
+from fedexp.progress import Progress
+from fedexp.specs import Spec
+from fedexp.terminal import filled, is_fixed, is_live
 
-class Progress:
-    """A bar per strategy, with its latest accuracy.
+__all__ = ["Progress", "client_table", "partition_table", "table"]
+
+Summary = Mapping[str, Any]
+"""What ``summary.json`` holds of a strategy and seed."""
+
+_MOST = 20  # lines or columns of a table that may be long
+_NARROW = 80  # columns; below, a space is all that parts two numbers
+_UNBOUNDED = 1000  # columns, where no terminal folds the lines
+
+
+def table(summaries: Sequence[Summary], target: float) -> None:
+    """Print a line per strategy (and setting): the last iterate, then the average of them.
+
+    Over several seeds each number is the mean ± the standard deviation of a sample.
 
     Args:
-        keys: of the strategies.
-        num_rounds: of each.
+        summaries: of every strategy and seed.
+        target: accuracy that rounds are counted to.
     """
-
-    def __init__(self, keys: list[str], num_rounds: int) -> None:
-        self._total = num_rounds
-        columns = "{task.description}", "{task.fields[accuracy]}"
-        self._bars = Bars(
-            TextColumn(columns[0]),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(columns[1]),
-            TimeRemainingColumn(),
-        )
-        self._tasks = {
-            key: self._bars.add_task(key, total=num_rounds, accuracy="", start=False)
-            for key in keys
-        }
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
-    def advance(self, key: str, row: dict[str, Any]) -> None:
-        """Show that a round has ended."""
-        if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(key, total=self._total, accuracy="")
-        task = self._tasks[key]
-        self._bars.start_task(task)
-        self._bars.update(task, advance=1, accuracy=_percent(row["test-accuracy"]))
+    groups = _by_strategy(summaries)
+    has_accuracy = any(s[f"{p}best-accuracy"] is not None for s in summaries for p in _PREFIXES)
+    columns = _accuracies(target) if has_accuracy else _LOSSES
+    view = _table("strategy", *columns, "step", "s/round")
+    for label, group in groups.items():
+        own = [_over(group, "mean-server-step-size", "{:.2f}")]
+        own.append(_over(group, "seconds-a-round", "{:.3f}"))
+        view.add_row(label, *(f(group, "") for f in columns.values()), *own)
+        view.add_row(f"  {group[0]['average']}", *(f(group, "mean-") for f in columns.values()))
+    _print(view)
+    seeds = max(map(len, groups.values()))
+    spread = f"Mean±standard deviation over {seeds} seeds." if seeds > 1 else ""
+    print(filled(_ITERATES, spread, 0))
+    _failure_table(groups)
 
 
-def table(summaries: dict[str, dict[str, Any]], target: float) -> None:
-    """Print the summaries of a run, a line per strategy; the same two scores for all of them."""
-    average = next(iter(summaries.values()))["average"]
-    view = Table("strategy", f"to {target:.0%}", "best %", "final %", "step", "s/round", box=SIMPLE)
-    for column in view.columns:
-        column.no_wrap = True
-        column.justify = "left" if column.header == "strategy" else "right"
-    for key, summary in summaries.items():
-        view.add_row(
-            key,
-            _both(summary, "rounds-to-target", lambda number: str(number or "-")),
-            _both(summary, "best-accuracy", _hundredths),
-            _both(summary, "final-accuracy", _hundredths),
-            _number(summary["mean-server-step-size"]),
-            _number(summary["seconds-a-round"], 3),
-        )
-    Console().print(view)
-    print(
-        f"Rounds to {target:.0%} test accuracy, best and final accuracy: of the last iterate "
-        f"(model.safetensors) / of the average {average} of the iterates (model-mean.safetensors)."
-    )
-    _failure_table(summaries)
+_PREFIXES = "", "mean-"
+_ITERATES = (
+    "First line: the last iterate (model.safetensors). "
+    "Second line: the average of the iterates (model-mean.safetensors). "
+)
+_Cell = Callable[[Sequence[Summary], str], str]
 
 
-def _failure_table(summaries: dict[str, dict[str, Any]]) -> None:
+def _accuracies(target: float) -> dict[str, _Cell]:
+    return {
+        f"to {target:.0%}": lambda group, prefix: _rounds(group, f"{prefix}rounds-to-target"),
+        "best %": lambda group, prefix: _over(group, f"{prefix}best-accuracy", "{:.1f}", 100),
+        "final %": lambda group, prefix: _over(group, f"{prefix}final-accuracy", "{:.1f}", 100),
+    }
+
+
+_LOSSES: dict[str, _Cell] = {
+    "final loss": lambda group, prefix: _over(group, f"{prefix}final-test-loss", "{:.4g}")
+}
+
+
+def _by_strategy(summaries: Iterable[Summary]) -> dict[str, list[Summary]]:
+    """The seeds of each strategy; settings that a sweep gave it stand in brackets."""
+    groups: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        label = str(Spec(summary["strategy"], summary.get("settings") or {}))
+        groups.setdefault(label, []).append(summary)
+    return groups
+
+
+def _over(group: Sequence[Summary], name: str, form: str, factor: float = 1) -> str:
+    """Mean and spread of a number over the seeds that have it."""
+    values = [factor * s[name] for s in group if s.get(name) is not None]
+    if not values:
+        return "-"
+    spread = "±" + form.format(statistics.stdev(values)) if len(values) > 1 else ""
+    return form.format(statistics.fmean(values)) + spread
+
+
+def _rounds(group: Sequence[Summary], name: str) -> str:
+    """The same of rounds to the target, and how many seeds came there if not all did."""
+    reached = [s for s in group if s[name] is not None]
+    text = _over(group, name, "{:.1f}" if len(group) > 1 else "{:.0f}")
+    return text if len(reached) in (0, len(group)) else f"{text} ({len(reached)}/{len(group)})"
+
+
+def _failure_table(groups: Mapping[str, Sequence[Summary]]) -> None:
     """Print what failed, if anything did."""
     names = ("failed-rounds", "num-failures", "missing-nodes")
     titles = ("failed rounds", "failed replies", "clients left out of all")
-    if not any(summary[name] for summary in summaries.values() for name in names):
+    if not any(s[name] for group in groups.values() for s in group for name in names):
         return
-    view = Table("strategy", *titles, box=SIMPLE)
-    for column in view.columns[1:]:
-        column.justify = "right"
-    for key, summary in summaries.items():
-        failed, replies, missing = (summary[name] for name in names)
-        view.add_row(key, f"{failed} of {summary['num-rounds']}", str(replies), str(len(missing)))
-    Console().print(view)
+    view = _table("strategy", *titles)
+    for label, group in groups.items():
+        failed = sum(s["failed-rounds"] for s in group)
+        rounds = sum(s["num-rounds"] for s in group)
+        missing = {node for s in group for node in s["missing-nodes"]}
+        replies = sum(s["num-failures"] for s in group)
+        view.add_row(label, f"{failed} of {rounds}", str(replies), str(len(missing)))
+    _print(view)
 
 
-def _both(summary: dict[str, Any], name: str, text: Callable[[Any], str]) -> str:
-    """A value of the last iterate and of the average."""
-    return f"{text(summary[name])} / {text(summary[f'mean-{name}'])}"
+def client_table(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print how each client fared when it last evaluated, the worst first; none if none did.
+
+    Args:
+        rows: lines of ``clients.csv`` (client, round, examples, loss, accuracy), each with its
+            strategy and seed.
+    """
+    in_order = sorted(rows, key=lambda row: int(row["round"]))
+    last = {(row["strategy"], row.get("seed"), row["client"]): row for row in in_order}.values()
+    is_known = any(row.get("accuracy") is not None for row in last)
+    name, form, factor = ("accuracy", "{:.1f}", 100) if is_known else ("loss", "{:.4g}", -1)
+    clients: dict[str, list[Mapping[str, Any]]] = {}
+    for row in last:
+        if row.get(name) is not None:
+            clients.setdefault(str(row["client"]), []).append(row)
+    if not clients:
+        return
+    strategies = list(dict.fromkeys(row["strategy"] for row in last))
+    view = _table("client", "examples", "last round", *strategies)
+    by_mean = sorted(clients, key=lambda c: statistics.fmean(factor * r[name] for r in clients[c]))
+    for client in by_mean[:_MOST]:
+        own = clients[client]
+        cells = [[r for r in own if r["strategy"] == strategy] for strategy in strategies]
+        view.add_row(
+            *(client, str(own[-1]["examples"]), str(own[-1]["round"])),
+            *(_over(cell, name, form, abs(factor)) for cell in cells),
+        )
+    _print(view)
+    unit = "Accuracy in % of " if is_known else "Loss of "
+    print(filled(unit, "each client on its own examples, in the last round that it evaluated.", 0))
+    _left_out(len(clients), "clients")
 
 
-def partition_table(counts: NDArray[np.integer[Any]], most: int = 20) -> None:
-    """Print clients x labels, ``[num_clients, num_classes]``; at most ``most`` of each."""
-    clients, classes = (min(n, most) for n in counts.shape)
-    view = Table("client", "size", *map(str, range(classes)), box=SIMPLE, padding=(0, 0, 0, 1))
-    for column in view.columns:
-        column.justify = "right"
-    for client, row in enumerate(counts[:clients]):
-        view.add_row(str(client), str(row.sum()), *(str(n or "") for n in row[:classes]))
-    Console().print(view)
-    if left_out := len(counts) - clients:
-        print(f"... and {left_out:,} more clients")
+def partition_table(
+    sizes: NDArray[np.integer[Any]],
+    counts: NDArray[np.integer[Any]] | None = None,
+    names: Sequence[str] = (),
+    class_names: Sequence[str] = (),
+    most: int = _MOST,
+) -> None:
+    """Print who holds how many examples; at most ``most`` clients and classes.
+
+    Args:
+        sizes: examples of each client, ``[num_clients]``.
+        counts: of each class, ``[num_clients, num_classes]``; None if there are no classes.
+        names: of the clients, if they have any.
+        class_names: of the classes, if they have any.
+        most: rows and columns.
+    """
+    counts = np.zeros((len(sizes), 0), int) if counts is None else counts
+    num_clients, num_classes = (min(n, most) for n in counts.shape)
+    titles = class_names or list(map(str, range(num_classes)))
+    view = _table("client", "size", *map(escape, titles[:num_classes]))
+    for i, row in enumerate(counts[:num_clients]):
+        name = escape(names[i]) if names else str(i)
+        view.add_row(name, str(sizes[i]), *(str(n or "") for n in row[:num_classes]))
+    _print(view)
+    _left_out(len(sizes), "clients")
+    _left_out(counts.shape[1], "classes")
 
 
-def _hundredths(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def _left_out(number: int, noun: str) -> None:
+    if number > _MOST:
+        print(f"... and {number - _MOST:,} more {noun}")
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def _table(first: str, *others: str) -> Table:
+    """A column of names, which may be folded, and columns of numbers, which may not."""
+    view = Table(box=SIMPLE, show_edge=False)
+    view.add_column(first, overflow="fold")
+    for title in others:
+        view.add_column(title, justify="right", no_wrap=True)
+    return view
 
 
-def _number(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _print(view: Table) -> None:
+    """In a terminal's colours and width; as plain text, as wide as it is, anywhere else."""
+    live = is_live()
+    width = None if is_fixed() else _UNBOUNDED
+    console = Console(force_terminal=live, no_color=not live, width=width)
+    view.padding = (0, 0) if console.width < _NARROW else (0, 1, 0, 0)
+    console.print(view)

@@ -14,22 +14,16 @@ from torch import nn
 from fedexp import app
 from fedexp.arrays import Arrays
 from fedexp.choices import client_config, optimizer_key, schedule_of
-from fedexp.clients import (
-    Examples,
-    LocalTraining,
-    Metrics,
-    Schedule,
-    as_optimizer,
-    client_app,
-    default_loss,
-    evaluate,
-    module_arrays,
-)
+from fedexp.clients import Examples, LocalTraining, client_app, default_loss, evaluate
+from fedexp.clients.local_optimizers import as_optimizer
 from fedexp.clients.local_optimizers import named as named_optimizer
 from fedexp.clients.losses import Loss
+from fedexp.clients.metrics import Metrics
+from fedexp.clients.schedules import Schedule
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Parts
+from fedexp.datasets.partition import names_of
 from fedexp.models import build, suited
 from fedexp.rounds import EvaluateFn
 
@@ -108,10 +102,7 @@ class Federation:
         """Names of the clients by partition, where they have any."""
         if self.own.client_app or self.partitioner != "natural":
             return ()
-        data, names = self.dataset, self.dataset.names
-        if data.keys is None or not names:
-            return ()
-        return tuple(names[int(data.keys[rows[0]])] for rows in self.parts)
+        return names_of(self.dataset, self.parts)
 
     @property
     def partitioner(self) -> str:
@@ -158,11 +149,10 @@ class Federation:
             strategy=strategy,
             start=start,
             evaluate_fn=evaluate,
-            schedule=self.schedule(config),
+            schedule=self._schedule(config),
         )
 
-    def schedule(self, config: Config) -> Schedule | None:
-        """The learning rate of the clients over the rounds; None where it is constant."""
+    def _schedule(self, config: Config) -> Schedule | None:
         return schedule_of(config, config.strategy, self.own.scheduler, self.own.optimizer)
 
     def start(self) -> app.Start:
@@ -180,13 +170,11 @@ class Federation:
             return _nothing
         if not own.names():
             return app.test_evaluation(self.config)
-        test = Examples(*self.dataset.test)
-        return app.evaluation_on(self.model(), test, own.loss or default_loss, self.metrics)
+        test, loss = Examples(*self.dataset.test), own.loss or default_loss
+        return app.evaluation_on(self.model(), test, loss, self._metrics())
 
-    @cached_property
-    def metrics(self) -> Metrics:
-        """What is measured besides the loss and the accuracy."""
-        return Metrics.of(self.own.metrics or self.config.metrics)
+    def _metrics(self) -> Metrics:
+        return Metrics.of(self.config.metrics if self.own.metrics is None else self.own.metrics)
 
     def check(self, config: Config) -> None:
         """Find out whether clients can train the model on the data; nothing changes.
@@ -197,6 +185,7 @@ class Federation:
         Raises:
             ValueError: they cannot.
         """
+        self._schedule(config)
         if self.own.client_app:
             self.start()
             return
@@ -205,15 +194,14 @@ class Federation:
             return
         key = config.strategy
         settings = LocalTraining.of({**config.values(), **client_config(config, key)})
-        optimizer = as_optimizer(self.own.optimizer) or named_optimizer(optimizer_key(config, key))
+        own = as_optimizer(self.own.optimizer)
+        optimizer = own or named_optimizer(optimizer_key(config, key))
         examples = Examples(*self.dataset.train)
         name = _name(self.own.model) if self.own.model is not None else config.model
         loss = self.own.loss or default_loss
         try_model(f"model={name}", self.model(), examples, optimizer, settings, loss)
-        self.schedule(config)
-        if self.metrics:
-            test = Examples(*self.dataset.test)
-            evaluate(self.model(), test, loss, metrics=self.metrics.check)
+        if metrics := self._metrics():
+            evaluate(self.model(), Examples(*self.dataset.test), loss, metrics=metrics.check)
 
     def about(self) -> dict[str, Any]:
         """What of this is no configuration key."""
@@ -232,8 +220,3 @@ def _nothing(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
 def _name(value: Any) -> str:
     named: Callable[[Any], str] = lambda x: getattr(x, "__name__", type(x).__name__)  # noqa: E731
     return named(value)
-
-
-def arrays_of(model: Any) -> Arrays | None:
-    """The arrays of a module; what is none already is taken for arrays."""
-    return module_arrays(model) if isinstance(model, nn.Module) else model

@@ -1,74 +1,125 @@
-"""Flags of the command line, made from the fields of ``Config``."""
+"""Flags of the command line, made from the fields of ``Config``, in groups."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, get_args
 
 from fedexp.config import Config
+from fedexp.parser import Named, Once, Parser, Switch
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "what": (
+        *("strategy", "model", "initial-model", "num-server-rounds", "target-accuracy"),
+        *("metrics", "seed", "seeds", "sweep", "select", "tuning-seeds"),
+    ),
+    "data": (
+        *("dataset", "data-dir", "data", "target", "client-from", "test-fraction"),
+        *("standardize", "image-size", "impute", "targets", "partitioner", "num-clients"),
+        *("alpha", "sigma", "shards-per-client", "classes-per-client"),
+    ),
+    "clients": (
+        *("fraction-train", "fraction-evaluate", "local-test-fraction", "local-steps"),
+        *("batch-size", "learning-rate", "learning-rate-decay", "scheduler", "weight-decay"),
+        *("local-optimizer", "hyper-learning-rate", "hyper-height", "hyper-between-rounds"),
+        "max-grad-norm",
+    ),
+    "server": (
+        *("server-learning-rate", "epsilon", "epsilon-decay", "epsilon-per-client", "smoothing"),
+        *("max-step-size", "relaxation", "robust", "clip", "clip-quantile", "drop-beyond"),
+        *("buffers", "average", "weighted", "max-failed-rounds"),
+    ),
+    "engine": (
+        *("engine", "num-workers", "num-gpus", "ray-address", "vectorize", "device", "timeout"),
+    ),
+    "output": ("out", "name", "log", "worker-log"),
+}
+"""Every key of ``Config``, by the heading it has in the help."""
+
+SHORT = {"num-server-rounds": "rounds", "num-clients": "clients", "learning-rate": "lr"}
+"""Key to a second, shorter name of its flag."""
+
+OF_A_PARTITION = (*GROUPS["data"], "seed", "out")
+"""Keys that splitting a dataset reads."""
+
+_METAVARS = {
+    **dict.fromkeys(("strategy", "metrics", "log", "seeds", "tuning-seeds"), "LIST"),
+    **dict.fromkeys(("data-dir", "out"), "FOLDER"),
+    **dict.fromkeys(("learning-rate", "hyper-learning-rate", "server-learning-rate"), "RATE"),
+    **dict.fromkeys(
+        ("target-accuracy", "test-fraction", "fraction-train", "fraction-evaluate"), "SHARE"
+    ),
+    **dict.fromkeys(("local-test-fraction", "clip-quantile"), "SHARE"),
+    **{"initial-model": "FILE", "data": "FILES", "target": "COLUMN", "timeout": "SECONDS"},
+    **{"client-from": "file|column:NAME", "average": "last-K|ema-B", "ray-address": "ADDRESS"},
+    **{"sweep": "KEY=LIST", "select": "SCORE"},
+}
+_CHOSEN = {  # key to the kind of `fedexp list` that its names are
+    "strategy": "strategies",
+    "dataset": "datasets",
+    "model": "models",
+    "partitioner": "partitioners",
+    "local-optimizer": "optimizers",
+}
 
 
-class Parser(argparse.ArgumentParser):
-    """One line for a mistake, as everywhere else; no abbreviations."""
+def _names(kind: str) -> list[str]:
+    from fedexp import listing  # which imports PyTorch
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{**kwargs, "allow_abbrev": False})
-
-    def error(self, message: str) -> NoReturn:
-        """Exit."""
-        fail(f"{message}. See `{self.prog} --help`.")
+    return listing.names(kind)
 
 
-class Once(argparse.Action):
-    """A flag that is given at most once: of two values one would be lost."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Keep the value, or the constant of a flag that takes none."""
-        if getattr(namespace, self.dest) is not None:
-            parser.error(f"{option_string} is given twice")
-        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
-
-
-def fail(*lines: str, code: int = 2) -> NoReturn:
-    """Print the lines and exit; code 2 says that the user's input was wrong, 1 that the run was."""
-    for line in lines:
-        shown = "".join(
-            c if c.isprintable() else repr(c)[1:-1] for c in line
-        )  # a name may hold any
-        print(f"fedexp: error: {shown}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-def add_simulate_flags(parser: argparse.ArgumentParser) -> None:
+def add_simulate_flags(parser: Parser) -> None:
     """The flags of a run."""
+    parser.add_argument("--resume", action=Once, metavar="FOLDER", help="as `fedexp resume FOLDER`")
     parser.add_argument(
-        "--overwrite",
-        action=Once,
-        nargs=0,
-        const=True,
-        help="replace the run in the folder of --out",
+        "--overwrite", action=Once, nargs=0, const=True, help="replace the run in --out"
     )
-    parser.add_argument("--resume", action=Once, metavar="FOLDER", help="go on with a run")
-    add_config_flags(parser)
+    _add_config(parser)
+    for title, keys in GROUPS.items():
+        add_flags(parser, title, keys)
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag per configuration key."""
-    parser.add_argument(
-        "--config", action=Once, metavar="FILE", help="TOML file with the keys of these flags"
-    )
-    for key, field in Config.keys().items():
-        default = "" if field.default == "" else f" (default: {field.default})"
-        text = f"{field.description}{default}".replace("%", "%%")
-        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-        parser.add_argument(f"--{key}", action=Once, dest=key, metavar="VALUE", help=text, **alone)
+def add_partition_flags(parser: Parser) -> None:
+    """The flags of a partition: those of the data, the seed and the folder."""
+    _add_config(parser)
+    add_flags(parser, "data", OF_A_PARTITION, out="folder of the picture; this one if empty")
+
+
+def _add_config(parser: Parser) -> None:
+    parser.add_argument("--config", action=Once, metavar="FILE", help="TOML file with these keys")
+
+
+def add_flags(parser: Parser, title: str, keys: Sequence[str], **lines: str) -> None:
+    """One flag per configuration key, under a heading; ``lines`` are other words for some."""
+    group = parser.add_argument_group(title)
+    for key in keys:
+        field = Config.keys()[key]
+        default = "" if field.default == "" else f" (default: {_shown(field.default)})"
+        text = f"{lines.get(key, field.description)}{default}".replace("%", "%%")
+        names = [f"--{key}", *(f"--{name}" for name in [SHORT.get(key)] if name)]
+        own: dict[str, Any] = {"action": Once, "metavar": _metavar(key)}
+        if kind := _CHOSEN.get(key):
+            own |= {"action": Named, "names": partial(_names, kind)}
+        if field.annotation is bool:
+            names.append(f"--no-{key}")
+            own |= {"action": Switch, "nargs": "?", "const": True}
+        group.add_argument(*names, dest=key, help=text, **own)
+
+
+def _metavar(key: str) -> str:
+    kind = Config.keys()[key].annotation
+    if key in _METAVARS:
+        return _METAVARS[key]
+    if choices := [str(x) for x in get_args(kind) if x]:
+        return "|".join(choices)
+    return {bool: "true|false", int: "N", float: "X"}.get(kind, "NAME")
+
+
+def _shown(default: Any) -> str:
+    text = str(default).lower() if isinstance(default, bool) else str(default)
+    return text.replace(",", ", ")  # so that a line can end there
 
 
 def config_of(values: dict[str, Any]) -> tuple[Config, set[str]]:

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fedexp.terminal import is_live
+
 
 @contextmanager
 def level(threshold: int) -> Iterator[None]:
@@ -17,3 +19,12 @@ def level(threshold: int) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def without_escape_codes() -> None:
+    """Let Flower's logger write colours only where they are shown; by itself it always does."""
+    from flwr.common.logger import ConsoleHandler
+
+    for handler in logging.getLogger("flwr").handlers:
+        if isinstance(handler, ConsoleHandler):
+            handler.colored = handler.colored and is_live(handler.stream)

@@ -10,6 +10,7 @@ from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, named
 from fedexp.clients.tuned_rates import BETWEEN
 from fedexp.config import Config
 from fedexp.datasets import PARTITIONERS, SOURCES, from_arrays, from_hub
+from fedexp.datasets.own_files import READS, WITH_TEST
 from fedexp.strategies import STRATEGIES, FedOpt
 
 Fields = frozenset[str]
@@ -48,6 +49,7 @@ def readers() -> dict[str, dict[str, Fields]]:
             **{name: Fields({"data_dir"} if x.files else ()) for name, x in SOURCES.items()},
             ".npz": _parameters(from_arrays) & _FIELDS,
             "hub:": _parameters(from_hub) & _FIELDS,
+            **{kind: fields & _FIELDS for kind, fields in READS.items() if kind != ".npz"},
         },
         "engine": _ENGINES,
     }
@@ -109,6 +111,7 @@ def _parameters(function: Any) -> Fields:
 
 
 def _do(names: list[str]) -> str:
+    names = [name for name in names if name not in WITH_TEST]  # they go by the plainer name
     shown = names if len(names) <= _MOST else [*names[:_MOST], f"{len(names) - _MOST} more"]
     *first, last = shown
     return f"{', '.join(first)} and {last} do" if first else f"{last} does"

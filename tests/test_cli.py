@@ -189,12 +189,11 @@ def test_a_run_keeps_the_picture_of_its_partition_and_evaluates_clients(tmp_path
     assert row["eval-accuracy-std"] >= 0
 
 
-def test_a_regression_has_no_labels_to_show(tmp_path, capsys):
+def test_a_regression_has_sizes_to_show(tmp_path, capsys):
     flags = ["--dataset", "synthetic-regression", "--partitioner", "natural", "--num-clients", "0"]
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["partition", *flags, "--out", str(tmp_path)])
-    assert caught.value.code == 2
-    assert "no classes" in capsys.readouterr().err
+    cli.main(["partition", *flags, "--out", str(tmp_path)])
+    assert "20 clients, 30 to 30 examples\n" in capsys.readouterr().out
+    assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -268,7 +267,7 @@ def test_whatever_ends_a_run_is_one_line_and_exit_code_1(error, tmp_path, monkey
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert type(error).__name__ in said
-    assert "--resume" in said
+    assert "fedexp resume" in said
 
 
 def test_ray_that_does_not_start_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
@@ -285,3 +284,24 @@ def test_ray_that_does_not_start_is_one_line_and_exit_code_1(tmp_path, monkeypat
     assert caught.value.code == 1
     assert "Ray does not start: The current node timed out." in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_extended_by_its_folder_to_the_same_bits(tmp_path, capsys):
+    flags = [*QUICK[:2], *QUICK[4:], "--strategy", "fedexp", "--out"]
+    run("--rounds", 3, *flags, tmp_path / "long")
+    run("--rounds", 2, *flags, tmp_path / "short")
+    cli.main(["resume", str(tmp_path / "short"), "--rounds", "3"])
+    long, short = (tmp_path / name / "fedexp" for name in ("long", "short"))
+    assert without_times(long / "metrics.jsonl") == without_times(short / "metrics.jsonl")
+    assert (long / "model.safetensors").read_bytes() == (short / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["resume", str(tmp_path / "short"), "--rounds", "1"])
+    assert caught.value.code == 2
+    assert "--rounds 1: " in capsys.readouterr().err
+
+
+def test_several_seeds_are_a_line_of_the_table(tmp_path, capsys):
+    run(*QUICK, "--strategy", "fedavg", "--seeds", "0,1", "--out", tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "fedavg seed 1: round 3 of 3" in printed
+    assert "over 2 seeds" in printed.replace("\n", " ")

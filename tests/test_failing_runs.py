@@ -182,7 +182,7 @@ def test_a_disk_that_is_full_in_the_middle_is_one_line_and_keeps_what_there_was(
     assert failing(*flags, tmp_path / "cut") == 1
     (line,) = errors(capsys)
     assert "No space left on device" in line
-    assert f"--resume {tmp_path / 'cut'}" in line
+    assert f"fedexp resume {tmp_path / 'cut'}" in line
     assert [row["round"] for row in rows(tmp_path / "cut")] == [1, 2, 3]
     monkeypatch.setattr(runs.Checkpoint, "save", save)
     run("--resume", tmp_path / "cut")
@@ -220,7 +220,7 @@ def test_a_living_run_is_not_resumed_and_not_overwritten(tmp_path):
         (["--engine", "serial", "--num-workers", "0"], "no chosen engine reads num-workers"),
         (["--partitioner", "iid", "--alpha", "0.1"], "no chosen partitioner reads alpha"),
         (["--name", "../../x"], "no slash"),
-        (["--num-round", "1"], "unrecognized arguments: --num-round"),
+        (["--num-round", "1"], "Did you mean --num-server-rounds?"),
         (["--name", "\udcff"], "UTF-8"),
     ],
 )

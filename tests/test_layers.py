@@ -10,7 +10,7 @@ PACKAGE = ROOT / "fedexp"
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
-TOOLS = {"arrays", "extras", "files", "logs", "specs"}
+TOOLS = {"arrays", "extras", "files", "logs", "specs", "terminal"}
 RECORDS = TOOLS | {"records", "fold"}
 LEARNING = {"clients", "datasets", "models"}  # and nothing of ours but records
 SERVER = RECORDS | {"stats", "wire", "merged", "strategies", "foreign_draws", "rounds"}
@@ -18,7 +18,8 @@ SERVER = RECORDS | {"stats", "wire", "merged", "strategies", "foreign_draws", "r
 MAY_IMPORT: dict[str, set[str]] = {
     "arrays": set(),
     "extras": set(),
-    "logs": set(),
+    "terminal": set(),
+    "logs": {"terminal"},
     "specs": set(),
     "files": {"arrays"},
     "records": {"arrays"},
@@ -33,7 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": TOOLS | LEARNING - {"clients"},
     "clients": RECORDS | LEARNING,
     "config": TOOLS,
-    "console": TOOLS,
+    "progress": TOOLS,
+    "console": TOOLS | {"progress"},
+    "parser": TOOLS,
     "readers": SERVER | LEARNING | {"config"},
     "verdict": SERVER - {"rounds"},
     "choices": SERVER | LEARNING | {"config", "readers"},
@@ -41,8 +44,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "federation": SERVER | LEARNING | {"config", "choices", "app"},
     "simulation": SERVER | LEARNING | {"config"},
     "runs": SERVER | LEARNING | {"config", "choices", "app", "federation", "verdict", "simulation"},
-    "flags": TOOLS | {"config"},
-    "cli": SERVER | LEARNING | {"config", "flags", "app", "verdict", "runs", "console"},
+    "listing": SERVER | LEARNING | {"config"},
+    "flags": TOOLS | {"config", "parser", "listing"},
+    "doctor": SERVER | LEARNING | {"simulation"},
+    "cli": SERVER
+    | LEARNING
+    | {"flags", "parser", "listing", "doctor", "app", "federation", "verdict", "runs", "console"},
+    "__main__": {"cli"},
 }
 # Testable with NumPy alone: no Flower, no Ray, no torch, and of ours only each other.
 MATHEMATICS = ["arrays", "fold", "stats"] + [

@@ -2,6 +2,7 @@
 
 from fedexp.datasets.dataset import Dataset, from_arrays, from_torch
 from fedexp.datasets.hub import flower_partitioner, from_hub, from_table, parts_by
+from fedexp.datasets.own import data, from_files
 from fedexp.datasets.partition import (
     PARTITIONERS,
     by_key,
@@ -25,10 +26,12 @@ __all__ = [
     "Parts",
     "by_key",
     "classes_per_client",
+    "data",
     "dirichlet",
     "dirichlet_equal",
     "flower_partitioner",
     "from_arrays",
+    "from_files",
     "from_hub",
     "from_table",
     "from_torch",

@@ -27,6 +27,8 @@ class Dataset:
         names: what the keys stand for, ``[K]``; empty if they have no names.
         class_names: what the classes stand for, ``[num_classes]``; empty if they are numbers.
         columns: names of the features; empty if they have no names.
+        test_keys: natural client of each test row, numbered as ``keys``, -1 if it has no training
+            rows; or None.
 
     Raises:
         ValueError: no rows, a test set of another shape, NaN, or targets out of range.
@@ -39,6 +41,7 @@ class Dataset:
     names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    test_keys: Array | None = None
 
     def __post_init__(self) -> None:
         for part, (x, y) in (("train", self.train), ("test", self.test)):
@@ -55,10 +58,12 @@ class Dataset:
                 f"Dataset(x_test={list(x_test.shape)}): a row must have the shape of those of "
                 f"x_train, {list(x.shape[1:])}. Use the same columns."
             )
-        if self.keys is not None and self.keys.shape != (len(x),):
-            raise ValueError(
-                f"Dataset(keys={list(self.keys.shape)}): must be one per training row, {len(x)}."
-            )
+        for name, keys, rows in (("keys", self.keys, x), ("test_keys", self.test_keys, x_test)):
+            if keys is not None and keys.shape != (len(rows),):
+                part = "training" if rows is x else "test"
+                raise ValueError(
+                    f"Dataset({name}={list(keys.shape)}): must be one per {part} row, {len(rows)}."
+                )
 
     def _check_targets(self, name: str, y: torch.Tensor) -> None:
         if y.is_floating_point() != (not self.num_classes):
@@ -93,7 +98,9 @@ def from_arrays(
     y_test: Any,
     *,
     keys: Any = None,
+    test_keys: Any = None,
     impute: str = "",
+    standardize: bool | Sequence[bool] = False,
     targets: str = "auto",
     columns: Sequence[str] = (),
 ) -> Dataset:
@@ -107,7 +114,10 @@ def from_arrays(
         x_test: as ``x_train``.
         y_test: as ``y_train``.
         keys: natural client of each training row, of any type that sorts.
+        test_keys: natural client of each test row, if known.
         impute: ``mean``, ``median`` or ``zero`` for missing inputs (NaN), over the training rows.
+        standardize: inputs to mean 0 and standard deviation 1 over the training rows, each feature
+            (of images each channel) alone; or which features.
         targets: ``classes`` or ``values`` if ``y_train`` could be both.
         columns: names of the features, for messages.
 
@@ -115,10 +125,17 @@ def from_arrays(
         ValueError: what cannot be trained on, with the array or column and what to do.
     """
     train, test, num_classes, class_names = targets_of(y_train, y_test, targets)
-    x, x_test = inputs_of(x_train, x_test, impute=impute, columns=columns)
-    number, names = (None, ()) if keys is None else _numbered(keys)
+    x, x_test = inputs_of(x_train, x_test, impute=impute, standardize=standardize, columns=columns)
+    number, names, test_number = (None, (), None) if keys is None else _numbered(keys, test_keys)
     return Dataset(
-        (x, train), (x_test, test), num_classes, number, names, class_names, tuple(columns)
+        (x, train),
+        (x_test, test),
+        num_classes,
+        keys=number,
+        names=names,
+        class_names=class_names,
+        columns=tuple(columns),
+        test_keys=test_number,
     )
 
 
@@ -137,11 +154,12 @@ def from_torch(
     Raises:
         ValueError: as in `from_arrays`, and for rows that are no pairs.
     """
-    pairs = *_stacked("train", train), *_stacked("test", test)
+    pairs = *stacked("train", train), *stacked("test", test)
     return from_arrays(*pairs, keys=keys, impute=impute, targets=targets)
 
 
-def _stacked(name: str, pairs: Sized) -> tuple[Array, Array]:
+def stacked(name: str, pairs: Sized) -> tuple[Array, Array]:
+    """Inputs and targets of a map-style dataset, as two arrays."""
     rows = [pairs[i] for i in range(len(pairs))]  # type: ignore[index]
     if not rows or any(not isinstance(row, tuple | list) or len(row) != 2 for row in rows):
         raise ValueError(
@@ -157,7 +175,7 @@ def _stacked(name: str, pairs: Sized) -> tuple[Array, Array]:
         ) from None
 
 
-def _numbered(keys: Any) -> tuple[Array, tuple[str, ...]]:
+def _numbered(keys: Any, test_keys: Any) -> tuple[Array, tuple[str, ...], Array | None]:
     keys = np.asarray(keys)
     keys = keys[:, 0] if keys.shape[1:] == (1,) else keys
     if missing := np.count_nonzero(keys != keys):  # NaN alone is not itself
@@ -169,4 +187,8 @@ def _numbered(keys: Any) -> tuple[Array, tuple[str, ...]]:
         names, number = np.unique(keys, return_inverse=True)
     except TypeError as error:
         raise ValueError(f"from_arrays(keys={keys.dtype}): {error}. Make all keys text.") from None
-    return number, tuple(map(str, names))
+    if test_keys is None:
+        return number, tuple(map(str, names)), None
+    known = {name: i for i, name in enumerate(names.tolist())}
+    tests = np.array([known.get(key, -1) for key in np.asarray(test_keys).ravel().tolist()])
+    return number, tuple(map(str, names)), tests

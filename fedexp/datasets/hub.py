@@ -1,22 +1,30 @@
 """The Hugging Face Hub through ``flwr-datasets``, and partitioners across that border."""
 
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fedexp.datasets.dataset import Dataset, from_arrays
+from fedexp.datasets.frames import check_named, table_rows, whole
+from fedexp.datasets.image_files import pixels, stacked_images
 from fedexp.datasets.partition import PARTITIONERS
 from fedexp.datasets.parts import Array, Parts, held_out
+from fedexp.datasets.rows import Rows
 from fedexp.extras import need
 
 
-def from_hub(spec: str, *, impute: str = "", targets: str = "auto") -> Dataset:
+def from_hub(
+    spec: str, *, impute: str = "", standardize: bool = False, targets: str = "auto"
+) -> Dataset:
     """Any dataset of the Hub: ``owner/name``, ``owner/name:target`` or ``owner/name:target:key``.
 
     Args:
         spec: repository, then the columns of the target (else the only column of classes) and of
             the natural client (else there are none).
         impute: as in `from_arrays`.
+        standardize: as in `from_arrays`.
         targets: as in `from_arrays`.
 
     Raises:
@@ -33,7 +41,15 @@ def from_hub(spec: str, *, impute: str = "", targets: str = "auto") -> Dataset:
         test = federated.load_split("test")
     except ValueError:  # no such split
         test = None
-    return from_table(train, test, target=target, key=key, impute=impute, targets=targets)
+    return from_table(
+        train,
+        test,
+        target=target,
+        key=key,
+        impute=impute,
+        standardize=standardize,
+        targets=targets,
+    )
 
 
 def from_table(
@@ -43,6 +59,7 @@ def from_table(
     target: str = "",
     key: str = "",
     impute: str = "",
+    standardize: bool = False,
     targets: str = "auto",
 ) -> Dataset:
     """A dataset of ``datasets.Dataset`` tables; all other columns than these two are inputs.
@@ -53,6 +70,7 @@ def from_table(
         target: column of classes or numbers; by default the only ``ClassLabel`` column.
         key: column of natural clients, or none.
         impute: as in `from_arrays`.
+        standardize: as in `from_arrays`.
         targets: as in `from_arrays`.
 
     Raises:
@@ -74,9 +92,60 @@ def from_table(
         *(x[~is_test], y[~is_test], x[is_test], y[is_test]),
         keys=np.asarray(table[key][:])[~is_test] if key else None,
         impute=impute,
+        standardize=standardize,
         targets=targets,
         columns=columns,
     )
+
+
+def hf_rows(
+    table: Any,
+    *,
+    target: str | None = None,
+    client: str | None = None,
+    drop: Collection[str] = (),
+    image_size: int = 0,
+) -> Rows:
+    """The rows of a ``datasets.Dataset``: a table, or one column of images, arrays or tokens.
+
+    Args:
+        table: its columns of classes give their names.
+        target: column of the target; by default the only ``ClassLabel`` column.
+        client: column of the natural client, if there is one.
+        drop: columns to leave out.
+        image_size: images are scaled to this many pixels square; 0 leaves them.
+
+    Raises:
+        ValueError: columns that are not there, or cannot be inputs together.
+    """
+    from datasets import ClassLabel, Value
+
+    target, known = target or _only_class_column(table), table.column_names
+    check_named(known, target=target, client=client, drop=drop)
+    columns = [name for name in known if name not in (target, client, *drop)]
+    scalars = [x for x in known if isinstance(table.features[x], ClassLabel | Value)]
+    frame = table.select_columns(scalars).to_pandas()
+    for name in scalars:
+        if isinstance(kind := table.features[name], ClassLabel):
+            frame[name] = [kind.names[i] if i >= 0 else None for i in table[name]]
+    if set(columns) <= set(scalars):
+        rows = table_rows(frame, target=target, client=client, drop={*drop} & {*scalars})
+    else:
+        x = _images_or_inputs(table, columns, image_size)
+        keys = None if client is None else whole(frame, "client", client)
+        rows = Rows(x, whole(frame, "target", target), keys)
+    kind = table.features[target]
+    return replace(rows, class_names=tuple(kind.names)) if isinstance(kind, ClassLabel) else rows
+
+
+def _images_or_inputs(table: Any, columns: list[str], size: int) -> Array:
+    from datasets import Image
+
+    if len(columns) == 1 and isinstance(table.features[columns[0]], Image):
+        need("PIL", "files")
+        images = [pixels(image, size) for image in table[columns[0]]]
+        return stacked_images(images, [f"row {i}" for i in range(len(images))])
+    return _inputs(table, columns)
 
 
 def parts_by(partitioner: Any, dataset: Dataset) -> Parts:
@@ -155,7 +224,7 @@ def _inputs(table: Any, columns: list[str]) -> Array:
         if values.ndim > 1:
             raise ValueError(
                 f"from_table(column={name!r}): holds arrays of shape {values.shape[1:]}, beside "
-                "other columns only numbers go. Remove it, or the others (remove_columns)."
+                "other columns only numbers go. Remove it, or the others (drop, remove_columns)."
             )
     if any(values.dtype.kind not in "fiub" for values in arrays):
         arrays = [values.astype(object) for values in arrays]  # else all would become text

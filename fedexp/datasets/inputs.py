@@ -45,7 +45,12 @@ def array_of(name: str, values: Any) -> Array:
 
 
 def inputs_of(
-    x_train: Any, x_test: Any, *, impute: str = "", columns: Sequence[str] = ()
+    x_train: Any,
+    x_test: Any,
+    *,
+    impute: str = "",
+    standardize: bool | Sequence[bool] = False,
+    columns: Sequence[str] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Training and test inputs as tensors of one kind; see the module for the rules.
 
@@ -54,6 +59,8 @@ def inputs_of(
         x_test: as ``x_train``.
         impute: what stands for a missing value (NaN): the column's ``mean`` or ``median`` over the
             training rows, or ``zero``; empty to leave it.
+        standardize: whether, or which features, get mean 0 and standard deviation 1 over the
+            training rows; of images each channel. A constant feature becomes 0.
         columns: names of the features, for messages.
 
     Raises:
@@ -69,13 +76,33 @@ def inputs_of(
             "scaled. Save both alike."
         )
     if train.dtype == np.uint8 and train.ndim > 2:
-        return _images(train), _images(test)
-    if all(x.dtype.kind in "iu" and np.can_cast(x.dtype, np.int64) for x in (train, test)):
+        images = _images(train), _images(test)
+        return _standardized(*images) if np.any(standardize) else images
+    if not np.any(standardize) and all(
+        x.dtype.kind in "iu" and np.can_cast(x.dtype, np.int64) for x in (train, test)
+    ):
         dtype = np.uint8 if train.dtype == np.uint8 else np.int64
         return _tensor(train, dtype), _tensor(test, dtype)
     if impute:
         train, test = _filled(train, test, impute, columns)
+    if np.any(standardize):
+        x, x_test = (torch.from_numpy(x.astype(np.float64)) for x in (train, test))
+        check_finite("from_arrays(x_train)", x, columns)
+        check_finite("from_arrays(x_test)", x_test, columns)
+        return _standardized(x, x_test, np.asarray(standardize))
     return _tensor(train, np.float32), _tensor(test, np.float32)
+
+
+def _standardized(
+    train: torch.Tensor, test: torch.Tensor, which: Array | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as float32, by the mean and the standard deviation of ``train``."""
+    axes = (0, 2, 3) if train.ndim == 4 else (0,)
+    std, mean = torch.std_mean(train, axes, correction=0, keepdim=True)
+    varies = train.amax(axes, keepdim=True) > train.amin(axes, keepdim=True)
+    chosen = torch.ones(()).bool() if which is None else torch.from_numpy(which)
+    mean, scale = mean.where(chosen, 0), std.where(chosen & varies, 1)
+    return tuple(((x - mean) / scale).float() for x in (train, test))  # type: ignore[return-value]
 
 
 def check_finite(owner: str, x: torch.Tensor, columns: Sequence[str] = ()) -> None:

@@ -214,6 +214,20 @@ def named(name: str, dataset: Dataset, *, num_clients: int, seed: int, **setting
     )
 
 
+def names_of(dataset: Dataset, parts: Parts) -> tuple[str, ...]:
+    """The names of the clients of a natural partition; empty if they have none."""
+    if dataset.keys is None or not dataset.names:
+        return ()
+    return tuple(dataset.names[key] for key in dataset.keys[parts.indices[parts.offsets[:-1]]])
+
+
+def own_test_rows(dataset: Dataset, part: Indices) -> Indices:
+    """The rows of the test set that belong to the natural client whose rows are ``part``."""
+    if dataset.keys is None or dataset.test_keys is None:
+        return part[:0]
+    return np.flatnonzero(dataset.test_keys == dataset.keys[part[0]])
+
+
 def split(part: Indices, *, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """A client's own train and test rows, at random; at least one row stays for training.
 

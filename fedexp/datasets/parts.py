@@ -108,6 +108,30 @@ def held_out(groups: Array, fraction: float) -> Array:
     return mask
 
 
+def stratified(groups: Array, labels: Array, fraction: float, seed: int) -> Array:
+    """A share of the rows as a mask: of each group and of each label in it, up to one row.
+
+    Every group keeps a row, and gives one if it has two or more.
+
+    Args:
+        groups: of every row, integers ``0 … K-1``.
+        labels: of every row, integers from 0.
+        fraction: of the rows that the mask takes, in (0, 1).
+        seed: of the draw, which is the same on every machine.
+    """
+    rng, size = np.random.default_rng(seed), len(groups)
+    blocks = np.unique(groups * (labels.max() + 1) + labels, return_inverse=True)[1]
+    rank = rng.permutation(blocks.max() + 1)  # else all small groups would give the same label
+    order = np.lexsort((rng.random(size), rank[blocks], groups))
+    mask = np.zeros(size, bool)
+    mask[order] = np.diff(np.floor(np.arange(size + 1) * fraction + 0.5)) > 0
+    sizes, taken = np.bincount(groups), np.bincount(groups, weights=mask)
+    first = order[np.cumsum(sizes) - sizes]
+    mask[first[taken == sizes]] = False
+    mask[first[(taken == 0) & (sizes > 1)]] = True
+    return mask
+
+
 def even_sizes(num_examples: int, num_clients: int) -> Indices:
     """Sizes that differ by at most one, the larger ones first."""
     return num_examples // num_clients + (np.arange(num_clients) < num_examples % num_clients)

@@ -1,6 +1,8 @@
 """How unlike the clients of a partition are, as numbers and as a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,33 +29,103 @@ def heterogeneity(labels: Array, parts: Parts) -> float:
     return float(np.abs(shares - counts.sum(0) / counts.sum()).sum(1).mean() / 2)
 
 
-def plot(labels: Array, parts: Parts, path: str | Path) -> None:
+def plot(
+    labels: Array,
+    parts: Parts,
+    path: str | Path,
+    *,
+    names: Sequence[str] = (),
+    class_names: Sequence[str] = (),
+) -> None:
     """Write the picture people know: a bubble for every client and class, area by count.
 
-    Above 60 clients, the classes are stacked in colours instead, one thin bar per client.
+    Above 60 clients, the classes are stacked in colours instead, one thin bar per client, in the
+    order of their largest class and then of their size. Values of a regression have no classes: the
+    sizes of the clients are drawn.
+
+    Args:
+        labels: target of every example, ``[num_examples]``.
+        parts: the examples of every client.
+        path: of the picture.
+        names: of the clients, if they have any.
+        class_names: of the classes, if they have any.
     """
     need("matplotlib", "simulation")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    counts = label_counts(labels, parts)
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    counts = label_counts(labels, parts) if labels.dtype.kind != "f" else parts.sizes[:, None]
+    figure = Figure(figsize=(9, min(max(4.0, counts.shape[1] / 4), 8)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    if len(counts) <= 60:
-        client, label = np.nonzero(counts)
-        area = counts[client, label] / counts.max() * 200
-        axes.scatter(client, label, s=area, c=label, cmap="tab10")
-        axes.set_ylabel("class")
-    else:
-        tops = np.cumsum(counts, axis=1)
-        for k in range(counts.shape[1]):
-            bottom = tops[:, k] - counts[:, k]
-            axes.fill_between(np.arange(len(counts)), bottom, tops[:, k], step="mid", lw=0)
-        axes.set_ylabel("examples, colour by class")
+    has_classes, is_small = counts.shape[1] > 1, len(parts) <= _MOST_BUBBLES
     axes.set_xlabel("client")
+    if not is_small:
+        _thin_bars(axes, counts, class_names if has_classes else [""])
+    elif has_classes:
+        _bubbles(axes, counts, class_names)
+    else:
+        axes.bar(range(len(parts)), parts.sizes)
+        axes.set_ylabel("examples")
+    if names and is_small:
+        rotation = 90 if sum(map(len, names)) > _LINE else 0
+        axes.set_xticks(range(len(names)), _short(names), rotation=rotation, parse_math=False)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    apart = f", heterogeneity {heterogeneity(labels, parts):.2f}" if has_classes else ""
     axes.set_title(
-        f"{len(parts)} clients, {parts.sizes.min()} to {parts.sizes.max()} examples, "
-        f"heterogeneity {heterogeneity(labels, parts):.2f}"
+        f"{len(parts):,} clients, {parts.sizes.min():,} to {parts.sizes.max():,} examples{apart}"
     )
     figure.savefig(path, dpi=120)
+
+
+_MOST_BUBBLES = 60  # clients
+_MOST_NAMES = 30  # classes
+_LINE = 80  # characters side by side
+
+
+def _bubbles(axes: Any, counts: Indices, class_names: Sequence[str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    client, label = np.nonzero(counts)
+    area = counts[client, label] / counts.max() * 200
+    axes.scatter(client, label, s=area, c=[_colours(counts.shape[1])[k] for k in label])
+    axes.set_ylabel("class")
+    if class_names and len(class_names) <= _MOST_NAMES:
+        axes.set_yticks(range(len(class_names)), _short(class_names), parse_math=False)
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _thin_bars(axes: Any, counts: Indices, class_names: Sequence[str]) -> None:
+    """A bar per client, without gaps, of its examples by class."""
+    num_clients, num_classes = counts.shape
+    counts = counts[np.lexsort((-counts.sum(1), counts.argmax(1)))]
+    axes.set_xlabel(f"clients, by {'largest class and ' * (num_classes > 1)}size")
+    edges = np.arange(num_clients + 1) - 0.5
+    tops = np.cumsum(counts, axis=1)
+    labels = _short(class_names or list(map(str, range(num_classes))))
+    for k, colour in enumerate(_colours(num_classes)):
+        bottoms = tops[:, k] - counts[:, k]
+        axes.stairs(tops[:, k], edges, baseline=bottoms, fill=True, color=colour, label=labels[k])
+    axes.set_ylabel("examples")
+    axes.margins(x=0)
+    if 1 < num_classes <= _MOST_NAMES:
+        legend = axes.legend(
+            title="class", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+
+
+def _colours(number: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    if number > 20:
+        return list(colormaps["turbo"](np.linspace(0, 1, number)))
+    return list(colormaps["tab10" if number <= 10 else "tab20"](np.arange(number)))
+
+
+def _short(names: Sequence[str], most: int = 18) -> list[str]:
+    return [name if len(name) <= most else f"{name[: most - 1]}…" for name in names]

@@ -37,6 +37,7 @@ def load(
     data_dir: str | None = None,
     seed: int = 0,
     impute: str = "",
+    standardize: bool = False,
     targets: str = "auto",
 ) -> Dataset:
     """Train and test sets by name; one copy per process, shared by all clients.
@@ -47,6 +48,7 @@ def load(
         data_dir: folder that holds one folder per dataset, for the sources that read files.
         seed: of the synthetic sources; all others are the same for every seed.
         impute: of a dataset of your own (``.npz`` or ``hub:``), as in `from_arrays`.
+        standardize: likewise.
         targets: likewise.
 
     Raises:
@@ -54,16 +56,17 @@ def load(
             for a dataset that is known.
     """
     if name.endswith(".npz"):
-        return _from_npz(name, impute, targets)
+        return _from_npz(name, impute, standardize, targets)
     if name.startswith("hub:"):
-        return _from_hub(name.removeprefix("hub:"), impute, targets)
+        return _from_hub(name.removeprefix("hub:"), impute, standardize, targets)
     if name not in SOURCES:
         raise ValueError(
             f"load(name={name!r}): unknown dataset. Known: {', '.join(SOURCES)}, "
             "a path ending in .npz, or hub:owner/name."
         )
-    if impute or targets != "auto":
-        option = f"impute={impute!r}" if impute else f"targets={targets!r}"
+    if impute or standardize or targets != "auto":
+        given = {"impute": impute, "standardize": standardize, "targets": targets}
+        option = next(f"{key}={x!r}" for key, x in given.items() if x not in ("", False, "auto"))
         raise ValueError(
             f"load({option}): {name} needs no choice. It is for .npz and hub: datasets; leave it "
             "out."
@@ -92,18 +95,24 @@ def _from_files(name: str, data_dir: str | None) -> Dataset:
 
 
 @lru_cache(maxsize=4)
-def _from_npz(path: str, impute: str, targets: str) -> Dataset:
+def _from_npz(path: str, impute: str, standardize: bool, targets: str) -> Dataset:
     if not Path(path).exists():
         raise ValueError(f"load(name={path!r}): there is no such file.")
     arrays = read_npz(Path(path))
     names = ("x_train", "y_train", "x_test", "y_test")
     parts = (arrays[name] for name in names)
-    return from_arrays(*parts, keys=arrays.get("keys"), impute=impute, targets=targets)
+    return from_arrays(
+        *parts,
+        keys=arrays.get("keys"),
+        impute=impute,
+        standardize=standardize,
+        targets=targets,
+    )
 
 
 @lru_cache(maxsize=4)
-def _from_hub(spec: str, impute: str, targets: str) -> Dataset:
-    return from_hub(spec, impute=impute, targets=targets)
+def _from_hub(spec: str, impute: str, standardize: bool, targets: str) -> Dataset:
+    return from_hub(spec, impute=impute, standardize=standardize, targets=targets)
 
 
 def digits(_seed: int = 0) -> Dataset:

@@ -170,8 +170,9 @@ def _save_partition(folder: Path, federation: Federation) -> None:
         sizes, clients = parts.sizes.tolist(), list(federation.names)
         told = {"clients": clients, "classes": list(classes), "counts": counts, "sizes": sizes}
         save_json(folder / "partition.json", told)
-    if importlib.util.find_spec("matplotlib") and data.num_classes:
-        plot(data.train[1].numpy(), parts, folder / "partition.png")
+    if importlib.util.find_spec("matplotlib"):
+        names = {"names": federation.names, "class_names": data.class_names}
+        plot(data.train[1].numpy(), parts, folder / "partition.png", **names)
 
 
 def clear(folder: Path) -> None:

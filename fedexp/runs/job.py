@@ -10,7 +10,6 @@ from typing import Any
 from fedexp.arrays import Arrays
 from fedexp.federation import Federation, Own
 from fedexp.files import read_json
-from fedexp.records import from_record
 from fedexp.runs.plan import Unit
 from fedexp.runs.recorder import is_finished
 from fedexp.runs.rows import Row
@@ -84,5 +83,4 @@ def run_job(
     summary = going.advance(grid, rounds, lambda row: on_row(unit, row), stop)
     if job.folder:
         return Outcome(unit, summary)
-    models = from_record(going.run.arrays), going.run.evaluation.mean
-    return Outcome(unit, summary, going.rows, going.clients, models)
+    return Outcome(unit, summary, going.rows, going.clients, going.models())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -84,6 +85,13 @@ def save(figure: Any, path: Path) -> Path:
             ),
         )
     return path
+
+
+def as_png(figure: Any) -> bytes:
+    """A ``Figure`` as the bytes of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return file.getvalue()
 
 
 def tunes(group: Sequence[UnitResult]) -> bool:

@@ -52,6 +52,7 @@ class Unit:
         c = self.config
         return {
             "strategy": self.label,
+            "choice": c.strategy,
             "seed": c.seed,
             "settings": {key: c.values()[key] for key in self.settings},
             "tuning": self.tuning,

@@ -9,7 +9,9 @@ from typing import Any
 
 from fedexp import verdict
 from fedexp.app import Run
+from fedexp.arrays import Arrays
 from fedexp.federation import Federation
+from fedexp.records import from_record
 from fedexp.runs.plan import Unit
 from fedexp.runs.recorder import Recorder
 from fedexp.runs.rows import Row, client_rows, row_of, summary_of
@@ -96,6 +98,10 @@ class UnitRun:
         scores = summary_of(verdict.scored(self.rows), self.unit.config)
         ended = "failed" if told["problem"] else "finished"
         return {**named, **scores, **told, "ended": ended}
+
+    def models(self) -> tuple[Arrays, Arrays]:
+        """The last iterate and the average."""
+        return from_record(self.run.arrays), self.run.evaluation.mean
 
     def _name_of(self, node: int) -> str:
         partition, names = node - FIRST_NODE_ID, self.federation.names

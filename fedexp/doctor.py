@@ -1,0 +1,181 @@
+"""Whether all that a run needs is there, and what to do about what is not."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from fedexp.terminal import listed
+
+_OF_CONTRIBUTORS = "dev"  # the extra that no run needs
+
+
+@dataclass(frozen=True)
+class Need:
+    """A package that our metadata names.
+
+    Attributes:
+        name: of the package.
+        wanted: the versions that we work with.
+        extra: of ours that brings it; empty if all runs need it.
+    """
+
+    name: str
+    wanted: str
+    extra: str = ""
+
+    @property
+    def found(self) -> str | None:
+        """The installed version."""
+        try:
+            return version(self.name)
+        except PackageNotFoundError:
+            return None
+
+    @property
+    def is_met(self) -> bool:
+        """Whether it is installed, in one of the versions that we work with."""
+        specifier = Requirement(f"{self.name}{self.wanted}").specifier
+        return self.found is not None and specifier.contains(self.found, prereleases=True)
+
+    def line(self) -> str:
+        """What is there, and the remedy if that is not enough."""
+        if self.is_met:
+            return f"{self.name} {self.found}"
+        state = f"{self.found}, needs {self.wanted}" if self.found else "is missing"
+        package = f"fedexp[{self.extra}]" if self.extra else "fedexp"
+        return f"{self.name} {state}: pip install --upgrade '{package}'"
+
+
+def needs() -> list[Need]:
+    """Every package of our metadata, those that all runs need first.
+
+    Raises:
+        PackageNotFoundError: we are not installed.
+    """
+    extras = metadata("fedexp").get_all("Provides-Extra") or []
+    found: dict[str, Need] = {}
+    for extra in ("", *(x for x in extras if x != _OF_CONTRIBUTORS)):
+        for need in _of_extra(extra):
+            found.setdefault(need.name, need)
+    return list(found.values())
+
+
+def _of_extra(extra: str) -> Iterator[Need]:
+    for ours in _requirements("fedexp", extra):
+        own = Need(ours.name, str(ours.specifier), extra)
+        yield own
+        for wanted in ours.extras if own.found else ():
+            for theirs in _requirements(ours.name, wanted):
+                yield Need(theirs.name, str(theirs.specifier), extra)
+
+
+def _requirements(package: str, extra: str) -> list[Requirement]:
+    """What ``extra`` adds to a package, or what the package always needs."""
+    found = [Requirement(text) for text in requires(package) or ()]
+    if not extra:
+        return [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
+    conditional = [r for r in found if r.marker and not r.marker.evaluate({"extra": ""})]
+    return [r for r in conditional if r.marker and r.marker.evaluate({"extra": extra})]
+
+
+def machine() -> str:
+    """CPUs, memory and GPUs of this machine."""
+    parts = [f"{os.cpu_count()} CPUs"]
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        parts.append(f"{size / 2**30:.1f} GiB of memory")
+    except (AttributeError, ValueError, OSError):
+        parts.append("memory unknown")  # Windows does not tell Python
+    return listed([*parts, _gpus()])
+
+
+def _gpus() -> str:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return f"GPUs unknown: PyTorch does not load ({str(error).partition(chr(10))[0]})"
+    found = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"GPU {listed(found)}" if found else "no GPU that PyTorch can use"
+
+
+def data(folder: str) -> list[str]:
+    """Which datasets that are read from files ``folder`` holds, and what others lack.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    from fedexp.datasets import SOURCES
+
+    if not Path(folder).is_dir():
+        raise ValueError(f"--data-dir {folder}: is no folder. Name the one that holds mnist/, ...")
+    from_files = {name: source for name, source in SOURCES.items() if source.files}
+    lacks = {
+        name: [file for file in source.files if not any(Path(folder).glob(file))]
+        for name, source in from_files.items()
+    }
+    lines = [f"found: {listed(name for name in lacks if not lacks[name]) or 'none'}"]
+    absent: dict[str, list[str]] = {}
+    for name, files in lacks.items():
+        if len(files) == len(from_files[name].files):
+            absent.setdefault(from_files[name].published, []).append(name)
+        elif files:
+            lines.append(f"{name} lacks {listed(files)}")
+    return lines + [f"no {listed(names)}: {url}" for url, names in absent.items()]
+
+
+def ray() -> str:
+    """Start Ray and end it.
+
+    Raises:
+        RuntimeError: it does not start.
+        ModuleNotFoundError: it is not installed.
+    """
+    from fedexp.simulation import ray_cluster
+
+    user = Need("ray", "")  # any object will do
+    ray_cluster.connect(user, 1, 0.0, None)
+    ray_cluster.leave(user)
+    return "starts"
+
+
+def examine(data_dir: str | None, with_ray: bool) -> bool:
+    """Print the findings; whether all that a run needs is there.
+
+    Raises:
+        ValueError: there is no such data folder.
+    """
+    found = data(data_dir) if data_dir else ["not looked at: add --data-dir FOLDER"]
+    try:
+        packages = needs()
+    except PackageNotFoundError:
+        packages = [Need("fedexp", "")]
+    state, ray_starts = _ray(with_ray)
+    sections = {
+        f"Python {platform.python_version()}, {platform.platform(terse=True)}": [machine()],
+        "needed": [need.line() for need in packages if not need.extra],
+        "optional": [need.line() for need in packages if need.extra],
+        "Ray": [state],
+        "data": found,
+    }
+    for title, lines in sections.items():
+        print(title)
+        for line in lines:
+            print(f"  {line}")
+    return ray_starts and all(need.is_met for need in packages if not need.extra)
+
+
+def _ray(wanted: bool) -> tuple[str, bool]:
+    """How Ray is, and whether it does not fail."""
+    if not wanted:
+        return "not started: add --ray", True
+    try:
+        return ray(), True
+    except (RuntimeError, ModuleNotFoundError) as error:
+        return str(error), False

@@ -1,0 +1,146 @@
+"""What can be chosen by name, as ``fedexp list`` prints it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fedexp.config import Config
+from fedexp.specs import Spec
+from fedexp.terminal import filled
+
+_IN_TEXT_NO = ("Callable", "Mapping", "Iterable", "ServerOptimizer", "Clip")  # no text names them
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something that has a name.
+
+    Attributes:
+        line: what it is.
+        arguments: default by argument, for those that take any in brackets.
+    """
+
+    line: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def names(kind: str) -> list[str]:
+    """The names of a kind, one of ``KINDS``."""
+    return list(KINDS[kind]())
+
+
+def text(kind: str | None) -> str:
+    """All names, or those of a kind with a line each, and their arguments."""
+    if kind is None:
+        return "\n".join(filled(f"{k}: ", ", ".join(names(k))) for k in KINDS)
+    found = KINDS[kind]()
+    widest = min(20, max(map(len, found)))
+    lines = []
+    for name, choice in found.items():
+        lines.append(filled(f"{name:<{widest}}  ", choice.line, widest + 2))
+        if choice.arguments:
+            lines.append(filled("    ", _shown(choice.arguments)))
+    if kind == "strategies":
+        lines += ["", filled("all of them: ", _shown(common_arguments()))]
+    if any(choice.arguments for choice in found.values()):
+        lines.append(filled("", _BRACKETS, 0))
+    return "\n".join(lines)
+
+
+_BRACKETS = (
+    "Arguments are written in brackets, as in 'adamw(eps=1e-6)'. One without a value here is the "
+    "run's own: that of the flag of its name."
+)
+
+
+def as_json(kind: str | None) -> str:
+    """The same for programs."""
+    found: dict[str, Any] = {
+        k: {name: asdict(choice) for name, choice in KINDS[k]().items()}
+        for k in ([kind] if kind else KINDS)
+    }
+    if "strategies" in found:
+        found["common-arguments"] = common_arguments()
+    return json.dumps(found, indent=2)
+
+
+def common_arguments() -> dict[str, Any]:
+    """Default by argument, of those that all strategies have: ours, and Flower's FedAvg's."""
+    from fedexp.strategies import FedOpt
+
+    return _defaults(FedOpt)
+
+
+def _defaults(cls: type, until: type = object) -> dict[str, Any]:
+    """Of the named arguments of ``cls`` and what it derives from; the nearest class decides."""
+    found: dict[str, Any] = {}
+    for base in cls.__mro__[: cls.__mro__.index(until)]:
+        for parameter in inspect.signature(base).parameters.values():
+            is_named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+            if is_named and not any(kind in str(parameter.annotation) for kind in _IN_TEXT_NO):
+                found.setdefault(parameter.name, parameter.default)
+    return _kebab(found)
+
+
+def _kebab(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", "-"): value for name, value in values.items()}
+
+
+def _shown(arguments: Mapping[str, Any]) -> str:
+    flags = set(Config.keys())
+    return ", ".join(
+        name if value is None and name in flags else str(Spec("", {name: value}))[1:-1]
+        for name, value in arguments.items()
+    )
+
+
+def _strategies() -> dict[str, Choice]:
+    from fedexp.strategies import STRATEGIES, FedOpt
+
+    return {
+        key: Choice(row.line, _defaults(row.strategy, until=FedOpt) | _kebab(row.options))
+        for key, row in STRATEGIES.items()
+    }
+
+
+def _datasets() -> dict[str, Choice]:
+    from fedexp.datasets import SOURCES
+
+    return {name: Choice(source.about) for name, source in SOURCES.items()}
+
+
+def _models() -> dict[str, Choice]:
+    from fedexp.models import MODELS
+
+    return _documented(MODELS)
+
+
+def _partitioners() -> dict[str, Choice]:
+    from fedexp.datasets import PARTITIONERS
+
+    return _documented(PARTITIONERS)
+
+
+def _optimizers() -> dict[str, Choice]:
+    from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS
+
+    return {name: Choice(entry.line) for name, entry in LOCAL_OPTIMIZERS.items()}
+
+
+def _documented(functions: Mapping[str, Any]) -> dict[str, Choice]:
+    lines = {name: (f.__doc__ or "").partition("\n")[0] for name, f in functions.items()}
+    return {name: Choice(line.rstrip(".").replace("``", "")) for name, line in lines.items()}
+
+
+KINDS: dict[str, Callable[[], dict[str, Choice]]] = {
+    "strategies": _strategies,
+    "datasets": _datasets,
+    "models": _models,
+    "partitioners": _partitioners,
+    "optimizers": _optimizers,
+}
+"""What ``fedexp list`` knows, by the word behind it."""

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from logging import WARNING
 from pathlib import Path
-from typing import Any, Self
-from weakref import WeakSet
+from typing import Any, ClassVar, Self
+from weakref import WeakSet, finalize
 
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -32,8 +32,31 @@ from fedexp.runs.unit_run import UnitRun
 from fedexp.simulation.grid import LocalGrid
 from fedexp.specs import slug, split
 
-_open: WeakSet[Simulation] = WeakSet()
-"""Simulations that hold an engine; the next one that needs one takes its place."""
+
+class _Engine:
+    """The grid of a simulation, as long as it runs; one at a time in a process.
+
+    A notebook's cell that is run again makes another simulation while the one before still lives.
+    """
+
+    _running: ClassVar[WeakSet[_Engine]] = WeakSet()
+
+    def __init__(self) -> None:
+        self.grid: LocalGrid | None = None
+
+    def hold(self, grid: LocalGrid) -> None:
+        """Keep ``grid`` open; those of others are closed, now that Ray has a user again."""
+        for other in list(self._running):
+            other.close()
+        self.grid = grid
+        self._running.add(self)
+
+    def close(self) -> None:
+        """Give back what the grid holds."""
+        if self.grid:
+            self.grid.close()
+        self.grid = None
+        self._running.discard(self)
 
 
 class Simulation:
@@ -109,10 +132,11 @@ class Simulation:
         unit = Unit(label, self.config, Path(slug(label)))
         self._federation = Federation(self.config, self._own)
         self._federation.check(self.config)
-        self._engine = engine_of(self._federation)
-        check_engine(self._federation, self._engine)
+        self._kind = engine_of(self._federation)
+        check_engine(self._federation, self._kind)
         self._held = ExitStack()
-        self._grid: LocalGrid | None = None
+        self._live = _Engine()
+        finalize(self, self._live.close)
         self._states: dict[int, Any] = {}
         root = self._folder(resume) if out else None
         self._going = UnitRun(
@@ -151,10 +175,7 @@ class Simulation:
 
     def close(self) -> None:
         """End the engine; another ``run`` starts it anew."""
-        if self._grid:
-            self._grid.close()
-        self._grid = None
-        _open.discard(self)
+        self._live.close()
 
     def __enter__(self) -> Self:
         return self
@@ -163,24 +184,17 @@ class Simulation:
         self.close()
         self._held.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_held", None):
-            self.__exit__()
-
     def _ready(self) -> LocalGrid:
         """The grid, with what the clients remember."""
-        if self._grid is None:
-            before = [other for other in _open if other is not self]
-            self._grid = grid_of(self.config, self._federation, self._engine)
-            for other in before:  # after ours is open, so that Ray itself goes on
-                other.close()
-            _open.add(self)
-            if self._began:
-                self._grid.states.update(self._states)
+        grid = self._live.grid
+        if grid is None:
+            grid = grid_of(self.config, self._federation, self._kind)
+            self._live.hold(grid)
+            grid.states.update(self._states)
         if not self._began:
-            self._going.begin(self._grid, resume=self._resume)
+            self._going.begin(grid, resume=self._resume)
             self._began = True
-        return self._grid
+        return grid
 
     def _folder(self, resume: bool) -> Path:
         root = Path(self.config.out)

@@ -167,7 +167,8 @@ def _save_partition(folder: Path, federation: Federation) -> None:
     if len(parts) <= _MOST_CLIENTS:
         classes = data.class_names or [str(k) for k in range(data.num_classes)]
         counts = label_counts(data.train[1].numpy(), parts).tolist() if data.num_classes else []
-        sizes, clients = parts.sizes.tolist(), list(federation.names)
+        sizes = parts.sizes.tolist()
+        clients = list(federation.names) or [str(i) for i in range(len(parts))]
         told = {"clients": clients, "classes": list(classes), "counts": counts, "sizes": sizes}
         save_json(folder / "partition.json", told)
     if importlib.util.find_spec("matplotlib"):

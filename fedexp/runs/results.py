@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,7 +153,7 @@ class Results(Sequence[Result]):
         Args:
             targets: test accuracies whose rounds are counted; by default ``target-accuracy``.
         """
-        rows = tables.aggregate(self.units, targets)
+        rows = [_short(row) for row in tables.aggregate(self.units, targets)]
         try:
             return tables.frame(rows)
         except ModuleNotFoundError:
@@ -244,6 +245,19 @@ def _loaded(unit: UnitResult, config: Config) -> Result:
     known = unit.about.get("model", own.model) == own.model
     make = Federation(Config.of(own.values())).model if known else None
     return Result(unit, own, make)
+
+
+def _short(row: Row) -> Row:
+    """What one looks at first of a row of ``tables.aggregate``."""
+    kept = ("name", "settings", "seeds", "mean-server-step-size")
+    return {
+        key: value
+        for key, value in row.items()
+        if value not in (None, "") and (key in kept or _SCORE.search(key))
+    }
+
+
+_SCORE = re.compile(r"(^|mean-)(best-accuracy|final-accuracy|final-test-loss|rounds-to-)")
 
 
 def _plotted(units: Sequence[UnitResult], config: Config, path: str | Path | None) -> Any:

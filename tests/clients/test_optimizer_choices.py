@@ -11,6 +11,7 @@ from builders import record
 from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 
+from fedexp import listing
 from fedexp.clients import (
     LOCAL_OPTIMIZERS,
     Examples,
@@ -337,6 +338,13 @@ def test_the_list_has_every_name_and_all_settings():
     for name, settings in listed.items():
         told_ = ", ".join(f"{k}={v}" for k, v in settings.items() if isinstance(v, int | float))
         named(f"{name}({told_})")
+
+
+def test_the_command_that_lists_them_knows_torchs_too():
+    shown = listing.text("optimizers")
+    assert "adamw" in shown
+    assert "betas=(0.9, 0.999)" in shown
+    assert "learning-rate, weight-decay, hyper-learning-rate, hyper-height, momentum" in shown
 
 
 def test_the_arrays_that_were_sent_stay_as_they_were():

@@ -11,14 +11,14 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[simulation,hub,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[simulation,files,hub,tensorboard,mlflow,dev]'
 	@touch $@
 
 install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python simulate.py --out runs/demo --overwrite
-	@echo "The picture: runs/demo/curves.png"
+	@echo "Open runs/demo/report.html in a browser."
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

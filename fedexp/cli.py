@@ -173,9 +173,9 @@ def doctor(values: dict[str, Any]) -> None:
 
 
 def _run(run: Command) -> None:
-    from fedexp.console import Progress, table
+    from fedexp.console import Progress, client_table, table
     from fedexp.logs import level
-    from fedexp.runs.command import label_of, summaries_of
+    from fedexp.runs.command import clients_of, label_of, summaries_of
     from fedexp.runs.page import report
     from fedexp.verdict import problems
 
@@ -195,6 +195,7 @@ def _run(run: Command) -> None:
         line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(".: ")
         fail(f"{line}. The rounds before are kept; go on with: {again}", code=1)
     table([outcome.summary for outcome in outcomes], config.target_accuracy)
+    client_table(clients_of(run, outcomes))
     print(f"Run folder: {folder}\nReport: {page}")
     if found := problems(summaries_of(outcomes)):
         fail(*found, code=1)

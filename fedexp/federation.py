@@ -109,6 +109,13 @@ class Federation:
         """How the data is split."""
         return app.partitioner_of(self.config, self.own.data)
 
+    def resolved(self) -> Config:
+        """The configuration with what its data decides: how it is split, and among how many."""
+        if not self.has_data:
+            return self.config
+        own = {"partitioner": self.partitioner, "num_clients": self.num_clients}
+        return self.config.model_copy(update=own)
+
     @property
     def has_data(self) -> bool:
         """Whether the data is here, and not only at the clients."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -114,6 +114,17 @@ class Round:
     seconds: float
     training: Exchange = field(default_factory=Exchange)
     evaluation: Exchange = field(default_factory=Exchange)
+
+
+def evaluate_clients(grid: Grid, arrays: ArrayRecord, timeout: float) -> Exchange:
+    """Let every client of ``grid`` evaluate ``arrays`` once, whatever a strategy would ask."""
+    content = RecordDict({"arrays": arrays, "config": ConfigRecord()})
+    nodes = grid.get_node_ids()
+    exchange = Exchange()
+    messages = [Message(content, node, MessageType.EVALUATE) for node in nodes]
+    for _ in exchange.send(grid, messages, timeout):
+        pass
+    return exchange
 
 
 def rounds(

@@ -21,13 +21,14 @@ def test_every_file_that_the_text_links_to_exists():
 def test_every_flag_in_the_commands_is_known():
     from fedexp.config import Config
 
-    own = {"config", "resume", "overwrite", "help", "stream"}
+    own = {"config", "resume", "overwrite", "help", "stream", "rounds", "clients", "lr"}
     own |= {"full", "only"}  # of experiments
     for flag in re.findall(r"(?<=\s)`?--([a-z][a-z-]*)", README):
         assert flag in Config.keys().keys() | own, flag
 
 
 def test_the_table_of_strategies_is_the_table():
-    from fedexp.strategies.table import markdown
+    from fedexp.strategies.table import STRATEGIES, markdown
 
-    assert markdown() in README
+    assert markdown() in (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
+    assert len(STRATEGIES) == 14  # as the text says

@@ -12,11 +12,15 @@ from fedexp import app
 from fedexp.choices import strategy_keys
 from fedexp.config import Config
 from fedexp.extras import need
+from fedexp.federation import Federation
 from fedexp.files import read_json, save_json
 from fedexp.runs import folder as folders
 from fedexp.runs.job import OnUnitRow, Outcome
+from fedexp.runs.page import Live
 from fedexp.runs.plan import Unit
+from fedexp.runs.reading import read_clients
 from fedexp.runs.resuming import check_resumable
+from fedexp.runs.rows import Row
 from fedexp.runs.study import Study
 
 
@@ -56,7 +60,7 @@ class Command:
         study.root = held.enter_context(folders.claimed(config, overwrite=overwrite))
         held.callback(study.close)
         study.open()
-        folders.begin(config, study.root)
+        folders.begin(study.config, study.root)
         return cls(study, study.root)
 
     @classmethod
@@ -78,8 +82,14 @@ class Command:
     def run(self, on_row: OnUnitRow) -> list[Outcome]:
         """Run what is left; ``summary.json`` says how it ended, whatever ended it."""
         self._ended("interrupted")
+        live = Live(self.folder)
+
+        def told(unit: Unit, row: Row) -> None:
+            on_row(unit, row)
+            live()
+
         try:
-            outcomes = self.study.run(on_row)
+            outcomes = self.study.run(told)
         except Exception as error:
             self._ended("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
             raise
@@ -104,6 +114,15 @@ def summaries_of(outcomes: list[Outcome]) -> dict[str, dict[str, Any]]:
     return {label_of(outcome.unit): outcome.summary for outcome in outcomes}
 
 
+def clients_of(command: Command, outcomes: list[Outcome]) -> list[Row]:
+    """What clients reported when they evaluated, each row with its strategy and seed."""
+    return [
+        {**row, "strategy": outcome.unit.label, "seed": outcome.unit.config.seed}
+        for outcome in outcomes
+        for row in read_clients(command.folder / outcome.unit.folder)
+    ]
+
+
 def strategies_of(config: Config) -> dict[str, str]:
     """What each strategy is called: as it is written."""
     return {key: key for key in strategy_keys(config)}
@@ -113,7 +132,8 @@ def _checked(config: Config, given: Collection[str]) -> Study:
     app.check_read(config, given)
     if config.seeds and "seed" in given:
         raise ValueError(f"Config(seeds={config.seeds!r}): --seed was given too. Leave one out.")
-    study = Study(config, strategies_of(config))
+    strategies = strategies_of(config)
+    study = Study(Federation(config).resolved(), strategies)
     study.check()
     need("matplotlib", "simulation")
     return study

@@ -13,6 +13,7 @@ from fedexp.files import read_json
 from fedexp.runs.plan import Unit
 from fedexp.runs.recorder import is_finished
 from fedexp.runs.rows import Row
+from fedexp.runs.trackers import Trackers, trackers_of
 from fedexp.runs.unit_run import Stop, UnitRun
 from fedexp.simulation.grid import LocalGrid
 
@@ -79,8 +80,15 @@ def run_job(
     unit = job.unit
     going = UnitRun(unit, federation, job.strategy, job.folder)
     going.begin(grid, resume=job.resume)
-    rounds = unit.config.num_server_rounds
-    summary = going.advance(grid, rounds, lambda row: on_row(unit, row), stop)
+    trackers = trackers_of(unit.config.log, job.root) if job.root else Trackers({})
+    trackers.begin(unit.about(), job.folder or Path(), len(going.rows) + 1)
+
+    def told(row: Row) -> None:
+        trackers.row(row)
+        on_row(unit, row)
+
+    summary = going.advance(grid, unit.config.num_server_rounds, told, stop)
+    trackers.end(summary)
     if job.folder:
         return Outcome(unit, summary)
     return Outcome(unit, summary, going.rows, going.clients, going.models())

@@ -46,7 +46,7 @@ class Recorder:
         rows, clients = rows_until(self.folder, last), _read_clients(self.folder, last)
         save_json(self.folder / "unit.json", about)
         save_text(self.folder / "metrics.jsonl", "".join(map(_line, rows)))
-        self._save_clients(clients)
+        self.save_clients(clients)
         return rows, clients
 
     def after_round(
@@ -74,12 +74,13 @@ class Recorder:
     def _append_clients(self, clients: Sequence[Row], new: Sequence[Row]) -> None:
         path = self.folder / "clients.csv"
         if not path.exists() or _header(path) != _columns(clients):
-            self._save_clients(clients)  # with the columns of all
+            self.save_clients(clients)  # with the columns of all
             return
         with open(path, "a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, _columns(clients)).writerows(new)
 
-    def _save_clients(self, clients: Sequence[Row]) -> None:
+    def save_clients(self, clients: Sequence[Row]) -> None:
+        """Write ``clients.csv`` anew."""
         if not clients:
             (self.folder / "clients.csv").unlink(missing_ok=True)
             return

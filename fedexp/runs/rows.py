@@ -32,13 +32,13 @@ def row_of(round_: Round) -> Row:
     return row | own | _costs(round_)  # whatever clients report
 
 
-def client_rows(round_: Round, name_of: Any) -> list[Row]:
+def client_rows(evaluation: Exchange, server_round: int, name_of: Any) -> list[Row]:
     """What each client reported of its evaluation; ``name_of(node)`` is its name."""
     rows = []
-    for node, metrics in round_.evaluation.answers:
+    for node, metrics in evaluation.answers:
         values = {k.removeprefix("eval-"): _finite(v) for k, v in metrics.items()}
         examples = values.pop("num-examples", None)
-        own = {"round": round_.server_round, "client": name_of(node), "examples": examples}
+        own = {"round": server_round, "client": name_of(node), "examples": examples}
         rows.append(own | values)
     return rows
 

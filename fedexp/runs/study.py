@@ -14,6 +14,7 @@ from fedexp.runs.engines import check_engine, engine_of, grid_of, seconds_of
 from fedexp.runs.job import Job, OnUnitRow, Outcome, run_job
 from fedexp.runs.parallel import run_in_processes
 from fedexp.runs.plan import Unit, first_units, selected_units
+from fedexp.runs.trackers import trackers_of
 from fedexp.runs.unit_run import Stop
 from fedexp.simulation.grid import LocalGrid
 
@@ -67,6 +68,7 @@ class Study:
         Raises:
             ValueError: something would.
         """
+        trackers_of(self.config.log, self.root or Path())
         engine = ""
         for unit in _unlike(self.units()):
             federation = Federation(unit.config, self.own)
@@ -107,6 +109,8 @@ class Study:
     def _several(self, jobs: Sequence[Job], stop: Stop | None) -> bool:
         """Whether processes beside each other pay off."""
         if len(jobs) < 2 or stop or self.config.device not in ("", "cpu") or _cores() < 2:
+            return False
+        if self.config.log:  # the file of a tracker is one process's
             return False
         federation = Federation(jobs[0].unit.config, self.own)
         if engine_of(federation) != "serial":

@@ -49,7 +49,7 @@ def frame(rows: Sequence[Row]) -> Any:
     Raises:
         ModuleNotFoundError: pandas is not installed.
     """
-    need("pandas", "pandas")
+    need("pandas", "files")
     import pandas
 
     return pandas.DataFrame(rows)

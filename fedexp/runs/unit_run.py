@@ -12,11 +12,13 @@ from fedexp.app import Run
 from fedexp.arrays import Arrays
 from fedexp.federation import Federation
 from fedexp.records import from_record
+from fedexp.rounds import evaluate_clients
 from fedexp.runs.plan import Unit
 from fedexp.runs.recorder import Recorder
 from fedexp.runs.rows import Row, client_rows, row_of, summary_of
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid
 
+_MOST_ASKED = 1000  # clients that evaluate the last model though nobody asked for it
 OnRow = Callable[[Row], Any]
 Stop = Callable[[Row], bool]
 
@@ -76,7 +78,7 @@ class UnitRun:
         self._stopped = False
         for round_ in self.run.rounds(grid, len(self.rows) + 1, num_rounds):
             row = row_of(round_) | self.run.row(round_)
-            new = client_rows(round_, self._name_of)
+            new = client_rows(round_.evaluation, round_.server_round, self._name_of)
             self.rows.append(row)
             self.clients += new
             if self._recorder:
@@ -85,9 +87,27 @@ class UnitRun:
             if stop(row):
                 self._stopped = True
                 break
+        self._ask_everyone(grid)
+        summary = self.summary(num_rounds)
         if self._recorder:
-            self._recorder.end(self.run, self.summary(num_rounds))
-        return self.summary(num_rounds)
+            self._recorder.end(self.run, summary)
+        return summary
+
+    def _ask_everyone(self, grid: LocalGrid) -> None:
+        """Let clients that have names evaluate the last model, unless they did so anyway."""
+        last = len(self.rows)
+        if not 0 < len(self.federation.names) <= _MOST_ASKED or self._know_all(last):
+            return
+        asked = evaluate_clients(grid, self.run.arrays, self.unit.config.timeout)
+        self.clients = [row for row in self.clients if row["round"] != last]
+        self.clients += client_rows(asked, last, self._name_of)
+        if self._recorder:
+            self._recorder.save_clients(self.clients)
+
+    def _know_all(self, last: int) -> bool:
+        return len({r["client"] for r in self.clients if r["round"] == last}) == (
+            self.federation.num_clients
+        )
 
     def summary(self, num_rounds: int) -> Row:
         """How the unit has done, and what went wrong if anything did."""

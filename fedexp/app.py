@@ -54,7 +54,6 @@ from fedexp.models import build, suited
 from fedexp.readers import dataset_kind
 from fedexp.records import from_record, to_record
 from fedexp.rounds import EvaluateFn, Exchange, Round, rounds
-from fedexp.specs import Spec
 from fedexp.strategies import BothIterates, FedOpt, average_named
 from fedexp.strategies.attendance import Attendance
 from fedexp.strategies.sampling import InPartitionOrder, partitions_of
@@ -241,7 +240,7 @@ def check_read(config: Config, given: Collection[str] = ()) -> None:
         )
     chosen: dict[str, list[str]] = {
         "strategy": strategy_names(config),
-        "local optimizer": [Spec.of(optimizer_key(config, key)).name for key in keys],
+        "local optimizer": [optimizer_key(config, key) for key in keys],
         **_data_choices(config),
         "engine": ["serial" if config.engine == "serial" else "ray"],
     }
@@ -315,6 +314,8 @@ class Run:
         )
         self.arrays = to_record(start.arrays)
         self.schedule = schedule or schedule_of(config, key)
+        if self.schedule and isinstance(self.strategy, FedOpt):
+            self.strategy.client_config.pop("learning-rate", None)  # comes with every round
         self.failed_in_a_row = 0
         self._attendance = Attendance()
 

@@ -19,8 +19,8 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedexp.clients import LocalTraining
+from fedexp.clients.local_optimizers import LocalOptimizer, as_optimizer, told
 from fedexp.clients.local_optimizers import named as named_optimizer
-from fedexp.clients.local_optimizers import told
 from fedexp.clients.schedules import Schedule, schedule
 from fedexp.config import Config
 from fedexp.extras import imported
@@ -118,38 +118,47 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
         **told(name),
     }
     local = LocalTraining.of(Config.of(config.values() | settings).values())
-    if schedule_of(config, key):
-        settings.pop("learning-rate", None)  # comes with every round
+    schedule_of(config, key)
     optimizer([nn.Parameter(torch.zeros(1, 1))], local)  # what is wrong with it shows now
     return settings
 
 
-def schedule_of(config: Config, key: str) -> Schedule | None:
+def schedule_of(
+    config: Config, key: str, scheduler: Any = None, optimizer: Any = None
+) -> Schedule | None:
     """The learning rate of the clients of one entry over the rounds; None where it is constant.
+
+    Args:
+        config: of the run.
+        key: an entry of ``strategy_keys``.
+        scheduler: in place of that of ``config``, see ``schedule``.
+        optimizer: in place of that of the entry, see ``as_optimizer``.
 
     Raises:
         ValueError: no such scheduler, or settings that do not go with one.
     """
-    if not config.scheduler:
+    choice = config.scheduler if scheduler is None else scheduler
+    if not choice:
         return None
-    owner, name = f"Config(scheduler={config.scheduler!r})", optimizer_key(config, key)
-    optimizer = named_optimizer(name)
+    owner = f"Config(scheduler={choice!r})" if isinstance(choice, str) else "scheduler"
+    name = getattr(optimizer, "__name__", optimizer_key(config, key))
+    made = as_optimizer(optimizer) or named_optimizer(name)
     if config.learning_rate_decay != 1:
         raise ValueError(
             f"{owner}: learning-rate-decay={config.learning_rate_decay} is a schedule too. "
             "Leave one of the two out."
         )
-    if optimizer.tunes and config.hyper_between_rounds != "fresh":
+    if getattr(made, "tunes", False) and config.hyper_between_rounds != "fresh":
         raise ValueError(
             f"{owner}: with hyper-between-rounds={config.hyper_between_rounds!r}, {name} starts "
             "from rates of its own. Use fresh, or no scheduler."
         )
-    if "learning-rate" not in optimizer.reads():
+    if isinstance(made, LocalOptimizer) and "learning-rate" not in made.reads():
         raise ValueError(
             f"{owner}: {name} takes no learning rate. Give it an argument lr, or use no scheduler."
         )
-    first = float(optimizer.given.get("learning-rate", config.learning_rate))
-    return schedule(config.scheduler, config.num_server_rounds, first)
+    first = getattr(made, "given", {}).get("learning-rate", config.learning_rate)
+    return schedule(choice, config.num_server_rounds, float(first))
 
 
 def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:

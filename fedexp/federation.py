@@ -13,13 +13,13 @@ from torch import nn
 
 from fedexp import app
 from fedexp.arrays import Arrays
-from fedexp.choices import client_config, optimizer_key
+from fedexp.choices import client_config, optimizer_key, schedule_of
 from fedexp.clients import Examples, LocalTraining, client_app, default_loss, evaluate
 from fedexp.clients.local_optimizers import as_optimizer
 from fedexp.clients.local_optimizers import named as named_optimizer
 from fedexp.clients.losses import Loss
 from fedexp.clients.metrics import Metrics
-from fedexp.clients.schedules import Schedule, schedule
+from fedexp.clients.schedules import Schedule
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Parts
@@ -160,9 +160,7 @@ class Federation:
         )
 
     def _schedule(self, config: Config) -> Schedule | None:
-        if self.own.scheduler is None:
-            return None
-        return schedule(self.own.scheduler, config.num_server_rounds, config.learning_rate)
+        return schedule_of(config, config.strategy, self.own.scheduler, self.own.optimizer)
 
     def start(self) -> app.Start:
         """The model before the first round."""
@@ -194,6 +192,7 @@ class Federation:
         Raises:
             ValueError: they cannot.
         """
+        self._schedule(config)
         if self.own.client_app:
             self.start()
             return

@@ -126,9 +126,9 @@ def _partitioners() -> dict[str, Choice]:
 
 
 def _optimizers() -> dict[str, Choice]:
-    from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS
+    from fedexp.clients.local_optimizers import optimizers
 
-    return {name: Choice(entry.line) for name, entry in LOCAL_OPTIMIZERS.items()}
+    return {name: Choice(line, settings) for name, line, settings in optimizers()}
 
 
 def _documented(functions: Mapping[str, Any]) -> dict[str, Choice]:

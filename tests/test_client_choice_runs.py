@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import f1_score
 from torch import nn
 
+import fedexp
 from fedexp import app, cli
 from fedexp.clients import Examples, client_app, module_arrays
 from fedexp.clients.schedules import schedule
@@ -218,3 +219,59 @@ def test_ray_gives_the_bits_of_the_serial_grid(optimizer):
     assert "eval-worst" in serial[2]
     for name, x in serial[0].items():
         np.testing.assert_array_equal(on_ray[0][name], x)
+
+
+SMALL = {"dataset": "digits", "num_clients": 4, "num_server_rounds": 4, "local_steps": 2}
+
+
+def test_objects_do_in_python_what_text_does():
+    text = fedexp.Simulation(
+        optimizer="adamw(weight-decay=0.1, lr=0.02)",
+        scheduler="step(step-size=2)",
+        metrics="f1",
+        **SMALL,
+    )
+    objects = fedexp.Simulation(
+        optimizer=partial(torch.optim.AdamW, weight_decay=0.1, lr=0.02),
+        scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2),
+        metrics={"f1": lambda x, y: f1_score(y, x.argmax(1), average="macro")},
+        **SMALL,
+    )
+    expected, found = (
+        [[row[k] for k in ("test-loss", "test-f1", "learning-rate")] for row in sim.run().metrics]
+        for sim in (text, objects)
+    )
+    assert [rate for _, _, rate in found] == pytest.approx([0.02, 0.02, 0.002, 0.002])
+    assert found == [pytest.approx(row, rel=1e-5) for row in expected]
+
+
+def test_a_schedule_goes_before_the_rate_of_a_strategy_and_of_its_entry():
+    for strategy in ("fedexp+sgd(lr=0.3)", FedExP(client_config={"learning-rate": 0.9})):
+        sim = fedexp.Simulation(
+            strategy=strategy, scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 2), **SMALL
+        )
+        first, *_, last = [row["learning-rate"] for row in sim.run().metrics]
+        assert last == pytest.approx(first / 10)
+
+
+def fixed(params):
+    return torch.optim.SGD(params, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"optimizer": fixed, "scheduler": "cosine"}, "fixed takes no learning rate"),
+        ({"scheduler": torch.optim.lr_scheduler.StepLR}, "needs step-size"),
+        (
+            {"scheduler": torch.optim.lr_scheduler.CosineAnnealingLR, "learning_rate_decay": 0.9},
+            "learning-rate-decay=0.9 is a schedule too",
+        ),
+        ({"metrics": {"none": lambda x, y: None}}, r"metrics\(none\): fails on the test set"),
+        ({"optimizer": torch.optim.SparseAdam}, "SparseAdam fails.*another local optimizer"),
+        ({"optimizer": torch.optim.SGD([nn.Parameter(torch.ones(1))])}, "not AdamW"),
+    ],
+)
+def test_objects_that_cannot_be_are_refused_before_a_round(given, reason):
+    with pytest.raises(ValueError, match=reason):
+        fedexp.Simulation(**SMALL, **given)

@@ -16,7 +16,7 @@ from fedexp.clients.training import LocalTraining, Optimizer
 
 TORCHS: dict[str, type[torch.optim.Optimizer]] = {
     name.lower(): x
-    for name, x in sorted(vars(torch.optim).items())
+    for name, x in sorted(vars(torch.optim).items(), key=lambda item: item[0].lower())
     if isinstance(x, type) and issubclass(x, torch.optim.Optimizer) and name != "Optimizer"
 }
 """The optimizers of ``torch.optim`` by their lower-case names."""

@@ -40,7 +40,7 @@ class LocalOptimizer:
         own: settings that it alone has, with their defaults; keywords of ``make`` and
             ``functional``.
         given: settings of the clients, by their kebab-case keys, that came with the choice. They
-            take the place of those of the run config; a message overrides them.
+            take the place of others; but a learning rate in a message goes first.
     """
 
     line: str

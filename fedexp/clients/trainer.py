@@ -162,9 +162,14 @@ class Trainer:
     def config(self, content: RecordDict, context: Context) -> Mapping[str, Any]:
         """The settings of a message of this content."""
         sent = next(iter(records_of(content, ConfigRecord).values()), ConfigRecord())
-        config = {**context.run_config, **getattr(self.optimizer, "given", {}), **sent}
+        config = {**context.run_config, **sent}
         name = str(config.get("local-optimizer", ""))
-        return config | told(name) if "(" in name and self.optimizer is None else config
+        if self.optimizer is None:
+            return config | told(name) if "(" in name else config
+        given = dict(getattr(self.optimizer, "given", {}))
+        if "learning-rate" in sent:  # of a schedule, which begins with the given one
+            given.pop("learning-rate", None)
+        return config | given
 
     def maker(self, settings: LocalTraining) -> OptimizerFn:
         """What makes the local optimizer.

@@ -15,12 +15,13 @@ def test_the_examples_run_and_train(capsys):
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     for block in blocks:
         exec(compile(block, "clients.md", "exec"), names)
-    adamw, sign, rates, worst, smooth = capsys.readouterr().out.splitlines()
+    adamw, sign, rates, worst, smooth, simulated = capsys.readouterr().out.splitlines()
     assert float(adamw) < 1.5
     assert float(sign) < 1.5
     assert len(set(rates.split())) == 1
     assert 0 <= float(worst) <= 1
     assert 0 < float(smooth) < 1.5
+    assert 0 <= float(simulated) <= 1
 
 
 def test_each_example_is_at_most_five_lines_besides_the_users_own_classes():

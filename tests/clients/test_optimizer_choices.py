@@ -11,6 +11,7 @@ from builders import record
 from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 
+from fedexp import listing
 from fedexp.clients import (
     LOCAL_OPTIMIZERS,
     Examples,
@@ -246,6 +247,12 @@ def test_a_rate_that_came_with_the_choice_gives_way_to_the_messages(choice):
     assert client(choice, run=RUN | {"learning-rate": 0.1})[1]["learning-rate"] == 0.5
 
 
+def test_other_settings_that_came_with_the_choice_stay_whatever_the_message_says():
+    expected, _ = client(local_optimizer="hypersgd", hyper_height=2, weight_decay=0.1)
+    text = "hypersgd(hyper-height=2, weight-decay=0.1)"
+    assert_same(client(text, hyper_height=1, weight_decay=0.0)[0], expected, 0, 0)
+
+
 def test_no_choice_is_that_of_the_settings():
     assert as_optimizer(None) is None
     assert as_optimizer(from_settings) is from_settings
@@ -331,6 +338,13 @@ def test_the_list_has_every_name_and_all_settings():
     for name, settings in listed.items():
         told_ = ", ".join(f"{k}={v}" for k, v in settings.items() if isinstance(v, int | float))
         named(f"{name}({told_})")
+
+
+def test_the_command_that_lists_them_knows_torchs_too():
+    shown = listing.text("optimizers")
+    assert "adamw" in shown
+    assert "betas=(0.9, 0.999)" in shown
+    assert "learning-rate, weight-decay, hyper-learning-rate, hyper-height, momentum" in shown
 
 
 def test_the_arrays_that_were_sent_stay_as_they_were():

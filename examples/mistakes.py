@@ -39,7 +39,7 @@ MISTAKES = [
     Mistake("fedexp list strategy", "Did you mean strategies?"),
     Mistake("fedexp resume runs/typo", "Name a run's folder."),
     # Names
-    Mistake("fedexp simulate --strategy fedexpp", "Known: all, fedavg"),
+    Mistake("fedexp simulate --strategy fedexpp", "Did you mean 'fedexp'?"),
     Mistake("fedexp simulate --strategy 'fedexp, fedexp'", "Leave one out."),
     Mistake("fedexp simulate --dataset mist", "Known: digits"),
     Mistake("fedexp simulate --dataset mnist", "Published at https://"),
@@ -59,10 +59,22 @@ MISTAKES = [
     Mistake("fedexp simulate --partitioner natural", "Use another partitioner"),
     Mistake("fedexp simulate --partitioner iid --alpha 1", "dirichlet-unequal"),
     Mistake("fedexp simulate --strategy fedavg --epsilon 0.1", "fedexp, fedexpm"),
+    Mistake("fedexp simulate --strategy 'fedadam(eta=0.03'", "Close every one that is open."),
+    Mistake("fedexp simulate --strategy 'fedadam(etta=0.03)'", "Did you mean 'eta'?"),
+    Mistake("fedexp simulate --strategy 'fedadam(eta=high)'", "must be a number"),
+    # Several runs
+    Mistake("fedexp simulate --seeds a,b", "must be numbers by comma, or 0-9"),
+    Mistake("fedexp simulate --seeds 0,1 --seed 3", "Leave one out."),
+    Mistake("fedexp simulate --sweep learning-rat=0.1,0.2", "Did you mean 'learning-rate'?"),
+    Mistake("fedexp simulate --sweep 0.1,0.2", "must be KEY=VALUE,VALUE"),
+    Mistake("fedexp simulate --select best-accuracy", "Add --sweep."),
+    Mistake("fedexp simulate --sweep lr=0.1,0.2 --select accuracy", "best-accuracy"),
     # Files
     Mistake("fedexp simulate --config missing.toml", "Name a TOML file."),
     Mistake("fedexp simulate --config typo.toml", "Did you mean 'learning-rate'?"),
     Mistake("fedexp simulate --engine serial --out thesis", "Name another."),
+    Mistake("fedexp resume thesis --rounds 100", "Name a run's folder."),
+    Mistake("fedexp simulate --initial-model best.pt", "Name a .safetensors file."),
     # What only a run shows
     Mistake(
         "fedexp simulate --engine serial --rounds 1 --strategy fedavg --lr 1e30",

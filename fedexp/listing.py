@@ -12,7 +12,8 @@ from fedexp.config import Config
 from fedexp.specs import Spec
 from fedexp.terminal import filled
 
-_IN_TEXT_NO = ("Callable", "Mapping", "Iterable", "ServerOptimizer", "Clip")  # no text names them
+_IN_TEXT_NO = ("Callable", "Mapping", "Iterable", "ServerOptimizer")  # types that no text names
+_BY_A_RUN = {"min-train-nodes": 1, "min-evaluate-nodes": 1, "min-available-nodes": "all"}
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,16 @@ def as_json(kind: str | None) -> str:
 
 
 def common_arguments() -> dict[str, Any]:
-    """Default by argument, of those that all strategies have: ours, and Flower's FedAvg's."""
+    """Default by argument, of those that all strategies have: ours, and Flower's FedAvg's.
+
+    None for those that the run's flags of the same name fill.
+    """
     from fedexp.strategies import FedOpt
 
-    return _defaults(FedOpt)
+    flags = set(Config.keys())
+    found = {**_defaults(FedOpt), "clip-quantile": None, **_BY_A_RUN}
+    del found["control-variates"]  # which make `scaffold` of `fedavg`
+    return {name: None if name in flags else value for name, value in found.items()}
 
 
 def _defaults(cls: type, until: type = object) -> dict[str, Any]:

@@ -15,7 +15,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("metrics", "seed", "seeds", "sweep", "select", "tuning-seeds"),
     ),
     "data": (
-        *("dataset", "data-dir", "data", "target", "client-from", "test-fraction"),
+        *("dataset", "data-dir", "data", "target", "client-from", "drop", "test-fraction"),
         *("standardize", "image-size", "impute", "targets", "partitioner", "num-clients"),
         *("alpha", "sigma", "shards-per-client", "classes-per-client"),
     ),

@@ -135,7 +135,7 @@ def test_where_no_client_evaluates_there_is_no_table_of_clients(capsys):
 
 @pytest.mark.parametrize("num", [3, 30])
 def test_a_partition_is_a_line_per_client(num, capsys):
-    console.partition_table(np.full((num, 2), 4))
+    console.partition_table(np.full(num, 8), np.full((num, 2), 4))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[2] == ["0", "8", "4", "4"]
     assert (lines[-1] == ["...", "and", "10", "more", "clients"]) is (num == 30)

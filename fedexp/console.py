@@ -77,9 +77,12 @@ def _by_strategy(summaries: Iterable[Summary]) -> dict[str, list[Summary]]:
     """The seeds of each strategy; settings that a sweep gave it stand in brackets."""
     groups: dict[str, list[Summary]] = {}
     for summary in summaries:
-        label = str(Spec(summary["strategy"], summary.get("settings") or {}))
-        groups.setdefault(label, []).append(summary)
+        groups.setdefault(_label(summary), []).append(summary)
     return groups
+
+
+def _label(of: Mapping[str, Any]) -> str:
+    return str(Spec(of["strategy"], of.get("settings") or {}))
 
 
 def _over(group: Sequence[Summary], name: str, form: str, factor: float = 1) -> str:
@@ -119,10 +122,10 @@ def client_table(rows: Iterable[Mapping[str, Any]]) -> None:
 
     Args:
         rows: lines of ``clients.csv`` (client, round, examples, loss, accuracy), each with its
-            strategy and seed.
+            strategy, seed and settings.
     """
     in_order = sorted(rows, key=lambda row: int(row["round"]))
-    last = {(row["strategy"], row.get("seed"), row["client"]): row for row in in_order}.values()
+    last = {(_label(row), row.get("seed"), row["client"]): row for row in in_order}.values()
     is_known = any(row.get("accuracy") is not None for row in last)
     name, form, factor = ("accuracy", "{:.1f}", 100) if is_known else ("loss", "{:.4g}", -1)
     clients: dict[str, list[Mapping[str, Any]]] = {}
@@ -131,12 +134,12 @@ def client_table(rows: Iterable[Mapping[str, Any]]) -> None:
             clients.setdefault(str(row["client"]), []).append(row)
     if not clients:
         return
-    strategies = list(dict.fromkeys(row["strategy"] for row in last))
+    strategies = list(dict.fromkeys(map(_label, last)))
     view = _table("client", "examples", "last round", *strategies)
     by_mean = sorted(clients, key=lambda c: statistics.fmean(factor * r[name] for r in clients[c]))
     for client in by_mean[:_MOST]:
         own = clients[client]
-        cells = [[r for r in own if r["strategy"] == strategy] for strategy in strategies]
+        cells = [[r for r in own if _label(r) == strategy] for strategy in strategies]
         view.add_row(
             *(client, str(own[-1]["examples"]), str(own[-1]["round"])),
             *(_over(cell, name, form, abs(factor)) for cell in cells),

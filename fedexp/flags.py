@@ -61,6 +61,7 @@ _CHOSEN = {  # key to the kind of `fedexp list` that its names are
     "model": "models",
     "partitioner": "partitioners",
     "local-optimizer": "optimizers",
+    "scheduler": "schedulers",
 }
 
 

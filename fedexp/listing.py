@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from fedexp.config import Config
@@ -66,7 +67,7 @@ def as_json(kind: str | None) -> str:
     }
     if "strategies" in found:
         found["common-arguments"] = common_arguments()
-    return json.dumps(found, indent=2)
+    return json.dumps(found, indent=2, default=str)
 
 
 def common_arguments() -> dict[str, Any]:
@@ -133,9 +134,51 @@ def _partitioners() -> dict[str, Choice]:
 
 
 def _optimizers() -> dict[str, Choice]:
-    from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS
+    from fedexp.clients.local_optimizers import optimizers
 
-    return {name: Choice(entry.line) for name, entry in LOCAL_OPTIMIZERS.items()}
+    return {name: Choice(line, arguments) for name, line, arguments in optimizers()}
+
+
+def _schedulers() -> dict[str, Choice]:
+    from fedexp.clients.schedules import SCHEDULERS
+
+    names = {cls: name for name, cls in reversed(SCHEDULERS.items())}  # the shortest of each
+    return {
+        name: Choice(f"torch.optim.lr_scheduler.{cls.__name__}", _of_scheduler(cls))
+        for name, cls in SCHEDULERS.items()
+        if names[cls] == name and cls.__name__ not in _WAITING
+    }
+
+
+_WAITING = ("ReduceLROnPlateau",)  # for a loss that no round has when it begins
+_OF_THE_RUN = {
+    **dict.fromkeys(("T_max", "total_iters", "total_steps"), "num-server-rounds"),
+    "max_lr": "learning-rate",
+}
+
+
+def _of_scheduler(cls: type) -> dict[str, Any]:
+    """Default by argument: the run's, that of the class, or ``...`` where it has to be given."""
+    _, *parameters = inspect.signature(cls).parameters.values()  # not the optimizer
+    values = {p.name: "..." if p.default is p.empty else p.default for p in parameters}
+    values |= {name: value for name, value in _OF_THE_RUN.items() if name in values}
+    values.pop("last_epoch", None)
+    return _kebab(values)
+
+
+def _metrics() -> dict[str, Choice]:
+    always = {name: Choice("always reported") for name in ("loss", "accuracy")}
+    if find_spec("sklearn") is None:
+        return always
+    from sklearn.metrics import get_scorer, get_scorer_names
+
+    scorers = {name: get_scorer(name)._score_func for name in get_scorer_names()}
+    found = {
+        name.removeprefix("neg_").replace("_", "-"): Choice(f"sklearn.metrics.{score.__name__}")
+        for name, score in scorers.items()
+        if ".cluster." not in score.__module__
+    }
+    return dict(sorted(found.items())) | always
 
 
 def _documented(functions: Mapping[str, Any]) -> dict[str, Choice]:
@@ -149,5 +192,7 @@ KINDS: dict[str, Callable[[], dict[str, Choice]]] = {
     "models": _models,
     "partitioners": _partitioners,
     "optimizers": _optimizers,
+    "schedulers": _schedulers,
+    "metrics": _metrics,
 }
 """What ``fedexp list`` knows, by the word behind it."""

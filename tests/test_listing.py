@@ -86,3 +86,22 @@ def test_sixty_columns_are_enough(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     for kind in ((), *((kind,) for kind in listing.KINDS)):
         assert max(map(len, printed(capsys, *kind).splitlines())) <= 60
+
+
+def test_a_scheduler_needs_what_the_list_leaves_open_and_nothing_else():
+    from fedexp.clients.schedules import schedule
+
+    for name, choice in listing.KINDS["schedulers"]().items():
+        if "..." in choice.arguments.values():
+            with pytest.raises(ValueError, match="needs"):
+                schedule(name, 10, 0.1)
+        else:
+            schedule(name, 10, 0.1)
+
+
+def test_a_listed_metric_is_one_that_a_run_takes():
+    from fedexp.clients.metrics import named_metrics
+
+    for name, choice in listing.KINDS["metrics"]().items():
+        if choice.line != "always reported":
+            named_metrics(name)

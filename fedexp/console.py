@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,7 @@ Summary = Mapping[str, Any]
 """What ``summary.json`` holds of a strategy and seed."""
 
 _MOST = 20  # lines or columns of a table that may be long
+_TITLE = 12  # columns that a strategy's name over numbers gets; two more part it from the next
 _NARROW = 80  # columns; below, a space is all that parts two numbers
 _UNBOUNDED = 1000  # columns, where no terminal folds the lines
 
@@ -134,8 +137,10 @@ def client_table(rows: Iterable[Mapping[str, Any]]) -> None:
             clients.setdefault(str(row["client"]), []).append(row)
     if not clients:
         return
-    strategies = list(dict.fromkeys(map(_label, last)))
-    view = _table("client", "examples", "last round", *strategies)
+    every = list(dict.fromkeys(map(_label, last)))
+    strategies = every[: _num_fitting()]
+    titles = map(_folded, strategies)
+    view = _table("client", "examples", "last\nround", *titles)
     by_mean = sorted(clients, key=lambda c: statistics.fmean(factor * r[name] for r in clients[c]))
     for client in by_mean[:_MOST]:
         own = clients[client]
@@ -148,6 +153,18 @@ def client_table(rows: Iterable[Mapping[str, Any]]) -> None:
     unit = "Accuracy in % of " if is_known else "Loss of "
     print(filled(unit, "each client on its own examples, in the last round that it evaluated.", 0))
     _left_out(len(clients), "clients")
+    _left_out(len(every), "strategies, which the report has", len(strategies))
+
+
+def _num_fitting() -> int:
+    """How many columns of strategies the terminal has room for."""
+    width = shutil.get_terminal_size().columns if is_fixed() else _UNBOUNDED
+    return max(1, (width - 28) // (_TITLE + 2))
+
+
+def _folded(label: str) -> str:
+    """A name over a column of numbers, on as many lines as it needs."""
+    return "\n".join(textwrap.wrap(label.replace("(", " (").replace("+", " +"), _TITLE))
 
 
 def partition_table(
@@ -178,9 +195,9 @@ def partition_table(
     _left_out(counts.shape[1], "classes")
 
 
-def _left_out(number: int, noun: str) -> None:
-    if number > _MOST:
-        print(f"... and {number - _MOST:,} more {noun}")
+def _left_out(number: int, noun: str, most: int = _MOST) -> None:
+    if number > most:
+        print(f"... and {number - most:,} more {noun}")
 
 
 def _table(first: str, *others: str) -> Table:

@@ -1,4 +1,4 @@
-"""Thirty mistakes of a new user, each with the exit code and the remedy that it is answered with.
+"""Mistakes of a new user, each with the exit code and the remedy that it is answered with.
 
 Run ``python examples/mistakes.py`` to see the answers; it ends with code 1 if one is not as below.
 """
@@ -32,21 +32,23 @@ MISTAKES = [
     Mistake("fedexp --dataset digits", "fedexp simulate --dataset"),
     Mistake("fedexp simulate --stratgy fedexp", "Did you mean --strategy?"),
     Mistake("fedexp simulate --local_steps 5", "Did you mean --local-steps?"),
-    Mistake("fedexp simulate --strategy fedavg, fedexp", "quote a value with spaces"),
+    Mistake("fedexp simulate --strategy fedavg, fedexp", "quote spaces and *"),
     Mistake("fedexp simulate --lr 0.1 --learning-rate 0.2", "given twice. Leave one out."),
     Mistake("fedexp simulate --lr", "needs a value. See `fedexp simulate --help`."),
     Mistake("fedexp partition --rounds 10", "`fedexp simulate` has --rounds"),
     Mistake("fedexp list strategy", "Did you mean strategies?"),
     Mistake("fedexp resume runs/typo", "Name a run's folder."),
+    Mistake("fedexp report runs/typo", "Name a run folder."),
+    Mistake("fedexp report runs/1 runs/2", "--out is missing"),
     # Names
-    Mistake("fedexp simulate --strategy fedexpp", "Known: all, fedavg"),
+    Mistake("fedexp simulate --strategy fedexpp", "Did you mean 'fedexp'?"),
     Mistake("fedexp simulate --strategy 'fedexp, fedexp'", "Leave one out."),
     Mistake("fedexp simulate --dataset mist", "Known: digits"),
     Mistake("fedexp simulate --dataset mnist", "Published at https://"),
     Mistake("fedexp simulate --dataset mine.npz", "there is no such file"),
     Mistake("fedexp simulate --model transformer", "`module:function` of your own"),
     Mistake("fedexp simulate --model my_models:net", "Is it on the Python path?"),
-    Mistake("fedexp simulate --local-optimizer adamm", "Known: sgd"),
+    Mistake("fedexp simulate --local-optimizer adamm", "Did you mean 'adam'?"),
     Mistake("fedexp simulate --partitioner dirichelt", "Known: iid, dirichlet"),
     Mistake("fedexp simulate --engine gpu", "'auto', 'ray' or 'serial'"),
     # Values
@@ -59,10 +61,42 @@ MISTAKES = [
     Mistake("fedexp simulate --partitioner natural", "Use another partitioner"),
     Mistake("fedexp simulate --partitioner iid --alpha 1", "dirichlet-unequal"),
     Mistake("fedexp simulate --strategy fedavg --epsilon 0.1", "fedexp, fedexpm"),
+    Mistake("fedexp simulate --strategy 'fedadam(eta=0.03'", "Close every one that is open."),
+    Mistake("fedexp simulate --strategy 'fedadam(etta=0.03)'", "Did you mean 'eta'?"),
+    Mistake("fedexp simulate --strategy 'fedadam(eta=high)'", "must be a number"),
+    # Several runs
+    Mistake("fedexp simulate --seeds a,b", "must be numbers by comma, or 0-9"),
+    Mistake("fedexp simulate --seeds 0,1 --seed 3", "Leave one out."),
+    Mistake("fedexp simulate --sweep learning-rat=0.1,0.2", "Did you mean 'learning-rate'?"),
+    Mistake("fedexp simulate --sweep lr=0.1,0.2", "Did you mean 'learning-rate'?"),
+    Mistake("fedexp simulate --sweep 0.1,0.2", "must be KEY=VALUE,VALUE"),
+    Mistake("fedexp simulate --select best-accuracy", "Add --sweep."),
+    Mistake("fedexp simulate --sweep learning-rate=0.1,0.2 --select accuracy", "best-accuracy"),
+    # Own data
+    Mistake("fedexp simulate --data 'clinics/*.csv'", "--target NAME"),
+    Mistake("fedexp simulate --data 'clinics/*.csv' --target il", "Did you mean 'ill'?"),
+    Mistake("fedexp simulate --data 'clinic/*.csv' --target ill", "Name files"),
+    Mistake("fedexp simulate --data clinics/bern.csv clinics/oslo.csv", "quote spaces and *"),
+    Mistake(
+        "fedexp simulate --data 'clinics/*.csv' --target ill --client-from town",
+        "Say column:town",
+    ),
+    Mistake(
+        "fedexp simulate --data 'clinics/*.csv' --target ill --client-from file",
+        "--impute median",
+    ),
+    Mistake("fedexp simulate --target ill", "CSV files and saved datasets do"),
+    # What clients do
+    Mistake("fedexp simulate --local-optimizer 'adam(wd=0.1)'", "Known: learning-rate"),
+    Mistake("fedexp simulate --scheduler cosin", "Did you mean 'cosine'?"),
+    Mistake("fedexp simulate --scheduler step", "as in step(step-size=10)"),
+    Mistake("fedexp simulate --metrics f2", "Use one of f1"),
     # Files
     Mistake("fedexp simulate --config missing.toml", "Name a TOML file."),
     Mistake("fedexp simulate --config typo.toml", "Did you mean 'learning-rate'?"),
     Mistake("fedexp simulate --engine serial --out thesis", "Name another."),
+    Mistake("fedexp resume thesis --rounds 100", "Name a run's folder."),
+    Mistake("fedexp simulate --initial-model best.pt", "Name a .safetensors file."),
     # What only a run shows
     Mistake(
         "fedexp simulate --engine serial --rounds 1 --strategy fedavg --lr 1e30",
@@ -79,6 +113,10 @@ def desk() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("typo.toml").write_text("learning-rat = 0.1\n")
+        Path("clinics").mkdir()
+        for clinic in ("bern", "oslo"):
+            rows = [f"{30 + i},{60 if i % 5 else ''},{i % 2}\n" for i in range(30)]
+            Path(f"clinics/{clinic}.csv").write_text("age,pulse,ill\n" + "".join(rows))
         Path("thesis").mkdir()
         Path("thesis/chapter-1.txt").write_text("Do not lose me.\n")
         try:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from logging import WARNING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,8 +84,8 @@ def _help(words: Sequence[str]) -> None:
 
 _EXAMPLES = """\
   fedexp simulate
-  fedexp simulate --strategy 'fedavg, fedexp' --rounds 100
-  fedexp report runs/*
+  fedexp simulate --strategy 'fedavg, fedexp' --seeds 0,1,2
+  fedexp simulate --data '*.csv' --target y --client-from file
 """
 
 
@@ -147,9 +146,12 @@ def resume(values: dict[str, Any]) -> None:
 
 def report(values: dict[str, Any]) -> None:
     """Write one page over runs."""
-    page = import_module("fedexp.runs.page")
-    out = values["out"]
-    print(f"Report: {page.report(list(map(Path, values['FOLDER'])), Path(out) if out else None)}")
+    folders, out = values["FOLDER"], values["out"]
+    if len(folders) > 1 and not out:
+        raise ValueError("--out is missing: several runs have no folder of their own. Name one.")
+    from fedexp.runs import page
+
+    print(f"Report: {page.report(folders, out)}")
 
 
 def show_list(values: dict[str, Any]) -> None:
@@ -270,7 +272,8 @@ def _add_resume_flags(parser: Parser) -> None:
 
 def _add_report_flags(parser: Parser) -> None:
     parser.add_argument("FOLDER", nargs="+", help="of runs")
-    parser.add_argument("--out", action=Once, metavar="FILE", help="the page to write")
+    text = "for the page, pictures and table; that of the run if it is one"
+    parser.add_argument("--out", action=Once, metavar="FOLDER", help=text)
 
 
 def _add_list_flags(parser: Parser) -> None:
@@ -305,7 +308,7 @@ COMMANDS = {
         "go on with a run, or add rounds to it", "FOLDER [--rounds N]", _add_resume_flags, resume
     ),
     "report": Subcommand(
-        "write one page about runs", "FOLDER ... [--out FILE]", _add_report_flags, report
+        "write one page about runs", "FOLDER ... [--out FOLDER]", _add_report_flags, report
     ),
     "partition": Subcommand(
         "see how a dataset is split", "[--FLAG VALUE ...]", add_partition_flags, partition

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +15,11 @@ from pydantic_core import PydanticCustomError
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _named_short(word: str, keys: Iterable[str]) -> list[str]:
+    """The keys that end in ``word``, or of which it is the initials: ``lr``, ``rounds``."""
+    return [k for k in keys if word in (k.rpartition("-")[2], "".join(x[0] for x in k.split("-")))]
 
 
 def _encodable(text: str) -> str:
@@ -217,7 +222,7 @@ class Config(BaseModel):
         first = error.errors()[0]
         key = _kebab(str(first["loc"][0]))
         if first["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key, cls.keys(), 1)
+            close = _named_short(key, cls.keys()) or difflib.get_close_matches(key, cls.keys(), 1)
             hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(cls.keys())}."
             return f"Config: unknown key {key!r}. {hint}"
         default = cls.keys()[key].default

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,7 @@ Summary = Mapping[str, Any]
 """What ``summary.json`` holds of a strategy and seed."""
 
 _MOST = 20  # lines or columns of a table that may be long
+_TITLE = 12  # columns that a strategy's name over numbers gets; two more part it from the next
 _NARROW = 80  # columns; below, a space is all that parts two numbers
 _UNBOUNDED = 1000  # columns, where no terminal folds the lines
 
@@ -77,9 +80,12 @@ def _by_strategy(summaries: Iterable[Summary]) -> dict[str, list[Summary]]:
     """The seeds of each strategy; settings that a sweep gave it stand in brackets."""
     groups: dict[str, list[Summary]] = {}
     for summary in summaries:
-        label = str(Spec(summary["strategy"], summary.get("settings") or {}))
-        groups.setdefault(label, []).append(summary)
+        groups.setdefault(_label(summary), []).append(summary)
     return groups
+
+
+def _label(of: Mapping[str, Any]) -> str:
+    return str(Spec(of["strategy"], of.get("settings") or {}))
 
 
 def _over(group: Sequence[Summary], name: str, form: str, factor: float = 1) -> str:
@@ -119,10 +125,10 @@ def client_table(rows: Iterable[Mapping[str, Any]]) -> None:
 
     Args:
         rows: lines of ``clients.csv`` (client, round, examples, loss, accuracy), each with its
-            strategy and seed.
+            strategy, seed and settings.
     """
     in_order = sorted(rows, key=lambda row: int(row["round"]))
-    last = {(row["strategy"], row.get("seed"), row["client"]): row for row in in_order}.values()
+    last = {(_label(row), row.get("seed"), row["client"]): row for row in in_order}.values()
     is_known = any(row.get("accuracy") is not None for row in last)
     name, form, factor = ("accuracy", "{:.1f}", 100) if is_known else ("loss", "{:.4g}", -1)
     clients: dict[str, list[Mapping[str, Any]]] = {}
@@ -131,12 +137,14 @@ def client_table(rows: Iterable[Mapping[str, Any]]) -> None:
             clients.setdefault(str(row["client"]), []).append(row)
     if not clients:
         return
-    strategies = list(dict.fromkeys(row["strategy"] for row in last))
-    view = _table("client", "examples", "last round", *strategies)
+    every = list(dict.fromkeys(map(_label, last)))
+    strategies = every[: _num_fitting()]
+    titles = map(_folded, strategies)
+    view = _table("client", "examples", "last\nround", *titles)
     by_mean = sorted(clients, key=lambda c: statistics.fmean(factor * r[name] for r in clients[c]))
     for client in by_mean[:_MOST]:
         own = clients[client]
-        cells = [[r for r in own if r["strategy"] == strategy] for strategy in strategies]
+        cells = [[r for r in own if _label(r) == strategy] for strategy in strategies]
         view.add_row(
             *(client, str(own[-1]["examples"]), str(own[-1]["round"])),
             *(_over(cell, name, form, abs(factor)) for cell in cells),
@@ -145,6 +153,18 @@ def client_table(rows: Iterable[Mapping[str, Any]]) -> None:
     unit = "Accuracy in % of " if is_known else "Loss of "
     print(filled(unit, "each client on its own examples, in the last round that it evaluated.", 0))
     _left_out(len(clients), "clients")
+    _left_out(len(every), "strategies, which the report has", len(strategies))
+
+
+def _num_fitting() -> int:
+    """How many columns of strategies the terminal has room for."""
+    width = shutil.get_terminal_size().columns if is_fixed() else _UNBOUNDED
+    return max(1, (width - 28) // (_TITLE + 2))
+
+
+def _folded(label: str) -> str:
+    """A name over a column of numbers, on as many lines as it needs."""
+    return "\n".join(textwrap.wrap(label.replace("(", " (").replace("+", " +"), _TITLE))
 
 
 def partition_table(
@@ -175,9 +195,9 @@ def partition_table(
     _left_out(counts.shape[1], "classes")
 
 
-def _left_out(number: int, noun: str) -> None:
-    if number > _MOST:
-        print(f"... and {number - _MOST:,} more {noun}")
+def _left_out(number: int, noun: str, most: int = _MOST) -> None:
+    if number > most:
+        print(f"... and {number - most:,} more {noun}")
 
 
 def _table(first: str, *others: str) -> Table:

@@ -65,6 +65,7 @@ _CHOSEN = {  # key to the kind of `fedexp list` that its names are
     "model": "models",
     "partitioner": "partitioners",
     "local-optimizer": "optimizers",
+    "scheduler": "schedulers",
 }
 
 

@@ -6,13 +6,15 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from fedexp.config import Config
 from fedexp.specs import Spec
 from fedexp.terminal import filled
 
-_IN_TEXT_NO = ("Callable", "Mapping", "Iterable", "ServerOptimizer", "Clip")  # no text names them
+_IN_TEXT_NO = ("Callable", "Mapping", "Iterable", "ServerOptimizer")  # types that no text names
+_BY_A_RUN = {"min-train-nodes": 1, "min-evaluate-nodes": 1, "min-available-nodes": "all"}
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,20 @@ def as_json(kind: str | None) -> str:
     }
     if "strategies" in found:
         found["common-arguments"] = common_arguments()
-    return json.dumps(found, indent=2)
+    return json.dumps(found, indent=2, default=str)
 
 
 def common_arguments() -> dict[str, Any]:
-    """Default by argument, of those that all strategies have: ours, and Flower's FedAvg's."""
+    """Default by argument, of those that all strategies have: ours, and Flower's FedAvg's.
+
+    None for those that the run's flags of the same name fill.
+    """
     from fedexp.strategies import FedOpt
 
-    return _defaults(FedOpt)
+    flags = set(Config.keys())
+    found = {**_defaults(FedOpt), "clip-quantile": None, **_BY_A_RUN}
+    del found["control-variates"]  # which make `scaffold` of `fedavg`
+    return {name: None if name in flags else value for name, value in found.items()}
 
 
 def _defaults(cls: type, until: type = object) -> dict[str, Any]:
@@ -128,7 +136,49 @@ def _partitioners() -> dict[str, Choice]:
 def _optimizers() -> dict[str, Choice]:
     from fedexp.clients.local_optimizers import optimizers
 
-    return {name: Choice(line, settings) for name, line, settings in optimizers()}
+    return {name: Choice(line, arguments) for name, line, arguments in optimizers()}
+
+
+def _schedulers() -> dict[str, Choice]:
+    from fedexp.clients.schedules import SCHEDULERS
+
+    names = {cls: name for name, cls in reversed(SCHEDULERS.items())}  # the shortest of each
+    return {
+        name: Choice(f"torch.optim.lr_scheduler.{cls.__name__}", _of_scheduler(cls))
+        for name, cls in SCHEDULERS.items()
+        if names[cls] == name and cls.__name__ not in _WAITING
+    }
+
+
+_WAITING = ("ReduceLROnPlateau",)  # for a loss that no round has when it begins
+_OF_THE_RUN = {
+    **dict.fromkeys(("T_max", "total_iters", "total_steps"), "num-server-rounds"),
+    "max_lr": "learning-rate",
+}
+
+
+def _of_scheduler(cls: type) -> dict[str, Any]:
+    """Default by argument: the run's, that of the class, or ``...`` where it has to be given."""
+    _, *parameters = inspect.signature(cls).parameters.values()  # not the optimizer
+    values = {p.name: "..." if p.default is p.empty else p.default for p in parameters}
+    values |= {name: value for name, value in _OF_THE_RUN.items() if name in values}
+    values.pop("last_epoch", None)
+    return _kebab(values)
+
+
+def _metrics() -> dict[str, Choice]:
+    always = {name: Choice("always reported") for name in ("loss", "accuracy")}
+    if find_spec("sklearn") is None:
+        return always
+    from sklearn.metrics import get_scorer, get_scorer_names
+
+    scorers = {name: get_scorer(name)._score_func for name in get_scorer_names()}
+    found = {
+        name.removeprefix("neg_").replace("_", "-"): Choice(f"sklearn.metrics.{score.__name__}")
+        for name, score in scorers.items()
+        if ".cluster." not in score.__module__
+    }
+    return dict(sorted(found.items())) | always
 
 
 def _documented(functions: Mapping[str, Any]) -> dict[str, Choice]:
@@ -142,5 +192,7 @@ KINDS: dict[str, Callable[[], dict[str, Choice]]] = {
     "models": _models,
     "partitioners": _partitioners,
     "optimizers": _optimizers,
+    "schedulers": _schedulers,
+    "metrics": _metrics,
 }
 """What ``fedexp list`` knows, by the word behind it."""

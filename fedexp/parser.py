@@ -137,7 +137,7 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, word: str) -> str:
         """What the user may have meant by a word that no flag takes."""
         if not word.startswith("-"):
-            return f"{word!r} belongs to no flag. Write --FLAG VALUE; quote a value with spaces"
+            return f"{word!r} belongs to no flag. Write --FLAG VALUE; quote spaces and *"
         name = word.lstrip("-").replace("_", "-")
         here = {flag.lstrip("-"): flag for flag in self.flags()}
         there = {flag.lstrip("-"): flag for flag in self._commands()}

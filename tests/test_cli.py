@@ -180,13 +180,15 @@ def test_a_partition_is_printed_and_drawn(tmp_path, capsys):
     assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_keeps_the_picture_of_its_partition_and_evaluates_clients(tmp_path):
+def test_a_run_keeps_the_picture_of_its_partition_and_evaluates_clients(tmp_path, capsys):
     evaluated = ["--fraction-evaluate", "1", "--local-test-fraction", "0.2"]
     run(*QUICK, *evaluated, "--strategy", "fedexp", "--out", tmp_path / "run")
     assert (tmp_path / "run" / "partition.png").exists()
     row = lines(tmp_path / "run" / "fedexp" / "metrics.jsonl")[-1]
     assert 0 <= row["eval-accuracy-worst-tenth"] <= row["eval-accuracy"] <= 1
     assert row["eval-accuracy-std"] >= 0
+    printed = capsys.readouterr().out
+    assert "client examples round fedexp" in " ".join(printed.split())
 
 
 def test_a_regression_has_sizes_to_show(tmp_path, capsys):
@@ -305,3 +307,17 @@ def test_several_seeds_are_a_line_of_the_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "fedavg seed 1: round 3 of 3" in printed
     assert "over 2 seeds" in printed.replace("\n", " ")
+
+
+def test_a_page_over_several_runs_goes_where_it_is_told(tmp_path, capsys):
+    for name in "ab":
+        run(*QUICK, "--strategy", "fedavg", "--out", tmp_path / name)
+    folders = [str(tmp_path / name) for name in "ab"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["report", *folders])
+    assert caught.value.code == 2
+    assert "--out is missing" in capsys.readouterr().err
+    cli.main(["report", *folders, "--out", str(tmp_path / "both")])
+    page = tmp_path / "both" / "report.html"
+    assert capsys.readouterr().out == f"Report: {page}\n"
+    assert "<html" in page.read_text()

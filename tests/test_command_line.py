@@ -72,6 +72,7 @@ def test_every_key_is_in_one_group():
 @pytest.mark.parametrize("columns", [60, 100])
 def test_the_help_names_every_flag_and_every_choice_within_the_width(columns, capsys, monkeypatch):
     from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS
+    from fedexp.clients.schedules import SCHEDULERS
     from fedexp.datasets import PARTITIONERS, SOURCES
     from fedexp.models import MODELS
     from fedexp.strategies import STRATEGIES
@@ -85,6 +86,7 @@ def test_the_help_names_every_flag_and_every_choice_within_the_width(columns, ca
     for table in (STRATEGIES, SOURCES, MODELS, PARTITIONERS):
         assert table.keys() <= words
     assert LOCAL_OPTIMIZERS.keys() <= words
+    assert {"cosine", "step"} <= words & SCHEDULERS.keys()
     for title in GROUPS:
         assert f"\n{title}:\n" in text
 
@@ -130,7 +132,7 @@ def test_switches(words, value):
         (["simulate", "--optimizer", "adam"], "Did you mean --local-optimizer?"),
         (["simulate", "--json"], "`fedexp list` has --json. See `fedexp simulate --help`."),
         (["simulate", "--frobnicate"], "fedexp simulate has no --frobnicate. See"),
-        (["simulate", "--strategy", "fedavg,", "fedexp"], "quote a value with spaces"),
+        (["simulate", "--strategy", "fedavg,", "fedexp"], "quote spaces and *"),
         (["simulate", "--lr"], "--learning-rate needs a value. See"),
         (["simulate", "--overwrite=yes"], "--overwrite takes no value, 'yes' was given"),
         (["simulate", "--no-weighted", "false"], "takes no value. Leave 'false' out."),

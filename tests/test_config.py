@@ -53,6 +53,15 @@ def test_an_unknown_key_suggests_the_one_that_was_meant():
         Config.of({"num-client": 3})
 
 
+@pytest.mark.parametrize(
+    ("short", "key"),
+    [("lr", "learning-rate"), ("rounds", "num-server-rounds"), ("clients", "num-clients")],
+)
+def test_a_short_name_of_the_command_line_suggests_the_key(short, key):
+    with pytest.raises(ValueError, match=f"unknown key '{short}'. Did you mean '{key}'"):
+        Config.of({short: 3})
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.toml"):
         Config.read(tmp_path / "nowhere.toml")

@@ -105,11 +105,11 @@ def test_clients_are_listed_by_name_in_their_last_round_the_worst_first(capsys):
             evaluated("b", "bern", 1, 0.6),
         ]
     )
-    head, _, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["client", "examples", "last", "round", "a", "b"]
-    assert lines[0].split() == ["bern", "10", "2", "40.0", "60.0"]
-    assert lines[1].split() == ["oslo", "10", "2", "90.0", "70.0"]
-    assert lines[2].startswith("Accuracy in %")
+    *head, _, bern, oslo, note = capsys.readouterr().out.splitlines()
+    assert " ".join(head).split() == ["last", "client", "examples", "round", "a", "b"]
+    assert bern.split() == ["bern", "10", "2", "40.0", "60.0"]
+    assert oslo.split() == ["oslo", "10", "2", "90.0", "70.0"]
+    assert note.startswith("Accuracy in %")
 
 
 def test_clients_of_a_regression_are_listed_by_their_loss(capsys):
@@ -117,15 +117,30 @@ def test_clients_of_a_regression_are_listed_by_their_loss(capsys):
         [evaluated("a", name, 1, None, loss=loss) for name, loss in (("x", 0.5), ("y", 2.0))]
     )
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:4]] == ["y", "x"]
-    assert lines[4].startswith("Loss")
+    assert [line.split()[0] for line in lines[3:5]] == ["y", "x"]
+    assert lines[5].startswith("Loss")
 
 
 def test_at_most_twenty_clients_are_listed(capsys):
     console.client_table([evaluated("a", f"c{i}", 1, i / 100) for i in range(25)])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:22]] == [f"c{i}" for i in range(20)]
+    assert [line.split()[0] for line in lines[3:23]] == [f"c{i}" for i in range(20)]
     assert lines[-1] == "... and 5 more clients"
+
+
+@pytest.mark.parametrize(("columns", "num"), [(60, 2), (80, 3), (120, 6)])
+def test_no_cell_of_the_clients_is_cut_off(columns, num, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = [f"nesterovexp+hypersgd(learning-rate=0.{i})" for i in range(9)]
+    console.client_table(
+        [evaluated(n, "hospital", 1, x, seed=seed) for n in names for seed, x in enumerate((0, 1))]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    (row,) = [line for line in lines if line.startswith("hospital")]
+    assert row.split() == ["hospital", "10", "1", *["50.0±70.7"] * num]
+    assert lines[-1].startswith(f"... and {9 - num} more strategies")
+    assert "…" not in "".join(lines)
 
 
 def test_where_no_client_evaluates_there_is_no_table_of_clients(capsys):

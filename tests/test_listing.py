@@ -51,11 +51,28 @@ def test_the_arguments_of_flowers_fedavg_are_listed_once(capsys):
     from flwr.serverapp.strategy import FedAvg
 
     text = printed(capsys, "strategies")
-    assert text.count("fraction-train=1.0") == 1
+    assert text.count("weighted-by-key=num-examples") == 1
     common = listing.common_arguments()
     assert {"fraction-train", "min-train-nodes", "relaxation", "drop-beyond"} <= common.keys()
-    assert common["fraction-evaluate"] == FedAvg().fraction_evaluate
+    assert common["weighted-by-key"] == FedAvg().weighted_by_key
+    assert common["fraction-evaluate"] is None  # that of --fraction-evaluate
     assert not {"train-metrics-aggr-fn", "optimizer", "client-config"} & common.keys()
+
+
+def test_every_listed_argument_is_one_that_a_strategy_takes_with_the_value_that_a_run_gives_it():
+    from fedexp.choices import strategy_of
+    from fedexp.config import Config
+
+    positive = ("drop_beyond", "max_step_size", "relaxation", "clip", "smoothing")
+    run = Config(
+        **dict.fromkeys(positive, 0.5) | {"drop_beyond": 5.0, "clip_quantile": 0.5}
+    ).values()
+    for key, choice in listing.KINDS["strategies"]().items():
+        for name, value in (choice.arguments | listing.common_arguments()).items():
+            written = {None: run.get(name), "all": 7}.get(value, value)
+            strategy_of(Config(), f"{key}({name}={str(written).lower()})", 7)
+    made = strategy_of(Config(fraction_evaluate=1.0), "fedavg", 7)
+    assert (made.min_train_nodes, made.min_evaluate_nodes, made.min_available_nodes) == (1, 1, 7)
 
 
 def test_json_holds_the_same(capsys):
@@ -69,3 +86,22 @@ def test_sixty_columns_are_enough(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     for kind in ((), *((kind,) for kind in listing.KINDS)):
         assert max(map(len, printed(capsys, *kind).splitlines())) <= 60
+
+
+def test_a_scheduler_needs_what_the_list_leaves_open_and_nothing_else():
+    from fedexp.clients.schedules import schedule
+
+    for name, choice in listing.KINDS["schedulers"]().items():
+        if "..." in choice.arguments.values():
+            with pytest.raises(ValueError, match="needs"):
+                schedule(name, 10, 0.1)
+        else:
+            schedule(name, 10, 0.1)
+
+
+def test_a_listed_metric_is_one_that_a_run_takes():
+    from fedexp.clients.metrics import named_metrics
+
+    for name, choice in listing.KINDS["metrics"]().items():
+        if choice.line != "always reported":
+            named_metrics(name)

@@ -115,9 +115,9 @@ def summaries_of(outcomes: list[Outcome]) -> dict[str, dict[str, Any]]:
 
 
 def clients_of(command: Command, outcomes: list[Outcome]) -> list[Row]:
-    """What clients reported when they evaluated, each row with its strategy and seed."""
+    """What clients reported when they evaluated, each row with its strategy, seed and settings."""
     return [
-        {**row, "strategy": outcome.unit.label, "seed": outcome.unit.config.seed}
+        {**row, **{key: outcome.summary[key] for key in ("strategy", "seed", "settings")}}
         for outcome in outcomes
         for row in read_clients(command.folder / outcome.unit.folder)
     ]

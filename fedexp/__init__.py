@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from fedexp.extras import later
+from fedexp.extras import later as _later
 
 if TYPE_CHECKING:
     from fedexp.datasets import data
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = ["Simulation", "__version__", "compare", "data", "load_run", "load_runs", "simulate"]
 
-__getattr__ = later(  # so that `import fedexp` takes no time
+__getattr__ = _later(  # so that `import fedexp` takes no time
     "fedexp",
     Simulation="fedexp.runs.door",
     compare="fedexp.runs.door",
@@ -22,7 +22,3 @@ __getattr__ = later(  # so that `import fedexp` takes no time
     load_runs="fedexp.runs.results",
     simulate="fedexp.runs.door",
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -192,6 +192,9 @@ def prepared(given: Any, config: Config, key: str, num_nodes: int) -> Strategy:
     Raises:
         ValueError: it is none of these, or waits for more clients than there are.
     """
+    if isinstance(given, type):
+        name = given.__name__
+        raise ValueError(f"strategy={name}: is a class. Give one made of it: {name}().")
     if not isinstance(given, Strategy):
         options = _options(config, FedOpt, {}) | _common(config, key, num_nodes)
         return FedOpt(optimizer=_as_optimizer(given), **options)

@@ -33,6 +33,9 @@ def _encodable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_encodable)]
 
+SHORT = {"num-server-rounds": "rounds", "num-clients": "clients", "learning-rate": "lr"}
+"""Short names of keys, as flags and in Python."""
+
 
 class Config(BaseModel):
     """Everything a run depends on. Field names in kebab-case are flags and run-config keys.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -14,7 +15,14 @@ from torch import nn
 from fedexp import app
 from fedexp.arrays import Arrays
 from fedexp.choices import client_config, optimizer_key, schedule_of
-from fedexp.clients import Examples, LocalTraining, client_app, default_loss, evaluate
+from fedexp.clients import (
+    Examples,
+    LocalTraining,
+    client_app,
+    default_loss,
+    evaluate,
+    module_arrays,
+)
 from fedexp.clients.local_optimizers import as_optimizer
 from fedexp.clients.local_optimizers import named as named_optimizer
 from fedexp.clients.losses import Loss
@@ -24,7 +32,9 @@ from fedexp.clients.trial import try_model
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Parts
 from fedexp.datasets.partition import names_of
+from fedexp.files import fitted
 from fedexp.models import build, suited
+from fedexp.records import from_record
 from fedexp.rounds import EvaluateFn
 
 
@@ -42,7 +52,7 @@ class Own:
         metrics: name to ``(outputs, targets) -> number``.
         client_app: in place of all of the above, at the clients.
         num_clients: of ``client_app``.
-        arrays: the first model of ``client_app``, where there is no ``model``.
+        arrays: to start from; with ``client_app`` the model may be unknown.
         evaluate: ``(server_round, arrays) -> metrics`` of the server's evaluation.
     """
 
@@ -57,10 +67,24 @@ class Own:
     arrays: Arrays | None = None
     evaluate: EvaluateFn | None = None
 
+    def __post_init__(self) -> None:
+        for name, is_fit, example in _KINDS:
+            value = getattr(self, name)
+            if value is not None and not is_fit(value):
+                raise ValueError(f"{name}={type(value).__name__}: must be {example}.")
+
     def names(self) -> dict[str, str]:
         """What each object that is there is called, for a folder that cannot hold it."""
         given = {x.name: getattr(self, x.name) for x in fields(self)}
         return {name: _name(value) for name, value in given.items() if value not in (None, 0)}
+
+
+_KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("loss", callable, "a function (outputs, targets) -> scalar"),
+    ("evaluate", callable, "a function (server_round, arrays) -> metrics"),
+    ("metrics", lambda x: isinstance(x, Mapping), "functions by name, such as {'f1': f1}"),
+    ("client_app", lambda x: isinstance(x, ClientApp), "a ClientApp of Flower's"),
+)
 
 
 class Federation:
@@ -121,6 +145,12 @@ class Federation:
         """Whether the data is here, and not only at the clients."""
         return self.own.client_app is None or self.own.data is not None
 
+    @property
+    def knows_model(self) -> bool:
+        """Whether there is a module, and not only arrays."""
+        own = self.own
+        return own.client_app is None or own.arrays is None or own.model is not None
+
     def model(self) -> nn.Module:
         """The model, new, with its seeded initial weights."""
         choice = self.config.model if self.own.model is None else self.own.model
@@ -164,16 +194,21 @@ class Federation:
 
     def start(self) -> app.Start:
         """The model before the first round."""
-        if self.own.arrays is not None:
+        if self.own.arrays is None:
+            return app.Start.of(self.model(), self.config.initial_model)
+        if not self.knows_model:
             return app.Start(self.own.arrays)
-        return app.Start.of(self.model(), self.config.initial_model)
+        start, given = app.Start.of(self.model()), self.own.arrays
+        if [*given] == [str(i) for i in range(len(start.arrays))]:  # a list, which has no names
+            given = dict(zip(start.arrays, given.values(), strict=True))
+        return replace(start, arrays=fitted(given, start.arrays, "initial_model"))
 
     def evaluation(self) -> EvaluateFn:
         """The server's evaluation of a model: on the test set, or the caller's own."""
         own = self.own
         if own.evaluate:
             return own.evaluate
-        if not self.has_data:
+        if not self.has_data or not self.knows_model:
             return _nothing
         if not own.names():
             return app.test_evaluation(self.config)
@@ -213,11 +248,38 @@ class Federation:
     def about(self) -> dict[str, Any]:
         """What of this is no configuration key."""
         own = self.own.names()
-        return {"model": own["model"]} if "model" in own else {}
+        told: dict[str, Any] = {"model": own["model"]} if "model" in own else {}
+        if "data" in own and not self.config.dataset:
+            told["dataset"] = "own data"
+        if self.own.model is None and self.has_data and self.knows_model:
+            told["input-shape"] = list(self.dataset.train[0].shape[1:])
+            told["num-outputs"] = self.dataset.num_classes
+        return told
 
     def _examples(self, context: Context) -> tuple[Examples, Examples]:
         partition = int(context.node_config["partition-id"])
         return app.examples_of(self.dataset, self.parts[partition], self.config, partition)
+
+
+def arrays_of(value: Any) -> dict[str, Any]:
+    """Arrays by name: of a module, a state dict, an ``ArrayRecord``, or a list of arrays.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(value, nn.Module):
+        return dict(module_arrays(value))
+    if isinstance(value, list | tuple):
+        value = ArrayRecord([np.asarray(x) for x in value])
+    if isinstance(value, ArrayRecord):
+        return dict(from_record(value))
+    if isinstance(value, Mapping):
+        plain = {k: x.detach().cpu() if hasattr(x, "detach") else x for k, x in value.items()}
+        return {str(name): np.array(x) for name, x in plain.items()}
+    raise ValueError(
+        f"initial_model={type(value).__name__}: must be a file, a module, its state_dict(), an "
+        "ArrayRecord or a list of arrays. Give one of these."
+    )
 
 
 def _nothing(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:

@@ -66,13 +66,27 @@ def read_model(path: Path, like: Arrays) -> dict[str, Any]:
     except (OSError, SafetensorError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read: {said}. Name a .safetensors file.") from None
+    return fitted(found, like, str(path))
+
+
+def fitted(found: Arrays, like: Arrays, owner: str) -> dict[str, Any]:
+    """The arrays ``found``, in the order and the dtypes of ``like``.
+
+    Args:
+        found: by name.
+        like: those of the model.
+        owner: where they were found, for the messages.
+
+    Raises:
+        ValueError: they have other names or shapes.
+    """
     if odd := sorted(found.keys() ^ like.keys()):
-        where = "is only in the file" if odd[0] in found else "is not in it"
-        raise ValueError(f"{path}: holds another model: {odd[0]!r} {where}. Use the same model.")
+        where = "is only there" if odd[0] in found else "is not in it"
+        raise ValueError(f"{owner}: holds another model: {odd[0]!r} {where}. Use the same model.")
     for name, x in like.items():
         if found[name].shape != x.shape:
             raise ValueError(
-                f"{path}: {name!r} has shape {found[name].shape}, the model's has {x.shape}. "
+                f"{owner}: {name!r} has shape {found[name].shape}, the model's has {x.shape}. "
                 "Use the same model."
             )
     return {name: found[name].astype(x.dtype) for name, x in like.items()}

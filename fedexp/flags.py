@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, get_args
 
-from fedexp.config import Config
+from fedexp.config import SHORT, Config
 from fedexp.parser import Named, Once, Parser, Switch
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -36,9 +36,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "output": ("out", "name", "log", "worker-log"),
 }
 """Every key of ``Config``, by the heading it has in the help."""
-
-SHORT = {"num-server-rounds": "rounds", "num-clients": "clients", "learning-rate": "lr"}
-"""Key to a second, shorter name of its flag."""
 
 OF_A_PARTITION = (*GROUPS["data"], "seed", "out")
 """Keys that splitting a dataset reads."""

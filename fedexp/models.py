@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Callable
 from copy import deepcopy
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -55,9 +55,7 @@ def build(name: Choice, dataset: Dataset | None, *, seed: int = 0) -> nn.Module:
         _check_alphabet(dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name in MODELS:
-            return MODELS[name](tuple(inputs.shape[1:]), dataset.num_classes)
-        return _made(name, tuple(inputs.shape[1:]), dataset.num_classes)
+        return of_shape(name, tuple(inputs.shape[1:]), dataset.num_classes)
 
 
 @lru_cache(maxsize=4)
@@ -77,6 +75,11 @@ def suited(name: Choice, dataset: Dataset) -> Dataset:
     if is_own and any(map(_takes_tokens, build(name, dataset).modules())):
         return dataset
     return dataset.as_numbers()
+
+
+def of_shape(name: str, input_shape: Shape, num_outputs: int) -> nn.Module:
+    """The model ``name`` for inputs of a shape, without looking at any data."""
+    return MODELS.get(name, partial(_made, name))(input_shape, num_outputs)
 
 
 def linear(input_shape: Shape, num_outputs: int) -> nn.Module:
@@ -239,6 +242,8 @@ def _check_alphabet(dataset: Dataset) -> None:
 def _own(make: Callable[..., nn.Module], dataset: Dataset | None, seed: int) -> nn.Module:
     """A module of a class or function of the user's own."""
     name = getattr(make, "__name__", type(make).__name__)
+    if not callable(make):
+        raise ValueError(f"model={name}: must be a name, a module, or a class or function of one.")
     parameters = inspect.signature(make).parameters.values()
     needed = [p for p in parameters if p.default is p.empty and p.kind not in _COLLECTING]
     args: tuple[Any, ...] = ()

@@ -9,8 +9,8 @@ import pytest
 
 import fedexp
 from fedexp import cli
-from fedexp.config import Config
-from fedexp.flags import GROUPS, OF_A_PARTITION, SHORT
+from fedexp.config import SHORT, Config
+from fedexp.flags import GROUPS, OF_A_PARTITION
 
 
 def printed(capsys, *words):

@@ -60,6 +60,11 @@ def read_rows(source: Any, client: Any, **options: Any) -> tuple[str, Found]:
         return _read_parts(source, client, **options)
     if isinstance(source, Mapping) or is_frame(source) or hasattr(source, "to_pandas"):
         return _FRAME, (_frame_rows(source, column, **options), None)
+    if isinstance(source, torch.utils.data.DataLoader):
+        raise ValueError(
+            "data(source=DataLoader): clients make batches themselves. Give its dataset: "
+            "loader.dataset."
+        )
     raise ValueError(
         f"data(source={type(source).__name__}): must be a DataFrame, a dict of columns, arrays "
         "(x, y), a map-style torch Dataset, a datasets.Dataset or a path. Give one of these."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from logging import WARNING
@@ -13,15 +14,16 @@ from weakref import WeakSet, finalize
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fedexp import app
+from fedexp import verdict
 from fedexp.choices import strategy_keys
 from fedexp.clients.losses import Loss
 from fedexp.config import Config
-from fedexp.datasets import Dataset, data
-from fedexp.federation import Federation, Own
+from fedexp.federation import Federation
 from fedexp.logs import level
 from fedexp.runs import folder as folders
+from fedexp.runs.command import label_of
 from fedexp.runs.engines import check_engine, engine_of, grid_of
+from fedexp.runs.given import given
 from fedexp.runs.job import Outcome
 from fedexp.runs.page import report
 from fedexp.runs.plan import Unit
@@ -30,7 +32,7 @@ from fedexp.runs.results import Result, Results, load_runs
 from fedexp.runs.study import Study
 from fedexp.runs.unit_run import UnitRun
 from fedexp.simulation.grid import LocalGrid
-from fedexp.specs import slug, split
+from fedexp.specs import slug
 
 
 class _Engine:
@@ -110,20 +112,16 @@ class Simulation:
         resume: bool = False,
         **settings: Any,
     ) -> None:
-        objects = {
-            "model": model,
-            "data": data,
-            "optimizer": optimizer,
-            "scheduler": scheduler,
-            "loss": loss,
-            "metrics": metrics,
-            "client_app": client_app,
-            "evaluate": evaluate,
+        is_text = isinstance(strategy, str)
+        text = strategy if is_text else "fedavg"
+        parts = {
+            **{"model": model, "data": data, "optimizer": optimizer, "scheduler": scheduler},
+            **{"loss": loss, "metrics": metrics, "client_app": client_app, "evaluate": evaluate},
+            **{**settings, "strategy": text, "out": out},
         }
-        text = strategy if isinstance(strategy, str) else "fedavg"
-        self.config, self._own = _sorted(objects, {**settings, "strategy": text, "out": out or ""})
-        self._object = None if isinstance(strategy, str) else strategy
-        label = text if self._object is None else _name(strategy)
+        self._object = None if is_text else _checked(strategy)
+        label = text if is_text else _name(strategy)
+        self.config, self._own = given("Simulation", parts, [] if is_text else [strategy])
         if len(strategy_keys(self.config)) > 1 or self.config.seeds or self.config.sweep:
             raise ValueError(
                 f"Simulation(strategy={text!r}): is for one strategy, seed and setting. "
@@ -158,20 +156,45 @@ class Simulation:
             on_round: is called with the row of every round.
             stop: is asked after every round whether to end there.
 
+        After an exception, such as a ``KeyboardInterrupt``, another ``run`` goes on after the last
+        whole round.
+
         Raises:
             ValueError: ``rounds`` is not positive, or none are left.
+            RuntimeError: no round succeeded.
+
+        Warns:
+            RuntimeWarning: a client never contributed, or else went wrong.
         """
+        _check_calls(on_round=on_round, stop=stop)
         grid = self._ready()
         done = len(self._going.rows)
         more = self.config.num_server_rounds - done if rounds is None else rounds
         if more < 1:
             raise ValueError(f"run(rounds={more}): must be at least 1. {done} rounds are done.")
-        with level(WARNING):
-            summary = self._going.advance(grid, done + more, on_round, stop)
+        try:
+            with level(WARNING):
+                self._summary = self._going.advance(grid, done + more, on_round, stop)
+        except BaseException:
+            self._states = dict(grid.states)
+            self.close()  # clients may still be at work
+            raise
         self._states = dict(grid.states)
         if self._root:
             report([self._root])
-        return self._result(summary)
+        _tell(self._summary["problem"], self._going.rows[done:])
+        return self.result
+
+    @property
+    def result(self) -> Result:
+        """What has come of the rounds so far, whatever ended them.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not self._going.rows:
+            raise ValueError("result: no round is done. Call run first.")
+        return self._result(self._going.summary())
 
     def close(self) -> None:
         """End the engine; another ``run`` starts it anew."""
@@ -246,8 +269,9 @@ def simulate(**parts: Any) -> Result:
 def compare(
     strategies: Mapping[str, Any] | Iterable[Any] | str,
     *,
-    seeds: Iterable[int] | str = (0,),
+    seeds: Iterable[int] | str | None = None,
     on_round: Callable[[str, int, Row], Any] = lambda *_: None,
+    stop: Callable[[Row], bool] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     **parts: Any,
@@ -257,14 +281,20 @@ def compare(
     Args:
         strategies: by what they are called, a list of them, or text as ``--strategy`` takes it;
             each as in ``Simulation``.
-        seeds: each strategy runs once with each.
+        seeds: each strategy runs once with each; by default ``seed`` alone.
         on_round: is called with a strategy's name, a seed and the row of a round.
+        stop: is asked after every round whether its run is to end there.
         out: folder to write to; nothing is written without.
         resume: go on with what is in ``out``.
-        **parts: those of ``Simulation``; with ``sweep`` and ``select`` each strategy is tuned.
+        **parts: those of ``Simulation``; with ``sweep={"learning_rate": [0.1, 0.3]}`` and
+            ``select="best-accuracy"`` each strategy is tuned.
 
     Raises:
         ValueError: something of this cannot be trained; nothing has run then.
+        RuntimeError: no round of any run succeeded.
+
+    Warns:
+        RuntimeWarning: something went wrong in a run.
 
     Example:
         >>> import fedexp
@@ -274,26 +304,55 @@ def compare(
         >>> len(found), len(found["fedexp"])
         (4, 2)
     """
+    _check_calls(on_round=on_round, stop=stop or on_round)
     named = _named(strategies)
     texts = {name: x if isinstance(x, str) else "fedavg" for name, x in named.items()}
-    own_names = ("model", "data", "optimizer", "scheduler", "loss", "metrics", "client_app")
-    objects = {name: parts.pop(name, None) for name in (*own_names, "evaluate")}
-    text = ",".join(dict.fromkeys(texts.values()))
-    listed = seeds if isinstance(seeds, str) else ",".join(map(str, seeds))
-    config, own = _sorted(
-        objects, {**parts, "strategy": text, "seeds": listed, "out": str(out or "")}
-    )
     rules = {name: x for name, x in named.items() if not isinstance(x, str)}
+    text = ",".join(dict.fromkeys(texts.values()))
+    several = {"strategy": text, "seeds": _listed(seeds, parts), "out": out}
+    config, own = given("compare", {**parts, **several}, rules.values())
     study = Study(config, texts, rules, own, resume=resume)
     with ExitStack() as held, level(WARNING):
         study.check()
         held.callback(study.close)
         if out:
             study.root = _study_folder(study, held)
-        outcomes = study.run(lambda unit, row: on_round(unit.label, unit.config.seed, row))
+        outcomes = study.run(lambda unit, row: on_round(unit.label, unit.config.seed, row), stop)
         if study.root:
             report([study.root])
-    return _results(study, outcomes)
+    results = _results(study, outcomes)
+    problems = verdict.problems({label_of(x.unit): x.summary for x in outcomes})
+    _tell("; ".join(problems), [row for run in results for row in run.metrics])
+    return results
+
+
+def _listed(seeds: Iterable[int] | str | None, parts: Mapping[str, Any]) -> Any:
+    """The seeds, in text; None for that of ``parts``."""
+    if seeds is None or isinstance(seeds, str):
+        return seeds
+    if isinstance(seeds, int):
+        raise ValueError(f"compare(seeds={seeds}): must be several. Give range({seeds}) or [0, 1].")
+    if "seed" in parts:
+        raise ValueError("compare(seed): seeds are given too. Leave one out.")
+    return ",".join(map(str, seeds))
+
+
+def _check_calls(**calls: Any) -> None:
+    for name, call in calls.items():
+        if not callable(call):
+            raise ValueError(f"run({name}={call!r}): must be a function.")
+
+
+def _tell(problem: str | None, rows: Sequence[Row]) -> None:
+    """Say what went wrong in ``rows``, of which there are some.
+
+    Raises:
+        RuntimeError: all of them failed.
+    """
+    if problem and all(row["failed"] for row in rows):
+        raise RuntimeError(problem)
+    if problem:
+        warnings.warn(problem, RuntimeWarning, stacklevel=3)
 
 
 def _study_folder(study: Study, held: ExitStack) -> Path:
@@ -308,12 +367,16 @@ def _study_folder(study: Study, held: ExitStack) -> Path:
 
 
 def _results(study: Study, outcomes: list[Outcome]) -> Results:
-    if study.root:
-        found = load_runs(study.root)
-        makers = {o.unit.config.seed: Federation(o.unit.config, study.own) for o in outcomes}
-        runs = [replace(x, make=_maker(makers[x.config.seed])) for x in found]
-        return replace(found, runs=tuple(runs))
-    return Results(tuple(_in_memory(study, outcome) for outcome in outcomes), study.config)
+    if not study.root:
+        return Results(tuple(_in_memory(study, outcome) for outcome in outcomes), study.config)
+    units = {study.root / outcome.unit.folder: outcome.unit for outcome in outcomes}
+    found = load_runs(study.root)
+    runs = [
+        replace(run, make=_maker(Federation(units[run.folder].config, study.own)))
+        for run in found
+        if run.folder in units
+    ]
+    return replace(found, runs=tuple(runs))
 
 
 def _in_memory(study: Study, outcome: Outcome) -> Result:
@@ -334,7 +397,7 @@ def _in_memory(study: Study, outcome: Outcome) -> Result:
 
 
 def _maker(federation: Federation) -> Callable[[], nn.Module] | None:
-    return None if federation.own.arrays is not None else federation.model
+    return federation.model if federation.knows_model else None
 
 
 def _named(strategies: Mapping[str, Any] | Iterable[Any] | str) -> dict[str, Any]:
@@ -352,54 +415,18 @@ def _named(strategies: Mapping[str, Any] | Iterable[Any] | str) -> dict[str, Any
         named = {x if isinstance(x, str) else _name(x): x for x in listed}
         if len(named) < len(listed):
             raise ValueError("compare(strategies): two are called the same. Give a dict of names.")
+    for name, value in named.items():
+        if isinstance(value, str) and len(strategy_keys(Config.of({"strategy": value}))) > 1:
+            raise ValueError(f"compare({name!r}: {value!r}): is several. Give each a name.")
     if not named:
         raise ValueError("compare(strategies): there are none. Name at least one.")
     return named
 
 
-def _sorted(objects: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Config, Own]:
-    """Text becomes configuration keys, all else the objects in their place."""
-    keys = {"optimizer": "local-optimizer"}
-    values = {name.replace("_", "-"): _plain(value) for name, value in settings.items()}
-    own: dict[str, Any] = {}
-    for name, value in objects.items():
-        if isinstance(value, str) and name not in ("loss", "client_app", "evaluate"):
-            values[keys.get(name, name)] = value
-        elif value is not None:
-            own[name] = value
-    if "client_app" in own:
-        own["num_clients"] = int(values.get("num-clients", 0))
-        if not own["num_clients"] and "data" not in own:
-            raise ValueError("Simulation(client_app): say num_clients, how many there are.")
-    config = Config.of(values)
-    if "data" in own and not isinstance(own["data"], Dataset):
-        own["data"] = _data(own["data"], config)
-    app.check_read(config, [key for key in values if key not in _ALWAYS])
-    return config, Own(**own)
-
-
-def _data(source: Any, config: Config) -> Dataset:
-    """A dataset of what ``fedexp.data`` takes, by the keys of the command line."""
-    kind, _, column = config.client_from.partition(":")
-    test = config.test_fraction
-    return data(
-        source,
-        target=config.target or None,
-        client=column or kind or None,
-        test=None if test == Config.keys()["test-fraction"].default else test,
-        drop=split(config.drop),
-        impute=config.impute,
-        standardize=config.standardize,
-        targets=config.targets,
-        image_size=config.image_size,
-    )
-
-
-_ALWAYS = ("strategy", "out", "seed", "seeds", "engine", "num-clients")
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+def _checked(strategy: Any) -> Any:
+    if strategy is None or isinstance(strategy, list | tuple | Mapping):
+        raise ValueError("Simulation(strategy): give one. Use fedexp.compare for several.")
+    return strategy
 
 
 def _name(strategy: Any) -> str:

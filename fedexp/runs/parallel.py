@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -82,10 +84,21 @@ def _hear(
         outcomes[worker.job], worker.job = value, None
 
 
+def can_be_sent(job: Job) -> bool:
+    """Whether another process could run ``job``, whatever objects it has."""
+    if not job.own.names() and job.strategy is None:
+        return True
+    try:
+        return _by_value() is not None and bool(_pickled(job))
+    except Exception:  # of any kind: they are the user's objects
+        return False
+
+
 def _started(context: Any) -> _Worker:
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, getLogger("flwr").level), daemon=True)
-    process.start()
+    with _without_main():
+        process.start()
     there.close()
     return _Worker(process, here)
 
@@ -140,8 +153,27 @@ def _error(error: Exception) -> bytes:
 
 
 def _pickled(job: Job) -> bytes:
-    """As Ray would pickle it, where that is installed: classes of a notebook's cells too."""
+    """With the classes of a script or of a notebook's cells in it, where that is possible."""
+    return bytes((_by_value() or pickle).dumps(job))
+
+
+def _by_value() -> Any:
+    """A pickle that does that, if one is installed."""
     for name in ("cloudpickle", "ray.cloudpickle"):
         if find_spec(name.partition(".")[0]):
-            return bytes(import_module(name).dumps(job))
-    return pickle.dumps(job)
+            return import_module(name)
+    return None
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Start a process that does not run the user's script again, as ``spawn`` would have it."""
+    main = sys.modules["__main__"].__dict__
+    kept = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main["__spec__"] = None
+    main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        main.pop("__spec__")
+        main.update(kept)

@@ -45,9 +45,13 @@ class Recorder:
         last = self._restore(run, grid) if self._checkpoint.exists() else 0
         rows, clients = rows_until(self.folder, last), _read_clients(self.folder, last)
         save_json(self.folder / "unit.json", about)
+        self.save_rows(rows, clients)
+        return rows, clients
+
+    def save_rows(self, rows: Sequence[Row], clients: Sequence[Row]) -> None:
+        """Write all rows anew."""
         save_text(self.folder / "metrics.jsonl", "".join(map(_line, rows)))
         self.save_clients(clients)
-        return rows, clients
 
     def after_round(
         self, run: Run, grid: LocalGrid, row: Row, clients: Sequence[Row], new: Sequence[Row]
@@ -98,7 +102,7 @@ def saved_of(run: Run, server_round: int, grid: LocalGrid) -> Checkpoint | None:
         return None
     state = {**own, _ATTENDANCE: run.attendance.state()}
     arrays = from_record(run.arrays)
-    return Checkpoint(server_round, arrays, state, run.evaluation.memory, grid.states)
+    return Checkpoint(server_round, arrays, state, run.evaluation.memory, dict(grid.states))
 
 
 def restore(run: Run, grid: LocalGrid, saved: Checkpoint) -> None:
@@ -108,6 +112,7 @@ def restore(run: Run, grid: LocalGrid, saved: Checkpoint) -> None:
     run.attendance.restore(state.pop(_ATTENDANCE))
     run.strategy.state = state  # type: ignore[attr-defined]
     run.evaluation.memory = dict(saved.average)
+    grid.forget()
     grid.states.update(saved.clients)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fedexp.clients import load_arrays, module_arrays
 from fedexp.config import Config
 from fedexp.federation import Federation
 from fedexp.files import read_model, save_text
+from fedexp.models import of_shape
 from fedexp.runs import pictures, tables
 from fedexp.runs.page import report
 from fedexp.runs.reading import Row, UnitResult, read_units
@@ -107,9 +108,13 @@ class Result:
         return read_model(self.folder / _MODELS[average], module_arrays(module))
 
     def __repr__(self) -> str:
-        scores = {k: self.summary.get(k) for k in ("num-rounds", "final-accuracy", "ended")}
-        shown = ", ".join(f"{k}={v}" for k, v in scores.items() if v is not None)
-        return f"Result({self.strategy}, seed={self.seed}, {shown})"
+        score = "accuracy" if self.summary.get("final-accuracy") is not None else "test-loss"
+        keys = ("num-rounds", f"final-{score}", "ended")
+        shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in self._of(keys)]
+        return f"Result({self.strategy}, {', '.join([f'seed={self.seed}', *shown])})"
+
+    def _of(self, keys: Sequence[str]) -> list[tuple[str, Any]]:
+        return [(key, self.summary[key]) for key in keys if self.summary.get(key) is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +155,15 @@ class Results(Sequence[Result]):
     def table(self, targets: Sequence[float] = ()) -> Any:
         """Means and standard deviations over seeds: a ``DataFrame`` with pandas, else rows.
 
+        ``final-accuracy`` is that of the last iterate, ``mean-final-accuracy`` that of the average
+        of iterates, ``...-std`` the standard deviation of either, where there are several seeds.
+
         Args:
             targets: test accuracies whose rounds are counted; by default ``target-accuracy``.
         """
-        rows = [_short(row) for row in tables.aggregate(self.units, targets)]
+        rows = tables.short(self.units, targets)
         try:
-            return tables.frame(rows)
+            return tables.frame(rows).set_index("strategy")
         except ModuleNotFoundError:
             return rows
 
@@ -194,8 +202,7 @@ class Results(Sequence[Result]):
         return report([self.folder], out)
 
     def _repr_html_(self) -> str:
-        shown = getattr(self.table(), "_repr_html_", None)
-        return shown() if shown else f"<pre>{tables.to_markdown(self.units)}</pre>"
+        return tables.to_html(self.units)
 
     def __repr__(self) -> str:
         return tables.to_markdown(self.units)
@@ -208,6 +215,8 @@ def load_runs(folder: str | Path) -> Results:
         ValueError: no run is there, or a file is damaged.
     """
     folder = Path(folder)
+    if not (folder / "config.toml").is_file():
+        raise ValueError(f"load_run({str(folder)!r}): holds no run. Name the folder of out=.")
     config = Config.of(Config.read(folder / "config.toml"))
     units = [unit for unit in read_units(folder, config.values()) if not unit.tuning]
     return Results(tuple(_loaded(unit, config) for unit in units), config, folder)
@@ -242,22 +251,17 @@ def _loaded(unit: UnitResult, config: Config) -> Result:
     more = {"select": "", "tuning-seeds": "", "seed": unit.seed or config.seed}
     values = {**config.values(), **alone, **more, **settings}
     own = Config.model_construct(**{k.replace("-", "_"): v for k, v in values.items()})
-    known = unit.about.get("model", own.model) == own.model
-    make = Federation(Config.of(own.values())).model if known else None
-    return Result(unit, own, make)
+    return Result(unit, own, _maker(unit, own))
 
 
-def _short(row: Row) -> Row:
-    """What one looks at first of a row of ``tables.aggregate``."""
-    kept = ("name", "settings", "seeds", "mean-server-step-size")
-    return {
-        key: value
-        for key, value in row.items()
-        if value not in (None, "") and (key in kept or _SCORE.search(key))
-    }
-
-
-_SCORE = re.compile(r"(^|mean-)(best-accuracy|final-accuracy|final-test-loss|rounds-to-)")
+def _maker(unit: UnitResult, config: Config) -> Callable[[], nn.Module] | None:
+    """What makes the model of a unit on disk; None if it was an object."""
+    about = unit.about
+    if about.get("model", config.model) != config.model:
+        return None
+    if "input-shape" in about:
+        return partial(of_shape, config.model, tuple(about["input-shape"]), about["num-outputs"])
+    return Federation(config).model  # of an older run
 
 
 def _plotted(units: Sequence[UnitResult], config: Config, path: str | Path | None) -> Any:

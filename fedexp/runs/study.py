@@ -12,7 +12,7 @@ from fedexp.config import Config
 from fedexp.federation import Federation, Own
 from fedexp.runs.engines import check_engine, engine_of, grid_of, seconds_of
 from fedexp.runs.job import Job, OnUnitRow, Outcome, run_job
-from fedexp.runs.parallel import run_in_processes
+from fedexp.runs.parallel import can_be_sent, run_in_processes
 from fedexp.runs.plan import Unit, first_units, selected_units
 from fedexp.runs.trackers import trackers_of
 from fedexp.runs.unit_run import Stop
@@ -111,6 +111,8 @@ class Study:
         if len(jobs) < 2 or stop or self.config.device not in ("", "cpu") or _cores() < 2:
             return False
         if self.config.log:  # the file of a tracker is one process's
+            return False
+        if not all(map(can_be_sent, jobs)):
             return False
         federation = Federation(jobs[0].unit.config, self.own)
         if engine_of(federation) != "serial":

@@ -7,6 +7,7 @@ import io
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from html import escape
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -79,6 +80,17 @@ def aggregate(
     return rows
 
 
+def short(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> list[Row]:
+    """Of ``aggregate`` what the tables for people show, as numbers."""
+    rows = aggregate(units, targets)
+    keys = [key for c in shown(columns(units, targets), rows) for key in (c.key, f"{c.key}-std")]
+    keys = [key for key in keys if any(row.get(key) is not None for row in rows)]
+    return [
+        {"strategy": row["name"], "seeds": row["seeds"], **{key: row.get(key) for key in keys}}
+        for row in rows
+    ]
+
+
 def to_csv(rows: Sequence[Row]) -> str:
     """``rows`` as CSV, with a header of all their keys; a value that is None is empty."""
     file = io.StringIO()
@@ -95,6 +107,17 @@ def to_markdown(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> s
     body = [[cell.replace("|", "\\|") for cell in line] for line in body]
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *body))
+
+
+def to_html(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> str:
+    """The aggregated table as a ``<table>``, the best of each column in bold."""
+    head, *body = _cells(units, targets, "±", lambda text: f"<b>{text}</b>")
+    lines = [[escape(line[0]), *line[1:]] for line in body]
+    rows = [("th", list(map(escape, head))), *(("td", line) for line in lines)]
+    inside = "".join(
+        f"<tr>{''.join(f'<{tag}>{x}</{tag}>' for x in line)}</tr>\n" for tag, line in rows
+    )
+    return f"<table>\n{inside}</table>"
 
 
 def to_latex(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> str:

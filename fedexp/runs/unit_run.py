@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from fedexp.federation import Federation
 from fedexp.records import from_record
 from fedexp.rounds import evaluate_clients
 from fedexp.runs.plan import Unit
-from fedexp.runs.recorder import Recorder
+from fedexp.runs.recorder import Recorder, restore, saved_of
 from fedexp.runs.rows import Row, client_rows, row_of, summary_of
+from fedexp.simulation.checkpoint import Checkpoint
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid
 
 _MOST_ASKED = 1000  # clients that evaluate the last model though nobody asked for it
@@ -69,29 +71,48 @@ class UnitRun:
     ) -> Row:
         """Run until ``num_rounds`` are done in all, or ``stop(row)`` is true; the summary.
 
+        Whatever ends a round in its middle, all is then as it was after the round before.
+
         Args:
             grid: of the clients.
             num_rounds: counted from the first round of all.
             on_row: is called with the line of every round.
             stop: is asked after every round.
         """
-        self._stopped = False
-        for round_ in self.run.rounds(grid, len(self.rows) + 1, num_rounds):
-            row = row_of(round_) | self.run.row(round_)
-            new = client_rows(round_.evaluation, round_.server_round, self._name_of)
-            self.rows.append(row)
-            self.clients += new
-            if self._recorder:
-                self._recorder.after_round(self.run, grid, row, self.clients, new)
-            on_row(row)
-            if stop(row):
-                self._stopped = True
-                break
+        self._stopped, first = False, len(self.rows) + 1
+        saved = saved_of(self.run, first - 1, grid)
+        try:
+            for round_ in self.run.rounds(grid, first, num_rounds):
+                row = row_of(round_) | self.run.row(round_)
+                new = client_rows(round_.evaluation, round_.server_round, self._name_of)
+                self.rows.append(row)
+                self.clients += new
+                if self._recorder:
+                    self._recorder.after_round(self.run, grid, row, self.clients, new)
+                saved = saved_of(self.run, row["round"], grid)
+                on_row(row)
+                if stop(row):
+                    self._stopped = True
+                    break
+        except BaseException:
+            if saved:
+                self._go_back(grid, saved)
+            raise
         self._ask_everyone(grid)
         summary = self.summary(num_rounds)
         if self._recorder:
             self._recorder.end(self.run, summary)
         return summary
+
+    def _go_back(self, grid: LocalGrid, saved: Checkpoint) -> None:
+        last = saved.server_round
+        restore(self.run, grid, saved)
+        self.rows = self.rows[:last]
+        self.clients = [row for row in self.clients if row["round"] <= last]
+        self.run.failed_in_a_row = verdict.failed_in_a_row(self.rows)
+        if self._recorder:
+            with suppress(OSError):  # what is on its way out says more
+                self._recorder.save_rows(self.rows, self.clients)
 
     def _ask_everyone(self, grid: LocalGrid) -> None:
         """Let clients that have names evaluate the last model, unless they did so anyway."""
@@ -109,9 +130,9 @@ class UnitRun:
             self.federation.num_clients
         )
 
-    def summary(self, num_rounds: int) -> Row:
-        """How the unit has done, and what went wrong if anything did."""
-        wanted = len(self.rows) if self._stopped else num_rounds
+    def summary(self, num_rounds: int = 0) -> Row:
+        """How the unit has done, and what went wrong if anything did; by default, until now."""
+        wanted = len(self.rows) if self._stopped else num_rounds or len(self.rows)
         told = verdict.of_run(self.rows, self.run.attendance.missing, wanted)
         about = self.unit.about()
         named = {key: about[key] for key in ("strategy", "seed", "model", "settings")}

@@ -1,0 +1,171 @@
+"""What is given in Python: text becomes configuration keys, all else objects in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp.strategy import Strategy
+
+from fedexp import app
+from fedexp.config import SHORT, Config
+from fedexp.datasets import Dataset, data
+from fedexp.federation import Own, arrays_of
+from fedexp.readers import readers
+from fedexp.specs import split
+
+PARTS = ("model", "data", "optimizer", "scheduler", "loss", "metrics", "client_app", "evaluate")
+_OBJECTS_ALONE = ("loss", "client_app", "evaluate")  # no key of the command line means them
+_FIELDS = {short: key.replace("-", "_") for key, short in SHORT.items()}
+_FIELDS["local_optimizer"] = "optimizer"
+_ALWAYS = {"strategy", "out", "seed", "seeds", "engine", "num-clients"}
+_OF_DATA = {
+    *("target", "client-from", "test-fraction", "drop"),
+    *("impute", "standardize", "targets", "image-size"),
+}
+_RUNS = ("on_round", "stop")
+
+
+def given(
+    owner: str, parts: Mapping[str, Any], strategies: Iterable[Any] = ()
+) -> tuple[Config, Own]:
+    """The configuration and the objects that ``parts`` come to; None stands for nothing given.
+
+    Args:
+        owner: who takes them, for the messages.
+        parts: by name: those of ``PARTS``, and keys of the command line.
+        strategies: objects, which have settings of their own.
+
+    Raises:
+        ValueError: a name that nobody knows or a value that cannot be.
+    """
+    values: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    for name, value in _by_field(owner, parts).items():
+        if name in _OBJECTS_ALONE or (name in PARTS and not _is_text(name, value)):
+            own[name] = value
+        elif name == "initial_model" and not isinstance(value, str | Path):
+            own["arrays"] = arrays_of(value)
+        else:
+            key = "local-optimizer" if name == "optimizer" else name.replace("_", "-")
+            values[key] = _plain(key, value)
+    _check_strategies(owner, strategies, values)
+    config = Config.of(values)
+    if "data" in own:
+        config = _with_data(owner, own, config, values)
+    if "client_app" in own:
+        own |= _of_client_app(owner, own, values)
+        if not own.keys() & {"data"} and "dataset" in values:
+            own["data"] = app.loaded(config)  # for the server's evaluation
+    untold = {key: field.default for key, field in Config.keys().items() if key in _OF_DATA}
+    told = config if config.data else Config.of({**config.values(), **untold})
+    app.check_read(told, values.keys() - _ALWAYS - (set() if config.data else _OF_DATA))
+    return config, Own(**own)
+
+
+def _by_field(owner: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, by names that are known.
+
+    Raises:
+        ValueError: a name that is not, or two for the same.
+    """
+    known = {*PARTS, *Config.model_fields}
+    found: dict[str, Any] = {}
+    for written, value in parts.items():
+        if value is None:
+            continue
+        name = written.replace("-", "_")
+        name = _FIELDS.get(name, name)
+        if name in _RUNS:
+            raise ValueError(f"{owner}({name}): belongs to run. Write run({name}=...).")
+        if name not in known:
+            close = get_close_matches(name, [*known, *_FIELDS], 1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
+            raise ValueError(f"{owner}({written}): is not known. {hint}")
+        if name in found:
+            raise ValueError(f"{owner}({written}): {name} is given twice. Leave one out.")
+        found[name] = value
+    return found
+
+
+def _is_text(name: str, value: Any) -> bool:
+    """Whether the command line could have it."""
+    names = name == "metrics" and isinstance(value, list | tuple)
+    return isinstance(value, str | Path) or (names and all(isinstance(x, str) for x in value))
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A value as the command line would have it."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    field = Config.keys().get(key)
+    if field is None or field.annotation is not str:
+        return value
+    if isinstance(value, Mapping):
+        return "; ".join(f"{k.replace('_', '-')}={_plain(key, v)}" for k, v in value.items())
+    if isinstance(value, list | tuple | range | set | frozenset | np.ndarray):
+        return ",".join(map(str, value))
+    return value
+
+
+def _of_client_app(owner: str, own: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, int]:
+    if not values.get("num-clients") and "data" not in own:
+        raise ValueError(f"{owner}(client_app): say num_clients, how many there are.")
+    if not own.keys() & {"model", "arrays"} and "model" not in values:
+        raise ValueError(
+            f"{owner}(client_app): the first model is needed. Give model, or initial_model with "
+            "the arrays that your clients start from."
+        )
+    return {"num_clients": int(values.get("num-clients", 0))}
+
+
+def _with_data(
+    owner: str, own: dict[str, Any], config: Config, values: Mapping[str, Any]
+) -> Config:
+    """``config`` without a dataset of its own; ``own`` gets the ``Dataset``."""
+    if "dataset" in values:
+        raise ValueError(f"{owner}(dataset={config.dataset!r}): data is given too. Leave one out.")
+    if not (isinstance(own["data"], Dataset) and not values.keys() & _OF_DATA):
+        own["data"] = _data(own["data"], config, values)
+    split_by = {"dataset": "", "partitioner": app.partitioner_of(config, own["data"])}
+    return Config.of({**config.values(), **split_by})
+
+
+def _data(source: Any, config: Config, values: Mapping[str, Any]) -> Dataset:
+    """A dataset of what ``fedexp.data`` takes, by the keys of the command line."""
+    kind, _, column = config.client_from.partition(":")
+    return data(
+        source,
+        target=config.target or None,
+        client=column or kind or None,
+        test=config.test_fraction if "test-fraction" in values else None,
+        drop=split(config.drop),
+        impute=config.impute,
+        standardize=config.standardize,
+        targets=config.targets,
+        image_size=config.image_size,
+    )
+
+
+def _check_strategies(owner: str, strategies: Iterable[Any], values: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for a setting that a strategy object would not hear of."""
+    for strategy in strategies:
+        name = type(strategy).__name__
+        if isinstance(strategy, Strategy) and (lost := sorted(values.keys() & _of_strategies())):
+            raise ValueError(
+                f"{owner}({lost[0].replace('-', '_')}): a strategy object has its own. Give it "
+                f"there: {name}({lost[0].replace('-', '_')}={values[lost[0]]!r})."
+            )
+
+
+def _of_strategies() -> set[str]:
+    """Keys that strategies read, and nothing else does."""
+    known = readers()
+    theirs = set[str]().union(*known.pop("strategy").values())
+    others = (fields for options in known.values() for fields in options.values())
+    return {field.replace("_", "-") for field in theirs.difference(*others)}

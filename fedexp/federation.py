@@ -72,6 +72,11 @@ class Own:
             value = getattr(self, name)
             if value is not None and not is_fit(value):
                 raise ValueError(f"{name}={type(value).__name__}: must be {example}.")
+        if getattr(self.client_app, "_call", None):
+            raise ValueError(
+                "client_app: was made of a client_fn, Flower's older API. Register functions of "
+                "(message, context) with @app.train() and @app.evaluate()."
+            )
 
     def names(self) -> dict[str, str]:
         """What each object that is there is called, for a folder that cannot hold it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -352,7 +353,15 @@ def _tell(problem: str | None, rows: Sequence[Row]) -> None:
     if problem and all(row["failed"] for row in rows):
         raise RuntimeError(problem)
     if problem:
-        warnings.warn(problem, RuntimeWarning, stacklevel=3)
+        warnings.warn(problem, RuntimeWarning, stacklevel=_depth())
+
+
+def _depth() -> int:
+    """How many calls up from the function that asks the caller's own code is."""
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back and frame.f_code.co_filename == __file__:
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 def _study_folder(study: Study, held: ExitStack) -> Path:

@@ -51,14 +51,13 @@ def run_in_processes(
     """
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     workers = [_started(context) for _ in range(min(len(jobs), os.cpu_count() or 1))]
-    payloads = [_pickled(job) for job in jobs]
     waiting, outcomes = list(range(len(jobs))), dict[int, Outcome]()
     try:
         while len(outcomes) < len(jobs):
             for worker in workers:
                 if worker.job is None and waiting:
                     worker.job = waiting.pop(0)
-                    worker.connection.send_bytes(payloads[worker.job])
+                    worker.connection.send_bytes(_pickled(jobs[worker.job]))
             for ready in wait([worker.connection for worker in workers if worker.job is not None]):
                 worker = next(w for w in workers if w.connection is ready)
                 _hear(worker, jobs, on_row, outcomes)
@@ -169,7 +168,7 @@ def _by_value() -> Any:
 def _without_main() -> Iterator[None]:
     """Start a process that does not run the user's script again, as ``spawn`` would have it."""
     main = sys.modules["__main__"].__dict__
-    kept = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    kept: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
     main["__spec__"] = None
     main.pop("__file__", None)
     try:

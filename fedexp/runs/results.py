@@ -90,8 +90,7 @@ class Result:
         """
         if model is None and self.make is None:
             raise ValueError(
-                f"model(): the run {self.folder} had a model of its own. Give one to be filled: "
-                "model(Net())."
+                "model(): the run had a model of its own. Give one to be filled: model(Net())."
             )
         module = model if model is not None else self.make()  # type: ignore[misc]
         load_arrays(module, self._arrays(module, average))

@@ -26,7 +26,8 @@ def row_of(round_: Round) -> Row:
     """
     measured = {**round_.train, **round_.evaluate, **round_.server}
     own: Row = {"round": round_.server_round, "failed": round_.failed}
-    row: Row = own | {name: None for name in _METRICS}
+    losses = {"test-loss", "mean-test-loss"} - measured.keys()  # nobody evaluated
+    row: Row = own | {name: None for name in _METRICS if name not in losses}
     row |= {"num-clients": 0, "num-failures": 0}
     row |= {name: _finite(value) for name, value in measured.items()}
     return row | own | _costs(round_)  # whatever clients report

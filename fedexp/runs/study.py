@@ -112,7 +112,7 @@ class Study:
             return False
         if self.config.log:  # the file of a tracker is one process's
             return False
-        if not all(map(can_be_sent, jobs)):
+        if not all(map(can_be_sent, {id(job.strategy): job for job in jobs}.values())):
             return False
         federation = Federation(jobs[0].unit.config, self.own)
         if engine_of(federation) != "serial":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ class UnitRun:
     def __post_init__(self) -> None:
         self.run: Run = self.federation.run(self.unit.config, self.strategy)
         self._recorder = Recorder(self.folder) if self.folder else None
-        self._stopped = False
+        self._stopped = self._went_back = False
 
     def begin(self, grid: LocalGrid, *, resume: bool = False) -> None:
         """Make the folder ready; with ``resume`` go on with what is in it, else believe nothing."""
@@ -80,7 +79,9 @@ class UnitRun:
             stop: is asked after every round.
         """
         self._stopped, first = False, len(self.rows) + 1
-        saved = saved_of(self.run, first - 1, grid)
+        if self._recorder and self._went_back:
+            self._recorder.save_rows(self.rows, self.clients)
+        saved, self._went_back = saved_of(self.run, first - 1, grid), False
         try:
             for round_ in self.run.rounds(grid, first, num_rounds):
                 row = row_of(round_) | self.run.row(round_)
@@ -106,13 +107,12 @@ class UnitRun:
 
     def _go_back(self, grid: LocalGrid, saved: Checkpoint) -> None:
         last = saved.server_round
+        self.run = self.federation.run(self.unit.config, self.strategy)
         restore(self.run, grid, saved)
         self.rows = self.rows[:last]
         self.clients = [row for row in self.clients if row["round"] <= last]
         self.run.failed_in_a_row = verdict.failed_in_a_row(self.rows)
-        if self._recorder:
-            with suppress(OSError):  # what is on its way out says more
-                self._recorder.save_rows(self.rows, self.clients)
+        self._went_back = True
 
     def _ask_everyone(self, grid: LocalGrid) -> None:
         """Let clients that have names evaluate the last model, unless they did so anyway."""

@@ -53,10 +53,10 @@ def test_the_examples_run_in_their_order(names, capsys):
     assert [int(line.split()[0]) for line in printed] == list(range(1, len(printed) + 1))
     stopped = next(run for block, run in seen.items() if "stop=" in block)
     scores = [row["test-accuracy"] for row in stopped.metrics]
-    assert scores[-1] > 0.2 >= max(scores[:-1])
+    assert scores[-1] > 0.5 >= max(scores[:-1])
     by_hospital = next(run for block, run in seen.items() if "run.clients\n" in block)
     assert {row["client"] for row in by_hospital.clients} == {"north", "east", "west"}
-    going_on = next(run for block, run in seen.items() if "rounds=2" in block)
+    going_on = next(run for block, run in seen.items() if "run(rounds=2)" in block)
     assert len(going_on.metrics) == 5
     for name in ("curves.pdf", "runs.csv", "table.tex", "run.svg", "runs/a/report.html"):
         assert Path(name).stat().st_size
@@ -76,7 +76,5 @@ def test_the_arrays_of_the_own_client_app_are_those_of_a_hand_written_loop(names
 def test_each_example_is_at_most_five_lines_besides_the_users_own_classes_and_imports():
     for block in BLOCKS:
         own = re.sub(r"(?m)^(@\S+\n)?(class|def) .*\n(?:(?: .*)?\n)*", "", block)
-        statements = re.sub(r"\n(    .*|\))(?=\n|$)", "", own).splitlines()
-        assert len([x for x in statements if x and not x.startswith(("import", "from"))]) <= 5
-        whole = [x for x in own.splitlines() if x and not x.startswith(("import", "from"))]
-        assert len(whole) <= 6, block
+        lines = [x for x in own.splitlines() if x and not x.startswith(("import", "from"))]
+        assert len(lines) <= 6, block  # five and a closing bracket

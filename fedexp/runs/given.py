@@ -20,7 +20,7 @@ from fedexp.specs import split
 PARTS = ("model", "data", "optimizer", "scheduler", "loss", "metrics", "client_app", "evaluate")
 _OBJECTS_ALONE = ("loss", "client_app", "evaluate")  # no key of the command line means them
 _FIELDS = {short: key.replace("-", "_") for key, short in SHORT.items()}
-_FIELDS["local_optimizer"] = "optimizer"
+_PART = {"local_optimizer": "optimizer"}
 _ALWAYS = {"strategy", "out", "seed", "seeds", "engine", "num-clients"}
 _OF_DATA = {
     *("target", "client-from", "test-fraction", "drop"),
@@ -50,8 +50,7 @@ def given(
         elif name == "initial_model" and not isinstance(value, str | Path):
             own["arrays"] = arrays_of(value)
         else:
-            key = "local-optimizer" if name == "optimizer" else name.replace("_", "-")
-            values[key] = _plain(key, value)
+            values[_key(name)] = _plain(_key(name), value)
     _check_strategies(owner, strategies, values)
     config = Config.of(values)
     if "data" in own:
@@ -78,7 +77,7 @@ def _by_field(owner: str, parts: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         name = written.replace("-", "_")
-        name = _FIELDS.get(name, name)
+        name = (_FIELDS | _PART).get(name, name)
         if name in _RUNS:
             raise ValueError(f"{owner}({name}): belongs to run. Write run({name}=...).")
         if name not in known:
@@ -107,10 +106,15 @@ def _plain(key: str, value: Any) -> Any:
     if field is None or field.annotation is not str:
         return value
     if isinstance(value, Mapping):
-        return "; ".join(f"{k.replace('_', '-')}={_plain(key, v)}" for k, v in value.items())
+        return "; ".join(f"{_key(k)}={_plain(key, v)}" for k, v in value.items())
     if isinstance(value, list | tuple | range | set | frozenset | np.ndarray):
         return ",".join(map(str, value))
     return value
+
+
+def _key(name: str) -> str:
+    name = name.replace("-", "_")
+    return "local-optimizer" if name == "optimizer" else _FIELDS.get(name, name).replace("_", "-")
 
 
 def _of_client_app(owner: str, own: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, int]:

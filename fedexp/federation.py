@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -275,12 +276,13 @@ def arrays_of(value: Any) -> dict[str, Any]:
     if isinstance(value, nn.Module):
         return dict(module_arrays(value))
     if isinstance(value, list | tuple):
-        value = ArrayRecord([np.asarray(x) for x in value])
+        value = {str(i): x for i, x in enumerate(value)}
     if isinstance(value, ArrayRecord):
         return dict(from_record(value))
     if isinstance(value, Mapping):
-        plain = {k: x.detach().cpu() if hasattr(x, "detach") else x for k, x in value.items()}
-        return {str(name): np.array(x) for name, x in plain.items()}
+        tensors = {k: x for k, x in value.items() if isinstance(x, torch.Tensor)}
+        own = {k: x.detach().cpu().numpy() for k, x in tensors.items()}
+        return {str(name): np.array(x) for name, x in {**value, **own}.items()}
     raise ValueError(
         f"initial_model={type(value).__name__}: must be a file, a module, its state_dict(), an "
         "ArrayRecord or a list of arrays. Give one of these."

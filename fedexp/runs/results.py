@@ -32,6 +32,14 @@ class Result:
         config: of the run.
         make: the model, with any weights; None where nobody knows it.
         arrays: the last iterate and the average of iterates; None if they are in the folder.
+
+    Example:
+        >>> import fedexp
+        >>> run = fedexp.simulate(strategy="fedavg", rounds=2, clients=10, local_steps=1)
+        >>> run
+        Result(fedavg, seed=0, num-rounds=2, final-accuracy=..., ended=finished)
+        >>> sorted(run.model().state_dict())
+        ['1.bias', '1.weight', '3.bias', '3.weight']
     """
 
     unit: UnitResult
@@ -124,6 +132,14 @@ class Results(Sequence[Result]):
         runs: one for each strategy, settings and seed.
         config: what they have in common.
         folder: of all; None if nothing was written.
+
+    Example:
+        >>> import fedexp
+        >>> study = fedexp.compare("fedavg, fedexp", seeds=[0, 1], rounds=2, clients=10)
+        >>> [run.seed for run in study["fedexp"]]
+        [0, 1]
+        >>> print(study.to_latex())
+        \\begin{tabular}{...
     """
 
     runs: tuple[Result, ...]
@@ -212,6 +228,15 @@ def load_runs(folder: str | Path) -> Results:
 
     Raises:
         ValueError: no run is there, or a file is damaged.
+
+    Example:
+        >>> import fedexp, tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = fedexp.compare("fedavg, fedexp", rounds=1, clients=10, out=folder)
+        >>> [run.strategy for run in fedexp.load_runs(folder)]
+        ['fedavg', 'fedexp']
+        >>> fedexp.load_run(folder, "fedexp").seed
+        0
     """
     folder = Path(folder)
     if not (folder / "config.toml").is_file():

@@ -197,7 +197,8 @@ def prepared(given: Any, config: Config, key: str, num_nodes: int) -> Strategy:
         raise ValueError(f"strategy={name}: is a class. Give one made of it: {name}().")
     if not isinstance(given, Strategy):
         options = _options(config, FedOpt, {}) | _common(config, key, num_nodes)
-        return FedOpt(optimizer=_as_optimizer(given), **options)
+        with level(ERROR):  # as in _of_table
+            return FedOpt(optimizer=_as_optimizer(given), **options)
     strategy: Strategy = deepcopy(given)
     if isinstance(strategy, FedOpt):
         strategy.seed = config.seed if strategy.seed is None else strategy.seed

@@ -126,7 +126,7 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Results(Sequence[Result]):
-    """Several runs beside each other; a sequence of them.
+    r"""Several runs beside each other; a sequence of them.
 
     Attributes:
         runs: one for each strategy, settings and seed.
@@ -139,7 +139,7 @@ class Results(Sequence[Result]):
         >>> [run.seed for run in study["fedexp"]]
         [0, 1]
         >>> print(study.to_latex())
-        \\begin{tabular}{...
+        \begin{tabular}{...
     """
 
     runs: tuple[Result, ...]

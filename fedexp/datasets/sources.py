@@ -89,7 +89,8 @@ def _from_files(name: str, data_dir: str | None) -> Dataset:
     if folder is None or absent:
         raise ValueError(
             f"load(name={name!r}, data_dir={data_dir!r}): the data folder lacks "
-            f"{', '.join(absent)}. Published at {source.published}."
+            f"{', '.join(absent)}. Published at {source.published}; name the folder with "
+            "data_dir (--data-dir)."
         )
     return source.read(folder)
 

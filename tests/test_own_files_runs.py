@@ -188,6 +188,9 @@ def test_a_table_in_python_is_read_by_the_keys_of_the_command_line(hospitals):
     assert [row["test-loss"] for row in one.metrics] == [row["test-loss"] for row in other.metrics]
     with pytest.raises(ValueError, match="no chosen dataset reads target"):
         fedexp.simulate(data=made, target="disease", **options)
+    for data_ in (made, str(hospitals)):
+        with pytest.raises(ValueError, match="Leave one of the two out"):
+            fedexp.simulate(data=data_, dataset="digits", **options)
 
 
 def test_values_of_a_table_are_learned_by_its_clients():

@@ -372,6 +372,11 @@ def _sorted(objects: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Co
         own["num_clients"] = int(values.get("num-clients", 0))
         if not own["num_clients"] and "data" not in own:
             raise ValueError("Simulation(client_app): say num_clients, how many there are.")
+    if "data" in own and "dataset" in values:
+        raise ValueError(
+            f"Simulation(dataset={values['dataset']!r}): data is given already. "
+            "Leave one of the two out."
+        )
     config = Config.of(values)
     if "data" in own and not isinstance(own["data"], Dataset):
         own["data"] = _data(own["data"], config)  # and nothing else reads the keys of own data

@@ -18,6 +18,7 @@ from fedexp.choices import strategy_keys
 from fedexp.clients.losses import Loss
 from fedexp.config import Config
 from fedexp.datasets import Dataset, data
+from fedexp.datasets.own_files import READS
 from fedexp.federation import Federation, Own
 from fedexp.logs import level
 from fedexp.runs import folder as folders
@@ -371,9 +372,16 @@ def _sorted(objects: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Co
         own["num_clients"] = int(values.get("num-clients", 0))
         if not own["num_clients"] and "data" not in own:
             raise ValueError("Simulation(client_app): say num_clients, how many there are.")
+    if "data" in own and "dataset" in values:
+        raise ValueError(
+            f"Simulation(dataset={values['dataset']!r}): data is given already. "
+            "Leave one of the two out."
+        )
     config = Config.of(values)
     if "data" in own and not isinstance(own["data"], Dataset):
-        own["data"] = _data(own["data"], config)
+        own["data"] = _data(own["data"], config)  # and nothing else reads the keys of own data
+        values = {key: value for key, value in values.items() if key not in _OF_DATA}
+        config = Config.of(values)
     app.check_read(config, [key for key in values if key not in _ALWAYS])
     return config, Own(**own)
 
@@ -395,6 +403,7 @@ def _data(source: Any, config: Config) -> Dataset:
     )
 
 
+_OF_DATA = {name.replace("_", "-") for names in READS.values() for name in names}
 _ALWAYS = ("strategy", "out", "seed", "seeds", "engine", "num-clients")
 
 

@@ -129,6 +129,7 @@ def strategies_of(config: Config) -> dict[str, str]:
 
 
 def _checked(config: Config, given: Collection[str]) -> Study:
+    app.reread_changed(config)
     app.check_read(config, given)
     if config.seeds and "seed" in given:
         raise ValueError(f"Config(seeds={config.seeds!r}): --seed was given too. Leave one out.")

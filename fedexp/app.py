@@ -234,7 +234,7 @@ def main(grid: Grid, context: Context) -> None:
             rows.append(run.row(round_))
         summaries[key] = verdict.of_run(rows, run.attendance.missing, config.num_server_rounds)
         if config.out:
-            run.save(Path(config.out) / key)
+            run.save(Path(config.out) / slug(key))
     if problems := verdict.problems(summaries):
         raise RuntimeError("; ".join(problems))  # else Flower would say that the run completed
 

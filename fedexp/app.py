@@ -55,6 +55,7 @@ from fedexp.models import build, suited
 from fedexp.readers import dataset_kind
 from fedexp.records import from_record, to_record
 from fedexp.rounds import EvaluateFn, Exchange, Round, rounds
+from fedexp.specs import slug
 from fedexp.strategies import BothIterates, FedOpt, average_named
 from fedexp.strategies.attendance import Attendance
 from fedexp.strategies.sampling import InPartitionOrder, partitions_of

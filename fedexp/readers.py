@@ -21,7 +21,7 @@ _FIELDS: Fields = frozenset(Config.model_fields)
 _SAME = {"eta": "server_learning_rate"}  # an argument of a strategy, and the field that means it
 _ENGINES = {
     "serial": Fields({"vectorize"}),
-    "ray": Fields({"num_workers", "num_gpus", "ray_address", "vectorize"}),
+    "ray": Fields({"num_workers", "num_gpus", "ray_address", "worker_log", "vectorize"}),
 }
 
 

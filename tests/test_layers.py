@@ -45,8 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simulation": SERVER | LEARNING | {"config"},
     "runs": SERVER
     | LEARNING
-    | {"readers"}
-    | {"config", "choices", "app", "federation", "verdict", "simulation"},
+    | {"config", "readers", "choices", "app", "federation", "verdict", "simulation"},
     "listing": SERVER | LEARNING | {"config"},
     "flags": TOOLS | {"config", "parser", "listing"},
     "doctor": SERVER | LEARNING | {"simulation"},

@@ -74,6 +74,7 @@ class Command:
         study = _checked(config, ())
         held.enter_context(folders.locked(folder))
         check_resumable(config, folder)
+        folders.check_inputs(config, folder)
         study.root, study.resume = folder, True
         held.callback(study.close)
         study.open()

@@ -136,6 +136,7 @@ def grid_of(config: Config, federation: Federation | None = None, engine: str = 
                 num_gpus=config.num_gpus,
                 ray_address=config.ray_address or None,
                 vectorize=config.vectorize,
+                worker_log=config.worker_log,
             )
     return SerialGrid(
         federation.client_app,

@@ -135,7 +135,7 @@ REFUSED = {
     "fewer clients": (replaced(b"num-clients = 4", b"num-clients = 3"), "began with 4"),
     "a strategy less": (replaced(b"fedexp,scaffold", b"fedexp"), "began with 'fedexp,scaffold'"),
     "an unknown key": (edit("config.toml", lambda b: b + b"new-key = 3\n"), "unknown key"),
-    "no configuration": (removed("config.toml"), "cannot be read"),
+    "no configuration": (removed("config.toml"), "holds no run"),
     "strategy folder a file": (as_file, "is no folder"),
     "summary empty": (edit("fedexp/summary.json", lambda b: b""), "is damaged"),
     "summary a list": (edit("fedexp/summary.json", lambda b: b"[]"), "is damaged"),

@@ -129,11 +129,11 @@ def is_finished(folder: Path, num_rounds: int) -> bool:
         return False
     try:
         return int(read_json(folder / "unit.json")["num-server-rounds"]) >= num_rounds
-    except FileNotFoundError:  # of an older run
-        summary = read_json(folder / "summary.json")
-        return bool(summary["num-rounds"] >= num_rounds or summary["problem"])
     except (OSError, ValueError, TypeError, KeyError):
-        return False  # its checkpoint is there: it only ends anew
+        if (folder / "checkpoint.safetensors").exists():
+            return False  # it only ends anew
+        summary = read_json(folder / "summary.json")  # of an older run
+        return bool(summary["num-rounds"] >= num_rounds or summary["problem"])
 
 
 def _line(row: Row) -> str:

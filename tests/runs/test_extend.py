@@ -26,6 +26,10 @@ def resume(*flags):
     cli.main(["resume", *map(str, flags)])
 
 
+NEVER = ("--vectorize", "off", "--timeout", 1e-9)
+"""No client answers in time."""
+
+
 def refused(capsys, call, *flags):
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
@@ -35,20 +39,24 @@ def refused(capsys, call, *flags):
     return line
 
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 KINDS = {
-    "momentum and control variates": ("--strategy", "fedavgm, scaffold, fedadam(eta=0.03)"),
-    "rates that clients carry": (
-        *("--strategy", "fedexp+hypersgd", "--hyper-between-rounds", "carry"),
+    "momentum, control variates, carried rates": (
+        *("--strategy", "fedavgm, scaffold, fedadam(eta=0.03), fedexp+hypersgd"),
+        *("--hyper-between-rounds", "carry"),
     ),
-    "rates that the server averages": (
-        *("--strategy", "fedexp+hypersgd", "--hyper-between-rounds", "average"),
+    "bounds, averaged rates": (
+        *("--strategy", "fedexp, fedavg+hypersgd", "--robust", "--average", "last-2"),
+        *("--hyper-between-rounds", "average"),
     ),
-    "bounds": ("--strategy", "fedexp,fedavg", "--robust", "--average", "last-2"),
-    "a clip that follows": ("--strategy", "fedexp", "--clip-quantile", 0.5, "--smoothing", 0.5),
-    "clients that evaluate": ("--strategy", "fedexp", "--fraction-evaluate", 0.5),
-    "a schedule of its own length": ("--strategy", "fedexp", "--scheduler", "step(step-size=1)"),
-    "seeds": ("--strategy", "fedexp", "--seeds", "0,1"),
-    "a sweep": ("--strategy", "fedexp", "--sweep", "lr=0.1,0.3".replace("lr", "learning-rate")),
+    "running quantities, clients that evaluate, a schedule of its own length": (
+        *("--strategy", "fedexp", "--clip-quantile", 0.5, "--smoothing", 0.5),
+        *("--fraction-evaluate", 0.5, "--scheduler", "step(step-size=1)"),
+    ),
+    "seeds and a sweep": (
+        *("--strategy", "fedexp", "--seeds", "0,1", "--sweep", "learning-rate=0.1,0.3"),
+    ),
 }
 
 
@@ -71,10 +79,8 @@ def test_clients_with_names_are_asked_at_the_new_end_alone(tmp_path):
     flags = [x for x in QUICK if x not in ("--clients", 4)]
 
     def own(rounds, out, *more):
-        cli.main(
-            ["simulate", *map(str, (*flags, *data, "--rounds", rounds, "--out", tmp_path / out))]
-            + list(more)
-        )
+        given = (*flags, *data, "--rounds", rounds, "--out", tmp_path / out, *more)
+        cli.main(["simulate", *map(str, given)])
 
     for more in ([], ["--fraction-evaluate", "0.4"]):
         own(2, "short", "--strategy", "fedexp", "--overwrite", *more)
@@ -140,7 +146,7 @@ def test_a_schedule_that_depends_on_the_number_of_rounds_is_refused(tmp_path, ca
 
 
 def test_a_strategy_that_gave_up_is_refused(tmp_path, capsys):
-    flags = ("--strategy", "fedexp", "--max-failed-rounds", 2, "--rounds", 4, "--timeout", 1e-9)
+    flags = ("--strategy", "fedexp", "--max-failed-rounds", 2, "--rounds", 4, *NEVER)
     with pytest.raises(SystemExit):
         run(*flags, "--out", tmp_path / "r")
     line = refused(capsys, resume, tmp_path / "r", "--rounds", 6)
@@ -175,19 +181,19 @@ class Momentum(FlowerFedAvg):
 @pytest.mark.parametrize(
     "strategy", ["flwr.serverapp.strategy:FedAvgM(server-momentum=0.5)", f"{__name__}:Momentum"]
 )
-def test_a_strategy_of_flowers_starts_again_and_says_so(strategy, tmp_path, caplog):
+def test_a_strategy_of_flowers_starts_again_and_says_so(strategy, tmp_path, logged):
     run("--strategy", strategy, "--rounds", 2, "--out", tmp_path / "short")
-    assert not caplog.messages
+    assert not logged
     resume(tmp_path / "short", "--rounds", 3)
-    assert "has no checkpoint, it starts again from round 1" in "".join(caplog.messages)
+    assert "has no checkpoint, it starts again from round 1" in "".join(logged)
     run("--strategy", strategy, "--rounds", 3, "--out", tmp_path / "long")
     assert kept(tmp_path / "short") == kept(tmp_path / "long")
 
 
-def test_an_older_run_without_a_checkpoint_starts_again_and_says_so(ended, tmp_path, caplog):
+def test_an_older_run_without_a_checkpoint_starts_again_and_says_so(ended, tmp_path, logged):
     (ended / "fedexp/checkpoint.safetensors").unlink()
     resume(ended, "--rounds", 3)
-    assert "starts again from round 1" in "".join(caplog.messages)
+    assert "starts again from round 1" in "".join(logged)
     run("--strategy", "fedexp", "--rounds", 3, "--out", tmp_path / "long")
     assert kept(ended) == kept(tmp_path / "long")
 
@@ -196,12 +202,12 @@ def test_an_older_run_without_a_checkpoint_starts_again_and_says_so(ended, tmp_p
 
 
 def test_a_run_starts_from_the_model_of_another(ended, tmp_path):
-    """FedAvg keeps nothing but the model; at a constant rate it is as if it had gone on."""
+    """No client answers in time, so that the model stays."""
     saved = ended / "fedexp/model.safetensors"
-    flags = ("--strategy", "fedavg", "--rounds", 1, "--timeout", 1e-9, "--max-failed-rounds", 0)
-    with pytest.raises(SystemExit):  # no client answers in time: the model stays
-        run(*flags, "--initial-model", saved, "--out", tmp_path / "r")
-    got = load_file(tmp_path / "r/fedavg/model.safetensors")
+    flags = ("--strategy", "fedavg", "--rounds", 1, *NEVER, "--initial-model", saved)
+    with pytest.raises(SystemExit):
+        run(*flags, "--out", tmp_path / "new")
+    got = load_file(tmp_path / "new/fedavg/model.safetensors")
     expected = load_file(saved)
     assert got.keys() == expected.keys()
     for name, x in expected.items():
@@ -234,13 +240,11 @@ def test_a_model_that_does_not_fit_is_one_line(kind, short, tmp_path, capsys):
 
 
 def test_a_run_does_not_go_on_from_another_model_or_other_data(short, tmp_path, capsys):
-    model, data, folder = tmp_path / "m.safetensors", tmp_path / "d.csv", tmp_path / "r"
+    model, folder = tmp_path / "m.safetensors", tmp_path / "r"
     shutil.copy(short / "fedexp/model.safetensors", model)
     run("--rounds", 1, "--strategy", "fedexp", "--initial-model", model, "--out", folder)
     shutil.copy(short / "fedexp/model-mean.safetensors", model)
     assert "has changed since" in refused(capsys, resume, folder, "--rounds", 2)
-    data.write_text("\n".join(["x,y", *(f"{i % 7},{i % 2}" for i in range(60))]))
-    flags = ("--rounds", 1, "--strategy", "fedexp", "--data", data, "--target", "y")
-    run(*flags, "--out", tmp_path / "own")
-    data.write_text(data.read_text() + "\n3,1")
-    assert "d.csv' has changed since" in refused(capsys, resume, tmp_path / "own")
+    path = shutil.copytree(short, tmp_path / "other") / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data": "of other data"}))
+    assert "'digits' has changed since" in refused(capsys, resume, tmp_path / "other")

@@ -44,7 +44,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app": SERVER | LEARNING | {"config", "readers", "choices", "verdict"},
     "federation": SERVER | LEARNING | {"config", "choices", "app"},
     "simulation": SERVER | LEARNING | {"config"},
-    "runs": SERVER | LEARNING | {"config", "choices", "app", "federation", "verdict", "simulation"},
+    "runs": SERVER
+    | LEARNING
+    | {"config", "readers", "choices", "app", "federation", "verdict", "simulation"},
     "listing": SERVER | LEARNING | {"config"},
     "flags": TOOLS | {"config", "parser", "listing"},
     "doctor": SERVER | LEARNING | {"simulation"},

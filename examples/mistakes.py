@@ -89,7 +89,7 @@ MISTAKES = [
     # What clients do
     Mistake("fedexp simulate --local-optimizer 'adam(wd=0.1)'", "Known: learning-rate"),
     Mistake("fedexp simulate --scheduler cosin", "Did you mean 'cosine'?"),
-    Mistake("fedexp simulate --scheduler step", "as in step(step-size=10)"),
+    Mistake("fedexp simulate --scheduler step", "as in step(step-size=...)"),
     Mistake("fedexp simulate --metrics f2", "Use one of f1"),
     # Files
     Mistake("fedexp simulate --config missing.toml", "Name a TOML file."),

@@ -44,7 +44,7 @@ MISTAKES = [
     Mistake("fedexp simulate --strategy fedexpp", "Did you mean 'fedexp'?"),
     Mistake("fedexp simulate --strategy 'fedexp, fedexp'", "Leave one out."),
     Mistake("fedexp simulate --dataset mist", "Known: digits"),
-    Mistake("fedexp simulate --dataset mnist", "Published at https://"),
+    Mistake("fedexp simulate --dataset mnist", "--data-dir"),
     Mistake("fedexp simulate --dataset mine.npz", "there is no such file"),
     Mistake("fedexp simulate --model transformer", "`module:function` of your own"),
     Mistake("fedexp simulate --model my_models:net", "Is it on the Python path?"),
@@ -89,7 +89,7 @@ MISTAKES = [
     # What clients do
     Mistake("fedexp simulate --local-optimizer 'adam(wd=0.1)'", "Known: learning-rate"),
     Mistake("fedexp simulate --scheduler cosin", "Did you mean 'cosine'?"),
-    Mistake("fedexp simulate --scheduler step", "as in step(step-size=10)"),
+    Mistake("fedexp simulate --scheduler step", "as in step(step-size=...)"),
     Mistake("fedexp simulate --metrics f2", "Use one of f1"),
     # Files
     Mistake("fedexp simulate --config missing.toml", "Name a TOML file."),
@@ -97,6 +97,7 @@ MISTAKES = [
     Mistake("fedexp simulate --engine serial --out thesis", "Name another."),
     Mistake("fedexp resume thesis --rounds 100", "Name a run's folder."),
     Mistake("fedexp simulate --initial-model best.pt", "Name a .safetensors file."),
+    Mistake("fedexp simulate --log tensorbord", "Known: tensorboard, mlflow"),
     # What only a run shows
     Mistake(
         "fedexp simulate --engine serial --rounds 1 --strategy fedavg --lr 1e30",

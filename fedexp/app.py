@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from logging import INFO
@@ -49,11 +49,13 @@ from fedexp.datasets.dataset import Pair
 from fedexp.datasets.own_files import found
 from fedexp.datasets.partition import named, own_test_rows, split
 from fedexp.datasets.parts import Indices
+from fedexp.datasets.sources import read_npz_once
 from fedexp.files import read_model, save_model
 from fedexp.models import build, suited
 from fedexp.readers import dataset_kind
 from fedexp.records import from_record, to_record
 from fedexp.rounds import EvaluateFn, Exchange, Round, rounds
+from fedexp.specs import slug
 from fedexp.strategies import BothIterates, FedOpt, average_named
 from fedexp.strategies.attendance import Attendance
 from fedexp.strategies.sampling import InPartitionOrder, partitions_of
@@ -72,6 +74,23 @@ def loaded(config: Config) -> Dataset:
         return load(config.dataset, data_dir=config.data_dir or None, seed=config.seed, **own)
     files = ("target", "client_from", "test_fraction", "drop", "image_size")
     return from_files(config.data, **own, **{name: getattr(config, name) for name in files})
+
+
+_seen: dict[str, list[tuple[int, int]]] = {}
+
+
+def reread_changed(config: Config) -> None:
+    """Forget what was read of the user's own files if they have changed since."""
+    path = config.data or config.dataset
+    if not (config.data or path.endswith(".npz")):
+        return
+    with suppress(OSError, ValueError):  # what is wrong with them is said where they are read
+        stats = [file.stat() for file in (found(path)[1] if config.data else [Path(path)])]
+        now = [(x.st_mtime_ns, x.st_size) for x in stats]
+        if _seen.setdefault(path, now) != now:
+            for read in (from_files, read_npz_once, _partition, suited):
+                read.cache_clear()
+        _seen[path] = now
 
 
 def partition_of(config: Config) -> Parts:
@@ -216,7 +235,7 @@ def main(grid: Grid, context: Context) -> None:
             rows.append(run.row(round_))
         summaries[key] = verdict.of_run(rows, run.attendance.missing, config.num_server_rounds)
         if config.out:
-            run.save(Path(config.out) / key)
+            run.save(Path(config.out) / slug(key))
     if problems := verdict.problems(summaries):
         raise RuntimeError("; ".join(problems))  # else Flower would say that the run completed
 

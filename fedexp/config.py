@@ -203,9 +203,12 @@ class Config(BaseModel):
             ValueError: no such file, or not TOML.
         """
         try:
-            return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read: {error}. Name a TOML file.") from None
+        if tables := [name for name, value in values.items() if isinstance(value, dict)]:
+            raise ValueError(f"{path}: holds a table [{tables[0]}]. Write its keys without one.")
+        return values
 
     @classmethod
     def keys(cls) -> dict[str, Any]:
@@ -230,6 +233,8 @@ class Config(BaseModel):
             return f"Config: unknown key {key!r}. {hint}"
         default = cls.keys()[key].default
         rule = first["msg"][0].lower() + first["msg"][1:].replace("Input", "it")
+        if isinstance(first["input"], list):
+            rule = f"it should be text, such as {','.join(map(str, first['input']))!r}"
         return (
             f"Config({key}={first['input']!r}): {rule.replace('input', 'it')}. "
             f"The default is {default!r}."

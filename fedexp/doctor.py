@@ -11,6 +11,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+import fedexp
 from fedexp.terminal import listed
 
 _OF_CONTRIBUTORS = "dev"  # the extra that no run needs
@@ -157,8 +158,9 @@ def examine(data_dir: str | None, with_ray: bool) -> bool:
     except PackageNotFoundError:
         packages = [Need("fedexp", "")]
     state, ray_starts = _ray(with_ray)
+    system = platform.platform(terse=True)
     sections = {
-        f"Python {platform.python_version()}, {platform.platform(terse=True)}": [machine()],
+        f"fedexp {fedexp.__version__}": [f"Python {platform.python_version()}", system, machine()],
         "needed": [need.line() for need in packages if not need.extra],
         "optional": [need.line() for need in packages if need.extra],
         "Ray": [state],

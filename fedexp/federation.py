@@ -207,6 +207,8 @@ class Federation:
         start, given = app.Start.of(self.model()), self.own.arrays
         if [*given] == [str(i) for i in range(len(start.arrays))]:  # a list, which has no names
             given = dict(zip(start.arrays, given.values(), strict=True))
+        dtypes = {name: x.dtype for name, x in start.arrays.items()}
+        given = {name: x.astype(dtypes.get(name, x.dtype)) for name, x in given.items()}
         return replace(start, arrays=fitted(given, start.arrays, "initial_model"))
 
     def evaluation(self) -> EvaluateFn:

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from fedexp.arrays import Arrays
+from fedexp.arrays import Arrays, first_non_finite
 
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -56,21 +56,21 @@ def save_model(path: Path, arrays: Arrays, metadata: Mapping[str, str] | None = 
 
 
 def read_model(path: Path, like: Arrays) -> dict[str, Any]:
-    """The arrays in ``path``, in the order and the dtypes of ``like``.
+    """The arrays in ``path``, in the order of ``like``.
 
     Raises:
-        ValueError: no such file, or it holds other names or shapes.
+        ValueError: no such file, or it holds other names, shapes or dtypes, NaN or infinity.
     """
     try:
         found = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, KeyError) as error:  # also of NumPy: bfloat16
         said = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read: {said}. Name a .safetensors file.") from None
     return fitted(found, like, str(path))
 
 
 def fitted(found: Arrays, like: Arrays, owner: str) -> dict[str, Any]:
-    """The arrays ``found``, in the order and the dtypes of ``like``.
+    """The arrays ``found``, in the order of ``like``.
 
     Args:
         found: by name.
@@ -78,7 +78,7 @@ def fitted(found: Arrays, like: Arrays, owner: str) -> dict[str, Any]:
         owner: where they were found, for the messages.
 
     Raises:
-        ValueError: they have other names or shapes.
+        ValueError: they have other names, shapes or dtypes, or hold NaN or infinity.
     """
     if odd := sorted(found.keys() ^ like.keys()):
         where = "is only there" if odd[0] in found else "is not in it"
@@ -89,7 +89,14 @@ def fitted(found: Arrays, like: Arrays, owner: str) -> dict[str, Any]:
                 f"{owner}: {name!r} has shape {found[name].shape}, the model's has {x.shape}. "
                 "Use the same model."
             )
-    return {name: found[name].astype(x.dtype) for name, x in like.items()}
+        if found[name].dtype != x.dtype:
+            raise ValueError(
+                f"{owner}: {name!r} is {found[name].dtype}, the model's is {x.dtype}. "
+                "Save it in the model's own."
+            )
+    if bad := first_non_finite(found):
+        raise ValueError(f"{owner}: {bad!r} holds NaN or infinity. Give another model.")
+    return {name: found[name] for name in like}
 
 
 def reason(error: OSError) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, get_args
 
 from fedexp.config import SHORT, Config
-from fedexp.parser import Named, Once, Parser, Switch
+from fedexp.parser import Joined, Named, Once, Parser, Switch
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "what": (
@@ -104,6 +104,8 @@ def add_flags(parser: Parser, title: str, keys: Sequence[str], **lines: str) -> 
         own: dict[str, Any] = {"action": Once, "metavar": _metavar(key)}
         if kind := _CHOSEN.get(key):
             own |= {"action": Named, "names": partial(_names, kind)}
+        if key == "sweep":
+            own["action"] = Joined
         if field.annotation is bool:
             names.append(f"--no-{key}")
             own |= {"action": Switch, "nargs": "?", "const": True}

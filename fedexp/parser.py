@@ -39,6 +39,21 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
 
 
+class Joined(Once):
+    """A flag whose values join, with a semicolon between them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Keep the value behind those before."""
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, f"{before}; {values}" if before else values)
+
+
 class Switch(Once):
     """``--key``, ``--key false`` or ``--no-key``."""
 

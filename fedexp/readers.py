@@ -21,7 +21,7 @@ _FIELDS: Fields = frozenset(Config.model_fields)
 _SAME = {"eta": "server_learning_rate"}  # an argument of a strategy, and the field that means it
 _ENGINES = {
     "serial": Fields({"vectorize"}),
-    "ray": Fields({"num_workers", "num_gpus", "ray_address", "vectorize"}),
+    "ray": Fields({"num_workers", "num_gpus", "ray_address", "worker_log", "vectorize"}),
 }
 
 
@@ -43,7 +43,7 @@ def readers() -> dict[str, dict[str, Fields]]:
             key: Fields(strategy_arguments(row.strategy).values())
             for key, row in STRATEGIES.items()
         },
-        "local optimizer": {name: _of_optimizer(name) for name in LOCAL_OPTIMIZERS},
+        "local optimizer": {name: optimizer_fields(name) for name in LOCAL_OPTIMIZERS},
         "partitioner": {name: _parameters(f) & _FIELDS for name, f in PARTITIONERS.items()},
         "dataset": {
             **{name: Fields({"data_dir"} if x.files else ()) for name, x in SOURCES.items()},
@@ -77,7 +77,7 @@ def check_read(
     """
     known = readers()
     for text in chosen.get("local optimizer", ()):
-        known["local optimizer"].setdefault(text, _of_optimizer(text))
+        known["local optimizer"].setdefault(text, optimizer_fields(text))
     known = {  # without those of a name that is wrong, which is the error to name
         kind: options
         for kind, options in known.items()
@@ -96,7 +96,7 @@ def check_read(
         raise ValueError(f"Config({key}={value!r}): {', and '.join(instead)}.")
 
 
-def _of_optimizer(text: str) -> Fields:
+def optimizer_fields(text: str) -> Fields:
     """The settings that making the optimizer reads, and that of tuned rates if it tunes.
 
     Those that came with its name are not read from anywhere else.

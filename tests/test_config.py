@@ -65,3 +65,11 @@ def test_a_short_name_of_the_command_line_suggests_the_key(short, key):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.toml"):
         Config.read(tmp_path / "nowhere.toml")
+
+
+def test_lists_and_tables_of_a_toml_file_are_told_how_to_be_text(tmp_path):
+    (tmp_path / "a.toml").write_text("[simulate]\nseed = 1\n")
+    with pytest.raises(ValueError, match=r"holds a table \[simulate\]. Write its keys without one"):
+        Config.read(tmp_path / "a.toml")
+    with pytest.raises(ValueError, match="it should be text, such as '0,1'"):
+        Config.of({"seeds": [0, 1]})

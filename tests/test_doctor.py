@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 import pytest
 
+import fedexp
 from fedexp import cli, doctor
 from fedexp.doctor import Need
 
@@ -20,7 +21,7 @@ def examined(capsys, *words):
 def test_what_is_installed_here_is_enough_and_is_listed(capsys):
     code, text = examined(capsys)
     assert code == 0
-    assert f"Python {sys.version.split()[0]}" in text
+    assert f"fedexp {fedexp.__version__}\n  Python {sys.version.split()[0]}\n" in text
     for package in ("flwr", "torch", "numpy"):
         assert f"  {package} {version(package)}\n" in text
     assert " CPUs, " in text

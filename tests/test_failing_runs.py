@@ -119,10 +119,10 @@ def test_who_never_contributed_is_known_after_a_resumed_run(break_clients, tmp_p
     flags = [*QUICK, "--num-server-rounds", 4, "--out", tmp_path / "r"]
     save = runs.saved_of
 
-    def interrupted(run_, server_round, grid):
+    def interrupted(run_, server_round, *rest):
         if server_round == 3:
             raise KeyboardInterrupt
-        return save(run_, server_round, grid)
+        return save(run_, server_round, *rest)
 
     monkeypatch.setattr(runs, "saved_of", interrupted)
     break_clients(lambda p: "x" if p in (0, 4) else "")
@@ -138,10 +138,10 @@ def test_failed_rounds_in_a_row_are_counted_over_an_interruption(
 ):
     save = runs.saved_of
 
-    def interrupted(run_, server_round, grid):
+    def interrupted(run_, server_round, *rest):
         if server_round == 2:
             os.kill(os.getpid(), 2)
-        return save(run_, server_round, grid)
+        return save(run_, server_round, *rest)
 
     break_clients(lambda p: "x")
     monkeypatch.setattr(runs, "saved_of", interrupted)

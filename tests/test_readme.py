@@ -13,17 +13,23 @@ def test_the_examples_run(block, capsys):
     assert float(capsys.readouterr().out.splitlines()[-1]) >= 1
 
 
-def test_every_file_that_the_text_links_to_exists():
-    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_every_flag_in_the_commands_is_known():
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
+def test_every_file_that_a_text_links_to_exists(file):
+    for path in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", file.read_text(encoding="utf-8")):
+        assert (file.parent / path).exists(), path
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
+def test_every_flag_in_the_commands_is_known(file):
     from fedexp.config import Config
 
-    own = {"config", "resume", "overwrite", "help", "stream", "rounds", "clients", "lr"}
-    own |= {"full", "only"}  # of experiments
-    for flag in re.findall(r"(?<=\s)`?--([a-z][a-z-]*)", README):
+    own = {"config", "resume", "overwrite", "help", "stream", "rounds", "clients", "lr", "version"}
+    own |= {"json", "ray"}  # of other commands
+    own |= {"full", "only", "whole", "max-rounds"}  # of experiments
+    for flag in re.findall(r"(?<=\s)`?--([a-z][a-z-]*)", file.read_text(encoding="utf-8")):
         assert flag in Config.keys().keys() | own, flag
 
 

@@ -162,7 +162,10 @@ def _complete(
         found = {name: x for name, x in wanted.items() if name in known} | found
     missing = [name for name, p in known.items() if p.default is p.empty and name not in found]
     if missing:
+        values = ", ".join(f"{kebab(name)}=..." for name in missing)
+        short = {scheduler: name for name, scheduler in reversed(SCHEDULERS.items())}
+        name = short.get(function, getattr(function, "__name__", "function"))
         raise ValueError(
-            f"{owner}: needs {', '.join(map(kebab, missing))}. Set it, as in step(step-size=10)."
+            f"{owner}: needs {', '.join(map(kebab, missing))}. Set it, as in {name}({values})."
         )
     return found

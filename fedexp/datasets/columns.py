@@ -9,6 +9,7 @@
   have fewer than two rows each on average, such as names.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -17,10 +18,11 @@ import numpy as np
 
 from fedexp.datasets.parts import Array
 
-MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>")
+MISSING = ("", "?", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None", "<NA>")
 MOST_LEVELS = 50
 _FEW_LEVELS = 20  # up to which text is a category, however few rows share a level
-_NUMBER = r"[-+$€£]?\s*\d[\d.,' ]*\s*[%$€£]?"
+_FEW_NUMBERS = 10  # up to which numbers beside a few rows of other text may be codes
+_NUMBER = r"[-+\u2212$€£]?\s*\d[\d.,'’\s]*[%$€£]?"
 _DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?"
 
 
@@ -95,18 +97,38 @@ def _check_levels(name: str, column: Any) -> None:
             f"data(source): column {name!r} holds {max(odd, key=len)!r}, which looks like a number "
             f"but is none. Save it as 1234.5, or leave it out ({drop_flag([name])})."
         )
-    if len(levels) <= _FEW_LEVELS or len(levels) <= min(MOST_LEVELS, len(column) / 2):
-        return
-    if 0 < 3 * len(odd) < len(column):
+    is_category = len(levels) <= _FEW_LEVELS or len(levels) <= min(MOST_LEVELS, len(column) / 2)
+    if 0 < 3 * len(odd) < len(column) and (
+        not is_category or len(levels) - odd.nunique() > _FEW_NUMBERS
+    ):
         raise ValueError(
             f"data(source): column {name!r} holds {odd.iloc[0]!r}, in {len(odd)} of {len(column)} "
-            f"rows it is no number. Correct it, or leave it out ({drop_flag([name])})."
+            f"rows it is no number. Correct or empty it, or leave it out ({drop_flag([name])})."
         )
+    if is_category:
+        _warn_of_cases(name, levels)
+        return
     raise ValueError(
         f"data(source): column {name!r} holds {len(levels)} different texts in {len(column)} rows "
         f"({listed(levels[:2])}, ...), too many to become columns of 0 and 1. "
         f"{_leave_out([name])} if it is an id, or group its levels."
     )
+
+
+def alike(levels: Iterable[str]) -> list[str]:
+    """Two levels that differ in case alone, if there are such."""
+    seen: dict[str, str] = {}
+    for level in levels:
+        if (other := seen.setdefault(level.casefold(), level)) != level:
+            return [other, level]
+    return []
+
+
+def _warn_of_cases(name: str, levels: list[str]) -> None:
+    if pair := alike(levels):
+        logging.getLogger("flwr").warning(
+            "Column %r: %s differ in case alone, and are inputs of their own", name, listed(pair)
+        )
 
 
 def _date(name: str, some: Any) -> str:

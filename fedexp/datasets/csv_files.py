@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -61,27 +62,53 @@ def _frame(path: Path, dtype: dict[str, type] | None = None) -> Any:
 
     with parsing(path, "a table", _REMEDY), _plainly(path), warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        header = _first_line(path)
-        separator = max(_SEPARATORS, key=re.sub(r'"[^"]*"', "", header).count)
-        frame = pd.read_csv(
-            path,
-            sep=separator,
-            decimal="," if separator == ";" else ".",
-            dtype=dtype,
-            na_values=list(MISSING),
-            keep_default_na=False,
-            skipinitialspace=True,
-            index_col=False,
-            low_memory=False,
-            encoding="utf-8-sig",
-        )
+        separator = _separator(path)
+        how = {"sep": separator, "index_col": False, "skipinitialspace": True}
+        how |= {"encoding": "utf-8-sig", "na_values": list(MISSING), "keep_default_na": False}
+        names = pd.read_csv(path, header=None, nrows=1, dtype=str, **how).fillna("").iloc[0]
+        decimal = "," if separator == ";" else "."
+        frame = pd.read_csv(path, decimal=decimal, dtype=dtype, low_memory=False, **how)
     if not len(frame):
         raise DamagedFile(f"{path}: has no rows. Leave it out.")
-    frame.columns = frame.columns.str.strip()
-    if pd.to_numeric(pd.Series(frame.columns), errors="coerce").notna().all():
+    frame = _named(path, frame, [normalize("NFC", name.strip()) for name in names])
+    if decimal == ",":
+        _check_points(path, frame)
+    return frame
+
+
+def _named(path: Path, frame: Any, names: list[str]) -> Any:
+    """The columns by their names, as they stand in the file; an index or an empty one has none."""
+    import pandas as pd
+
+    if pd.to_numeric(pd.Series(names), errors="coerce").notna().all():
         raise DamagedFile(f"{path}: its first line holds numbers, must name the columns. Add one.")
-    unnamed = frame.columns.str.match(r"Unnamed: \d+$")  # the index that DataFrame.to_csv writes
-    return frame.loc[:, ~unnamed]
+    for i, name in enumerate(names):
+        if name and names.count(name) > 1:
+            raise DamagedFile(f"{path}: two columns are called {name!r}. Rename one.")
+        if i and not name and frame.iloc[:, i].notna().any():
+            raise DamagedFile(f"{path}: column {i + 1} has no name. Name it, or remove it.")
+    is_left = [bool(name) and not re.fullmatch(r"Unnamed: \d+", name) for name in names]
+    return frame.set_axis(names, axis=1).loc[:, is_left]
+
+
+def _check_points(path: Path, frame: Any) -> None:
+    """Raise ``ValueError`` if 1.200 could be 1200 in a file that may have decimal commas."""
+    import pandas as pd
+
+    odd = {}
+    for name, column in frame.select_dtypes(exclude=["number", "bool"]).items():
+        texts = column.dropna().astype(str).str.strip()
+        has_point = texts.str.contains(".", regex=False)
+        if not has_point.any() or pd.to_numeric(texts, errors="coerce").isna().any():
+            continue
+        if not texts[has_point].str.fullmatch(r"-?[1-9]\d{0,2}\.\d{3}").all():
+            return  # points are decimal here
+        odd[name] = texts[has_point].iloc[0]
+    for name, text in odd.items():
+        raise DamagedFile(
+            f"{path}: column {name!r} holds {text}, which may be {text.replace('.', '')}, or a "
+            "number with a decimal point. Write thousands without a point, decimals with a comma."
+        )
 
 
 @contextmanager
@@ -93,12 +120,19 @@ def _plainly(path: Path) -> Iterator[None]:
         yield
     except UnicodeError:
         raise damaged(path, "text in UTF-8", "other bytes", _REMEDY) from None
+    except pd.errors.EmptyDataError:
+        raise DamagedFile(f"{path}: is empty. Leave it out.") from None
     except pd.errors.ParserWarning:
         found = "rows with more cells than its first line has"
         raise damaged(path, "a table", found, _REMEDY) from None
+    except pd.errors.ParserError as error:  # Expected 3 fields in line 9, saw 4
+        found = str(error).rpartition("C error: ")[2]
+        raise damaged(path, "as many cells in every row", found, "Correct the file.") from None
 
 
-def _first_line(path: Path) -> str:
+def _separator(path: Path) -> str:
+    """The one that is most often in the first line that is not blank."""
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig") as file:
-        return str(file.readline())
+        header = re.sub(r'"[^"]*"', "", next((line for line in file if line.strip()), ""))
+    return max(_SEPARATORS, key=header.count)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedexp.datasets.columns import drop_flag, features, listed, typed, typed_alike
+from fedexp.datasets.columns import alike, drop_flag, features, listed, typed, typed_alike
 from fedexp.datasets.parts import Array
 from fedexp.datasets.rows import Rows
 
@@ -15,7 +15,7 @@ class Encoded(NamedTuple):
     """A table as numbers.
 
     Attributes:
-        train: ``[num_examples, numfeatures]``; NaN where a number is missing.
+        train: ``[num_examples, num_features]``; NaN where a number is missing.
         test: likewise.
         columns: names of the features.
         is_number: which features are numbers, not a level.
@@ -64,7 +64,12 @@ def table_rows(
     inputs = frame.drop(columns={str(x) for x in (target, client, *drop) if x is not None})
     if not len(inputs.columns):
         raise ValueError("data(source): no column is left as an input. Give it one.")
-    return Rows(inputs, whole(frame, "target", str(target)), keys)
+    y = whole(frame, "target", str(target))
+    if y.dtype.kind == "U" and (pair := alike(np.unique(y).tolist())):
+        raise ValueError(
+            f"data(target={target!r}): {listed(pair)} differ in case alone. Write them alike."
+        )
+    return Rows(inputs, y, keys)
 
 
 def check_named(

@@ -90,8 +90,9 @@ def _check_depth(files: Sequence[Path], root: Path, by_client: bool) -> None:
     if not wrong:
         return
     remedy = "Move it"
-    if not by_client and len(wrong) == len(files):
-        remedy = "Say client='folder' (--client-from folder) if it lies in CLIENT/CLASS/"
+    if len(wrong) == len(files):
+        flag = "client='folder' (--client-from folder)"
+        remedy = f"Leave out {flag}" if by_client else f"Say {flag} if it lies in CLIENT/CLASS/"
     raise ValueError(f"{wrong[0]}: must lie in {root}/{wanted}, by its class. {remedy}.")
 
 

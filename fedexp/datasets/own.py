@@ -191,6 +191,9 @@ def _settled(train: Rows, test: Rows, options: Mapping[str, Any]) -> Dataset:
 def _numbered(train: Rows, test: Rows) -> tuple[Array, Array, tuple[str, ...]]:
     """Classes by number, in the order of ``train.class_names``, and the names of all of them."""
     more = sorted({*test.class_names, *test.y.tolist()} - {*train.class_names})
-    number = {name: i for i, name in enumerate((*train.class_names, *more))}
+    names = (*train.class_names, *more)
+    number = {name: i for i, name in enumerate(names)}
+    if len(number) == 1:
+        raise ValueError(f"data(source): all rows are of one class, {names[0]!r}. Give two.")
     y, y_test = (np.array([number[name] for name in rows.y.tolist()]) for rows in (train, test))
-    return y, y_test, tuple(number)
+    return y, y_test, names

@@ -57,7 +57,7 @@ def found(path: str) -> tuple[str, list[Path]]:
     if folder and (splits := _splits(folder)) is not None:
         return (SPLIT_SAVED if "test" in splits else SAVED), [folder]
     if folder:
-        files = sorted(x for x in folder.rglob("*") if _kind(x) and not x.name.startswith("."))
+        files = sorted(x for x in folder.rglob("*") if _kind(x) and not _is_hidden(x, folder))
     kinds = {_kind(file) or CSV for file in files}
     if len(kinds) != 1:
         known = f"{', '.join(_CSVS)}, {', '.join(_IMAGES)}, or a dataset saved by save_to_disk"
@@ -69,12 +69,20 @@ def found(path: str) -> tuple[str, list[Path]]:
             "fedexp.data the DataFrame."
         )
     kind = kinds.pop()
-    if folder and kind in _SPLIT and set(split(folder, files)) == {"train", "test"}:
-        kind = _SPLIT[kind]
-    return kind, files
+    parts = set(split(folder, files)) if folder and kind in _SPLIT else set()
+    if "train" in parts and parts & _HELD_OUT:
+        raise ValueError(
+            f"data({path!r}): holds {', '.join(sorted(parts))}. Leave train and test alone there."
+        )
+    return (_SPLIT[kind] if parts == {"train", "test"} else kind), files
 
 
 _SPLIT = {CSV: SPLIT_CSV, IMAGES: SPLIT_IMAGES}
+_HELD_OUT = {"val", "valid", "validation", "dev"}
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:

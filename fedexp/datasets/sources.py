@@ -56,7 +56,7 @@ def load(
             for a dataset that is known.
     """
     if name.endswith(".npz"):
-        return _from_npz(name, impute, standardize, targets)
+        return read_npz_once(name, impute, standardize, targets)
     if name.startswith("hub:"):
         return _from_hub(name.removeprefix("hub:"), impute, standardize, targets)
     if name not in SOURCES:
@@ -89,13 +89,15 @@ def _from_files(name: str, data_dir: str | None) -> Dataset:
     if folder is None or absent:
         raise ValueError(
             f"load(name={name!r}, data_dir={data_dir!r}): the data folder lacks "
-            f"{', '.join(absent)}. Published at {source.published}."
+            f"{', '.join(absent)}. Published at {source.published}; name the folder with "
+            "data_dir (--data-dir)."
         )
     return source.read(folder)
 
 
 @lru_cache(maxsize=4)
-def _from_npz(path: str, impute: str, standardize: bool, targets: str) -> Dataset:
+def read_npz_once(path: str, impute: str, standardize: bool, targets: str) -> Dataset:
+    """The dataset in an ``.npz`` file; one copy per process."""
     if not Path(path).exists():
         raise ValueError(f"load(name={path!r}): there is no such file.")
     arrays = read_npz(Path(path))

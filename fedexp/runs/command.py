@@ -17,7 +17,7 @@ from fedexp.files import read_json, save_json
 from fedexp.runs import folder as folders
 from fedexp.runs.job import OnUnitRow, Outcome
 from fedexp.runs.page import Live
-from fedexp.runs.plan import Unit
+from fedexp.runs.plan import Unit, points_of
 from fedexp.runs.reading import read_clients
 from fedexp.runs.resuming import check_resumable
 from fedexp.runs.rows import Row
@@ -74,6 +74,7 @@ class Command:
         study = _checked(config, ())
         held.enter_context(folders.locked(folder))
         check_resumable(config, folder)
+        folders.check_inputs(config, folder)
         study.root, study.resume = folder, True
         held.callback(study.close)
         study.open()
@@ -129,7 +130,8 @@ def strategies_of(config: Config) -> dict[str, str]:
 
 
 def _checked(config: Config, given: Collection[str]) -> Study:
-    app.check_read(config, given)
+    app.reread_changed(config)
+    _check_read(config, given)
     if config.seeds and "seed" in given:
         raise ValueError(f"Config(seeds={config.seeds!r}): --seed was given too. Leave one out.")
     strategies = strategies_of(config)
@@ -137,6 +139,19 @@ def _checked(config: Config, given: Collection[str]) -> Study:
     study.check()
     need("matplotlib", "simulation")
     return study
+
+
+def _check_read(config: Config, given: Collection[str]) -> None:
+    """As ``app.check_read``; of a sweep, all has to be read at one point at least."""
+    refused = None
+    for point in points_of(config):
+        try:
+            app.check_read(Config.of({**config.values(), **point}), {*given, *point})
+            return
+        except ValueError as error:
+            refused = refused or error
+    if refused:
+        raise refused
 
 
 def ended(folder: Path) -> str:

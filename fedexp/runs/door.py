@@ -23,7 +23,7 @@ from fedexp.federation import Federation
 from fedexp.logs import level
 from fedexp.runs import folder as folders
 from fedexp.runs.command import label_of
-from fedexp.runs.engines import check_engine, engine_of, grid_of
+from fedexp.runs.engines import check_engine, engine_of, grid_of, seconds_of
 from fedexp.runs.given import given
 from fedexp.runs.job import Outcome
 from fedexp.runs.page import report
@@ -131,7 +131,7 @@ class Simulation:
         unit = Unit(label, self.config, Path(slug(label)))
         self._federation = Federation(self.config, self._own)
         self._federation.check(self.config)
-        self._kind = engine_of(self._federation)
+        self._kind = engine_of(self.config, lambda: seconds_of(self._federation))
         check_engine(self._federation, self._kind)
         self._held = ExitStack()
         self._live = _Engine()

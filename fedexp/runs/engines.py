@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from logging import WARNING
 
@@ -16,6 +18,7 @@ from fedexp.clients.objective import loss_at
 from fedexp.clients.vectorized import Cohort
 from fedexp.config import Config
 from fedexp.federation import Federation
+from fedexp.foreign_draws import seeded
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, context_of
 from fedexp.simulation.serial import SerialGrid
 
@@ -51,33 +54,40 @@ def device_of(config: Config) -> str:
     return config.device or ("cuda" if config.num_gpus else "cpu")
 
 
-def engine_of(federation: Federation) -> str:
+def engine_of(config: Config, seconds: Callable[[], float]) -> str:
     """``serial`` or ``ray``: what ``auto`` comes to. It never changes a result.
 
     Ray takes seconds to start. Where all clients one after the other take less than
-    ``SMALL_SECONDS``, they run in this process; so they do where Ray is not installed.
+    ``SMALL_SECONDS``, they run in this process. So they do where Ray is not installed, where one
+    worker is asked for, and where the clients share the GPU that ``device`` names.
+
+    Args:
+        config: of the run.
+        seconds: tells how long its clients take, where it matters: ``seconds_of``.
     """
-    config = federation.config
     if config.engine != "auto":
         return config.engine
     if config.num_gpus or config.ray_address or config.num_workers > 1:
         return "ray"
-    if find_spec("ray") is None:
+    if config.num_workers == 1 or config.device not in ("", "cpu") or find_spec("ray") is None:
         return "serial"
-    return "serial" if seconds_of(federation) < SMALL_SECONDS else "ray"
+    return "serial" if seconds() < SMALL_SECONDS else "ray"
 
 
 def seconds_of(federation: Federation) -> float:
-    """About how long the clients of a run of one strategy take one by one, from a few steps.
+    """About how long the clients of a run of one strategy take one by one, from two steps.
 
-    Infinite for a ClientApp that is not ours.
+    Infinite for a ClientApp that is not ours, and for a model that fails: the run will say why.
     """
     config = federation.config
     if federation.own.client_app:
         return float("inf")
     cohort = max(1, round(config.fraction_train * federation.num_clients))
     steps = cohort * config.local_steps * config.num_server_rounds
-    return steps * _seconds_of_a_step(federation)
+    try:
+        return steps * _seconds_of_a_step(federation)
+    except Exception:  # of the user's own model or loss
+        return float("inf")
 
 
 def _seconds_of_a_step(federation: Federation) -> float:
@@ -89,7 +99,7 @@ def _seconds_of_a_step(federation: Federation) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as clients have
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), seeded(0, 0):
             for _ in range(2):
                 start = time.perf_counter()
                 _, loss = loss_at(module, loss_fn, inputs, targets)
@@ -112,7 +122,7 @@ def grid_of(config: Config, federation: Federation | None = None, engine: str = 
     """
     federation = federation or Federation(config)
     run_config = {**config.values(), "device": device_of(config)}
-    if (engine or engine_of(federation)) == "ray":
+    if (engine or engine_of(config, partial(seconds_of, federation))) == "ray":
         try:
             from fedexp.simulation.ray_grid import RayGrid
         except ModuleNotFoundError as error:
@@ -126,6 +136,7 @@ def grid_of(config: Config, federation: Federation | None = None, engine: str = 
                 num_gpus=config.num_gpus,
                 ray_address=config.ray_address or None,
                 vectorize=config.vectorize,
+                worker_log=config.worker_log,
             )
     return SerialGrid(
         federation.client_app,

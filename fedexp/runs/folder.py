@@ -154,12 +154,40 @@ def begin(
     if is_run(folder):
         clear(folder)
     known = {"config": config.values(), "objects": dict(objects or {})}
-    data = {"data": data_hash(federation.dataset)} if federation.has_data else {}
-    save_json(folder / "environment.json", environment() | data | known)
+    inputs = _inputs(config, federation)
+    save_json(folder / "environment.json", environment() | inputs | known)
     save_text(folder / "config.toml", config.to_toml())
     save_text(folder / "command.txt", shlex.join(sys.argv) + "\n")
     if federation.has_data:
         _save_partition(folder, federation)
+
+
+def check_inputs(config: Config, folder: Path) -> None:
+    """Find out whether the files that the run in ``folder`` reads are what they were.
+
+    Raises:
+        ValueError: they are not.
+    """
+    try:
+        began = dict(read_json(folder / "environment.json"))
+    except (OSError, ValueError, TypeError):
+        return  # it is needed for nothing else
+    for name, now in _inputs(config, Federation(config)).items():
+        if began.get(name, now) != now:
+            value = config.data or config.dataset if name == "data" else config.initial_model
+            raise ValueError(
+                f"{folder}: the run cannot go on, {value!r} has changed since it began. "
+                "Put the old files back, or start a new run."
+            )
+
+
+def _inputs(config: Config, federation: Federation) -> dict[str, str]:
+    """Digests of what a run reads."""
+    found = {"data": data_hash(federation.dataset)} if federation.has_data else {}
+    if config.initial_model:
+        content = Path(config.initial_model).read_bytes()
+        found["initial-model"] = hashlib.blake2b(content, digest_size=16).hexdigest()
+    return found
 
 
 def _save_partition(folder: Path, federation: Federation) -> None:

@@ -1,4 +1,4 @@
-"""Units in processes of their own, each in one thread: the same bits as one after the other."""
+"""Units in processes of their own: the same bits as one after the other."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from logging import getLogger
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any
 
-from fedexp.federation import Federation
+from fedexp.federation import Federation, Own
+from fedexp.logs import without_escape_codes
 from fedexp.runs.engines import grid_of
 from fedexp.runs.job import Job, OnUnitRow, Outcome, run_job
 from fedexp.runs.unit_run import Stop
@@ -39,25 +43,53 @@ class _Worker:
     connection: Connection
     job: int | None = None
 
+    def send(self, data: bytes) -> None:
+        """Send bytes.
+
+        Raises:
+            RuntimeError: the process has ended.
+        """
+        try:
+            self.connection.send_bytes(data)
+        except (BrokenPipeError, ConnectionError):
+            raise self.ended() from None
+
+    def ended(self) -> RuntimeError:
+        """What to say of a process that has ended by itself."""
+        self.process.join(_END_SECONDS)
+        code = self.process.exitcode or 0
+        how = f"was killed by signal {-code}, if memory ran out" if code < 0 else f"ended ({code})"
+        remedy = "--num-workers 1 runs one after the other"
+        return RuntimeError(f"the process of a run {how}. {remedy}.")
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 def run_in_processes(
     jobs: Sequence[Job], on_row: OnUnitRow, stop: Stop | None = None
 ) -> Iterator[Outcome]:
-    """Run ``jobs`` in as many processes as there are cores; outcomes in their order.
+    """Run ``jobs``, which have the same own objects, in as many processes as there are cores.
+
+    The outcomes are in the order of ``jobs``.
 
     Raises:
         RuntimeError: a process ended by itself.
         Exception: whatever a job raised.
     """
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    workers = [_started(context) for _ in range(min(len(jobs), os.cpu_count() or 1))]
-    waiting, outcomes = list(range(len(jobs))), dict[int, Outcome]()
+    waiting, outcomes, workers = list(range(len(jobs))), dict[int, Outcome](), list[_Worker]()
     try:
+        _start(workers, min(len(jobs), cores()))
+        own = _pickled(jobs[0].own)
+        for worker in workers:
+            worker.send(own)
         while len(outcomes) < len(jobs):
             for worker in workers:
                 if worker.job is None and waiting:
                     worker.job = waiting.pop(0)
-                    worker.connection.send_bytes(_pickled(jobs[worker.job]))
+                    worker.send(_pickled(replace(jobs[worker.job], own=Own())))
             for ready in wait([worker.connection for worker in workers if worker.job is not None]):
                 worker = next(w for w in workers if w.connection is ready)
                 _hear(worker, jobs, on_row, outcomes)
@@ -70,36 +102,57 @@ def _hear(
     worker: _Worker, jobs: Sequence[Job], on_row: OnUnitRow, outcomes: dict[int, Outcome]
 ) -> None:
     assert worker.job is not None
-    job = jobs[worker.job]
     try:
         kind, value = pickle.loads(worker.connection.recv_bytes())
     except (EOFError, ConnectionError):
-        raise RuntimeError(f"{job.unit.folder}: its process ended by itself.") from None
+        raise worker.ended() from None
     if kind == _ROW:
-        on_row(job.unit, value)
+        on_row(jobs[worker.job].unit, value)
     elif kind == _ERROR:
         raise value
     else:
         outcomes[worker.job], worker.job = value, None
 
 
-def can_be_sent(job: Job) -> bool:
-    """Whether another process could run ``job``, whatever objects it has."""
-    if not job.own.names() and job.strategy is None:
-        return True
+def _start(workers: list[_Worker], count: int) -> None:
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    with _deaf_children(), _without_main():
+        for _ in range(count):
+            here, there = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(there, getLogger("flwr").level), daemon=True
+            )
+            process.start()
+            there.close()
+            workers.append(_Worker(process, here))
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Let processes that start now not hear of Ctrl-C, which is for the one who asked."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which would let them hear again when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        return _by_value() is not None and bool(_pickled(job))
-    except Exception:  # of any kind: they are the user's objects
-        return False
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _started(context: Any) -> _Worker:
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, getLogger("flwr").level), daemon=True)
-    with _without_main():
-        process.start()
-    there.close()
-    return _Worker(process, here)
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Let processes that start now not import the program, which may not expect to be imported.
+
+    What it defines travels by value.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _end(workers: Sequence[_Worker]) -> None:
@@ -116,20 +169,30 @@ def _end(workers: Sequence[_Worker]) -> None:
 
 def _serve(connection: Connection, log_level: int) -> None:
     """Run jobs until nobody listens."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     getLogger("flwr").setLevel(log_level)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the user's Ctrl-C is for the one who asked
+    without_escape_codes()
+    own: Own | None = None
     while True:
         try:
-            job: Job = pickle.loads(connection.recv_bytes())
-        except EOFError:
-            return
-        try:
-            outcome = _run(job, connection)
+            received = pickle.loads(connection.recv_bytes())
+            if own is None:
+                own = received
+                continue
+            outcome = _run(replace(received, own=own), connection)
             connection.send_bytes(pickle.dumps((_OUTCOME, outcome)))
-        except (BrokenPipeError, ConnectionError):
+        except (EOFError, BrokenPipeError, ConnectionError):
             return
         except Exception as error:
             connection.send_bytes(_error(error))
+
+
+def _end_with_parent() -> None:
+    """End at once when the parent does: whoever resumes the run must not meet this process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _run(job: Job, connection: Connection) -> Outcome:
@@ -151,28 +214,19 @@ def _error(error: Exception) -> bytes:
     return data
 
 
-def _pickled(job: Job) -> bytes:
-    """With the classes of a script or of a notebook's cells in it, where that is possible."""
-    return bytes((_by_value() or pickle).dumps(job))
+def _pickled(value: Any) -> bytes:
+    """By value what a program or a notebook's cells define, where ``_pickler`` finds how."""
+    return bytes(import_module(name).dumps(value)) if (name := _pickler()) else pickle.dumps(value)
 
 
-def _by_value() -> Any:
-    """A pickle that does that, if one is installed."""
-    for name in ("cloudpickle", "ray.cloudpickle"):
-        if find_spec(name.partition(".")[0]):
-            return import_module(name)
-    return None
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Start a process that does not run the user's script again, as ``spawn`` would have it."""
-    main = sys.modules["__main__"].__dict__
-    kept: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
-    main["__spec__"] = None
-    main.pop("__file__", None)
+def can_travel(objects: Any) -> bool:
+    """Whether processes can get objects of the user's, whose classes may be in no module."""
     try:
-        yield
-    finally:
-        main.pop("__spec__")
-        main.update(kept)
+        return bool(_pickler() and _pickled(objects))
+    except Exception:  # of any kind: they are the user's
+        return False
+
+
+def _pickler() -> str:
+    names = ("cloudpickle", "ray.cloudpickle")  # Ray's own is the same
+    return next((name for name in names if find_spec(name.partition(".")[0])), "")

@@ -6,11 +6,15 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fedexp.choices import Choice, optimizer_key
 from fedexp.config import Config
+from fedexp.readers import Fields, optimizer_fields, readers, strategy_arguments
 from fedexp.specs import slug, split
+from fedexp.strategies import STRATEGIES
 
 Summary = Mapping[str, Any]
 Point = dict[str, str]
@@ -146,6 +150,51 @@ def points_of(config: Config) -> list[Point]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
+def points_for(config: Config, choice: str) -> list[Point]:
+    """The points at which a strategy differs: without the keys of the sweep that it does not read.
+
+    So FedAvg runs once, not once for every ``epsilon`` of a sweep. A key that settings in brackets
+    fix is not read either. Of code that is in no table nobody knows what it reads: all points.
+
+    Args:
+        config: of the whole.
+        choice: how ``--strategy`` has the strategy.
+    """
+    found: list[Point] = []
+    for swept in points_of(config):
+        at = Config.of({**config.values(), **swept})
+        point = {key: value for key, value in swept.items() if _is_read(at, choice, key)}
+        found += [] if point in found else [point]
+    return found
+
+
+def _is_read(config: Config, choice: str, key: str) -> bool:
+    """Whether ``key`` may change a run of a strategy."""
+    entry, name = Choice.of(choice), key.replace("-", "_")
+    if name == "local_optimizer":
+        return not entry.optimizer
+    of_strategies, of_optimizers = _tables()
+    if not any(name in fields for fields in (*of_strategies.values(), *of_optimizers)):
+        return True
+    strategy = entry.strategy
+    if strategy.name not in STRATEGIES:
+        return True
+    argument_of = {
+        field: x for x, field in strategy_arguments(STRATEGIES[strategy.name].strategy).items()
+    }
+    fixed = {name, argument_of.get(name)} & set(strategy.settings)
+    if name in of_strategies[strategy.name] and not fixed:
+        return True
+    return name in optimizer_fields(optimizer_key(config, choice))
+
+
+@cache
+def _tables() -> tuple[dict[str, Fields], list[Fields]]:
+    """The settings that each strategy reads, and each local optimizer."""
+    known = readers()
+    return known["strategy"], list(known["local optimizer"].values())
+
+
 def _units(
     config: Config,
     strategies: Strategies,
@@ -156,7 +205,7 @@ def _units(
 ) -> list[Unit]:
     found = []
     for label, name in _names(list(strategies)).items():
-        for point in [best[label]] if label in best else points_of(config):
+        for point in [best[label]] if label in best else points_for(config, strategies[label]):
             inside = Path(TUNING, name) if tuning else Path(name)
             if point and label not in best:
                 inside /= slug(_label(point))

@@ -18,6 +18,7 @@ from fedexp.specs import split
 Row = dict[str, Any]
 """One line of ``metrics.jsonl`` or of ``clients.csv``."""
 
+_MOVE = "Move it out of the run's folder."
 # What may differ between runs that are alike.
 _NO_SETTINGS = {
     "strategy",
@@ -146,9 +147,9 @@ def read_rows(folder: Path) -> list[Row]:
         # A line cut short by a crash has no end; the round is run again.
         rows = [json.loads(line) for line in _whole_lines(path)]
     except ValueError as error:
-        raise ValueError(f"{path}: is damaged, {error}.") from None
+        raise ValueError(f"{path}: is damaged, {error}. {_MOVE}") from None
     if not all(isinstance(row, dict) and isinstance(row.get("round"), int) for row in rows):
-        raise ValueError(f"{path}: is damaged, not every line is a round's.")
+        raise ValueError(f"{path}: is damaged, not every line is a round's. {_MOVE}")
     return rows
 
 
@@ -163,10 +164,14 @@ def read_clients(folder: Path) -> list[Row]:
         return []
     try:
         names, *lines = list(csv.reader(_whole_lines(path))) or [[]]
+        if names and not {"round", "client"} <= {*names}:
+            raise ValueError("it has no columns round and client")
+        if odd := [line for line in lines if len(line) != len(names)]:
+            raise ValueError(f"a line holds {odd[0]}, its columns are {names}")
         rows = [dict(zip(names, line, strict=True)) for line in lines]
         return [{key: _cell(key, text) for key, text in row.items()} for row in rows]
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path}: is damaged, {error}.") from None
+        raise ValueError(f"{path}: is damaged, {error}. {_MOVE}") from None
 
 
 def _unit(folder: Path, config: Mapping[str, Any]) -> UnitResult:
@@ -228,9 +233,9 @@ def _json(path: Path) -> Row:
     try:
         value = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path}: is damaged, {error}.") from None
+        raise ValueError(f"{path}: is damaged, {error}. {_MOVE}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: is damaged, it is no JSON object.")
+        raise ValueError(f"{path}: is damaged, it is no JSON object. {_MOVE}")
     return value
 
 

@@ -6,16 +6,20 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from logging import WARNING
 from pathlib import Path
-from typing import Any
+
+from flwr.common.logger import log
 
 from fedexp.app import Run
+from fedexp.arrays import Arrays
 from fedexp.files import read_json, save_json, save_text
 from fedexp.records import from_record, to_record
-from fedexp.runs.resuming import rows_until
+from fedexp.runs.resuming import EVALUATED, clients_until, of_clients, rows_until
 from fedexp.runs.rows import Row
 from fedexp.simulation.checkpoint import Checkpoint
 from fedexp.simulation.grid import LocalGrid
+from fedexp.strategies import FedOpt
 
 _ATTENDANCE = "attendance"
 
@@ -25,7 +29,8 @@ class Recorder:
 
     ``metrics.jsonl`` has a line a round, ``clients.csv`` a line for every client that evaluated;
     ``checkpoint.safetensors`` is what the unit goes on from. It stays at the end, so that a run can
-    be extended.
+    be extended. Of a strategy that does not show what it remembers there is none: such a unit
+    starts again.
 
     Args:
         folder: of the unit; it exists.
@@ -37,13 +42,19 @@ class Recorder:
 
     def forget(self) -> None:
         """Remove what an earlier run left: nothing there is believed."""
-        for name in ("summary.json", "checkpoint.safetensors", "clients.csv"):
+        for name in ("summary.json", "checkpoint.safetensors", "metrics.jsonl", "clients.csv"):
             (self.folder / name).unlink(missing_ok=True)
 
     def begin(self, about: Row, run: Run, grid: LocalGrid) -> tuple[list[Row], list[Row]]:
         """The rows so far, of rounds and of clients; the run goes on after them."""
-        last = self._restore(run, grid) if self._checkpoint.exists() else 0
-        rows, clients = rows_until(self.folder, last), _read_clients(self.folder, last)
+        saved = Checkpoint.load(self._checkpoint) if self._checkpoint.exists() else None
+        rows = rows_until(self.folder, saved.server_round) if saved else []
+        clients = clients_until(self.folder, saved) if saved else []
+        if saved:
+            restore(run, grid, saved)
+        elif (self.folder / "metrics.jsonl").exists():
+            log(WARNING, "%s: has no checkpoint, it starts again from round 1.", self.folder)
+        (self.folder / "summary.json").unlink(missing_ok=True)  # it is an end no more
         save_json(self.folder / "unit.json", about)
         self.save_rows(rows, clients)
         return rows, clients
@@ -61,19 +72,13 @@ class Recorder:
             file.write(_line(row))
         if new:
             self._append_clients(clients, new)
-        saved = saved_of(run, row["round"], grid)
-        if saved:
+        if saved := saved_of(run, row["round"], grid, of_clients(clients, new)):
             saved.save(self._checkpoint)
 
     def end(self, run: Run, summary: Row) -> None:
         """Write both models, then the summary, which says that the unit has ended."""
         run.save(self.folder)
         save_json(self.folder / "summary.json", summary)
-
-    def _restore(self, run: Run, grid: LocalGrid) -> int:
-        saved = Checkpoint.load(self._checkpoint)
-        restore(run, grid, saved)
-        return saved.server_round
 
     def _append_clients(self, clients: Sequence[Row], new: Sequence[Row]) -> None:
         path = self.folder / "clients.csv"
@@ -95,20 +100,27 @@ class Recorder:
         save_text(self.folder / "clients.csv", text.getvalue())
 
 
-def saved_of(run: Run, server_round: int, grid: LocalGrid) -> Checkpoint | None:
-    """All that a run needs to go on; None for a strategy that does not show what it remembers."""
-    own = getattr(run.strategy, "state", None)
-    if not isinstance(own, dict):
+def saved_of(run: Run, server_round: int, grid: LocalGrid, evaluated: Arrays) -> Checkpoint | None:
+    """All that a run needs to go on; None for a strategy that does not show what it remembers.
+
+    Args:
+        run: of the unit.
+        server_round: the last one.
+        grid: of its clients.
+        evaluated: which clients did so.
+    """
+    if not isinstance(run.strategy, FedOpt):
         return None
-    state = {**own, _ATTENDANCE: run.attendance.state()}
-    arrays = from_record(run.arrays)
-    return Checkpoint(server_round, arrays, state, run.evaluation.memory, dict(grid.states))
+    own = {_ATTENDANCE: run.attendance.state(), EVALUATED: evaluated}
+    state, memory = {**run.strategy.state, **own}, run.evaluation.memory
+    return Checkpoint(server_round, from_record(run.arrays), state, memory, dict(grid.states))
 
 
 def restore(run: Run, grid: LocalGrid, saved: Checkpoint) -> None:
     """The inverse of ``saved_of``."""
     run.arrays = to_record(saved.params)
     state = dict(saved.state)
+    state.pop(EVALUATED, None)  # an older run has none
     run.attendance.restore(state.pop(_ATTENDANCE))
     run.strategy.state = state  # type: ignore[attr-defined]
     run.evaluation.memory = dict(saved.average)
@@ -123,7 +135,10 @@ def is_finished(folder: Path, num_rounds: int) -> bool:
     try:
         return int(read_json(folder / "unit.json")["num-server-rounds"]) >= num_rounds
     except (OSError, ValueError, TypeError, KeyError):
-        return True  # of an older run, which was never extended
+        if (folder / "checkpoint.safetensors").exists():
+            return False  # it only ends anew
+        summary = read_json(folder / "summary.json")  # of an older run
+        return bool(summary["num-rounds"] >= num_rounds or summary["problem"])
 
 
 def _line(row: Row) -> str:
@@ -137,23 +152,3 @@ def _columns(clients: Sequence[Row]) -> list[str]:
 def _header(path: Path) -> list[str]:
     with open(path, encoding="utf-8", newline="") as file:
         return next(csv.reader(file), [])
-
-
-def _read_clients(folder: Path, last: int) -> list[Row]:
-    """The rows of rounds 1 to ``last``; a line that a crash cut short is of a later round."""
-    path = folder / "clients.csv"
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    return [
-        {key: _value(key, value) for key, value in row.items()}
-        for row in rows
-        if (row["round"] or "").isdecimal() and int(row["round"]) <= last
-    ]
-
-
-def _value(key: str, text: str | None) -> Any:
-    if key == "client" or not text:
-        return text or None
-    return int(text) if text.isdecimal() else float(text)

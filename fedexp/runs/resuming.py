@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedexp.choices import strategy_keys
+import numpy as np
+
+from fedexp.arrays import Arrays
+from fedexp.choices import schedule_of, strategy_keys
 from fedexp.config import Config
 from fedexp.files import read_json, save_json, save_text
+from fedexp.runs.folder import locked
 from fedexp.runs.plan import first_units, reporting_folders
 from fedexp.runs.reading import read_rows
 from fedexp.simulation.checkpoint import Checkpoint
+
+EVALUATED = "evaluated"
+"""Of a checkpoint's state: which clients evaluated in its round."""
 
 _MODELS = ("model.safetensors", "model-mean.safetensors")
 
@@ -23,14 +33,13 @@ def check_resumable(config: Config, folder: Path) -> None:
             file is damaged or missing.
     """
     _check_unedited(config, folder)
-    strategies = {key: key for key in strategy_keys(config)}
-    units = first_units(config, strategies)
-    names = {unit.folder for unit in units} | set(reporting_folders(config, strategies))
-    for own in (folder / name for name in sorted(names)):
+    for own in _unit_folders(config, folder):
         if own.exists() and not own.is_dir():
             raise ValueError(f"{own}: is no folder. Remove it to run it again.")
         if (own / "checkpoint.safetensors").exists():
-            rows_until(own, Checkpoint.load(own / "checkpoint.safetensors").server_round)
+            saved = Checkpoint.load(own / "checkpoint.safetensors")
+            rows_until(own, saved.server_round)
+            clients_until(own, saved)
         if (own / "summary.json").exists():
             _check_finished(own)
 
@@ -38,22 +47,95 @@ def check_resumable(config: Config, folder: Path) -> None:
 def extend(folder: Path, num_rounds: int) -> Config:
     """Let the run in ``folder`` have ``num_rounds`` rounds; it goes on when it is resumed.
 
+    What it comes to is what a run of so many rounds comes to, to the bit. What a sweep selected
+    stays selected.
+
     Raises:
-        ValueError: it has more already, cannot be resumed, or selects by what more rounds change.
+        ValueError: it has as many already, it cannot be resumed, or more rounds would not lead to
+            what a run of so many comes to.
     """
     config = Config.of(Config.read(folder / "config.toml"))
-    check_resumable(config, folder)
-    if num_rounds < config.num_server_rounds:
-        raise ValueError(
-            f"--rounds {num_rounds}: the run in {str(folder)!r} has {config.num_server_rounds} "
-            "already. Name more."
-        )
-    extended = Config.of({**config.values(), "num-server-rounds": num_rounds})
-    environment = read_json(folder / "environment.json")
-    # This first: cut short, the run is one whose configuration was edited, which says so.
-    save_json(folder / "environment.json", {**environment, "config": extended.values()})
-    save_text(folder / "config.toml", extended.to_toml())
+    with locked(folder):
+        check_resumable(config, folder)
+        if not _is_more(config, folder, num_rounds):
+            return config
+        extended = Config.of({**config.values(), "num-server-rounds": num_rounds})
+        for own in _unit_folders(config, folder):
+            _check_extensible(own, config, f"--rounds {num_rounds}: {own}")
+        _check_schedules(config, extended)
+        _check_selected(config, folder, num_rounds)
+        try:
+            environment = read_json(folder / "environment.json")
+        except (OSError, ValueError):
+            environment = None  # it is needed for nothing else
+        if isinstance(environment, dict):
+            # This first: cut short, the run is one whose configuration was edited, which says so.
+            known = {**environment, "config": extended.values()}
+            save_json(folder / "environment.json", known)
+        save_text(folder / "config.toml", extended.to_toml())
     return extended
+
+
+def _is_more(config: Config, folder: Path, num_rounds: int) -> bool:
+    """Whether the run is to get longer; as many rounds as it has let it go on to its end."""
+    has = config.num_server_rounds
+    is_done = all((x / "summary.json").exists() for x in _reporting(config, folder))
+    if num_rounds < has or (num_rounds == has and is_done):
+        raise ValueError(
+            f"--rounds {num_rounds}: the run in {str(folder)!r} has {has} already. Name more."
+        )
+    return num_rounds > has
+
+
+def _check_extensible(own: Path, config: Config, owner: str) -> None:
+    """A unit that has not ended, or that has all its rounds."""
+    if not (own / "summary.json").exists():
+        return
+    summary = read_json(own / "summary.json")
+    count = summary["num-rounds"]
+    if count != config.num_server_rounds:
+        why = summary["problem"] or f"was stopped in round {count} of {config.num_server_rounds}"
+        raise ValueError(f"{owner}: {why.rstrip('.')}. Start a new run for more rounds.")
+
+
+def _check_schedules(config: Config, extended: Config) -> None:
+    """The learning rates of the rounds so far may depend on how many there are."""
+    for key in strategy_keys(config) if config.scheduler else ():
+        for a, b in zip(_rates(config, key, config), _rates(extended, key, config), strict=True):
+            if a != b:
+                raise ValueError(
+                    f"--rounds {extended.num_server_rounds}: with scheduler={config.scheduler!r} "
+                    "the learning rate of every round depends on how many there are. "
+                    "Start a new run for more rounds."
+                )
+
+
+def _rates(config: Config, key: str, until: Config) -> list[float]:
+    schedule = schedule_of(config, key)
+    rounds = range(1, until.num_server_rounds + 1)
+    return [schedule(i) for i in rounds] if schedule else []
+
+
+def _check_selected(config: Config, folder: Path, num_rounds: int) -> None:
+    tuning = first_units(config, _strategies(config)) if config.select else []
+    if any(not (folder / unit.folder / "summary.json").exists() for unit in tuning):
+        raise ValueError(
+            f"--rounds {num_rounds}: the run in {str(folder)!r} has not selected yet. "
+            "Resume it without --rounds first."
+        )
+
+
+def _strategies(config: Config) -> dict[str, str]:
+    return {key: key for key in strategy_keys(config)}
+
+
+def _reporting(config: Config, folder: Path) -> list[Path]:
+    return [folder / name for name in reporting_folders(config, _strategies(config))]
+
+
+def _unit_folders(config: Config, folder: Path) -> list[Path]:
+    tuning = [folder / unit.folder for unit in first_units(config, _strategies(config))]
+    return sorted({*tuning, *_reporting(config, folder)})
 
 
 def rows_until(folder: Path, last: int) -> list[dict[str, Any]]:
@@ -69,6 +151,59 @@ def rows_until(folder: Path, last: int) -> list[dict[str, Any]]:
             f"Remove {folder} to run it again."
         )
     return rows
+
+
+def of_clients(rows: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Arrays:
+    """What a checkpoint keeps of ``rows`` of clients, of which the last ones are ``new``."""
+    names = json.dumps([row["client"] for row in new]).encode()
+    before = np.array([len(rows) - len(new)])
+    return {"names": np.frombuffer(names, np.uint8), "before": before}
+
+
+def clients_until(folder: Path, saved: Checkpoint) -> list[dict[str, Any]]:
+    """The rows of ``clients.csv`` as they were when ``saved`` was written.
+
+    A line that a crash cut short is of a later round. In the last round of a unit all clients may
+    have been asked at its end; only those that evaluated in the round itself count.
+
+    Raises:
+        ValueError: the file is not as it was written.
+    """
+    known: Mapping[str, Any] = saved.state.get(EVALUATED, {})
+    last, path = saved.server_round, folder / "clients.csv"
+    try:
+        rows = _read_clients(path, last)
+        before = [row for row in rows if row["round"] < last]
+        of_last = {row["client"]: row for row in rows if row["round"] == last}
+        if not known:  # an older run
+            return before + list(of_last.values())
+        found = before + [of_last[name] for name in json.loads(known["names"].tobytes())]
+        if len(before) != known["before"][0]:
+            raise ValueError
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error):
+        raise ValueError(
+            f"{path}: does not hold what clients reported up to round {last}. "
+            f"Remove {folder} to run it again."
+        ) from None
+    return found
+
+
+def _read_clients(path: Path, last: int) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    return [
+        {key: _value(key, value) for key, value in row.items()}
+        for row in rows
+        if (row["round"] or "").isdecimal() and int(row["round"]) <= last
+    ]
+
+
+def _value(key: str, text: str | None) -> Any:
+    if key == "client" or not text:
+        return text or None
+    return json.loads(text) if text.startswith("[") or text.isdecimal() else float(text)
 
 
 def _check_unedited(config: Config, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from fedexp.config import Config
 from fedexp.federation import Federation, Own
 from fedexp.runs.engines import check_engine, engine_of, grid_of, seconds_of
 from fedexp.runs.job import Job, OnUnitRow, Outcome, run_job
-from fedexp.runs.parallel import can_be_sent, run_in_processes
+from fedexp.runs.parallel import can_travel, cores, run_in_processes
 from fedexp.runs.plan import Unit, first_units, selected_units
 from fedexp.runs.trackers import trackers_of
 from fedexp.runs.unit_run import Stop
@@ -43,12 +42,13 @@ class Study:
 
     def __post_init__(self) -> None:
         self._grids = _Grids(self.own)
+        self._known: dict[str, float] = {}
 
     def open(self) -> None:
         """Start the engine of the first units, which may fail."""
         units = self.units()
         if not self._several([self._job(unit) for unit in units], None):
-            self._grids.of(units[0])
+            self._grids.of(units[0], self._engine(units[0]))
 
     def close(self) -> None:
         """End the engine; it starts anew when it is needed."""
@@ -69,13 +69,11 @@ class Study:
             ValueError: something would.
         """
         trackers_of(self.config.log, self.root or Path())
-        engine = ""
         for unit in _unlike(self.units()):
             federation = Federation(unit.config, self.own)
             federation.check(unit.config)
-            engine = engine or engine_of(federation)
             federation.run(unit.config, self.objects.get(unit.label))
-            check_engine(federation, engine)
+            check_engine(federation, self._engine(unit))
 
     def run(self, on_row: OnUnitRow = lambda *_: None, stop: Stop | None = None) -> list[Outcome]:
         """Run all units; what came of those that report.
@@ -107,23 +105,34 @@ class Study:
         return Job(unit, self.own, self.objects.get(unit.label), self.root, self.resume)
 
     def _several(self, jobs: Sequence[Job], stop: Stop | None) -> bool:
-        """Whether processes beside each other pay off."""
-        if len(jobs) < 2 or stop or self.config.device not in ("", "cpu") or _cores() < 2:
+        """Whether processes beside each other pay off, and nothing asks for this one alone."""
+        config = self.config
+        if len(jobs) < 2 or stop or cores() < 2 or config.log:  # a tracker's file is one process's
             return False
-        if self.config.log:  # the file of a tracker is one process's
+        if config.engine != "auto" or config.num_workers == 1 or config.device not in ("", "cpu"):
             return False
-        if not all(map(can_be_sent, {id(job.strategy): job for job in jobs}.values())):
+        has_objects = self.objects or self.own.names()
+        if has_objects and not can_travel((self.own, dict(self.objects))):
             return False
-        federation = Federation(jobs[0].unit.config, self.own)
-        if engine_of(federation) != "serial":
+        if any(self._engine(job.unit) != "serial" for job in jobs):
             return False
-        return len(jobs) * seconds_of(federation) > _WORTH_PROCESSES
+        return sum(self._seconds(job.unit) for job in jobs) > _WORTH_PROCESSES
+
+    def _engine(self, unit: Unit) -> str:
+        return engine_of(unit.config, lambda: self._seconds(unit))
+
+    def _seconds(self, unit: Unit) -> float:
+        """As ``seconds_of``, once for units that differ in their strategy and seed alone."""
+        key = unit.config.model_copy(update={"strategy": "", "seed": 0}).to_toml()
+        if key not in self._known:
+            self._known[key] = seconds_of(Federation(unit.config, self.own))
+        return self._known[key]
 
     def _one_by_one(
         self, jobs: Iterable[Job], on_row: OnUnitRow, stop: Stop | None
     ) -> Iterator[Outcome]:
         for job in jobs:
-            federation, grid = self._grids.of(job.unit)
+            federation, grid = self._grids.of(job.unit, self._engine(job.unit))
             yield run_job(job, federation, grid, on_row, stop or _never)
 
 
@@ -136,12 +145,12 @@ class _Grids:
         self._federation: Federation | None = None
         self._grid: LocalGrid | None = None
 
-    def of(self, unit: Unit) -> tuple[Federation, LocalGrid]:
+    def of(self, unit: Unit, engine: str) -> tuple[Federation, LocalGrid]:
         """The clients of ``unit`` and a grid of them."""
         config = unit.config.model_copy(update={"strategy": ""})
         if self._federation is None or self._grid is None or config != self._config:
             federation, before = Federation(unit.config, self._own), self._grid
-            self._grid = grid_of(unit.config, federation)
+            self._grid = grid_of(unit.config, federation, engine)
             if before:
                 before.close()  # not before the new one is open: so Ray itself goes on
             self._config, self._federation = config, federation
@@ -165,7 +174,3 @@ def _unlike(units: Iterable[Unit]) -> list[Unit]:
         config = unit.config.model_copy(update={"seed": 0})
         found.setdefault(f"{unit.label} {config.to_toml()}", unit)
     return list(found.values())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

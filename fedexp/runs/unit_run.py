@@ -81,7 +81,7 @@ class UnitRun:
         self._stopped, first = False, len(self.rows) + 1
         if self._recorder and self._went_back:
             self._recorder.save_rows(self.rows, self.clients)
-        saved, self._went_back = saved_of(self.run, first - 1, grid), False
+        saved, self._went_back = saved_of(self.run, first - 1, grid, {}), False
         try:
             for round_ in self.run.rounds(grid, first, num_rounds):
                 row = row_of(round_) | self.run.row(round_)
@@ -90,7 +90,7 @@ class UnitRun:
                 self.clients += new
                 if self._recorder:
                     self._recorder.after_round(self.run, grid, row, self.clients, new)
-                saved = saved_of(self.run, row["round"], grid)
+                saved = saved_of(self.run, row["round"], grid, {})
                 on_row(row)
                 if stop(row):
                     self._stopped = True

@@ -6,8 +6,9 @@ import ctypes
 import math
 import os
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from logging import WARNING
 from typing import Any, ClassVar
@@ -20,12 +21,14 @@ from fedexp.extras import need
 need("ray", "simulation")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # every client's line is shown
 os.environ.setdefault("RAY_worker_niceness", "0")  # the clients are the work; Ray gives them 15
 import ray  # noqa: E402
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
 _PER_CPU = 4  # workers that share a CPU are slow, and more of them only slower
 _FREE_SECONDS = 10.0  # until CPUs of workers that were just ended are free again
+_LOG_SECONDS = 2.0  # until what the workers have printed last is here
 _INLINE_ANSWER = 4 << 20  # bytes; larger ones go through the object store, which takes 3 ms more
 
 
@@ -36,21 +39,41 @@ class _Session:
         users: open grids, and the CPUs of the cluster that each claims.
         ours: address of the Ray that one of them started or joined, for the last one to end.
         local: it was started on this machine, so nobody else runs anything there.
+        shows_log: what the workers print comes here.
     """
 
     users: ClassVar[WeakKeyDictionary[object, int]] = WeakKeyDictionary()
     ours = ""
     local = False
+    shows_log = False
 
 
-def connect(user: object, num_workers: int | None, num_gpus: float, address: str | None) -> None:
-    """Join or start Ray for a grid, unless that has been done in this process."""
+def connect(
+    user: object,
+    num_workers: int | None,
+    num_gpus: float,
+    address: str | None,
+    *,
+    shows_log: bool = False,
+) -> None:
+    """Join or start Ray for a grid, unless that has been done in this process.
+
+    Args:
+        user: the grid.
+        num_workers: how many CPUs Ray is to have at least.
+        num_gpus: that it needs.
+        address: of the Ray to join.
+        shows_log: print here what workers print, with the worker's process before it.
+    """
     if not ray.is_initialized():
         if address:
-            _join(address)
+            _join(address, shows_log)
         else:
-            _start(num_workers, num_gpus)
+            _start(num_workers, num_gpus, shows_log)
         _Session.ours, _Session.local = _address(), not address
+        _Session.shows_log = shows_log
+        if shows_log:
+            _print_plainly()
     elif _address() != _Session.ours:  # the caller's own
         _Session.ours, _Session.local = "", False
     _Session.users[user] = 0
@@ -60,6 +83,8 @@ def leave(user: object) -> None:
     """End what ``connect`` began, once no grid needs it."""
     known = _Session.users.pop(user, None) is not None
     if known and not _Session.users and ray.is_initialized() and _address() == _Session.ours:
+        if _Session.shows_log:
+            time.sleep(_LOG_SECONDS)
         ray.shutdown()
 
 
@@ -67,18 +92,18 @@ def _address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def _start(num_workers: int | None, num_gpus: float) -> None:
+def _start(num_workers: int | None, num_gpus: float, shows_log: bool) -> None:
     _check_count(num_workers or 1)
     if num_gpus:
         import torch
 
         _check("num_gpus", torch.cuda.device_count(), "GPU", num_gpus)
-    with _said_in_a_line(), _without_idle_processes():
+    with _said_in_a_line(), _without_idle_processes(shows_log):
         ray.init(
             address="local",  # without it, whatever cluster runs on this machine is joined
             num_cpus=num_workers or os.cpu_count(),
             include_dashboard=False,
-            log_to_driver=False,
+            log_to_driver=shows_log,
             logging_level=WARNING,
             _system_config={
                 "max_direct_call_object_size": _INLINE_ANSWER,
@@ -157,6 +182,21 @@ def keep_store_mapped() -> Any:
     return reference, ray.get(reference)
 
 
+def _print_plainly() -> None:
+    """Print workers' lines ourselves: Ray colours them, wherever they go."""
+    with suppress(ImportError):
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+        dispatcher.remove_handler("ray_print_logs")  # as Ray calls its own, which it removes later
+        dispatcher.add_handler("ray_print_logs", _print_lines)
+
+
+def _print_lines(data: Mapping[str, Any]) -> None:
+    if str(data["pid"]).isdigit():  # else Ray's own processes
+        to = sys.stderr if data["is_err"] else sys.stdout
+        print(*(f"worker {data['pid']}: {line}" for line in data["lines"]), sep="\n", file=to)
+
+
 @contextmanager
 def _said_in_a_line() -> Iterator[None]:
     try:
@@ -171,20 +211,21 @@ def _said_in_a_line() -> Iterator[None]:
 
 
 @contextmanager
-def _without_idle_processes() -> Iterator[None]:
+def _without_idle_processes(shows_log: bool) -> Iterator[None]:
     """Start Ray without what has nothing to do on one machine: 270 MB, and half a second.
 
-    These are the autoscaler, what would send us the workers' output, and the server of the web
-    page and of the job interface. Ray has no option for it; what it does not know any more is
-    left alone.
+    These are the autoscaler, what sends us the workers' output unless it is shown, and the server
+    of the web page and of the job interface. Ray has no option for it; what it does not know any
+    more is left alone.
     """
     from ray._private.node import Node
 
     idle = {
         "start_monitor": lambda node: None,
-        "start_log_monitor": lambda node: None,
         "start_api_server": lambda node, **_: setattr(node, "_webui_url", ""),
     }
+    if not shows_log:
+        idle["start_log_monitor"] = lambda node: None
     kept = {name: vars(Node)[name] for name in idle if name in vars(Node)}
     for name in kept:
         setattr(Node, name, idle[name])
@@ -195,12 +236,12 @@ def _without_idle_processes() -> Iterator[None]:
             setattr(Node, name, method)
 
 
-def _join(address: str) -> None:
+def _join(address: str, shows_log: bool) -> None:
     host, _, port = address.rpartition(":")
     try:
         if host and port.isdigit():  # Ray itself would try for a minute
             socket.create_connection((host, int(port)), timeout=5).close()
-        ray.init(address=address, log_to_driver=False, logging_level=WARNING)
+        ray.init(address=address, log_to_driver=shows_log, logging_level=WARNING)
     except (OSError, ConnectionError) as error:
         raise ValueError(
             f"RayGrid(ray_address={address!r}): no cluster answers there ({error}). "

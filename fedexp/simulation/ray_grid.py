@@ -63,6 +63,8 @@ class RayGrid(LocalGrid):
         num_gpus: shared evenly by the workers.
         ray_address: of a running Ray cluster, ``auto`` or ``host:port``.
         vectorize: train groups of clients at once: ``auto``, ``on`` or ``off``.
+        worker_log: print here what clients print, with the worker's process before each line. Of
+            grids that share Ray the first decides.
 
     Raises:
         ValueError: more workers or GPUs than there are.
@@ -79,6 +81,7 @@ class RayGrid(LocalGrid):
         num_gpus: float = 0,
         ray_address: str | None = None,
         vectorize: str = "auto",
+        worker_log: bool = False,
     ) -> None:
         super().__init__(client_app, num_nodes, run_config=run_config)
         self._workers = RayWorkers(
@@ -89,6 +92,7 @@ class RayGrid(LocalGrid):
             num_workers=num_workers,
             num_gpus=num_gpus,
             address=ray_address,
+            shows_log=worker_log,
         )
         self._costs = Costs()
         self._unit: int | None = None

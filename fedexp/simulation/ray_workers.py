@@ -118,6 +118,7 @@ class RayWorkers:
         num_workers: by default one per CPU of this machine, or of the cluster.
         num_gpus: shared evenly by the workers.
         address: of a running Ray cluster (``auto`` or ``host:port``); None starts Ray here.
+        shows_log: print here what workers print.
 
     Raises:
         ValueError: more workers or GPUs than there are, or an unknown ``vectorize``.
@@ -133,6 +134,7 @@ class RayWorkers:
         num_workers: int | None,
         num_gpus: float,
         address: str | None,
+        shows_log: bool = False,
     ) -> None:
         if num_workers is not None and num_workers < 1:
             raise ValueError(
@@ -143,7 +145,7 @@ class RayWorkers:
         self._actors: list[Any] = []
         keep_freed_memory()
         try:
-            connect(self, num_workers, num_gpus, address)
+            connect(self, num_workers, num_gpus, address, shows_log=shows_log)
             self.count, num_cpus = claim(self, num_workers, num_gpus)
         except ValueError:
             self.close()

@@ -110,7 +110,8 @@ def test_functions_classes_and_partials_are_schedulers_too(own):
 REFUSED = {
     "cosin": "unknown. Did you mean 'cosine'? Known: cosine",
     "lambda": "`module:function` of your own",
-    "step": "needs step-size. Set it, as in step(step-size=10)",
+    "cyclic": "needs base-lr. Set it, as in cyclic(base-lr=...)",
+    "step": "needs step-size. Set it, as in step(step-size=...)",
     "step(stepsize=3)": "no setting 'stepsize'. Did you mean 'step-size'?",
     "step(step-size=3, last-epoch=2)": "no setting 'last-epoch'",
     "multistep(milestones=3)": "TypeError",

@@ -141,6 +141,7 @@ CSVS = {
     "byte order mark": {"encoding": "utf-8-sig"},
     "quotes": {"quoting": 1},
     "decimal commas": {"sep": ";", "decimal": ","},
+    "semicolons and points": {"sep": ";"},
     "with its index": {"index": True},
     "windows": {"lineterminator": "\r\n"},
 }
@@ -274,6 +275,9 @@ REFUSED_TABLES = {
     "text dates": ({"age": ["1.2.2020", "03.12.2021"] * 30}, {}, "column 'age' holds dates (03.1"),
     "ids": ({"age": [f"p{i}" for i in range(N)]}, {}, "'age' holds 60 different texts in 60 rows"),
     "typo": ({"age": [*range(59), "6O"]}, {}, "column 'age' holds '6O', in 1 of 60 rows it is no"),
+    "a word": ({"age": [*range(12), *range(47), "-"]}, {}, "column 'age' holds '-', in 1 of 6"),
+    "spaces": ({"age": ["\u22121\u00a0234", "7"] * 30}, {}, "looks like a number but is none"),
+    "case": ({"sick": ["yes", "no", "Yes"] * 20}, {}, "'Yes', 'yes' differ in case alone. Write"),
     "separators": ({"age": ["1.5", "1,234.5"] * 30}, {}, "holds '1,234.5', which looks like a nu"),
     "percent": ({"age": ["7%", "20 %"] * 30}, {}, "holds '20 %', which looks like a number"),
     "large ids": ({"age": 1 << 25}, {}, "column 'age' holds integers beyond 16,777,216, which fl"),
@@ -333,13 +337,38 @@ def test_a_test_table_of_its_own_is_encoded_as_the_training_rows(tmp_path):
     assert "data(test): lacks 'age'" in line
 
 
+def test_columns_without_a_name_and_values_are_left_out(tmp_path):
+    """A spreadsheet writes them at the end, and a Mac an umlaut as two characters."""
+    (tmp_path / "a.csv").write_text("\n\nGr\u00f6\u00dfe;sick;;\n" + "1,5;no;;\n2;yes;;\n" * 3)
+    (tmp_path / "b.csv").write_text("sick,Gro\u0308\u00dfe\n" + "no,1.5\nyes,2\n" * 3)
+    found = data(tmp_path, target="sick", client="file")
+    assert found.columns == ("Gr\u00f6\u00dfe",)
+    assert set(found.train[0].flatten().tolist()) == {1.5, 2.0}
+
+
+def test_levels_that_differ_in_case_alone_are_told(caplog):
+    found = data(FRAME.assign(sex=["f", "F"] * 30), target="sick", client="hospital", drop="age")
+    assert {"sex=F", "sex=f"} < set(found.columns)
+    assert "'F', 'f' differ in case alone" in caplog.text
+
+
+def test_points_that_are_decimal_elsewhere_are_decimal(tmp_path):
+    (tmp_path / "a.csv").write_text("dose;age;sick\n" + "1.250;7.5;no\n2;8.25;yes\n" * 3)
+    found = data(tmp_path, target="sick")
+    assert sorted({*found.train[0][:, 0].tolist()}) == [1.25, 2.0]
+
+
 # --- CSV files that are no tables.
 
 BAD_CSVS = {
-    "empty": (b"", "expected a table"),
+    "empty": (b"", "is empty. Leave it out"),
+    "two of a name": (b"age,sick,age \n1,no,2\n", "two columns are called 'age'. Rename one."),
+    "its target twice": (b"age,sick,sick\n1,no,no\n", "two columns are called 'sick'. Rename one."),
+    "no name": (b"age,,sick\n1,2,no\n", "column 2 has no name. Name it, or remove it."),
+    "points": (b"age;sick\n1.200;no\n950;yes\n", "'age' holds 1.200, which may be 1200"),
     "no rows": (b"age,sick\n", "has no rows. Leave it out"),
     "no header": (b"63,0\n41,1\n", "its first line holds numbers, must name the columns"),
-    "more cells": (b"age,sick\n1,no\n2,yes,3\n", "expected a table"),
+    "more cells": (b"age,sick\n1,no\n2,yes,3\n", "Expected 2 fields in line 3, saw 3"),
     "more cells in all rows": (b"age,sick\n1,no,3\n2,yes,3\n", "expected a table"),
     "bytes": (b"age,sick\n\xff\xfe,1\n", "Save it as CSV in UTF-8"),
     "gzip": (gzip.compress(b"age,sick\n1,no\n")[:20], "UTF-8"),

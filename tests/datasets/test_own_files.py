@@ -96,6 +96,21 @@ def test_a_class_of_the_test_folder_alone_gets_a_number_of_its_own(tmp_path):
     assert sorted(set(found.test[1].tolist())) == [1, 2]
 
 
+def test_what_a_computer_hides_is_no_class(tmp_path):
+    pictures(tmp_path / "photos")
+    pictures(tmp_path / "photos" / ".cache")
+    pictures(tmp_path / "photos" / "cat" / ".ipynb_checkpoints")
+    assert data(tmp_path / "photos").class_names == CLASSES
+
+
+def test_folders_that_say_too_little_or_too_much_are_refused(tmp_path):
+    for part in ("train", "val", "test"):
+        pictures(tmp_path / "three" / part)
+    line = refused(tmp_path / "three", client="folder")
+    assert "holds test, train, val. Leave train and test alone there" in line
+    assert "Leave out client='folder'" in refused(pictures(tmp_path / "two"), client="folder")
+
+
 def test_classes_that_are_numbers_are_in_their_order(tmp_path):
     pictures(tmp_path)
     (tmp_path / "cat").rename(tmp_path / "10")
@@ -134,7 +149,7 @@ def test_an_image_lies_as_its_camera_was_held(tmp_path):
         ("damaged", "dog/x.png: expected an image of 8 bits"),
         ("deep", "dog/x.png: expected an image of 8 bits, found ValueError('an image of mode I;16"),
         ("loose", "loose.png: must lie in"),
-        ("one class", "one class"),
+        ("one class", "all rows are of one class, 'cat'"),
     ],
 )
 def test_images_that_are_refused_are_named(name, said, tmp_path):

@@ -122,6 +122,7 @@ def test_serial_ray_and_processes_have_the_same_bits(monkeypatch):
     ray = pytest.importorskip("ray")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
     parts = {**HALF, "model": Net, "optimizer": torch.optim.Adam, "seeds": [0, 1]}
+    parts.pop("engine")
     rules = {"a": FedExP(fraction_train=0.5, fraction_evaluate=0.0), "b": FedAdam()}
     parts.pop("fraction_train")
     alone = fedexp.compare(rules, **parts)
@@ -161,7 +162,7 @@ ran, run = [], study.run_in_processes
 study.run_in_processes = lambda *args: ran.append(1) or run(*args)
 for _ in range(2):
     found = fedexp.compare("fedavg,fedexp", model=Net, metrics={"one": lambda o, t: 1.0}, rounds=2,
-        clients=4, local_steps=2, engine="serial")
+        clients=4, local_steps=2)
     sums = [float(sum(x.sum() for x in run.arrays[0].values())) for run in found]
     print(len(ran), *sums)
     parallel.find_spec = lambda name: None  # and now without cloudpickle

@@ -84,6 +84,7 @@ def test_a_table_of_clients_without_a_whole_line_has_no_rows(tmp_path, text):
         ("metrics.jsonl", '{"test-loss": 1}\n'),
         ("metrics.jsonl", b"\xff\xfe\n"),
         ("clients.csv", "round,client,loss\n1,0\n"),
+        ("clients.csv", "a,b\n1,2\n"),
         ("clients.csv", "round,client,loss\nx,0,1\n"),
         ("clients.csv", b"round,client\n1,\xff\n"),
         ("summary.json", '{"best-accu'),

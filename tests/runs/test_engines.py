@@ -1,0 +1,262 @@
+"""Where clients train changes no bit; which engine ``auto`` comes to, and what finding out does."""
+
+import copy
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from kept import timeless
+from torch import nn
+
+from fedexp.config import Config
+from fedexp.federation import Federation, Own
+from fedexp.runs import engines
+from fedexp.runs.engines import SMALL_SECONDS, engine_of, grid_of, seconds_of
+from fedexp.runs.job import Job, run_job
+from fedexp.runs.plan import first_units
+
+SMALL = {
+    **{"num_server_rounds": 2, "num_clients": 6, "fraction_train": 0.5, "local_steps": 3},
+    "batch_size": 8,
+}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+FLOWERS = "flwr.serverapp.strategy:FedAvgM(server-momentum=0.5)"
+CASES = {
+    "clients that evaluate, a strategy of Flower's": (
+        {
+            "strategy": f"fedexp, scaffold, fedprox(proximal-mu=0.01), {FLOWERS}",
+            "fraction_evaluate": 0.5,
+        },
+        Own(),
+    ),
+    "bounds, images, carried rates": (
+        {
+            **{"strategy": "fedavg, fedexp+hypersgd", "model": "cnn", "robust": True},
+            "hyper_between_rounds": "carry",
+        },
+        Own(),
+    ),
+    "an optimizer of PyTorch's": (
+        {"strategy": "fedexp", "local_optimizer": "torch.optim:AdamW(weight-decay=0.1)"},
+        Own(),
+    ),
+    "a class and an optimizer of the caller's": (
+        {"strategy": "fedexp", "fraction_evaluate": 1.0},
+        Own(model=Net, optimizer=torch.optim.AdamW),
+    ),
+}
+
+
+def left(case, **engine):
+    """What every unit of a case leaves."""
+    fields, own = CASES[case]
+    config = Config(**{**SMALL, **fields, **engine})
+    federation = Federation(config, own)
+    keys = [unit for unit in first_units(config, named(config))]
+    found = []
+    with grid_of(config, federation) as grid:
+        for unit in keys:
+            outcome = run_job(Job(unit, own), federation, grid)
+            models = [{name: x.tobytes() for name, x in m.items()} for m in outcome.models]
+            rows = list(map(timeless, outcome.rows))
+            found.append((unit.label, models, rows, outcome.clients))
+    return found
+
+
+def named(config):
+    from fedexp.choices import strategy_keys
+
+    return {key: key for key in strategy_keys(config)}
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Held open, so that it starts once."""
+    pytest.importorskip("ray")
+    config = Config(**SMALL, engine="ray", num_workers=2)
+    with grid_of(config, Federation(config)):
+        yield
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_engine_gives_the_same_bits(case, ray):
+    serial = left(case, engine="serial")
+    assert left(case, engine="ray", num_workers=1) == serial
+    assert left(case, engine="ray", num_workers=2) == serial
+    assert left(case, engine="auto") == serial
+
+
+def chosen(seconds, **fields):
+    return engine_of(Config(**fields), lambda: seconds)
+
+
+def test_auto_is_ray_for_what_takes_long_or_needs_it(monkeypatch):
+    pytest.importorskip("ray")
+    long = SMALL_SECONDS + 1
+    assert chosen(long) == "ray"
+    assert chosen(1) == "serial"
+    assert chosen(1, num_workers=2) == chosen(1, num_gpus=1) == "ray"
+    assert chosen(1, ray_address="auto") == "ray"
+    assert chosen(long, num_workers=1) == chosen(long, device="cuda") == "serial"
+    assert chosen(long, engine="serial") == "serial"
+    assert chosen(1, engine="ray") == "ray"
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    assert chosen(long) == "serial"
+
+
+@pytest.mark.parametrize(("engine", "lines"), [("auto", 0), ("ray", 1)])
+def test_without_ray_clients_run_in_this_process(engine, lines, monkeypatch, logged):
+    from fedexp.simulation import SerialGrid
+
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    monkeypatch.setitem(__import__("sys").modules, "fedexp.simulation.ray_grid", None)
+    config = Config(**SMALL, engine=engine)
+    with grid_of(config, Federation(config)) as grid:
+        assert isinstance(grid, SerialGrid)
+    assert len(logged) == lines
+
+
+def test_small_demos_are_small_and_long_runs_are_not():
+    assert seconds_of(Federation(Config())) < SMALL_SECONDS
+    assert seconds_of(Federation(Config(num_server_rounds=10**6))) > SMALL_SECONDS
+
+
+class Slow(Net):
+    def forward(self, x):
+        time.sleep(0.02)
+        return super().forward(x)
+
+
+def test_a_slow_model_takes_long():
+    """3 of 6 clients, 3 steps, 2 rounds: 18 steps of at least 0.02 s."""
+    assert seconds_of(Federation(Config(**SMALL), Own(model=Slow))) >= 18 * 0.02
+
+
+class Draws(Net):
+    def forward(self, x):
+        random.random()
+        np.random.rand()  # noqa: NPY002 - as users do
+        return super().forward(x) + torch.rand(())
+
+
+def states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+
+
+def test_finding_out_leaves_generators_threads_and_the_callers_module_as_they_were():
+    class Counts(Draws):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(10)
+
+        def forward(self, x):
+            return self.norm(super().forward(x))
+
+    module = Counts()
+    before, threads, arrays = states(), torch.get_num_threads(), copy.deepcopy(module.state_dict())
+    assert 0 < seconds_of(Federation(Config(**SMALL), Own(model=module))) < float("inf")
+    assert states() == before
+    assert torch.get_num_threads() == threads
+    for name, x in module.state_dict().items():
+        assert torch.equal(x, arrays[name])
+    assert all(p.grad is None for p in module.parameters())
+
+
+class Fails(Net):
+    def forward(self, x):
+        raise RuntimeError("of the user's own")
+
+
+def wants_one_hot(outputs, targets):
+    return ((outputs - targets) ** 2).mean()  # of other shapes
+
+
+FAILING = {
+    "a model that raises": Own(model=Fails),
+    "a loss of other shapes": Own(model=Net, loss=wants_one_hot),
+}
+
+
+@pytest.mark.parametrize("kind", FAILING)
+def test_what_fails_is_not_found_out_here(kind):
+    assert seconds_of(Federation(Config(**SMALL), FAILING[kind])) == float("inf")
+
+
+def test_one_row_and_a_norm_over_the_batch_do_no_harm():
+    own = Own(model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10)))
+    fields = {**SMALL, "batch_size": 1}
+    assert seconds_of(Federation(Config(**fields), own)) == float("inf")
+
+
+def test_an_app_of_others_goes_to_ray():
+    from flwr.clientapp import ClientApp
+
+    own = Own(client_app=ClientApp(), num_clients=2, arrays={"w": np.zeros(1)})
+    assert seconds_of(Federation(Config(), own)) == float("inf")
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """What two clients print on Ray, with and without ``worker-log``."""
+    pytest.importorskip("ray")
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    folder = tmp_path_factory.mktemp("prints")
+    (folder / "talkative.py").write_text(
+        "import os, sys\nfrom torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self, shape, classes):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, classes))\n"
+        "    def forward(self, x):\n"
+        "        if os.getpid() != int(os.environ['DRIVER']):\n"
+        "            print('hello from a client')\n"
+        "            print('a warning', file=sys.stderr)\n"
+        "        return super().forward(x)\n"
+    )
+    program = (
+        "import os, sys; os.environ['DRIVER'] = str(os.getpid())\n"
+        "from fedexp import cli; cli.main(sys.argv[1:])\n"
+    )
+    flags = [
+        *("simulate", "--engine", "ray", "--num-workers", "1", "--vectorize", "off"),
+        *("--model", "talkative:Net", "--rounds", "1", "--local-steps", "1", "--clients", "2"),
+        *("--fraction-train", "1", "--strategy", "fedavg"),
+    ]
+    path = f"{folder}{os.pathsep}{Path(__file__).parents[2]}"
+
+    def told(*more):
+        command = [sys.executable, "-c", program, *flags, "--out", str(folder / f"r{more}"), *more]
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=200, check=True
+        )
+
+    return told(), told("--worker-log")
+
+
+def test_what_workers_print_is_shown_on_request_with_the_worker(printed):
+    without, shown = printed
+    assert "client" not in without.stdout.partition("strategy")[0]
+    assert "warning" not in without.stderr
+    lines = [line for line in shown.stdout.splitlines() if "hello" in line]
+    assert len(lines) == 2
+    assert all(
+        line.startswith("worker ") and line.endswith(": hello from a client") for line in lines
+    )
+    assert len([line for line in shown.stderr.splitlines() if line.endswith(": a warning")]) == 2
+    assert "\x1b" not in shown.stdout + shown.stderr

@@ -1,0 +1,158 @@
+"""Units in processes beside each other: the bits of one after the other, and every way to end."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kept import timeless
+from torch import nn
+
+from fedexp.arrays import Arrays
+from fedexp.config import Config
+from fedexp.federation import Own
+from fedexp.runs import parallel, study
+from fedexp.runs.parallel import run_in_processes
+from fedexp.runs.study import Study
+from fedexp.strategies import FedAvg, FedExP
+
+pytest.importorskip("ray")  # or cloudpickle: objects travel by value
+SMALL = {"num_server_rounds": 2, "num_clients": 4, "local_steps": 2, "fraction_train": 0.5}
+
+
+class Net(nn.Module):
+    """Of the caller's; flat pixels to ten classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+
+class Raises(FedAvg):
+    def aggregate_train(self, server_round, replies):
+        raise self.error
+
+
+class Error(Exception):
+    """Cannot be pickled back."""
+
+    def __init__(self, a, b):
+        super().__init__(a)
+
+
+class Killed(FedAvg):
+    def aggregate_train(self, server_round, replies):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def bits(arrays: Arrays):
+    return {name: x.tobytes() for name, x in arrays.items()}
+
+
+def left(outcome):
+    models = [bits(x) for x in outcome.models]
+    rows = list(map(timeless, outcome.rows))
+    return outcome.unit, models, rows, outcome.clients, timeless(outcome.summary)
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    monkeypatch.setattr(study, "cores", lambda: 2)
+    monkeypatch.setattr(study, "_WORTH_PROCESSES", 0)
+
+
+def test_processes_and_one_after_the_other_give_the_same_bits_in_the_same_order(monkeypatch):
+    """Strategies by name and as objects, a model class and local optimizer of the caller's."""
+    texts = {"avg": "fedavg", "hyper": "fedexp+hypersgd", "mine": "scaffold"}
+    config = Config(**SMALL, seeds="0,1", strategy="fedavg", fraction_evaluate=0.5)
+    given = config, texts, {"mine": FedExP(epsilon=0.01, fraction_train=0.5)}, Own(model=Net)
+    used = []
+
+    def noted(*args):
+        used.append(args)
+        return run_in_processes(*args)
+
+    rows = []
+    monkeypatch.setattr(study, "run_in_processes", noted)
+    beside = Study(*given).run(lambda unit, row: rows.append((unit, row["round"])))
+    assert used
+    assert {unit.folder for unit, _ in rows} == {outcome.unit.folder for outcome in beside}
+    one_by_one = Study(config.model_copy(update={"num_workers": 1}), *given[1:]).run()
+    assert len(used) == 1
+
+    def comparable(outcome):
+        unit, *rest = left(outcome)
+        return unit.label, unit.config.seed, *rest
+
+    assert list(map(comparable, beside)) == list(map(comparable, one_by_one))
+
+
+def failing(strategy):
+    """What a study raises of which one unit fails; nothing of it is left."""
+    config = Config(**SMALL, strategy="fedavg")
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is the test's to say
+        Study(config, {"a": "fedavg", "b": "fedavg", "c": "fedavg"}, {"b": strategy}).run()
+    return caught.value
+
+
+def test_what_a_unit_raises_is_raised_here():
+    strategy = Raises()
+    strategy.error = KeyError("of the user's own")
+    error = failing(strategy)
+    assert isinstance(error, KeyError)
+    assert error.args == ("of the user's own",)
+
+
+def test_an_error_that_cannot_travel_is_told():
+    kind, error = pickle.loads(parallel._error(Error("x", "y")))
+    assert (kind, type(error), str(error)) == ("error", RuntimeError, "Error: x")
+
+
+def test_a_process_that_is_killed_is_told():
+    assert str(failing(Killed())) == (
+        "the process of a run was killed by signal 9, if memory ran out. "
+        "--num-workers 1 runs one after the other."
+    )
+
+
+def test_a_program_that_expects_not_to_be_imported_is_not(tmp_path):
+    """A script without ``if __name__ == "__main__"``, with a class of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import fedexp\nfrom fedexp.runs import parallel, study\nfrom torch import nn\n"
+        "print('program')\n"
+        "study._WORTH_PROCESSES, study.cores = 0, lambda: 2\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 10))\n"
+        "done = fedexp.compare('fedavg, fedexp', model=Net, num_server_rounds=1, num_clients=4)\n"
+        "print(len(done), 'runs')\n"
+    )
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root}
+    told = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=environment, timeout=200
+    )
+    assert told.stdout.split("\n")[:2] == ["program", "2 runs"], told.stderr
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_workers": 1},
+        {"engine": "serial"},
+        {"engine": "ray", "num_workers": 2},
+        {"log": "tensorboard"},
+        {"device": "cuda"},
+    ],
+)
+def test_what_asks_for_one_process_gets_one(fields):
+    config = Config(**{**SMALL, **fields}, seeds="0,1", strategy="fedavg")
+    plan = Study(config, {"fedavg": "fedavg"})
+    assert not plan._several([plan._job(unit) for unit in plan.units()], None)

@@ -1,0 +1,33 @@
+"""The example of six methods, in one round: all are tuned alike and reported on other seeds."""
+
+import csv
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "six_methods.py"
+
+
+@pytest.mark.slow
+def test_one_command_tunes_six_methods_and_reports_them_on_three_seeds(tmp_path, capfd):
+    runpy.run_path(str(EXAMPLE))["main"](str(tmp_path / "run"), "1")
+    with (tmp_path / "run" / "results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    tuning = [row for row in rows if row["tuning"] == "True"]
+    reported = [row for row in rows if row["tuning"] == "False"]
+    strategies = {row["strategy"] for row in rows}
+    assert len(strategies) == 6
+    assert {row["seed"] for row in tuning} == {"3", "4"}
+    for strategy in strategies:
+        tried = [row for row in tuning if row["strategy"] == strategy]
+        assert sorted(row["learning-rate"] for row in tried) == sorted(["0.03", "0.1", "0.3"] * 2)
+        own = [row for row in reported if row["strategy"] == strategy]
+        assert [row["seed"] for row in own] == ["0", "1", "2"]
+        means = {
+            rate: sum(float(r["mean-best-accuracy"]) for r in tried if r["learning-rate"] == rate)
+            for rate in ("0.03", "0.1", "0.3")
+        }
+        assert {row["learning-rate"] for row in own} == {max(means, key=means.get)}
+    assert (tmp_path / "run" / "report.html").exists()
+    assert "3 seeds" in capfd.readouterr().out

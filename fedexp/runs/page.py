@@ -222,5 +222,5 @@ def _flat(values: Any) -> dict[str, str]:
     found = {}
     for key, value in values.items():
         if key != "config":
-            found[str(key)] = settings_text(value) if isinstance(value, dict) else str(value)
+            found[str(key)] = settings_text(value) if isinstance(value, dict) else _exact(value)
     return found

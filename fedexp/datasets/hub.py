@@ -127,7 +127,7 @@ def hf_rows(
     frame = table.select_columns(scalars).to_pandas()
     for name in scalars:
         if isinstance(kind := table.features[name], ClassLabel):
-            frame[name] = [kind.names[i] if i >= 0 else None for i in table[name]]
+            frame[name] = [None if i is None or i < 0 else kind.names[i] for i in table[name]]
     if set(columns) <= set(scalars):
         rows = table_rows(frame, target=target, client=client, drop={*drop} & {*scalars})
     else:
@@ -143,7 +143,10 @@ def _images_or_inputs(table: Any, columns: list[str], size: int) -> Array:
 
     if len(columns) == 1 and isinstance(table.features[columns[0]], Image):
         need("PIL", "files")
-        images = [pixels(image, size) for image in table[columns[0]]]
+        images = list(table[columns[0]])
+        if none := [i for i, image in enumerate(images) if image is None]:
+            raise ValueError(f"row {none[0]}: has no {columns[0]}. Leave such rows out.")
+        images = [pixels(image, size) for image in images]
         return stacked_images(images, [f"row {i}" for i in range(len(images))])
     return _inputs(table, columns)
 

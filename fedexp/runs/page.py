@@ -43,6 +43,8 @@ def report(
         )
     found = read([Path(folder) for folder in folders])
     to = Path(folders[0] if out is None else out)
+    if to.exists() and not to.is_dir():
+        raise ValueError(f"report(out={str(to)!r}): is a file. Name a folder with --out.")
     to.mkdir(parents=True, exist_ok=True)
     save_text(to / "results.csv", tables.to_csv(tables.results(found.units)))
     figure = pictures.curves(found.units, found.config)
@@ -220,5 +222,5 @@ def _flat(values: Any) -> dict[str, str]:
     found = {}
     for key, value in values.items():
         if key != "config":
-            found[str(key)] = settings_text(value) if isinstance(value, dict) else str(value)
+            found[str(key)] = settings_text(value) if isinstance(value, dict) else _exact(value)
     return found

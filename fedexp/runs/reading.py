@@ -148,7 +148,12 @@ def read_rows(folder: Path) -> list[Row]:
         rows = [json.loads(line) for line in _whole_lines(path)]
     except ValueError as error:
         raise ValueError(f"{path}: is damaged, {error}. {_MOVE}") from None
-    if not all(isinstance(row, dict) and isinstance(row.get("round"), int) for row in rows):
+    if not all(
+        isinstance(row, dict)
+        and isinstance(row.get("round"), int)
+        and isinstance(row.get("failures") or {}, dict)
+        for row in rows
+    ):
         raise ValueError(f"{path}: is damaged, not every line is a round's. {_MOVE}")
     return rows
 
@@ -179,11 +184,13 @@ def _unit(folder: Path, config: Mapping[str, Any]) -> UnitResult:
     for key in ("seed", "dataset", "model", "target-accuracy", "average", "num-server-rounds"):
         about |= {key: config[key]} if key in config else {}
     about |= _json(folder / "unit.json")
+    if not isinstance(about["settings"], dict) or not isinstance(about.get("seed"), int | None):
+        raise ValueError(f"{folder / 'unit.json'}: is damaged, it is no unit's. {_MOVE}")
     strategy, seed, settings = (about.pop(key, None) for key in ("strategy", "seed", "settings"))
     return UnitResult(
         str(strategy),
         seed,
-        settings or {},
+        settings,
         read_rows(folder),
         _json(folder / "summary.json"),
         read_clients(folder),
@@ -214,9 +221,10 @@ def _run_of(unit: UnitResult, folders: Sequence[Path]) -> str:
 
 def _config(folder: Path) -> Row:
     if not (folder / "config.toml").is_file():
-        raise ValueError(
-            f"{str(folder)!r}: holds no run, it has no config.toml. Name a run folder."
-        )
+        around = [*folder.glob("*/config.toml"), *(p / "config.toml" for p in folder.parents)]
+        near = next((path.parent for path in around if path.is_file()), None)
+        remedy = f"Name a run folder{'' if near is None else f', such as {str(near)!r}'}."
+        raise ValueError(f"{str(folder)!r}: holds no run, it has no config.toml. {remedy}")
     return Config.read(folder / "config.toml")
 
 

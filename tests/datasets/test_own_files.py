@@ -261,6 +261,9 @@ def test_saved_images_are_scaled_and_have_clients(hf, extra, tmp_path):
     assert ((red >= 10) == found.train[1].bool()).all()
     options = {"client": "writer", "drop": ["id"] * extra}
     assert "row 1: is 6 x 5 pixels, row 0 is 7 x 5" in refused(table, **options)
+    columns["image"][2] = None
+    table = hf.Dataset.from_dict(columns, features=hf.Features(features))
+    assert "row 2: has no image. Leave such rows out" in refused(table, **options)
 
 
 def test_a_saved_dataset_that_is_damaged_is_named(hf, people, tmp_path):
@@ -278,8 +281,11 @@ def test_columns_of_a_saved_dataset_that_are_not_there_are_named(hf, people, tmp
     line = refused(tmp_path / "saved", target="sik")
     assert "Did you mean 'sick'? Columns: 'age', 'sex', 'town', 'sick'" in line
     assert "2 columns hold classes. Name one of" in refused(people)
-    unknown = people.map(lambda row, i: {"sick": -1 if i < 3 else row["sick"]}, with_indices=True)
-    assert "target='sick'): 3 of 40 rows have no value there" in refused(unknown, target="sick")
+    for none in (-1, None):
+        sick = [none] * 3 + people["sick"][3:]
+        columns = {**people.to_dict(), "sick": sick}
+        unknown = hf.Dataset.from_dict(columns, features=people.features)
+        assert "target='sick'): 3 of 40 rows have no value there" in refused(unknown, target="sick")
     lists = people.add_column("words", [[1, 2]] * 40)
     assert "(drop, remove_columns)" in refused(lists, target="sick")
     tokens = data(lists, target="sick", drop=["age", "sex", "town"])

@@ -289,6 +289,9 @@ def test_a_report_of_several_runs_needs_a_place(tmp_path):
         report(folders)
     with pytest.raises(ValueError, match="folders=0"):
         report([], tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"is a file\. Name a folder with --out"):
+        report(folders, tmp_path / "file")
     report(folders, tmp_path / "both" / "deep")
     written = {path.name for path in (tmp_path / "both" / "deep").iterdir()}
     assert written == {"results.csv", "curves.png", "curves.svg", "report.html"}

@@ -90,6 +90,9 @@ def test_a_table_of_clients_without_a_whole_line_has_no_rows(tmp_path, text):
         ("summary.json", '{"best-accu'),
         ("summary.json", "[1]"),
         ("unit.json", "{"),
+        ("unit.json", '{"settings": [1]}'),
+        ("unit.json", '{"seed": "zero"}'),
+        ("metrics.jsonl", '{"round": 1, "failures": [3]}\n'),
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(tmp_path, name, text):
@@ -105,6 +108,14 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, name, text):
 def test_what_is_no_run_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds no run, it has no config\.toml"):
         read([tmp_path])
+
+
+def test_a_folder_near_a_run_suggests_the_run(tmp_path):
+    run = write_run(tmp_path / "runs" / "x", [unit_of()])
+    for folder in (tmp_path / "runs", run / "fedavg", run / "fedavg" / "seed-0"):
+        with pytest.raises(ValueError, match="Name a run folder, such as") as caught:
+            read([folder])
+        assert repr(str(run)) in str(caught.value)
 
 
 def test_what_differs_between_runs_becomes_a_setting(tmp_path):

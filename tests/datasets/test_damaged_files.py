@@ -82,7 +82,7 @@ READERS = {  # name of a file, its content, and what reads it
 
 
 def load_new(path):
-    load.__globals__["_from_npz"].cache_clear()
+    load.__globals__["read_npz_once"].cache_clear()
     return load(str(path))
 
 

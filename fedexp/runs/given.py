@@ -53,6 +53,7 @@ def given(
             values[_key(name)] = _plain(_key(name), value)
     _check_strategies(owner, strategies, values)
     config = Config.of(values)
+    app.reread_changed(config)
     if "data" in own:
         config = _with_data(owner, own, config, values)
     if "client_app" in own:

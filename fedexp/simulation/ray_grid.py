@@ -209,7 +209,7 @@ def _again(task: _Task, position: int | None, reason: str) -> _Task:
         return replace(task, attempt=task.attempt + 1)
     if lost == len(task.jobs):
         raise RuntimeError(
-            f"Workers cannot start: {reason}. Run on SerialGrid, or with worker_log, to see why."
+            f"Workers cannot start: {reason}. Run on SerialGrid to see why."
         )
     return task.without(list(task.jobs), reason)
 

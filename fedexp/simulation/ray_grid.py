@@ -208,9 +208,7 @@ def _again(task: _Task, position: int | None, reason: str) -> _Task:
     if task.attempt < _ONE_BY_ONE and lost < _MOST_LOST:
         return replace(task, attempt=task.attempt + 1)
     if lost == len(task.jobs):
-        raise RuntimeError(
-            f"Workers cannot start: {reason}. Run on SerialGrid to see why."
-        )
+        raise RuntimeError(f"Workers cannot start: {reason}. Run on SerialGrid to see why.")
     return task.without(list(task.jobs), reason)
 
 

@@ -82,7 +82,9 @@ def strategy_keys(config: Config) -> list[str]:
         raise ValueError(f"{owner}: names one twice. Leave one out.")
     for name in (choice.strategy.name for choice in wanted):
         if name not in STRATEGIES and ":" not in name:
-            close = get_close_matches(name, STRATEGIES, 1)
+            if name == "all":
+                raise ValueError(f"{owner}: all stands for every strategy. Leave the rest out.")
+            close = get_close_matches(name.lower(), STRATEGIES, 1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(
                 f"{owner}: unknown {name!r}.{hint} Known: all, {', '.join(STRATEGIES)}, "

@@ -208,7 +208,9 @@ def partition(values: dict[str, Any]) -> None:
     config, given = config_of(values)
     from fedexp import app
     from fedexp.federation import Federation
+    from fedexp.logs import without_escape_codes
 
+    without_escape_codes()
     app.check_read_by_partition(config, given)
     federation = Federation(config)
     data, parts, names = federation.dataset, federation.parts, federation.names

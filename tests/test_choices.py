@@ -95,6 +95,8 @@ def test_all_settings_of_a_rule_arrive():
     ("text", "words"),
     [
         ("fedxp", r"unknown 'fedxp'. Did you mean 'fedexp'\?"),
+        ("FedExP", r"unknown 'FedExP'. Did you mean 'fedexp'\?"),
+        ("all, fedexp", "all stands for every strategy. Leave the rest out"),
         ("fedadam(etta=0.1)", r"has no 'etta'. Did you mean 'eta'\?"),
         ("fedadam(eta=fast)", "eta='fast' must be a number"),
         ("fedadam(eta=true)", "eta=True must be a number"),

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import tomllib
 
 import numpy as np
@@ -178,6 +180,15 @@ def test_a_partition_is_printed_and_drawn(tmp_path, capsys):
     assert "5 clients, 28" in printed
     assert "heterogeneity" in printed
     assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_partition_says_of_own_data_has_no_escape_codes(tmp_path):
+    (tmp_path / "a.csv").write_text("age,sick\n" + "1,no\n2,yes\n" * 5)
+    flags = ["--data", "a.csv", "--target", "sick", "--clients", "2"]
+    command = [sys.executable, "-m", "fedexp", "partition", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "in sorted order no, yes" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
 
 
 def test_a_run_keeps_the_picture_of_its_partition_and_evaluates_clients(tmp_path, capsys):

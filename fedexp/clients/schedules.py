@@ -163,8 +163,8 @@ def _complete(
     missing = [name for name, p in known.items() if p.default is p.empty and name not in found]
     if missing:
         values = ", ".join(f"{kebab(name)}=..." for name in missing)
-        short: dict[Any, str] = {x: name for name, x in reversed(SCHEDULERS.items())}
-        name = short.get(function, getattr(function, "__name__", "function"))
+        short = [name for name, scheduler in SCHEDULERS.items() if scheduler is function]
+        name = short[0] if short else getattr(function, "__name__", "function")
         raise ValueError(
             f"{owner}: needs {', '.join(map(kebab, missing))}. Set it, as in {name}({values})."
         )

@@ -36,8 +36,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"fedexp {fedexp.__version__}")
         else:
             values = vars(parser_of(first).parse_args(rest))
+            _find_modules_here()
             with _one_line():
                 COMMANDS[first].run(values)
+
+
+def _find_modules_here() -> None:
+    """Let ``module:name`` be a file of the working directory, as with ``python -m fedexp``."""
+    here = os.getcwd()
+    if not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 import json
+import os
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -332,3 +334,22 @@ def test_a_page_over_several_runs_goes_where_it_is_told(tmp_path, capsys):
     page = tmp_path / "both" / "report.html"
     assert capsys.readouterr().out == f"Report: {page}\n"
     assert "<html" in page.read_text()
+
+
+def test_a_module_of_the_working_directory_is_found_by_the_installed_command(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def half(statistics, direction, state):\n    return 0.5, state\n"
+    )
+    code = "import sys; sys.path.remove(''); from fedexp.cli import main; main(sys.argv[1:])"
+    flags = [*QUICK, "--strategy", "mine:half", "--out", "run"]
+    command = [sys.executable, "-c", code, "simulate", *map(str, flags)]
+    root = str(Path(__file__).parents[1])
+    subprocess.run(
+        command,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    (summary,) = (tmp_path / "run").glob("*half/summary.json")
+    assert json.loads(summary.read_text())["mean-server-step-size"] == 0.5

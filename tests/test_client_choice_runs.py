@@ -111,6 +111,7 @@ BAD = {
     "no decay": (["--local-optimizer", "rprop", "--weight-decay", 0.2], "weight_decay=0.2"),
     "control variates": (["--strategy", "scaffold+adam"], "control variates"),
     "unknown metric": (["--metrics", "f2"], "'f2' is no scorer"),
+    "metric that is none": (["--metrics", "math:pi"], "math:pi is no function of outputs"),
     "metric that fails": (
         ["--metrics", "f1, json:dumps"],
         "metrics(dumps): fails on the test set: TypeError",

@@ -132,7 +132,11 @@ def named_metrics(text: str) -> Metrics:
 
 def _function(owner: str, spec: Spec) -> Metric:
     if ":" in spec.name:
-        return partial(imported(owner, spec.name), **spec.settings)
+        if not callable(function := imported(owner, spec.name)):
+            raise ValueError(
+                f"{owner}: {spec.name} is no function of outputs and targets. Name one."
+            )
+        return partial(function, **spec.settings)
     need("sklearn", "simulation")
     from sklearn.metrics import get_scorer_names
 

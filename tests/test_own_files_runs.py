@@ -186,7 +186,7 @@ def test_a_table_in_python_is_read_by_the_keys_of_the_command_line(hospitals):
     made = fedexp.data(table, target="disease", client="of", impute="mean", standardize=True)
     other = fedexp.simulate(data=made, **options)
     assert [row["test-loss"] for row in one.metrics] == [row["test-loss"] for row in other.metrics]
-    with pytest.raises(ValueError, match="no chosen dataset reads target"):
+    with pytest.raises(ValueError, match="a Dataset has no use for it"):
         fedexp.simulate(data=made, target="disease", **options)
     for data_ in (made, str(hospitals)):
         with pytest.raises(ValueError, match="Leave one of the two out"):

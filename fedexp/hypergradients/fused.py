@@ -1,8 +1,8 @@
 """The rules in place on lists of tensors: the fast path of `Hypergradient`.
 
 Each function moves the parameters and slots of a batch, writes into ``batch.kept`` the vectors
-that the derivative of this step is made of, and returns their weights (`fedexp.clients.batches`).
-Hyperparameters so share vectors, and the learning rate's is the direction of the step itself.
+that the derivative of this step is made of, and returns their weights
+(`fedexp.hypergradients.batches`). Hyperparameters so share vectors, and the learning rate's is the direction of the step itself.
 The tests hold these against the pure rules.
 """
 
@@ -12,9 +12,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fedexp.clients.adaptive_rules import Adagrad, RMSprop
-from fedexp.clients.batches import Batch, Lists, Weights
-from fedexp.clients.update_rules import SGD, Rule
+from fedexp.hypergradients.adaptive_rules import Adagrad, RMSprop
+from fedexp.hypergradients.batches import Batch, Lists, Weights
+from fedexp.hypergradients.rules import SGD, Rule
 
 Values: TypeAlias = dict[str, float]
 DESCENT: Weights = {"direction": {"lr": -1.0}}

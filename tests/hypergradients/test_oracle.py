@@ -7,16 +7,16 @@ import reference_towers as slow
 import torch
 from torch.func import functional_call
 
-from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.clients.hyper_optimizers import (
+from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
+from fedexp.hypergradients.optimizer import Hypergradient
+from fedexp.hypergradients.presets import (
     HyperAdagrad,
     HyperAdam,
     HyperAdamW,
     HyperRMSprop,
     HyperSGD,
 )
-from fedexp.clients.hypergradient import Hypergradient
-from fedexp.clients.update_rules import SGD
+from fedexp.hypergradients.rules import SGD
 
 BETAS = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99}
 ALL = ("lr", "beta1", "beta2")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.clients.foreach_steps import quotient
-from fedexp.clients.hypergradient import Hypergradient
-from fedexp.clients.update_rules import SGD
+from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
+from fedexp.hypergradients.fused import quotient
+from fedexp.hypergradients.optimizer import Hypergradient
+from fedexp.hypergradients.rules import SGD
 
 UP = SGD(1e-3, hyper=SGD(1e-6))
 ALL = ("lr", "beta1", "beta2")

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
-from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.clients.hypergradient import Hypergradient
-from fedexp.clients.units import Per
-from fedexp.clients.update_rules import SGD
+from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
+from fedexp.hypergradients.optimizer import Hypergradient
+from fedexp.hypergradients.rules import SGD
+from fedexp.hypergradients.units import Per
 
 
 class HyperSGD(Hypergradient):

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedexp.clients.hyperparameters import Number, Scale, no_zero
-from fedexp.clients.update_rules import UNIT, Rule, Slots, decayed, zero
+from fedexp.hypergradients.rules import UNIT, Rule, Slots, decayed, zero
+from fedexp.hypergradients.scales import Number, Scale, no_zero
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.clients.hyper_optimizers import HyperAdam, HyperSGD
-from fedexp.clients.hypergradient import Hypergradient
-from fedexp.clients.update_rules import SGD
+from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
+from fedexp.hypergradients.optimizer import Hypergradient
+from fedexp.hypergradients.presets import HyperAdam, HyperSGD
+from fedexp.hypergradients.rules import SGD
 
 UP = SGD(1e-3)
 ALL = ("lr", "beta1", "beta2")

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from fedexp.clients.hyperparameters import Number, Scale
+from fedexp.hypergradients.scales import Number, Scale
 
 Slots = dict[str, Number]
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import grad, vmap
 
-from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.clients.hypergradient import Hypergradient
-from fedexp.clients.hyperparameters import Scale
-from fedexp.clients.towers import Tower
-from fedexp.clients.update_rules import SGD, UNIT, Rule
+from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
+from fedexp.hypergradients.optimizer import Hypergradient
+from fedexp.hypergradients.rules import SGD, UNIT, Rule
+from fedexp.hypergradients.scales import Scale
+from fedexp.hypergradients.tower import Tower
 
 UP = SGD(1e-3)
 ALL = ("lr", "beta1", "beta2")

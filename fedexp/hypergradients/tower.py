@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fedexp.clients.hyperparameters import Number, clip, finite, no_zero, wide
-from fedexp.clients.update_rules import Rule, Slots
+from fedexp.hypergradients.rules import Rule, Slots
+from fedexp.hypergradients.scales import Number, clip, finite, no_zero, wide
 
 Levels: TypeAlias = dict[str, Any]
 """A tower's state above a rule: ``values``, and if they are tuned ``slots``, ``slopes``, ``above``.

@@ -4,7 +4,7 @@
 
 is used as any other optimizer. A step first takes the inner products of the new gradients with
 what the last step stored, moves the hyperparameters from the top of the tower down, then the
-weights. See `fedexp.clients.towers` for why this equals the paper's hypergradient.
+weights. See `fedexp.hypergradients.tower` for why this equals the paper's hypergradient.
 
 ``group["lr"]`` is the live learning rate: read at the start of `step`, written by it. So a
 `torch.optim.lr_scheduler` that multiplies (`StepLR`, `ExponentialLR`, `MultiStepLR`) scales the
@@ -23,12 +23,19 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,
 )
 
-from fedexp.clients.batches import Group
-from fedexp.clients.foreach_steps import tuned
-from fedexp.clients.moves import STEPS, Pair, inner_products, move_lists, move_one, norm_product
-from fedexp.clients.towers import Levels, climb, hypergradient, settled, start
-from fedexp.clients.units import Layout, Per, Unit, divided
-from fedexp.clients.update_rules import Rule
+from fedexp.hypergradients.batches import Group
+from fedexp.hypergradients.fused import tuned
+from fedexp.hypergradients.rules import Rule
+from fedexp.hypergradients.steps import (
+    STEPS,
+    Pair,
+    inner_products,
+    move_lists,
+    move_one,
+    norm_product,
+)
+from fedexp.hypergradients.tower import Levels, climb, hypergradient, settled, start
+from fedexp.hypergradients.units import Layout, Per, Unit, divided
 
 
 class Hypergradient(torch.optim.Optimizer):

@@ -7,12 +7,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.clients.batches import Batch, State, Weights
-from fedexp.clients.foreach_adam import adam
-from fedexp.clients.foreach_steps import Values, adagrad, rmsprop, sgd, tuned
-from fedexp.clients.hyperparameters import wide
-from fedexp.clients.update_rules import SGD, Rule
+from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
+from fedexp.hypergradients.batches import Batch, State, Weights
+from fedexp.hypergradients.fused import Values, adagrad, rmsprop, sgd, tuned
+from fedexp.hypergradients.fused_adam import adam
+from fedexp.hypergradients.rules import SGD, Rule
+from fedexp.hypergradients.scales import wide
 
 Pair: TypeAlias = tuple[Batch, list[Tensor]]
 STEPS: dict[type[Rule], Callable[..., Weights]] = {

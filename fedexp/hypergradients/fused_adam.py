@@ -1,4 +1,4 @@
-"""`Adam` and AdamW in place on lists of tensors, as in `fedexp.clients.foreach_steps`.
+"""`Adam` and AdamW in place on lists of tensors, as in `fedexp.hypergradients.fused`.
 
 With ``R = √v + ε√(1-β₂ᵗ)`` and ``c = √(1-β₂ᵗ) / (1-β₁ᵗ)`` the step is ``-ηc · m/R``, one pass over
 memory shorter than the textbook's. Where only the learning rate is tuned, torch's fused kernel
@@ -11,9 +11,9 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from fedexp.clients.adaptive_rules import Adam
-from fedexp.clients.batches import EXACT, Batch, Weights
-from fedexp.clients.foreach_steps import (
+from fedexp.hypergradients.adaptive_rules import Adam
+from fedexp.hypergradients.batches import EXACT, Batch, Weights
+from fedexp.hypergradients.fused import (
     Values,
     copied,
     decayed,

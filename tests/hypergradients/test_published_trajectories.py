@@ -5,10 +5,10 @@ from math import tanh
 import pytest
 import torch
 
-from fedexp.clients.adaptive_rules import Adam
-from fedexp.clients.hypergradient import Hypergradient
-from fedexp.clients.towers import Tower
-from fedexp.clients.update_rules import SGD, Rule
+from fedexp.hypergradients.adaptive_rules import Adam
+from fedexp.hypergradients.optimizer import Hypergradient
+from fedexp.hypergradients.rules import SGD, Rule
+from fedexp.hypergradients.tower import Tower
 
 EXACT = {"abs": 1e-8, "rel": 0}
 UP = SGD(1e-3)

@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from fedexp.clients.adaptive_rules import Adam
-from fedexp.clients.batches import Batch, Group, State, real
-from fedexp.clients.update_rules import Rule
+from fedexp.hypergradients.adaptive_rules import Adam
+from fedexp.hypergradients.batches import Batch, Group, State, real
+from fedexp.hypergradients.rules import Rule
 
 Per: TypeAlias = Literal["all", "group", "tensor"]
 

@@ -1,8 +1,8 @@
 """The rules in place on lists of tensors: the fast path of `Hypergradient`.
 
 Each function moves the parameters and slots of a batch, writes into ``batch.kept`` the vectors
-that the derivative of this step is made of, and returns their weights
-(`fedexp.hypergradients.batches`). Hyperparameters so share vectors, and the learning rate's is the direction of the step itself.
+that the derivative of this step is made of, and returns their weights, see ``batches``.
+Hyperparameters so share vectors, and the learning rate's is the direction of the step itself.
 The tests hold these against the pure rules.
 """
 

@@ -238,8 +238,8 @@ def test_without_ray_clients_run_one_by_one_and_a_line_says_so(monkeypatch, logg
     from fedexp.runs.engines import grid_of
     from fedexp.simulation import SerialGrid
 
-    for name in ("ray_grid", "ray_workers", "ray_cluster"):
-        monkeypatch.delitem(sys.modules, f"fedexp.simulation.{name}", raising=False)
+    for name in ("grid", "workers", "cluster"):
+        monkeypatch.delitem(sys.modules, f"fedexp.simulation.ray.{name}", raising=False)
     find_spec = extras.find_spec
     monkeypatch.setattr(
         extras, "find_spec", lambda name: None if name == "ray" else find_spec(name)

@@ -125,7 +125,7 @@ def test_without_ray_clients_run_in_this_process(engine, lines, monkeypatch, log
     from fedexp.simulation import SerialGrid
 
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    monkeypatch.setitem(sys.modules, "fedexp.simulation.ray_grid", None)
+    monkeypatch.setitem(sys.modules, "fedexp.simulation.ray.grid", None)
     config = Config(**SMALL, engine=engine)
     with grid_of(config, Federation(config)) as grid:
         assert isinstance(grid, SerialGrid)

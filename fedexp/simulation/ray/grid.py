@@ -18,11 +18,11 @@ from fedexp.merged import Sums
 from fedexp.records import records_of
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Failure, Span
+from fedexp.simulation.flower.transport import Packed, num_bytes, unpack
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, too_late
 from fedexp.simulation.jobs import Job, Outcome, jobs_of
-from fedexp.simulation.ray_workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
+from fedexp.simulation.ray.workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
 from fedexp.simulation.shares import Costs, chunks, shares
-from fedexp.simulation.transport import Packed, num_bytes, unpack
 from fedexp.wire import Reading
 
 _CHUNK_BYTES = 1 << 26  # of replies that one task returns

@@ -13,10 +13,10 @@ from uuid import uuid4
 
 from flwr.clientapp import ClientApp
 
-from fedexp.clients.vectorizable import check_mode
+from fedexp.clients.groups.admission import check_mode
+from fedexp.simulation.flower.profiler_marks import leave_out_idle_marks
 from fedexp.simulation.guard import nobody_debugs
-from fedexp.simulation.profiler_marks import leave_out_idle_marks
-from fedexp.simulation.ray_cluster import (
+from fedexp.simulation.ray.cluster import (
     claim,
     connect,
     keep_freed_memory,
@@ -29,7 +29,7 @@ _WATCH_SECONDS = 5.0  # for word from a worker whose client may hang
 _INLINE_CONTENTS = 1 << 20  # bytes for all workers together; as ``_INLINE_ANSWER``
 _SMALL = 1 << 17  # bytes that may be copied once more
 
-# After ray_cluster, which says what to install if there is no Ray, and sets its environment.
+# After cluster, which says what to install if there is no Ray, and sets its environment.
 import ray  # noqa: E402
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # noqa: E402
 from ray.experimental import internal_kv  # noqa: E402

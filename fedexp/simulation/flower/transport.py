@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedexp.records import from_record, to_record
-from fedexp.simulation.contents import Content
+from fedexp.simulation.flower.contents import Content
 
 Packed = Mapping[str, Any]
 """Record key to a dict of arrays, or to a record that holds none."""

@@ -16,18 +16,18 @@ from torch.func import vmap
 
 from fedexp.arrays import Arrays
 from fedexp.clients.causes import cause
-from fedexp.clients.chain import Chain
 from fedexp.clients.client_app import has_mods, trainer_of
 from fedexp.clients.control import ControlVariates
 from fedexp.clients.fitted import Fitted
 from fedexp.clients.functional_optimizers import FunctionalOptimizer, FunctionalSGD, Tensors
+from fedexp.clients.groups.admission import MOST, check_mode, group_size, obstacle_to, unlike
+from fedexp.clients.groups.chain import Chain
+from fedexp.clients.groups.stacked import StackedObjective, losses_of
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.module import load_arrays
-from fedexp.clients.stacked import StackedObjective, losses_of
 from fedexp.clients.trainer import Trainer, tunes
 from fedexp.clients.training import Examples, LocalTraining, evaluate
 from fedexp.clients.tuned_rates import keep, started
-from fedexp.clients.vectorizable import MOST, check_mode, group_size, obstacle_to, unlike
 
 
 @dataclass(frozen=True, eq=False)

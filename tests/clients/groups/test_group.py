@@ -10,8 +10,8 @@ from torch import nn
 
 from fedexp.clients import Examples, client_app, module_arrays
 from fedexp.clients.fitted import Fitted
+from fedexp.clients.groups.group import Cohort
 from fedexp.clients.trainer import sent
-from fedexp.clients.vectorized import Cohort
 from fedexp.records import from_record, to_record
 from fedexp.simulation.grid import context_of
 

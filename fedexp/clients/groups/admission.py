@@ -8,8 +8,8 @@ import numpy as np
 from flwr.app import Context
 from torch import nn
 
-from fedexp.clients.chain import Chain
 from fedexp.clients.comparison import difference
+from fedexp.clients.groups.chain import Chain
 from fedexp.clients.known import is_hooked
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.losses import default_loss

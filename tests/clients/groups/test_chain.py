@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedexp.clients import default_loss
-from fedexp.clients.chain import Chain
+from fedexp.clients.groups.chain import Chain
 
 CLIENTS, STEPS, BATCH = 3, 4, 5
 RNG = torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fedexp.clients import default_loss
-from fedexp.clients.stacked import losses_of
+from fedexp.clients.groups.stacked import losses_of
 
 CLIENTS, BATCH, CLASSES = 3, 5, 4
 RNG = torch.Generator().manual_seed(0)

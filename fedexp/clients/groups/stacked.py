@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedexp.clients.chain import Chain, Tensors
+from fedexp.clients.groups.chain import Chain, Tensors
 from fedexp.clients.losses import Loss
 from fedexp.clients.training import LocalTraining
 

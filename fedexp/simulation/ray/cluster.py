@@ -1,4 +1,4 @@
-"""Starting Ray on this machine or joining a cluster. With ``ray_workers`` all that imports Ray."""
+"""Starting Ray on this machine or joining a cluster. With ``workers`` all that imports Ray."""
 
 from __future__ import annotations
 

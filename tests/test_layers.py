@@ -151,7 +151,7 @@ def test_package_files_hold_names_and_no_logic(file):
     if file.endswith("__init__.py"):
         docstring, *rest = TREES[file].body
         assert isinstance(docstring, ast.Expr)
-        allowed = ast.Import | ast.ImportFrom | ast.Assign
+        allowed = ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign
         for x in rest:
             for_types = isinstance(x, ast.If) and ast.unparse(x.test) == "TYPE_CHECKING"
             assert for_types or isinstance(x, allowed)

@@ -42,18 +42,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "readers": SERVER | LEARNING | {"config"},
     "verdict": SERVER - {"rounds"},
     "choices": SERVER | LEARNING | {"config", "readers"},
-    "app": SERVER | LEARNING | {"config", "readers", "choices", "verdict"},
-    "federation": SERVER | LEARNING | {"config", "choices", "app"},
+    "factories": SERVER | LEARNING | {"config", "choices"},
+    "checks": SERVER | LEARNING | {"config", "readers", "choices", "factories"},
     "simulation": SERVER | LEARNING | {"config"},
     "runs": SERVER
     | LEARNING
-    | {"config", "readers", "choices", "app", "federation", "verdict", "simulation"},
+    | {"config", "readers", "choices", "factories", "checks", "verdict", "simulation"},
+    "app": SERVER | LEARNING | {"config", "choices", "factories", "checks", "verdict", "runs"},
     "listing": SERVER | LEARNING | {"config"},
     "flags": TOOLS | {"config", "parser", "listing"},
     "doctor": SERVER | LEARNING | {"simulation"},
     "cli": SERVER
     | LEARNING
-    | {"flags", "parser", "listing", "doctor", "app", "federation", "verdict", "runs", "console"},
+    | {"flags", "parser", "listing", "doctor", "checks", "verdict", "runs", "console"},
     "__main__": {"cli"},
 }
 # Testable with NumPy alone: no Flower, no Ray, no torch, and of ours only each other.

@@ -17,8 +17,8 @@ from fedexp.clients.losses import default_loss
 from fedexp.clients.module import layout_of
 from fedexp.clients.objective import loss_at
 from fedexp.config import Config
-from fedexp.federation import Federation
 from fedexp.foreign_draws import seeded
+from fedexp.runs.federation import Federation
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, context_of
 from fedexp.simulation.serial import SerialGrid
 

@@ -12,9 +12,9 @@ from kept import timeless
 from torch import nn
 
 from fedexp.config import Config
-from fedexp.federation import Federation, Own
 from fedexp.runs import engines
 from fedexp.runs.engines import SMALL_SECONDS, engine_of, grid_of, seconds_of
+from fedexp.runs.federation import Federation, Own
 from fedexp.runs.job import Job, run_job
 from fedexp.runs.plan import first_units
 

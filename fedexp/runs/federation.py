@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fedexp import app
+from fedexp import factories
 from fedexp.arrays import Arrays
 from fedexp.choices import client_config, optimizer_key, schedule_of
 from fedexp.clients import (
@@ -37,6 +37,7 @@ from fedexp.files import fitted
 from fedexp.models import build, suited
 from fedexp.records import from_record
 from fedexp.rounds import EvaluateFn
+from fedexp.runs.run import Run, Start, evaluation_on, test_evaluation
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ class Own:
         if getattr(self.client_app, "_call", None):
             raise ValueError(
                 "client_app: was made of a client_fn, Flower's older API. Register functions of "
-                "(message, context) with @app.train() and @app.evaluate()."
+                "(message, context) with @factories.train() and @factories.evaluate()."
             )
 
     def names(self) -> dict[str, str]:
@@ -111,16 +112,16 @@ class Federation:
     def dataset(self) -> Dataset:
         """Train and test sets, with inputs of the kind that the model takes."""
         if self.own.data is None and self.own.model is None:
-            return app.dataset_of(self.config)
-        data = self.own.data or app.loaded(self.config)
+            return factories.dataset_of(self.config)
+        data = self.own.data or factories.loaded(self.config)
         return suited(self.own.model or self.config.model, data)
 
     @cached_property
     def parts(self) -> Parts:
         """Every client's rows."""
         if self.own.data is None:
-            return app.partition_of(self.config)
-        return app.split_among_clients(self.config, self.own.data)
+            return factories.partition_of(self.config)
+        return factories.split_among_clients(self.config, self.own.data)
 
     @cached_property
     def num_clients(self) -> int:
@@ -137,7 +138,7 @@ class Federation:
     @property
     def partitioner(self) -> str:
         """How the data is split."""
-        return app.partitioner_of(self.config, self.own.data)
+        return factories.partitioner_of(self.config, self.own.data)
 
     def resolved(self) -> Config:
         """The configuration with what its data decides: how it is split, and among how many."""
@@ -171,21 +172,21 @@ class Federation:
         if own.client_app:
             return own.client_app
         if not own.names():
-            return app.client
+            return factories.client
         return client_app(
             lambda context: self.model(),
             self._examples,
             optimizer=own.optimizer,
             loss=own.loss or default_loss,
-            check=app.check_run_config,
+            check=factories.check_run_config,
             metrics=own.metrics,
         )
 
-    def run(self, config: Config, strategy: Any = None) -> app.Run:
+    def run(self, config: Config, strategy: Any = None) -> Run:
         """The run of one strategy on this federation."""
         evaluate = self.evaluation()
         start = self.start()
-        return app.Run(
+        return Run(
             config,
             config.strategy,
             self.num_clients,
@@ -198,13 +199,13 @@ class Federation:
     def _schedule(self, config: Config) -> Schedule | None:
         return schedule_of(config, config.strategy, self.own.scheduler, self.own.optimizer)
 
-    def start(self) -> app.Start:
+    def start(self) -> Start:
         """The model before the first round."""
         if self.own.arrays is None:
-            return app.Start.of(self.model(), self.config.initial_model)
+            return Start.of(self.model(), self.config.initial_model)
         if not self.knows_model:
-            return app.Start(self.own.arrays)
-        start, given = app.Start.of(self.model()), self.own.arrays
+            return Start(self.own.arrays)
+        start, given = Start.of(self.model()), self.own.arrays
         if [*given] == [str(i) for i in range(len(start.arrays))]:  # a list, which has no names
             given = dict(zip(start.arrays, given.values(), strict=True))
         dtypes = {name: x.dtype for name, x in start.arrays.items()}
@@ -219,9 +220,9 @@ class Federation:
         if not self.has_data or not self.knows_model:
             return _nothing
         if not own.names():
-            return app.test_evaluation(self.config)
+            return test_evaluation(self.config)
         test, loss = Examples(*self.dataset.test), own.loss or default_loss
-        return app.evaluation_on(self.model(), test, loss, self._metrics())
+        return evaluation_on(self.model(), test, loss, self._metrics())
 
     def _metrics(self) -> Metrics:
         return Metrics.of(self.config.metrics if self.own.metrics is None else self.own.metrics)
@@ -240,7 +241,7 @@ class Federation:
             self.start()
             return
         if not self.own.names():
-            app.check_model(config)
+            factories.check_model(config)
             return
         key = config.strategy
         settings = LocalTraining.of({**config.values(), **client_config(config, key)})
@@ -266,7 +267,7 @@ class Federation:
 
     def _examples(self, context: Context) -> tuple[Examples, Examples]:
         partition = int(context.node_config["partition-id"])
-        return app.examples_of(self.dataset, self.parts[partition], self.config, partition)
+        return factories.examples_of(self.dataset, self.parts[partition], self.config, partition)
 
 
 def arrays_of(value: Any) -> dict[str, Any]:

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedexp.clients.adaptive_rules import Adam
-from fedexp.clients.hypergradient import Hypergradient
-from fedexp.clients.update_rules import SGD, Rule
+from fedexp.hypergradients.adaptive_rules import Adam
+from fedexp.hypergradients.optimizer import Hypergradient
+from fedexp.hypergradients.rules import SGD, Rule
 
 Step = Callable[[], Any]
 Row = dict[str, dict[str, float]]

@@ -118,7 +118,7 @@ def foreign(workload: Workload, link: Connection) -> None:
     from flwr.serverapp.strategy import FedAvg
 
     from benchmarks.flower_client import app
-    from fedexp.simulation.ray_grid import RayGrid
+    from fedexp.simulation.ray.grid import RayGrid
 
     with RayGrid(app, workload.num_clients) as grid:
         serve(Strategy(FedAvg(**_options(workload)), grid, workload), link)
@@ -126,7 +126,7 @@ def foreign(workload: Workload, link: Connection) -> None:
 
 def ours(workload: Workload, link: Connection) -> None:
     """Fedexp's clients and strategy on RayGrid."""
-    from fedexp.simulation.ray_grid import RayGrid
+    from fedexp.simulation.ray.grid import RayGrid
     from fedexp.strategies import FedAvg
     from fedexp.strategies.streaming import stream
 

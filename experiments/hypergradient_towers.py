@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, nll_loss
 
-from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.clients.hypergradient import Hypergradient
-from fedexp.clients.update_rules import SGD, Rule
+from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
+from fedexp.hypergradients.optimizer import Hypergradient
+from fedexp.hypergradients.rules import SGD, Rule
 
 ALL = ("lr", "beta1", "beta2")
 # The row, its rule, epochs, published test error in %.

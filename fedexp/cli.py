@@ -214,12 +214,12 @@ def _run(run: Command) -> None:
 def partition(values: dict[str, Any]) -> None:
     """Print the sizes and label counts of the clients, and draw them."""
     config, given = config_of(values)
-    from fedexp import app
-    from fedexp.federation import Federation
+    from fedexp import checks
     from fedexp.logs import without_escape_codes
+    from fedexp.runs.federation import Federation
 
     without_escape_codes()
-    app.check_read_by_partition(config, given)
+    checks.check_read_by_partition(config, given)
     federation = Federation(config)
     data, parts, names = federation.dataset, federation.parts, federation.names
     need("matplotlib", "simulation")

@@ -138,11 +138,11 @@ def ray() -> str:
         RuntimeError: it does not start.
         ModuleNotFoundError: it is not installed.
     """
-    from fedexp.simulation import ray_cluster
+    from fedexp.simulation.ray import cluster
 
     user = Need("ray", "")  # any object will do
-    ray_cluster.connect(user, 1, 0.0, None)
-    ray_cluster.leave(user)
+    cluster.connect(user, 1, 0.0, None)
+    cluster.leave(user)
     return "starts"
 
 

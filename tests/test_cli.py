@@ -238,8 +238,8 @@ def test_without_ray_clients_run_one_by_one_and_a_line_says_so(monkeypatch, logg
     from fedexp.runs.engines import grid_of
     from fedexp.simulation import SerialGrid
 
-    for name in ("ray_grid", "ray_workers", "ray_cluster"):
-        monkeypatch.delitem(sys.modules, f"fedexp.simulation.{name}", raising=False)
+    for name in ("grid", "workers", "cluster"):
+        monkeypatch.delitem(sys.modules, f"fedexp.simulation.ray.{name}", raising=False)
     find_spec = extras.find_spec
     monkeypatch.setattr(
         extras, "find_spec", lambda name: None if name == "ray" else find_spec(name)
@@ -270,12 +270,12 @@ def test_a_model_that_ends_the_program_is_no_success(where, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("error", [RuntimeError("of\ntwo lines"), KeyError("x"), SystemExit(0)])
 def test_whatever_ends_a_run_is_one_line_and_exit_code_1(error, tmp_path, monkeypatch, capsys):
-    from fedexp import app
+    from fedexp.runs import federation
 
     def raises(*_):
         raise error
 
-    monkeypatch.setattr(app, "test_evaluation", lambda config: raises)
+    monkeypatch.setattr(federation, "test_evaluation", lambda config: raises)
     with pytest.raises(SystemExit) as caught:
         run(*QUICK, "--strategy", "fedavg", "--out", tmp_path / "run")
     assert caught.value.code == 1

@@ -193,7 +193,7 @@ def own_app():
 @pytest.mark.parametrize("optimizer", ["own", "adamw(weight-decay=0.01)"])
 def test_ray_gives_the_bits_of_the_serial_grid(optimizer):
     ray = pytest.importorskip("ray")
-    from fedexp.simulation.ray_grid import RayGrid
+    from fedexp.simulation.ray.grid import RayGrid
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     config = {"local-steps": 3, "batch-size": 8, "seed": 1}

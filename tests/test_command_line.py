@@ -164,10 +164,10 @@ def test_a_partition_takes_the_flags_that_it_reads():
 
 
 def test_the_flags_of_a_partition_are_the_keys_that_it_depends_on():
-    from fedexp import app
+    from fedexp import factories
 
     fields = {key.replace("-", "_") for key in OF_A_PARTITION}
-    assert fields - {"out"} == app._PARTITION
+    assert fields - {"out"} == factories.PARTITION
 
 
 def test_a_mistake_in_a_flag_loads_no_heavy_library():
@@ -196,12 +196,12 @@ def test_a_reader_that_goes_away_is_no_error():
 
 
 def test_an_interrupt_before_the_first_round_is_one_line_and_code_130(capsys, monkeypatch):
-    from fedexp import app
+    from fedexp import factories
 
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(app, "partition_of", interrupted)
+    monkeypatch.setattr(factories, "partition_of", interrupted)
     with pytest.raises(SystemExit) as caught:
         cli.main(["simulate"])
     assert caught.value.code == 130

@@ -12,7 +12,7 @@ import fedexp
 from fedexp import app, cli
 from fedexp.config import Config
 from fedexp.datasets import data
-from fedexp.federation import Federation
+from fedexp.runs.federation import Federation
 
 pd = pytest.importorskip("pandas")
 NAMES = ["age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang"]

@@ -120,7 +120,7 @@ def test_the_servers_learning_rate_is_the_step_of_every_fixed_step_rule(key):
 def test_the_engines_read_what_their_grids_take():
     pytest.importorskip("ray")
     from fedexp.simulation import SerialGrid
-    from fedexp.simulation.ray_grid import RayGrid
+    from fedexp.simulation.ray.grid import RayGrid
 
     for name, grid in (("serial", SerialGrid), ("ray", RayGrid)):
         taken = set(inspect.signature(grid).parameters) & set(Config.model_fields)

@@ -16,7 +16,7 @@ SMALL = {"num-server-rounds": 1, "local-steps": 1, "strategy": "fedavg"}
 
 
 def grids():
-    from fedexp.simulation.ray_grid import RayGrid
+    from fedexp.simulation.ray.grid import RayGrid
 
     return [SerialGrid, RayGrid]
 

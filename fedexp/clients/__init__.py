@@ -1,26 +1,29 @@
 """Clients: the local loop, and the ClientApp around it."""
 
-from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
 from fedexp.clients.client_app import client_app
 from fedexp.clients.delta_sgd import DeltaSGD
-from fedexp.clients.hyper_optimizers import (
-    HyperAdagrad,
-    HyperAdam,
-    HyperAdamW,
-    HyperRMSprop,
-    HyperSGD,
-)
-from fedexp.clients.hypergradient import Hypergradient
 from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, as_optimizer, sgd
 from fedexp.clients.losses import default_loss
 from fedexp.clients.metrics import Metrics
 from fedexp.clients.module import load_arrays, module_arrays
 from fedexp.clients.scheduled_sgd import ScheduledSGD
 from fedexp.clients.schedules import Schedule, schedule
-from fedexp.clients.towers import Tower
 from fedexp.clients.trainer import Trainer
 from fedexp.clients.training import Examples, LocalTraining, evaluate, train
-from fedexp.clients.update_rules import SGD, Rule
+from fedexp.hypergradients import (
+    SGD,
+    Adagrad,
+    Adam,
+    HyperAdagrad,
+    HyperAdam,
+    HyperAdamW,
+    Hypergradient,
+    HyperRMSprop,
+    HyperSGD,
+    RMSprop,
+    Rule,
+    Tower,
+)
 
 __all__ = [
     "LOCAL_OPTIMIZERS",

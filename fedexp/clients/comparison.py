@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedexp.clients.groups.stacked import gradients, losses_of
 from fedexp.clients.losses import Loss
 from fedexp.clients.memory import Memory
 from fedexp.clients.objective import Objective
-from fedexp.clients.stacked import gradients, losses_of
 
 Batch = tuple[Tensor, Tensor]
 

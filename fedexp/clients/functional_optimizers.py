@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fedexp.clients.hyperparameters import no_zero, wide
-from fedexp.clients.towers import Tower
 from fedexp.clients.training import LocalTraining
-from fedexp.clients.update_rules import Rule
+from fedexp.hypergradients.rules import Rule
+from fedexp.hypergradients.scales import no_zero, wide
+from fedexp.hypergradients.tower import Tower
 
 Tensors = dict[str, Tensor]
 

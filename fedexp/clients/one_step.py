@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedexp.arrays import Arrays
-from fedexp.clients.chain import Chain
 from fedexp.clients.descent import Descent
+from fedexp.clients.groups.chain import Chain
 from fedexp.clients.losses import Loss, is_known
 from fedexp.clients.training import LocalTraining
 from fedexp.fold import MOST_ENTRIES, Factored

@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from fedexp.clients.adaptive_rules import Adagrad, Adam, RMSprop
 from fedexp.clients.delta_sgd import DeltaSGD
 from fedexp.clients.descent import Descent
 from fedexp.clients.functional_optimizers import (
@@ -19,10 +18,11 @@ from fedexp.clients.functional_optimizers import (
     FunctionalSGD,
     FunctionalTower,
 )
-from fedexp.clients.hypergradient import Hypergradient
 from fedexp.clients.scheduled_sgd import ScheduledSGD
 from fedexp.clients.training import KEYS, LocalTraining, Optimizer
-from fedexp.clients.update_rules import SGD, Rule
+from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
+from fedexp.hypergradients.optimizer import Hypergradient
+from fedexp.hypergradients.rules import SGD, Rule
 
 OptimizerFn = Callable[[Iterable[nn.Parameter], LocalTraining], Optimizer]
 

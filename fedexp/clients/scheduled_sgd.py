@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from fedexp.clients.hyperparameters import wide
+from fedexp.hypergradients.scales import wide
 
 
 class ScheduledSGD(torch.optim.Optimizer):

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedexp.clients.chain import Chain
 from fedexp.clients.descent import Descent
+from fedexp.clients.groups.chain import Chain
 from fedexp.clients.known import is_hooked
 from fedexp.clients.losses import Loss, classes_for, is_known
 from fedexp.clients.module import layout_of

@@ -5,9 +5,9 @@ from fedexp.extras import later as _later
 __getattr__ = _later(
     __name__,
     Live="fedexp.runs.page",
-    Results="fedexp.runs.reading",
+    RunData="fedexp.runs.reading",
     UnitResult="fedexp.runs.reading",
     read="fedexp.runs.reading",
     report="fedexp.runs.page",
 )
-__all__ = ["Live", "Results", "UnitResult", "read", "report"]
+__all__ = ["Live", "RunData", "UnitResult", "read", "report"]

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedexp import app
+from fedexp import checks, factories
 from fedexp.choices import strategy_keys
 from fedexp.config import Config
 from fedexp.extras import need
-from fedexp.federation import Federation
 from fedexp.files import read_json, save_json
 from fedexp.runs import folder as folders
+from fedexp.runs.federation import Federation
 from fedexp.runs.job import OnUnitRow, Outcome
 from fedexp.runs.page import Live
 from fedexp.runs.plan import Unit, points_of
@@ -130,7 +130,7 @@ def strategies_of(config: Config) -> dict[str, str]:
 
 
 def _checked(config: Config, given: Collection[str]) -> Study:
-    app.reread_changed(config)
+    factories.reread_changed(config)
     _check_read(config, given)
     if config.seeds and "seed" in given:
         raise ValueError(f"Config(seeds={config.seeds!r}): --seed was given too. Leave one out.")
@@ -142,11 +142,11 @@ def _checked(config: Config, given: Collection[str]) -> Study:
 
 
 def _check_read(config: Config, given: Collection[str]) -> None:
-    """As ``app.check_read``; of a sweep, all has to be read at one point at least."""
+    """As ``checks.check_read``; of a sweep, all has to be read at one point at least."""
     refused = None
     for point in points_of(config):
         try:
-            app.check_read(Config.of({**config.values(), **point}), {*given, *point})
+            checks.check_read(Config.of({**config.values(), **point}), {*given, *point})
             return
         except ValueError as error:
             refused = refused or error

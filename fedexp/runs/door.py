@@ -19,11 +19,11 @@ from fedexp import verdict
 from fedexp.choices import strategy_keys
 from fedexp.clients.losses import Loss
 from fedexp.config import Config
-from fedexp.federation import Federation
 from fedexp.logs import level
 from fedexp.runs import folder as folders
 from fedexp.runs.command import label_of
 from fedexp.runs.engines import check_engine, engine_of, grid_of, seconds_of
+from fedexp.runs.federation import Federation
 from fedexp.runs.given import given
 from fedexp.runs.job import Outcome
 from fedexp.runs.page import report

@@ -12,13 +12,13 @@ import torch
 from flwr.common.logger import log
 
 from fedexp.clients import Examples
+from fedexp.clients.groups.group import Cohort
 from fedexp.clients.losses import default_loss
 from fedexp.clients.module import layout_of
 from fedexp.clients.objective import loss_at
-from fedexp.clients.vectorized import Cohort
 from fedexp.config import Config
-from fedexp.federation import Federation
 from fedexp.foreign_draws import seeded
+from fedexp.runs.federation import Federation
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, context_of
 from fedexp.simulation.serial import SerialGrid
 
@@ -124,7 +124,7 @@ def grid_of(config: Config, federation: Federation | None = None, engine: str = 
     run_config = {**config.values(), "device": device_of(config)}
     if (engine or engine_of(config, partial(seconds_of, federation))) == "ray":
         try:
-            from fedexp.simulation.ray_grid import RayGrid
+            from fedexp.simulation.ray.grid import RayGrid
         except ModuleNotFoundError as error:
             log(WARNING, "Clients run in this process: %s", error)
         else:

@@ -23,8 +23,8 @@ import numpy as np
 from fedexp.choices import strategy_keys
 from fedexp.config import Config
 from fedexp.datasets import Dataset, label_counts, plot
-from fedexp.federation import Federation
 from fedexp.files import read_json, save_json, save_text
+from fedexp.runs.federation import Federation
 
 try:
     import fcntl

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from flwr.serverapp.strategy import Strategy
 
-from fedexp import app
+from fedexp import checks, factories
 from fedexp.config import SHORT, Config
 from fedexp.datasets import Dataset, data
-from fedexp.federation import Own, arrays_of
 from fedexp.readers import readers
+from fedexp.runs.federation import Own, arrays_of
 from fedexp.specs import split
 
 PARTS = ("model", "data", "optimizer", "scheduler", "loss", "metrics", "client_app", "evaluate")
@@ -53,16 +53,16 @@ def given(
             values[_key(name)] = _plain(_key(name), value)
     _check_strategies(owner, strategies, values)
     config = Config.of(values)
-    app.reread_changed(config)
+    factories.reread_changed(config)
     if "data" in own:
         config = _with_data(owner, own, config, values)
     if "client_app" in own:
         own |= _of_client_app(owner, own, values)
         if not own.keys() & {"data"} and "dataset" in values:
-            own["data"] = app.loaded(config)  # for the server's evaluation
+            own["data"] = factories.loaded(config)  # for the server's evaluation
     untold = {key: field.default for key, field in Config.keys().items() if key in _OF_DATA}
     told = config if config.data else Config.of({**config.values(), **untold})
-    app.check_read(told, values.keys() - _ALWAYS - (set() if config.data else _OF_DATA))
+    checks.check_read(told, values.keys() - _ALWAYS - (set() if config.data else _OF_DATA))
     return config, Own(**own)
 
 
@@ -137,7 +137,7 @@ def _with_data(
         raise ValueError(f"{owner}(dataset={config.dataset!r}): data is given too. Leave one out.")
     if not (isinstance(own["data"], Dataset) and not values.keys() & _OF_DATA):
         own["data"] = _data(own["data"], config, values)
-    split_by = {"dataset": "", "partitioner": app.partitioner_of(config, own["data"])}
+    split_by = {"dataset": "", "partitioner": factories.partitioner_of(config, own["data"])}
     return Config.of({**config.values(), **split_by})
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedexp.arrays import Arrays
-from fedexp.federation import Federation, Own
 from fedexp.files import read_json
+from fedexp.runs.federation import Federation, Own
 from fedexp.runs.plan import Unit
 from fedexp.runs.recorder import is_finished
 from fedexp.runs.rows import Row

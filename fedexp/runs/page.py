@@ -15,7 +15,7 @@ from fedexp.config import Config
 from fedexp.files import save_text
 from fedexp.runs import columns, pictures, sections, tables
 from fedexp.runs.charts import charts
-from fedexp.runs.reading import Results, Row, UnitResult, read
+from fedexp.runs.reading import Row, RunData, UnitResult, read
 from fedexp.runs.series import grouped, settings_text
 from fedexp.runs.titles import agreed, shared, title_of
 
@@ -89,7 +89,7 @@ def refresh(folder: Path) -> None:
     save_text(folder / "report.html", render(read([folder]), live=True))
 
 
-def render(found: Results, *, live: bool = False, targets: Sequence[float] = ()) -> str:
+def render(found: RunData, *, live: bool = False, targets: Sequence[float] = ()) -> str:
     """The page as HTML.
 
     Args:

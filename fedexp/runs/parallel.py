@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any
 
-from fedexp.federation import Federation, Own
 from fedexp.logs import without_escape_codes
 from fedexp.runs.engines import grid_of
+from fedexp.runs.federation import Federation, Own
 from fedexp.runs.job import Job, OnUnitRow, Outcome, run_job
 from fedexp.runs.unit_run import Stop
 

@@ -65,7 +65,7 @@ class UnitResult:
 
 
 @dataclass(frozen=True)
-class Results:
+class RunData:
     """What one or several runs left.
 
     Attributes:
@@ -84,7 +84,7 @@ class Results:
     partition: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read(folders: Sequence[Path]) -> Results:
+def read(folders: Sequence[Path]) -> RunData:
     """All that is in the folders of some runs; what differs between runs becomes a setting.
 
     Raises:
@@ -99,7 +99,7 @@ def read(folders: Sequence[Path]) -> Results:
             replace(unit, settings={**own, **unit.settings}) for unit in read_units(folder, config)
         ]
     first = folders[0]
-    return Results(
+    return RunData(
         _told_apart(units, folders),
         shared,
         "\n".join(_text(folder / "command.txt") for folder in folders).strip(),

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from flwr.common.logger import log
 
-from fedexp.app import Run
 from fedexp.arrays import Arrays
 from fedexp.files import read_json, save_json, save_text
 from fedexp.records import from_record, to_record
+from fedexp.runs.checkpoint import Checkpoint
 from fedexp.runs.resuming import EVALUATED, clients_until, of_clients, rows_until
 from fedexp.runs.rows import Row
-from fedexp.simulation.checkpoint import Checkpoint
+from fedexp.runs.run import Run
 from fedexp.simulation.grid import LocalGrid
 from fedexp.strategies import FedOpt
 

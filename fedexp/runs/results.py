@@ -13,10 +13,10 @@ from torch import nn
 from fedexp.arrays import Arrays
 from fedexp.clients import load_arrays, module_arrays
 from fedexp.config import Config
-from fedexp.federation import Federation
 from fedexp.files import read_model, save_text
 from fedexp.models import of_shape
 from fedexp.runs import pictures, tables
+from fedexp.runs.federation import Federation
 from fedexp.runs.page import report
 from fedexp.runs.reading import Row, UnitResult, read_units
 

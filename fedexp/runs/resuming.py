@@ -14,10 +14,10 @@ from fedexp.arrays import Arrays
 from fedexp.choices import schedule_of, strategy_keys
 from fedexp.config import Config
 from fedexp.files import read_json, save_json, save_text
+from fedexp.runs.checkpoint import Checkpoint
 from fedexp.runs.folder import locked
 from fedexp.runs.plan import first_units, reporting_folders
 from fedexp.runs.reading import read_rows
-from fedexp.simulation.checkpoint import Checkpoint
 
 EVALUATED = "evaluated"
 """Of a checkpoint's state: which clients evaluated in its round."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedexp.config import Config
-from fedexp.federation import Federation, Own
 from fedexp.runs.engines import check_engine, engine_of, grid_of, seconds_of
+from fedexp.runs.federation import Federation, Own
 from fedexp.runs.job import Job, OnUnitRow, Outcome, run_job
 from fedexp.runs.parallel import can_travel, cores, run_in_processes
 from fedexp.runs.plan import Unit, first_units, selected_units

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from fedexp import verdict
-from fedexp.app import Run
 from fedexp.arrays import Arrays
-from fedexp.federation import Federation
 from fedexp.records import from_record
 from fedexp.rounds import evaluate_clients
+from fedexp.runs.checkpoint import Checkpoint
+from fedexp.runs.federation import Federation
 from fedexp.runs.plan import Unit
 from fedexp.runs.recorder import Recorder, restore, saved_of
 from fedexp.runs.rows import Row, client_rows, row_of, summary_of
-from fedexp.simulation.checkpoint import Checkpoint
+from fedexp.runs.run import Run
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid
 
 _MOST_ASKED = 1000  # clients that evaluate the last model though nobody asked for it

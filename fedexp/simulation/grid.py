@@ -16,11 +16,11 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedexp.merged import ToMerge
-from fedexp.simulation.contents import Content
 from fedexp.simulation.delivery import patience, turns, unavailable
+from fedexp.simulation.flower.contents import Content
+from fedexp.simulation.flower.transport import Packed
+from fedexp.simulation.flower.unencoded import unencoded
 from fedexp.simulation.guard import ClientRaised, guarded, text_of
-from fedexp.simulation.transport import Packed
-from fedexp.simulation.unencoded import unencoded
 from fedexp.wire import Reading
 
 FIRST_NODE_ID = 2  # 0 and 1 are Flower's own

@@ -10,7 +10,7 @@ from flwr.app import Message, Metadata
 
 from fedexp.merged import Sums
 from fedexp.simulation.cohort import Failure, Span
-from fedexp.simulation.transport import Packed, pack
+from fedexp.simulation.flower.transport import Packed, pack
 
 
 class Job(NamedTuple):

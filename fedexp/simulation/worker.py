@@ -14,9 +14,10 @@ from flwr.clientapp import ClientApp
 
 from fedexp.clients.client_app import trainer_of
 from fedexp.clients.fitted import Fitted
-from fedexp.clients.vectorized import Cohort
+from fedexp.clients.groups.group import Cohort
 from fedexp.simulation import cohort
 from fedexp.simulation.cohort import Failure, Row, Span
+from fedexp.simulation.flower.transport import Packed, pack, unpack
 from fedexp.simulation.grid import (
     answer,
     context_of,
@@ -27,7 +28,6 @@ from fedexp.simulation.grid import (
 )
 from fedexp.simulation.guard import ClientRaised, guarded
 from fedexp.simulation.jobs import Job, Outcome
-from fedexp.simulation.transport import Packed, pack, unpack
 from fedexp.threads import one_thread
 from fedexp.wire import BadReply, Reading
 

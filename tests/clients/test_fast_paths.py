@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules import module as global_hooks
 
 from fedexp.clients import LocalTraining, client_app, default_loss, module_arrays
-from fedexp.clients.vectorized import Cohort
+from fedexp.clients.groups.group import Cohort
 from fedexp.simulation.grid import FIRST_NODE_ID, context_of
 from fedexp.simulation.worker import Worker
 

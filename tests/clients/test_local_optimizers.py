@@ -10,9 +10,9 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 
 from fedexp.clients import LOCAL_OPTIMIZERS, Examples, LocalTraining, client_app, module_arrays
+from fedexp.clients.groups.group import Cohort
 from fedexp.clients.local_optimizers import markdown
 from fedexp.clients.trainer import sent
-from fedexp.clients.vectorized import Cohort
 from fedexp.simulation.grid import context_of
 
 torch.set_num_threads(1)

@@ -21,10 +21,10 @@ from fedexp.clients import (
     module_arrays,
 )
 from fedexp.clients.factories import TORCHS
+from fedexp.clients.groups.group import Cohort
 from fedexp.clients.local_optimizers import as_optimizer, named, optimizers, told
 from fedexp.clients.trainer import sent
 from fedexp.clients.trial import try_model
-from fedexp.clients.vectorized import Cohort
 from fedexp.simulation.grid import context_of
 
 torch.set_num_threads(1)

@@ -12,9 +12,9 @@ from kept import timeless
 from torch import nn
 
 from fedexp.config import Config
-from fedexp.federation import Federation, Own
 from fedexp.runs import engines
 from fedexp.runs.engines import SMALL_SECONDS, engine_of, grid_of, seconds_of
+from fedexp.runs.federation import Federation, Own
 from fedexp.runs.job import Job, run_job
 from fedexp.runs.plan import first_units
 
@@ -125,7 +125,7 @@ def test_without_ray_clients_run_in_this_process(engine, lines, monkeypatch, log
     from fedexp.simulation import SerialGrid
 
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    monkeypatch.setitem(sys.modules, "fedexp.simulation.ray_grid", None)
+    monkeypatch.setitem(sys.modules, "fedexp.simulation.ray.grid", None)
     config = Config(**SMALL, engine=engine)
     with grid_of(config, Federation(config)) as grid:
         assert isinstance(grid, SerialGrid)

@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 from fedexp.runs import page, sections, svg
 from fedexp.runs.charts import charts
 from fedexp.runs.page import Live, refresh, render, report
-from fedexp.runs.reading import Results
+from fedexp.runs.reading import RunData
 from fedexp.runs.series import Series
 
 VOID = {"meta", "link", "input", "br"}
@@ -78,7 +78,7 @@ FULL = replace(
 )
 PARTITION = {"clients": ["St. Mary", "Charité"], "classes": ["ill", "well"]}
 PARTITION |= {"counts": [[3, 0], [1, 4]], "sizes": [3, 5]}
-ALL = Results([FULL], {"alpha": 0.3}, "fedexp simulate", {"python": "3.11"}, PARTITION)
+ALL = RunData([FULL], {"alpha": 0.3}, "fedexp simulate", {"python": "3.11"}, PARTITION)
 
 
 def test_a_full_run_has_every_section_in_the_order_of_its_headings():
@@ -92,13 +92,13 @@ def test_a_full_run_has_every_section_in_the_order_of_its_headings():
 
 
 def test_sections_without_data_are_absent():
-    assert Page(render(Results([unit_of(accuracies=[])]))).titles()[1:] == [
+    assert Page(render(RunData([unit_of(accuracies=[])]))).titles()[1:] == [
         *("Results", "Configuration")
     ]
-    assert Page(render(Results([unit_of()]))).titles()[1:] == [
+    assert Page(render(RunData([unit_of()]))).titles()[1:] == [
         *("Results", "Curves", "Time and traffic", "Configuration")
     ]
-    assert Page(render(Results([]))).titles()[1:] == ["Configuration"]
+    assert Page(render(RunData([]))).titles()[1:] == ["Configuration"]
 
 
 def test_targets_of_ones_own_are_in_the_table_and_in_the_curves():
@@ -126,7 +126,7 @@ def test_the_curves_that_there_are():
 
 def test_a_regression_shows_its_loss():
     unit = replace(FULL, rows=without_accuracy(FULL), clients=[client("a", None)])
-    text = Page(render(Results([unit]))).text
+    text = Page(render(RunData([unit]))).text
     assert "Test loss, last iterate" in text
     assert "Best loss" in text
     assert "accuracy" not in text
@@ -206,7 +206,7 @@ def test_no_text_of_anyone_becomes_markup():
         rows=[{**row, "failures": {NASTY: [1]}} for row in FULL.rows],
     )
     partition = PARTITION | {"clients": [NASTY, "b"], "classes": [NASTY, "c"]}
-    text = render(Results([unit], {"dataset": NASTY}, NASTY, {NASTY: NASTY}, partition))
+    text = render(RunData([unit], {"dataset": NASTY}, NASTY, {NASTY: NASTY}, partition))
     found = Page(text)
     assert not {"script", "b"} & {tag for tag, _ in found.tags if tag == "script"}
     assert "<script" not in text
@@ -233,7 +233,7 @@ def test_a_page_of_a_large_study_is_small():
             noise = [float(x) for x in rng.random(500)]
             more = {"bytes_up": 10**6, "bytes_down": 10**6, "learning_rate_std": noise}
             units.append(unit_of(f"strategy-{i}", noise, seed, learning_rate=noise, **more))
-    assert len(render(Results(units))) < 1e6
+    assert len(render(RunData(units))) < 1e6
 
 
 def test_it_reloads_itself_only_while_the_run_goes_on(tmp_path):
@@ -254,7 +254,7 @@ def test_it_reloads_itself_only_while_the_run_goes_on(tmp_path):
 )
 def test_the_status_is_that_of_the_worst_unit(ended, word):
     units = [replace(FULL, seed=i, summary={"ended": x} if x else {}) for i, x in enumerate(ended)]
-    assert f"{word}{sum(x is not None for x in ended)} of" in Page(render(Results(units))).text
+    assert f"{word}{sum(x is not None for x in ended)} of" in Page(render(RunData(units))).text
 
 
 def test_a_live_page_is_written_at_most_a_twentieth_of_the_time(tmp_path, monkeypatch):
@@ -300,7 +300,7 @@ def test_a_report_of_several_runs_needs_a_place(tmp_path):
 def test_what_a_sweep_varies_is_neither_in_the_title_nor_in_the_configuration():
     units = [unit_of(settings={"alpha": alpha}) for alpha in (0.1, 1.0)]
     config = {"dataset": "digits", "partitioner": "dirichlet", "alpha": 0.777}
-    found = Page(render(Results(units, config)))
+    found = Page(render(RunData(units, config)))
     assert found.titles()[0] == "digits, dirichlet, seed 0"
     assert "0.777" not in found.text
     assert "fedavg, alpha=1.0" in found.text

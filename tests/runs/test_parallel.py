@@ -13,8 +13,8 @@ from torch import nn
 
 from fedexp.arrays import Arrays
 from fedexp.config import Config
-from fedexp.federation import Own
 from fedexp.runs import parallel, study
+from fedexp.runs.federation import Own
 from fedexp.runs.parallel import run_in_processes
 from fedexp.runs.study import Study
 from fedexp.strategies import FedAvg, FedExP

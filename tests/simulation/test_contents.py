@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedexp.simulation.contents import Content
+from fedexp.simulation.flower.contents import Content
 
 VIEWS = "array_records", "metric_records", "config_records"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import profiler
 
-from fedexp.simulation.profiler_marks import leave_out_idle_marks
+from fedexp.simulation.flower.profiler_marks import leave_out_idle_marks
 
 
 @pytest.fixture(autouse=True)

@@ -30,9 +30,11 @@ from fedexp.strategies import FedAvg, FedExP
 from fedexp.strategies.sampling import sample
 
 ray = pytest.importorskip("ray")
-from fedexp.simulation import ray_cluster, ray_grid, ray_workers  # noqa: E402
 from fedexp.simulation.jobs import Job  # noqa: E402
-from fedexp.simulation.ray_grid import RayGrid  # noqa: E402
+from fedexp.simulation.ray import cluster as ray_cluster  # noqa: E402
+from fedexp.simulation.ray import grid as ray_grid  # noqa: E402
+from fedexp.simulation.ray import workers as ray_workers  # noqa: E402
+from fedexp.simulation.ray.grid import RayGrid  # noqa: E402
 
 pytestmark = pytest.mark.deploy
 

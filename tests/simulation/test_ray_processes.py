@@ -14,7 +14,7 @@ import pytest
 from offspring import descendants, kill, left_of
 
 ray = pytest.importorskip("ray")
-from fedexp.simulation.ray_grid import RayGrid  # noqa: E402
+from fedexp.simulation.ray.grid import RayGrid  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 ENV = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
@@ -25,7 +25,7 @@ from torch import nn
 from fedexp.clients import Examples, client_app, module_arrays
 from fedexp.records import from_record, to_record
 from fedexp.simulation import SerialGrid
-from fedexp.simulation.ray_grid import RayGrid
+from fedexp.simulation.ray.grid import RayGrid
 from fedexp.strategies import FedExP
 
 end, address, num_workers = sys.argv[1], sys.argv[2] or None, int(sys.argv[3]) or None

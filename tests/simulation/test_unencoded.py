@@ -7,7 +7,7 @@ from builders import content, grid_of
 from flwr.app import ArrayRecord, Message, RecordDict
 from torch import nn
 
-from fedexp.simulation.unencoded import unencoded
+from fedexp.simulation.flower.unencoded import unencoded
 
 
 def network():

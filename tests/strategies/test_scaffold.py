@@ -8,11 +8,11 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedexp.clients import Examples, client_app, module_arrays
+from fedexp.clients.groups.group import Cohort
 from fedexp.clients.trainer import sent
-from fedexp.clients.vectorized import Cohort
 from fedexp.records import from_record, to_record
 from fedexp.simulation import SerialGrid
-from fedexp.simulation.transport import unpack
+from fedexp.simulation.flower.transport import unpack
 from fedexp.strategies import FedAvg, FedProx, Scaffold, ScaffoldExP
 
 N, D, ROWS, STEPS, LR = 5, 3, 6, 8, 0.05

@@ -1,0 +1,185 @@
+"""Update rules that scale every coordinate by its past gradients: Adam, RMSprop, Adagrad.
+
+With no `hyper` they step as their namesakes in `torch.optim`. The published towers start Adam's
+second moment at ``ε`` rather than 0: ``Adam(first_v=1e-8)``; and Adagrad's sum at 0.1.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedexp.hypergradients.rules import UNIT, Rule, Slots, decayed, zero
+from fedexp.hypergradients.scales import Number, Scale, no_zero
+
+
+@dataclass(frozen=True)
+class Adam(Rule):
+    """Adam (Kingma & Ba 2015) and, decoupled, AdamW (Loshchilov & Hutter 2019).
+
+    ``m ← β₁m + (1-β₁)g``, ``v ← β₂v + (1-β₂)g²``,
+    ``w ← w - η (m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε)``
+
+    Attributes:
+        lr: ``η``.
+        beta1: ``β₁``; tuned through tanh.
+        beta2: ``β₂``; tuned through tanh.
+        weight_decay: ``λ``: ``g + λw`` in place of ``g``; decoupled: ``w ← (1 - ηλ)w`` first.
+        eps: ``ε``.
+        decoupled: AdamW.
+        first_v: Initial ``v``.
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+    decoupled: bool = False
+    first_v: float = 0.0
+
+    names: ClassVar[tuple[str, ...]] = ("lr", "beta1", "beta2", "weight_decay")
+    scales: ClassVar[Mapping[str, Scale]] = {"beta1": UNIT, "beta2": UNIT}
+
+    def init(self, param: Number) -> Slots:
+        """``m = 0``, ``v`` at its first value, no step made."""
+        return {"step": 0.0, "m": zero(param), "v": zero(param) + self.first_v}
+
+    def update(
+        self, param: Number, grad: Number, slots: Slots, values: Mapping[str, Number]
+    ) -> tuple[Number, Slots]:
+        """One step."""
+        _, slots, direction, _ = self._step(param, grad, slots, values)
+        return param - values["lr"] * direction, slots
+
+    def slopes(
+        self,
+        param: Number,
+        grad: Number,
+        slots: Slots,
+        values: Mapping[str, Number],
+        names: Collection[str],
+    ) -> dict[str, Number]:
+        """Quotient and chain rule on the formula of the class."""
+        grad, new, direction, root = self._step(param, grad, slots, values)
+        b1, b2, t = values["beta1"], values["beta2"], new["step"]
+        c1, c2 = 1 - b1**t, 1 - b2**t
+        found = {"lr": -direction}
+        if "beta1" in names:
+            dm = (slots["m"] - grad) / c1 + new["m"] * (t * b1 ** (t - 1) / c1**2)
+            found["beta1"] = -values["lr"] * dm / (root + self.eps)
+        if "beta2" in names:
+            dv = (slots["v"] - grad * grad) / c2 + new["v"] * (t * b2 ** (t - 1) / c2**2)
+            by_root = new["m"] / c1 / (root + self.eps) / (root + self.eps)
+            found["beta2"] = values["lr"] * by_root * dv / (2 * no_zero(root))
+        return found
+
+    def _step(
+        self, param: Number, grad: Number, slots: Slots, values: Mapping[str, Number]
+    ) -> tuple[Number, Slots, Number, Number]:
+        """What both need: ``g``, the new state, ``(w - w_new) / η``, ``√v̂``."""
+        b1, b2, decay, t = (
+            values["beta1"],
+            values["beta2"],
+            values["weight_decay"],
+            slots["step"] + 1,
+        )
+        grad = grad if self.decoupled else decayed(grad, param, decay)
+        m = b1 * slots["m"] + (1 - b1) * grad
+        v = b2 * slots["v"] + (1 - b2) * (grad * grad)
+        root = (v / (1 - b2**t)) ** 0.5
+        direction = m / (1 - b1**t) / (root + self.eps)
+        direction = decayed(direction, param, decay) if self.decoupled else direction
+        return grad, {"step": t, "m": m, "v": v}, direction, root
+
+
+@dataclass(frozen=True)
+class RMSprop(Rule):
+    """RMSprop (Tieleman & Hinton 2012): ``v ← αv + (1-α)g²``, ``w ← w - η g / (√v + ε)``.
+
+    Attributes:
+        lr: ``η``.
+        alpha: ``α``; tuned through tanh.
+        weight_decay: ``λ``: ``g + λw`` in place of ``g``.
+        eps: ``ε``.
+    """
+
+    lr: float = 1e-2
+    alpha: float = 0.99
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+
+    names: ClassVar[tuple[str, ...]] = ("lr", "alpha", "weight_decay")
+    scales: ClassVar[Mapping[str, Scale]] = {"alpha": UNIT}
+
+    def init(self, param: Number) -> Slots:
+        """``v = 0``."""
+        return {"v": zero(param)}
+
+    def update(
+        self, param: Number, grad: Number, slots: Slots, values: Mapping[str, Number]
+    ) -> tuple[Number, Slots]:
+        """One step."""
+        grad = decayed(grad, param, values["weight_decay"])
+        v = values["alpha"] * slots["v"] + (1 - values["alpha"]) * (grad * grad)
+        return param - values["lr"] * grad / (v**0.5 + self.eps), {"v": v}
+
+    def slopes(
+        self,
+        param: Number,
+        grad: Number,
+        slots: Slots,
+        values: Mapping[str, Number],
+        names: Collection[str],
+    ) -> dict[str, Number]:
+        """``∂w/∂η = -g/(√v + ε)``; ``∂w/∂α = η g/(√v + ε)² · (v_old - g²)/(2√v)``."""
+        grad = decayed(grad, param, values["weight_decay"])
+        square = grad * grad
+        root = (values["alpha"] * slots["v"] + (1 - values["alpha"]) * square) ** 0.5
+        direction = grad / (root + self.eps)
+        if "alpha" not in names:
+            return {"lr": -direction}
+        dv = (slots["v"] - square) / (2 * no_zero(root))
+        return {"lr": -direction, "alpha": values["lr"] * direction / (root + self.eps) * dv}
+
+
+@dataclass(frozen=True)
+class Adagrad(Rule):
+    """Adagrad (Duchi et al. 2011): ``v ← v + g²``, ``w ← w - η g / (√v + ε)``.
+
+    Attributes:
+        lr: ``η``.
+        weight_decay: ``λ``: ``g + λw`` in place of ``g``.
+        eps: ``ε``.
+        first_v: Initial ``v``.
+    """
+
+    lr: float = 1e-2
+    weight_decay: float = 0.0
+    eps: float = 1e-10
+    first_v: float = 0.0
+
+    names: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+
+    def init(self, param: Number) -> Slots:
+        """``v`` at its first value."""
+        return {"v": zero(param) + self.first_v}
+
+    def update(
+        self, param: Number, grad: Number, slots: Slots, values: Mapping[str, Number]
+    ) -> tuple[Number, Slots]:
+        """One step."""
+        grad = decayed(grad, param, values["weight_decay"])
+        v = slots["v"] + grad * grad
+        return param - values["lr"] * grad / (v**0.5 + self.eps), {"v": v}
+
+    def slopes(
+        self,
+        param: Number,
+        grad: Number,
+        slots: Slots,
+        values: Mapping[str, Number],
+        names: Collection[str],
+    ) -> dict[str, Number]:
+        """``∂w/∂η = -g/(√v + ε)``."""
+        grad = decayed(grad, param, values["weight_decay"])
+        return {"lr": -grad / ((slots["v"] + grad * grad) ** 0.5 + self.eps)}

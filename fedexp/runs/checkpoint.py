@@ -1,0 +1,111 @@
+"""All that a run needs to go on to the same bits, in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from flwr.app import ConfigRecord, MetricRecord
+from safetensors import SafetensorError, safe_open
+
+from fedexp.arrays import Arrays
+from fedexp.files import save_model
+from fedexp.simulation.flower.transport import Packed
+
+_KINDS = {"MetricRecord": MetricRecord, "ConfigRecord": ConfigRecord}
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state of a run after a round. Draws need no state: they depend on seed and round.
+
+    Attributes:
+        server_round: the round.
+        params: the model after it.
+        state: the strategy's, arrays by owner and name.
+        average: what the average of the iterates remembers, models by name.
+        clients: ``Context.state`` by node, of nodes that have any.
+    """
+
+    server_round: int
+    params: Arrays
+    state: Mapping[str, Arrays] = field(default_factory=dict)
+    average: Mapping[str, Arrays] = field(default_factory=dict)
+    clients: Mapping[int, Packed] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the file whole, or leave the old one."""
+        arrays = {f"params/{name}": x for name, x in self.params.items()}
+        for kind, owners in (("state", self.state), ("average", self.average)):
+            for owner, values in owners.items():
+                arrays |= {f"{kind}/{owner}/{name}": x for name, x in values.items()}
+        records: dict[str, dict[str, Any]] = {}
+        for node, packed in self.clients.items():
+            for key, record in packed.items():
+                if isinstance(record, dict):
+                    arrays |= {f"client/{node}/{key}/{name}": x for name, x in record.items()}
+                else:
+                    records.setdefault(str(node), {})[key] = [type(record).__name__, dict(record)]
+        meta = {
+            "round": str(self.server_round),
+            "owners": json.dumps(list(self.state)),
+            "averages": json.dumps(list(self.average)),
+            "order": json.dumps(list(arrays)),  # the file's own is another, and sums would differ
+            "records": json.dumps(records),
+        }
+        save_model(path, arrays, meta | {"checksum": _checksum(arrays, meta)})
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: the file is not as it was written.
+        """
+        try:
+            arrays, meta = _read(path)
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path}: is damaged ({error}). Remove it to run from the first round."
+            ) from None
+        clients: dict[int, dict[str, Any]] = {}
+        for node, kinds in json.loads(meta["records"]).items():
+            clients[int(node)] = {k: _KINDS[kind](value) for k, (kind, value) in kinds.items()}
+        for name, x in _under(arrays, "client/").items():
+            node, key, rest = name.split("/", 2)
+            clients.setdefault(int(node), {}).setdefault(key, {})[rest] = x
+        owners, averages = json.loads(meta["owners"]), json.loads(meta["averages"])
+        return cls(
+            server_round=int(meta["round"]),
+            params=_under(arrays, "params/"),
+            state={owner: _under(arrays, f"state/{owner}/") for owner in owners},
+            average={owner: _under(arrays, f"average/{owner}/") for owner in averages},
+            clients=clients,
+        )
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    with safe_open(path, framework="numpy") as file:
+        meta = dict(file.metadata() or {})
+        checksum = meta.pop("checksum")
+        arrays = {name: file.get_tensor(name) for name in json.loads(meta["order"])}
+    if _checksum(arrays, meta) != checksum:
+        raise ValueError("it is not what was written")
+    return arrays, meta
+
+
+def _checksum(arrays: Arrays, meta: Mapping[str, str]) -> str:
+    """Of all that the file says, against disks and editors."""
+    value = crc32(json.dumps(sorted(meta.items())).encode())
+    for x in arrays.values():
+        value = crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data, value)
+    return str(value)
+
+
+def _under(arrays: Arrays, prefix: str) -> dict[str, Any]:
+    return {name[len(prefix) :]: x for name, x in arrays.items() if name.startswith(prefix)}

@@ -1,0 +1,239 @@
+"""The fast paths of `Hypergradient`, and what could put their lists out of date."""
+
+import pytest
+import torch
+
+from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
+from fedexp.hypergradients.fused import quotient
+from fedexp.hypergradients.optimizer import Hypergradient
+from fedexp.hypergradients.rules import SGD
+
+UP = SGD(1e-3, hyper=SGD(1e-6))
+ALL = ("lr", "beta1", "beta2")
+ADAMS = {
+    "lr": Adam(0.01, hyper=UP),
+    "decayed": Adam(0.01, weight_decay=0.1, first_v=1e-8, hyper=UP),
+    "decoupled": Adam(0.01, weight_decay=0.1, decoupled=True, hyper=UP),
+    "normalised": Adam(0.01, lr_form="log", normalised=True, hyper=SGD(0.1)),
+    "betas": Adam(0.01, tuned=ALL, hyper=UP),
+    "betas, decayed": Adam(0.01, weight_decay=0.1, tuned=ALL, hyper=UP),
+    "betas, decoupled": Adam(0.01, weight_decay=0.1, decoupled=True, tuned=ALL, hyper=UP),
+    "beta1 small": Adam(0.01, beta1=1e-5, tuned=ALL, hyper=UP),
+    "beta2": Adam(0.01, tuned=("beta2",), hyper=UP),
+}
+RULES = {
+    "sgd": SGD(0.1, hyper=UP),
+    "sgd, decayed": SGD(0.1, weight_decay=0.1, hyper=UP),
+    "nesterov": SGD(0.1, momentum=0.5, nesterov=True, tuned=("lr", "momentum"), hyper=UP),
+    "rmsprop": RMSprop(0.01, tuned=("lr", "alpha"), hyper=UP),
+    "adagrad": Adagrad(0.1, hyper=UP),
+    **ADAMS,
+}
+
+
+def parameters(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, 4), (4,), (), (2, 3, 2, 2))
+    return [torch.nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
+
+
+def gradients(params, seed):
+    """One coordinate of each is always zero, as of a pixel that is always dark."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = [torch.randn(p.shape, generator=generator).to(p.dtype) for p in params]
+    found = [p.detach() + 0.1 * x for p, x in zip(params, noise, strict=True)]
+    for g in found:
+        if g.dim():
+            g[(0,) * g.dim()] = 0.0
+    return found
+
+
+def run(optimizer, params, seeds):
+    for seed in seeds:
+        for p, g in zip(params, gradients(params, seed), strict=True):
+            p.grad = g
+        optimizer.step()
+    return [p.detach().clone() for p in params]
+
+
+def assert_alike(one, other, tolerance=1e-9):
+    (optimizer, ends), (reference, expected) = one, other
+    torch.testing.assert_close(ends, expected, rtol=tolerance, atol=tolerance / 1e3)
+    values, wanted = optimizer.learned(), reference.learned()
+    while values is not None:
+        for key, value in values.values().items():
+            assert value == pytest.approx(getattr(wanted, key), rel=tolerance)
+        values, wanted = values.hyper, wanted.hyper
+
+
+def trained(rule, seeds=range(8), dtype=torch.float64, **settings):
+    params = parameters(dtype)
+    optimizer = Hypergradient(params, rule, **settings)
+    return optimizer, run(optimizer, params, seeds)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("name", ADAMS)
+def test_fused_and_joined_adam_is_the_pure_rule(name, dtype, tolerance):
+    fast, pure = (trained(ADAMS[name], dtype=dtype, foreach=foreach) for foreach in (True, False))
+    assert_alike(fast, pure, tolerance)
+
+
+def test_adam_with_a_tuned_rate_runs_torchs_kernel(monkeypatch):
+    calls, kernel = [], torch._fused_adam_
+    monkeypatch.setattr(torch, "_fused_adam_", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    trained(ADAMS["lr"])
+    assert len(calls) == 8
+    trained(ADAMS["lr"], dtype=torch.bfloat16)
+    trained(ADAMS["betas"])
+    assert len(calls) == 8
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_gradients_and_parameters_may_lie_in_memory_in_any_order(name):
+    plain, odd = parameters(), parameters()
+    for p in odd:
+        if p.dim() == 4:
+            p.data = p.data.to(memory_format=torch.channels_last)
+    runs = []
+    for params, turned in ((plain, False), (odd, True)):
+        optimizer = Hypergradient(params, RULES[name])
+        for seed in range(6):
+            for p, g in zip(params, gradients(params, seed), strict=True):
+                p.grad = g.t().contiguous().t() if turned and g.dim() == 2 else g
+            optimizer.step()
+        runs.append((optimizer, [p.detach().contiguous() for p in params]))
+    assert_alike(*runs)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_next_backward_pass_may_write_into_the_gradients(name):
+    params = parameters()
+    optimizer = Hypergradient(params, RULES[name])
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    for seed in range(8):
+        for p, g in zip(params, gradients(params, seed), strict=True):
+            p.grad.copy_(g)  # The same memory in every step.
+        optimizer.step()
+    assert_alike((optimizer, [p.detach() for p in params]), trained(RULES[name]))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_steps_do_not_hold_the_gradients(name):
+    params = parameters()
+    optimizer = Hypergradient(params, RULES[name])
+    for seed in range(3):
+        run(optimizer, params, [seed])
+        held = {
+            x.untyped_storage().data_ptr()
+            for s in optimizer.state.values()
+            for x in (*s["kept"].values(), *s["slots"].values())
+            if torch.is_tensor(x)
+        }
+        assert held.isdisjoint(p.grad.untyped_storage().data_ptr() for p in params)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_one_that_sits_out_leaves_the_others_as_they_are(name):
+    runs = []
+    for foreach in (True, False):
+        params = parameters()
+        optimizer = Hypergradient(params, RULES[name], foreach=foreach)
+        for seed in range(8):
+            for p, g in zip(params, gradients(params, seed), strict=True):
+                p.grad = g
+            if seed in (3, 4):
+                params[seed - 3].grad = None
+            optimizer.step()
+        runs.append((optimizer, [p.detach() for p in params]))
+    assert_alike(*runs)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_lists_may_be_switched_off_and_on(name):
+    params = parameters()
+    optimizer = Hypergradient(params, RULES[name])
+    for seed in range(8):
+        optimizer.param_groups[0]["foreach"] = seed not in (2, 3, 6)
+        run(optimizer, params, [seed])
+    assert_alike((optimizer, [p.detach() for p in params]), trained(RULES[name]))
+
+
+@pytest.mark.parametrize("name", ["sgd", "lr", "betas"])
+def test_state_and_parameters_may_be_exchanged_between_steps(name):
+    params = parameters()
+    optimizer = Hypergradient(params, RULES[name])
+    run(optimizer, params, range(3))
+    group, fresh = optimizer.param_groups[0], [torch.nn.Parameter(p.detach()) for p in params]
+    group["params"] = fresh  # As programs do that grow or prune their model.
+    for old, new in zip(params, fresh, strict=True):
+        optimizer.state[new] = optimizer.state.pop(old)
+    run(optimizer, fresh, range(3, 8))
+    assert_alike((optimizer, [p.detach() for p in fresh]), trained(RULES[name]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", RULES)
+def test_the_memory_of_parameters_may_be_exchanged_between_steps(name, dtype):
+    params = parameters(dtype)
+    optimizer = Hypergradient(params, RULES[name])
+    for seed in range(8):
+        run(optimizer, params, [seed])
+        for p in params:
+            p.data = p.data.clone()
+    assert_alike((optimizer, [p.detach() for p in params]), trained(RULES[name], dtype=dtype))
+
+
+def test_cleared_state_begins_anew():
+    params = parameters()
+    optimizer = Hypergradient(params, RULES["lr"])
+    run(optimizer, params, range(3))
+    rate = optimizer.learned().lr
+    optimizer.state.clear()
+    run(optimizer, params, [3])
+    assert optimizer.learned().lr == rate
+    assert {s["slots"]["step"] for s in optimizer.state.values()} == {1}
+
+
+def test_a_state_loaded_before_the_first_step_counts():
+    params = parameters()
+    optimizer, other = Hypergradient(params, RULES["sgd"]), Hypergradient(params, RULES["sgd"])
+    optimizer._units()
+    optimizer.load_state_dict({**other.state_dict()})
+    run(optimizer, params, range(3))
+    assert optimizer.param_groups[0]["lr"] == optimizer.learned().lr > 0.1
+
+
+def test_hooks_run_and_profiles_have_the_step():
+    seen, params = [], parameters()
+    optimizer = Hypergradient(params, RULES["sgd"])
+    before = optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    after = optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    run(optimizer, params, [0])
+    before.remove()
+    after.remove()
+    run(optimizer, params, [1])
+    assert seen == ["before", "after"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run(optimizer, params, [2])
+    assert "Optimizer.step#Hypergradient.step" in {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("name", ["betas", "betas, decayed"])
+def test_joined_tensors_are_saved_at_their_own_size(name, tmp_path):
+    optimizer, _ = trained(RULES[name])
+    sizes = []
+    for foreach in (True, False):
+        optimizer, _ = trained(RULES[name], foreach=foreach)
+        torch.save(optimizer.state_dict(), tmp_path / "state")
+        sizes.append((tmp_path / "state").stat().st_size)
+    assert sizes[0] < 1.1 * sizes[1]
+
+
+def test_other_devices_write_where_the_last_was_too():
+    x, y = (torch.empty(3, device="meta") for _ in range(2))
+    kept = {}
+    [first] = quotient(kept, "direction", [x], [y])
+    [second] = quotient(kept, "direction", [x], [y])
+    assert first is second

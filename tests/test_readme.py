@@ -2,6 +2,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+
+from fedexp.clients import LocalTraining
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -13,7 +16,37 @@ def test_the_examples_run(block, capsys):
     assert float(capsys.readouterr().out.splitlines()[-1]) >= 1
 
 
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_what_contributors_are_shown_works():
+    rule, optimizer, dataset = re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL)
+    names: dict = {}
+    for block in (rule, optimizer, dataset):
+        exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    sizes, state = [], {}
+    for _ in range(4):
+        eta, state = names["strategy"].optimizer.step_size(None, None, state)
+        sizes.append(eta)
+    assert sizes == pytest.approx([2.0, 2 / 2**0.5, 2 / 3**0.5, 1.0])
+    weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
+    step = names["make"]([weight], LocalTraining(lr=0.5))
+    (0.1 * weight**2).sum().backward()
+    step.step()
+    assert weight.tolist() == [2.5, -1.5]
+    assert names["xor"]().train[1].tolist() == [0, 1, 1, 0]
+
+
+def test_the_map_of_the_house_names_every_room():
+    rooms = {path.stem for path in (ROOT / "fedexp").iterdir() if path.suffix == ".py"}
+    rooms |= {path.parent.name for path in (ROOT / "fedexp").glob("*/__init__.py")}
+    tools = {"__init__", "__main__", "arrays", "extras", "files", "logs", "specs", "threads"}
+    tools |= {"terminal", "records", "fold", "foreign_draws", "verdict"}
+    table = CONTRIBUTING[: CONTRIBUTING.index("## The way")]
+    assert {room for room in rooms - tools if f"`{room}" not in table} == set()
+
+
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
@@ -27,7 +60,7 @@ def test_every_flag_in_the_commands_is_known(file):
     from fedexp.config import Config
 
     own = {"config", "resume", "overwrite", "help", "stream", "rounds", "clients", "lr", "version"}
-    own |= {"json", "ray"}  # of other commands
+    own |= {"json", "ray", "strict"}  # of other commands
     text = re.sub(r"python -m (experiments|benchmarks).*", "", file.read_text(encoding="utf-8"))
     for flag in re.findall(r"(?<=\s)`?--([a-z][a-z-]*)", text):
         assert flag in Config.keys().keys() | own, flag

@@ -49,15 +49,6 @@ def of_run(rows: Sequence[Row], missing: Collection[int], num_rounds: int) -> di
     }
 
 
-def scored(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """``rows`` without the scores of the model before any training."""
-    first = next((i for i, row in enumerate(rows) if not row["failed"]), len(rows))
-    return [
-        {key: None if i < first and "test-" in key else value for key, value in row.items()}
-        for i, row in enumerate(rows)
-    ]
-
-
 def problems(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The problems of a run's strategies, one line for those that have the same."""
     found: dict[str, list[str]] = {}

@@ -1,6 +1,6 @@
 import pytest
 
-from fedexp.verdict import failed_in_a_row, of_run, problem, problems, scored
+from fedexp.verdict import failed_in_a_row, of_run, problem, problems
 
 GOOD = {"failed": False, "num-failures": 0, "test-accuracy": 0.5, "mean-test-loss": 1.0}
 
@@ -51,13 +51,6 @@ def test_only_the_last_rounds_count_as_a_row():
     assert failed_in_a_row([]) == 0
     assert failed_in_a_row([bad(), bad(), GOOD]) == 0
     assert failed_in_a_row([bad(), GOOD, bad(), bad()]) == 2
-
-
-def test_the_untrained_model_has_no_score():
-    rows = scored([bad(), bad(), GOOD, bad()])
-    assert [row["test-accuracy"] for row in rows] == [None, None, 0.5, 0.1]
-    assert [row["mean-test-loss"] for row in rows] == [None, None, 1.0, 2.0]
-    assert all(row["test-accuracy"] is None for row in scored([bad(), bad()]))
 
 
 def test_a_summary_counts_failures_and_names_the_missing():

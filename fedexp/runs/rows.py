@@ -1,13 +1,10 @@
-"""What is written down of a round and of a run."""
+"""What is written down of a round."""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Sequence
 from typing import Any
 
-from fedexp.config import Config
 from fedexp.rounds import Exchange, Round
 
 Row = dict[str, Any]
@@ -57,33 +54,6 @@ def _costs(round_: Round) -> Row:
         "server-seconds": round(max(0.0, round_.seconds - waited), 4),
         "bytes-down": sum(x.bytes_down for x in exchanges),
         "bytes-up": sum(x.bytes_up for x in exchanges),
-    }
-
-
-def summary_of(rows: Sequence[Row], config: Config) -> Row:
-    """What the table of a run shows of one strategy, at its last and its averaged iterate."""
-    steps = [row["server-step-size"] for row in rows if row["server-step-size"] is not None]
-    return {
-        "num-rounds": len(rows),
-        "target-accuracy": config.target_accuracy,
-        **_scores(rows, config.target_accuracy),
-        "average": config.average,
-        **_scores(rows, config.target_accuracy, "mean-"),
-        "mean-server-step-size": statistics.fmean(steps) if steps else None,
-        "seconds-a-round": statistics.median(row["round-seconds"] for row in rows),
-    }
-
-
-def _scores(rows: Sequence[Row], target: float, prefix: str = "") -> Row:
-    """Of the iterates whose metrics begin with ``prefix``."""
-    name = f"{prefix}test-accuracy"
-    accuracies = [row[name] for row in rows if row.get(name) is not None]
-    reached = (row["round"] for row in rows if (row.get(name) or 0) >= target)
-    return {
-        f"{prefix}rounds-to-target": next(reached, None),
-        f"{prefix}best-accuracy": max(accuracies, default=None),
-        f"{prefix}final-accuracy": accuracies[-1] if accuracies else None,
-        f"{prefix}final-test-loss": rows[-1].get(f"{prefix}test-loss"),
     }
 
 

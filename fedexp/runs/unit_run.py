@@ -14,9 +14,11 @@ from fedexp.rounds import evaluate_clients
 from fedexp.runs.checkpoint import Checkpoint
 from fedexp.runs.federation import Federation
 from fedexp.runs.plan import Unit
+from fedexp.runs.reading import UnitResult
 from fedexp.runs.recorder import Recorder, restore, saved_of
-from fedexp.runs.rows import Row, client_rows, row_of, summary_of
+from fedexp.runs.rows import Row, client_rows, row_of
 from fedexp.runs.run import Run
+from fedexp.runs.scores import numbers
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid
 
 _MOST_ASKED = 1000  # clients that evaluate the last model though nobody asked for it
@@ -136,7 +138,8 @@ class UnitRun:
         told = verdict.of_run(self.rows, self.run.attendance.missing, wanted)
         about = self.unit.about()
         named = {key: about[key] for key in ("strategy", "seed", "model", "settings")}
-        scores = summary_of(verdict.scored(self.rows), self.unit.config)
+        unit = UnitResult(self.unit.label, rows=self.rows, about=about)
+        scores = {key: about[key] for key in ("target-accuracy", "average")} | numbers(unit)
         ended = "failed" if told["problem"] else "finished"
         return {**named, **scores, **told, "ended": ended}
 

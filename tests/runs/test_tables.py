@@ -10,11 +10,8 @@ import numpy as np
 import pytest
 from folders import unit_of, without_accuracy
 
-from fedexp.config import Config
 from fedexp.runs import columns, series, tables
-from fedexp.runs.rows import summary_of
 from fedexp.runs.scores import numbers, rounds_to, targets_of
-from fedexp.verdict import scored
 
 pandas = pytest.importorskip("pandas")
 
@@ -28,17 +25,17 @@ SEEDS = [
 
 @pytest.mark.parametrize("accuracies", [[0.5, 0.9, 0.8], [0.2, 0.3], [None, None], [0.85]])
 @pytest.mark.parametrize("num_failed", [0, 1])
-def test_the_numbers_of_rows_are_those_of_the_summary(accuracies, num_failed):
+def test_scores_count_from_the_first_round_that_succeeded(accuracies, num_failed):
     unit = unit_of(accuracies=accuracies)
     for row in unit.rows[:num_failed]:
-        row["failed"] = True
-    wanted = summary_of(scored(unit.rows), Config(target_accuracy=0.85))
+        row["failed"] = True  # its scores are those of the initial model
+    counted = [x for x in accuracies[num_failed:] if x is not None]
+    reached = [i + 1 for i, x in enumerate(accuracies) if i >= num_failed and (x or 0) >= 0.85]
     found = numbers(unit)
-    if num_failed < len(accuracies):
-        assert {k: found[k] for k in wanted.keys() & found.keys()} == {
-            k: wanted[k] for k in wanted.keys() & found.keys()
-        }
-    assert wanted.keys() - found.keys() <= {"target-accuracy", "average"}
+    assert found["best-accuracy"] == max(counted, default=None)
+    assert found["final-accuracy"] == (counted[-1] if counted else None)
+    assert found["rounds-to-target"] == (reached[0] if reached else None)
+    assert found["num-rounds"] == len(accuracies)
 
 
 def test_a_summary_is_believed_before_rows():

@@ -26,7 +26,7 @@ def is_torchs(layer: nn.Module) -> bool:
 
     Not so for subclasses, parametrizations, compiled layers, and where ``forward`` is replaced.
     """
-    own = {type(layer).__module__, type(layer).forward.__module__}
+    own = {str(x.__module__) for x in (type(layer), type(layer).forward)}  # None after `exec`
     replaced = "forward" in vars(layer) or layer._compiled_call_impl is not None
     return all(name.startswith("torch.nn.modules.") for name in own) and not replaced
 

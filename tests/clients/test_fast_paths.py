@@ -13,6 +13,7 @@ from torch.nn.modules import module as global_hooks
 
 from fedexp.clients import LocalTraining, client_app, default_loss, module_arrays
 from fedexp.clients.groups.group import Cohort
+from fedexp.clients.known import is_torchs
 from fedexp.simulation.grid import FIRST_NODE_ID, context_of
 from fedexp.simulation.worker import Worker
 
@@ -211,3 +212,13 @@ def test_data_that_cannot_be_had_lets_clients_train_one_by_one():
         1,
         "the data of node 2 raised OSError",
     )
+
+
+def test_a_forward_that_no_module_defines_is_none_of_pytorchs():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return x
+
+    Net.forward.__module__ = None  # as after `exec` with names of one's own
+    Net.__module__ = "torch.nn.modules.container"
+    assert not is_torchs(Net())

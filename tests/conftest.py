@@ -1,6 +1,7 @@
 """Every test may make Flower messages and read what was logged."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from fedexp.simulation.grid import identify
 settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("tests")
 identify()
+os.environ.pop("COLUMNS", None)  # what runs the tests side by side sets a width
 
 
 @pytest.fixture

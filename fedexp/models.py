@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache, partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedexp.datasets.dataset import Dataset
+from fedexp.extras import imported
 
 Shape = tuple[int, ...]
 
@@ -279,17 +279,12 @@ def _called(name: str, function: Callable[..., nn.Module], *args: Any) -> nn.Mod
 
 
 def _imported(name: str) -> Callable[[Shape, int], nn.Module]:
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if not name.partition(":")[2]:
         raise ValueError(
             f"build(name={name!r}): unknown model. Known: {', '.join(MODELS)}, "
             "or `module:function` of your own."
         )
-    try:
-        function: Callable[[Shape, int], nn.Module] = getattr(import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # of any kind: it is the user's code
-        line = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(".: ")
-        raise ValueError(f"build(name={name!r}): {line}. Is it on the Python path?") from error
+    function: Callable[[Shape, int], nn.Module] = imported(f"build(name={name!r})", name)
     return function
 
 

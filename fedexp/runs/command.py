@@ -12,7 +12,7 @@ from fedexp import checks, factories
 from fedexp.choices import strategy_keys
 from fedexp.config import Config
 from fedexp.extras import need
-from fedexp.files import read_json, save_json
+from fedexp.files import save_json
 from fedexp.runs import folder as folders
 from fedexp.runs.federation import Federation
 from fedexp.runs.job import OnUnitRow, Outcome
@@ -152,11 +152,3 @@ def _check_read(config: Config, given: Collection[str]) -> None:
             refused = refused or error
     if refused:
         raise refused
-
-
-def ended(folder: Path) -> str:
-    """How the run in ``folder`` ended, if that is known."""
-    try:
-        return str(read_json(folder / "summary.json")["ended"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return ""

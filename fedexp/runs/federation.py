@@ -77,7 +77,7 @@ class Own:
         if getattr(self.client_app, "_call", None):
             raise ValueError(
                 "client_app: was made of a client_fn, Flower's older API. Register functions of "
-                "(message, context) with @factories.train() and @factories.evaluate()."
+                "(message, context) with @app.train() and @app.evaluate()."
             )
 
     def names(self) -> dict[str, str]:

@@ -493,7 +493,7 @@ MISTAKES = [
     ({"client_app": len, "clients": 2, "model": Net}, "must be a ClientApp of Flower's."),
     (
         {"client_app": ClientApp(client_fn=lambda context: None), "clients": 2, "model": Net},
-        "older",
+        "@app.train() and @app.evaluate()",
     ),
     ({"initial_model": 3}, "must be a file, a module, its state_dict()"),
     ({"initial_model": Net()}, "initial_model: holds another model"),

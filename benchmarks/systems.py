@@ -53,8 +53,7 @@ class Strategy:
         messages = list(self.strategy.configure_train(t, self.model, self.config, self.grid))
         clients = [message.metadata.dst_node_id - 2 for message in messages]
         replies = self.grid.send_and_receive(messages, timeout=3600)
-        if not getattr(self.grid, "in_order", False):  # Flower's node ids say nothing
-            replies = list(replies)
+        if isinstance(replies, list):  # of Flower's grids, whose node ids say nothing
             clients = [int(r.content["metrics"]["client"]) for r in replies]
         self.model, _ = self.strategy.aggregate_train(t, replies)
         return clients
@@ -128,10 +127,10 @@ def ours(workload: Workload, link: Connection) -> None:
     """Fedexp's clients and strategy on RayGrid."""
     from fedexp.simulation.ray.grid import RayGrid
     from fedexp.strategies import FedAvg
-    from fedexp.strategies.streaming import stream
 
+    strategy = FedAvg(**_options(workload), seed=SEED)
     with RayGrid(_stock(workload), workload.num_clients, run_config=_run_config(workload)) as grid:
-        serve(Strategy(FedAvg(**_options(workload), seed=SEED), stream(grid), workload), link)
+        serve(Strategy(strategy, strategy.streamed(grid), workload), link)
 
 
 def fedjax(workload: Workload, link: Connection) -> None:

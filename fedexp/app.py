@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from logging import INFO
 from pathlib import Path
-from typing import cast
 
 from flwr.app import Context
 from flwr.common.logger import log
@@ -29,7 +28,7 @@ from fedexp.factories import (
 )
 from fedexp.runs.run import Run, start_of, test_evaluation
 from fedexp.specs import slug
-from fedexp.strategies.sampling import InPartitionOrder, partitions_of
+from fedexp.strategies.sampling import in_partition_order, partitions_of
 
 __all__ = [
     "Run",
@@ -64,7 +63,7 @@ def main(grid: Grid, context: Context) -> None:
     check_model(config)
     start_of(config)
     partitions = partitions_of(grid)
-    grid = cast(Grid, InPartitionOrder(grid, partitions))
+    grid = in_partition_order(grid, partitions)
     summaries = {}
     for key in strategy_keys(config):
         run, rows = Run(config, key, len(partitions)), []

@@ -1,42 +1,25 @@
-"""The one reply of a merged cohort: sums that add, and what makes them believable."""
+"""Results of several clients as one value that adds, and grids that answer with it."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message
+from flwr.serverapp import Grid
 
-from fedexp.arrays import Arrays, Float64s, check_alike, first_non_finite, sq_norm
-from fedexp.records import from_record, records_of, to_record
 from fedexp.stats import PseudoGradientStats
-from fedexp.wire import BadReply, Kind, Reading, check_metrics
+from fedexp.wire import Kind, Reading
 
-MERGED = "fedexp-sums"
-"""Record key by which a merged reply is known."""
-
-_ROUNDING = 1e-6  # of the inequalities that sums of any clients obey
-
-
-class ToMerge(list[Message]):
-    """Messages whose replies a grid may merge. Who makes another list of them gets single ones.
-
-    Args:
-        messages: as a strategy sends them.
-        reading: how the replies are to be read.
-    """
-
-    def __init__(self, messages: Iterable[Message], reading: Reading) -> None:
-        super().__init__(messages)
-        self.reading = reading
+Failure = tuple[int, str]
+"""A node, and why its reply is not used."""
 
 
 @dataclass(frozen=True, eq=False)
-class Merged:
-    """The replies of several clients as one value that adds.
+class ClientSums:
+    """The results of clients of one ``wire.Kind``, added up.
 
     Attributes:
         stats: their statistics.
@@ -48,134 +31,85 @@ class Merged:
     metrics: tuple[tuple[int, Mapping[str, Any]], ...] = ()
     norms: tuple[float, ...] = ()
 
-    def __add__(self, other: Merged) -> Merged:
-        return Merged(
+    def __add__(self, other: ClientSums) -> ClientSums:
+        return ClientSums(
             self.stats + other.stats, self.metrics + other.metrics, self.norms + other.norms
         )
 
-    def to_content(self) -> RecordDict:
-        """As the content of one reply, read back by ``from_content``."""
-        s = self.stats
-        sums: dict[str, Any] = {
-            "count": s.count,
-            "weight": s.weight,
-            "sq-norm": s.sq_norm,
-            "norm": s.norm,
-            "num-clipped": s.num_clipped,
-        }
-        # One text, not a record per client: Flower's records check every number they are given.
-        metrics = json.dumps([(node, dict(m)) for node, m in self.metrics])
-        return RecordDict(
-            {
-                MERGED: MetricRecord(sums),
-                "update-sum": to_record(s.update),
-                "buffer-sum": to_record(s.buffers),
-                "metrics": ConfigRecord({"json": metrics, "norms": list(self.norms)}),
-            }
-        )
 
-    @classmethod
-    def from_content(cls, content: RecordDict) -> Merged:
-        """The inverse of ``to_content``.
+_NOTHING = ClientSums()
 
-        Raises:
-            BadReply: ``content`` has another form.
-        """
-        try:
-            return cls._from_content(content)
-        except Exception as error:  # whatever was sent in place of one
-            raise BadReply(f"it is no merged reply: {error!r}.") from error
 
-    @classmethod
-    def _from_content(cls, content: RecordDict) -> Merged:
-        arrays = records_of(content, ArrayRecord)
-        sums = records_of(content, MetricRecord)[MERGED]
-        reported = records_of(content, ConfigRecord)["metrics"]
-        metrics = json.loads(cast(str, reported["json"]))
-        return cls(
-            PseudoGradientStats(
-                count=int(cast(int, sums["count"])),
-                weight=float(cast(float, sums["weight"])),
-                update=cast(Any, from_record(arrays["update-sum"])),
-                sq_norm=float(cast(float, sums["sq-norm"])),
-                norm=float(cast(float, sums["norm"])),
-                buffers=cast(Any, from_record(arrays["buffer-sum"])),
-                num_clipped=int(cast(int, sums["num-clipped"])),
-            ),
-            tuple((int(node), dict(m)) for node, m in metrics),
-            tuple(map(float, cast(list[float], reported["norms"]))),
-        )
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """The answers of several clients: sums of the sound ones, and who else was asked.
 
-    def checked(self, reading: Reading, before: Arrays) -> Kind:
-        """The one kind of the clients that were merged, if they can have been.
+    Clients of unlike kinds cannot be added up: there are sums for each kind.
 
-        Names, shapes and weights must be those of replies that ``reading`` takes, and the sums
-        must obey what holds for any updates: ``‖Σ pᵢΔᵢ‖² ≤ Σpᵢ Σpᵢ‖Δᵢ‖²`` (Cauchy and Schwarz),
-        ``(Σ pᵢ‖Δᵢ‖)² ≤ Σpᵢ Σpᵢ‖Δᵢ‖²``, and ``‖Δᵢ‖ ≤ C``.
+    Attributes:
+        sums: by kind.
+        failures: node and reason of each client that is in no sum, in cohort order.
+
+    Example:
+        >>> both = Merged(failures=((2, "it came too late"),)) + Merged(failures=((5, "NaN"),))
+        >>> [node for node, _ in both.failures]
+        [2, 5]
+    """
+
+    sums: Mapping[Kind, ClientSums] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+
+    def __add__(self, other: Merged) -> Merged:
+        kinds = dict.fromkeys([*self.sums, *other.sums])
+        get = self.sums.get, other.sums.get
+        sums = {kind: get[0](kind, _NOTHING) + get[1](kind, _NOTHING) for kind in kinds}
+        return Merged(sums, self.failures + other.failures)
+
+
+class OrderedGrid(Grid):
+    """A grid whose node ids come in the order of the nodes' partitions, the same in every run."""
+
+
+class MergingGrid(Grid):
+    """A grid that answers in more ways than Flower's: one by one, and with sums.
+
+    Attributes:
+        busy: seconds that the busiest worker took for the last messages.
+    """
+
+    busy: float = 0.0
+
+    @abstractmethod
+    def send_and_merge(
+        self, messages: Iterable[Message], reading: Reading, timeout: float | None
+    ) -> Merged:
+        """Let the nodes train, and add their results up where they are made.
 
         Args:
-            reading: how replies are read.
-            before: what was broadcast.
-
-        Raises:
-            BadReply: they cannot; its text says why.
+            messages: at most one to a node.
+            reading: how the results are to be read.
+            timeout: seconds after which a client counts as a failure; None for the messages' own
+                time to live.
         """
-        s = self.stats
-        if not 0 < s.count == len(self.metrics) == len({node for node, _ in self.metrics}):
-            raise BadReply(f"count is {s.count} with metrics of {len(self.metrics)} clients.")
-        if not 0 <= s.num_clipped <= s.count:
-            raise BadReply(f"num-clipped is {s.num_clipped} of {s.count}.")
-        for _, metrics in self.metrics:
-            check_metrics(metrics)
-        weight = math.fsum(reading.share(metrics) for _, metrics in self.metrics)
-        if not math.isclose(s.weight, weight, rel_tol=_ROUNDING):
-            raise BadReply(f"weight is {s.weight}, its clients' are {weight}.")
-        self._check_norms(reading)
-        kind = self._kind(reading, before)
-        for square in (sq_norm(s.update), s.norm * s.norm):
-            if not square <= s.weight * s.sq_norm * (1 + _ROUNDING) < math.inf:
-                raise BadReply(f"sums of norms {s.norm}, {s.sq_norm} do not fit the update.")
-        if not s.sq_norm <= s.weight * reading.max_norm * reading.max_norm * (1 + _ROUNDING):
-            raise BadReply(f"sq-norm {s.sq_norm} is over {reading.max_norm} a client.")
-        if name := first_non_finite(s.buffers):
-            raise BadReply(f"array {name!r} holds NaN or infinity.")
-        return kind
 
-    def _check_norms(self, reading: Reading) -> None:
-        """Raise ``BadReply`` unless the clients' norms are those that were added up."""
-        if len(self.norms) != len(self.metrics) or not all(0 <= x < math.inf for x in self.norms):
-            raise BadReply(f"norms of {len(self.norms)} clients do not fit {len(self.metrics)}.")
-        if math.isinf(reading.max_norm):
-            return
-        pairs = zip(self.metrics, self.norms, strict=True)
-        norm = math.fsum(reading.share(m) * min(x, reading.max_norm) for (_, m), x in pairs)
-        if not math.isclose(self.stats.norm, norm, rel_tol=_ROUNDING):
-            raise BadReply(f"norm is {self.stats.norm}, its clients' are {norm}.")
-
-    def _kind(self, reading: Reading, before: Arrays) -> Kind:
-        sums = {**self.stats.update, **self.stats.buffers}
-        _check_alike(sums, {name: x for name, x in before.items() if name in sums})
-        moved, buffers = self.stats.update.keys(), frozenset(self.stats.buffers) & reading.trainable
-        if (buffers and not reading.narrows) or not sums or not moved <= reading.trainable:
-            raise BadReply(f"it moves {sorted(moved)[:3]}..., another set than was asked for.")
-        kinds = {reading.kind(sums, metrics, before, buffers) for _, metrics in self.metrics}
-        if len(kinds) > 1:
-            raise BadReply(f"it adds up clients of different {reading.step_key}.")
-        return kinds.pop()
+    @abstractmethod
+    def send_and_stream(
+        self, messages: Iterable[Message], timeout: float | None
+    ) -> Iterator[Message]:
+        """As ``send_and_receive``, handing over each reply as it comes."""
 
 
-class Sums(dict[Kind, Merged]):
-    """The replies of several clients, added up with their like alone."""
+def merging(grid: Grid) -> MergingGrid | None:
+    """``grid``, if it adds up; None for one whose ``send_and_receive`` was overridden.
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums({k: self.get(k, _NOTHING) + other.get(k, _NOTHING) for k in self | other})
+    Whoever overrides it, to look at the messages or to change them, wants all of them to pass.
+    """
+    if not isinstance(grid, MergingGrid) or "send_and_receive" in vars(grid):
+        return None
+    owners = {_owner(type(grid), name) for name in ("send_and_receive", "send_and_merge")}
+    return grid if len(owners) == 1 else None
 
 
-_NOTHING = Merged()
-
-
-def _check_alike(sums: Float64s, expected: Arrays) -> None:
-    try:
-        check_alike(sums, expected)
-    except ValueError as error:
-        raise BadReply(str(error)) from error
+def _owner(cls: type, name: str) -> type:
+    """The class that defines a method of ``cls``."""
+    return next(base for base in cls.__mro__ if name in vars(base))

@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedexp.foreign_draws import seeded
-from fedexp.merged import MERGED
+from fedexp.merged import Failure, Merged, MergingGrid
 from fedexp.records import num_bytes, records_of
-from fedexp.strategies.attendance import Failure
 from fedexp.strategies.fedopt import FedOpt
-from fedexp.strategies.streaming import stream
+from fedexp.strategies.streaming import unwrapped
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 TrainConfig = Callable[[int], Mapping[str, Any]]
@@ -36,7 +35,6 @@ class Exchange:
         bytes_up: likewise of the sound replies.
         waited: seconds until they came, while clients worked or their replies travelled.
         worked: seconds of it in which clients worked, if the grid knows (``busy``).
-        merged: the grid answered once for all sound clients.
     """
 
     asked: list[int] = field(default_factory=list)
@@ -46,9 +44,10 @@ class Exchange:
     bytes_up: int = 0
     waited: float = 0.0
     worked: float | None = None
-    merged: bool = False
 
-    def send(self, grid: Grid, messages: Iterable[Message], timeout: float) -> Iterable[Message]:
+    def send(
+        self, grid: Grid, messages: Iterable[Message], timeout: float
+    ) -> Iterable[Message] | Merged:
         """What ``grid.send_and_receive`` gives, a list as it is or one by one."""
         sizes: dict[int, int] = {}  # the messages of a round share their content
         messages = list(messages) if not isinstance(messages, Sequence) else messages
@@ -60,8 +59,18 @@ class Exchange:
         start = time.perf_counter()
         replies = grid.send_and_receive(messages, timeout=timeout)
         self.waited += time.perf_counter() - start
+        if isinstance(replies, Merged):
+            self._note_merged(replies, grid)
+            return replies
         noted = self._noted(iter(replies), grid)
         return list(noted) if isinstance(replies, list) else noted
+
+    def _note_merged(self, replies: Merged, grid: Grid) -> None:
+        self.failures += replies.failures
+        self.worked = _busy(grid)
+        # For as many clients, each of which would have sent a model over a network.
+        sound = len(self.asked) - len(self.failures)
+        self.bytes_up = self.bytes_down // len(self.asked) * sound
 
     def _noted(self, replies: Iterator[Message], grid: Grid) -> Iterator[Message]:
         while True:
@@ -73,22 +82,22 @@ class Exchange:
             self._note(reply)
             yield reply
             del reply  # only the strategy may hold it while the next one is in the making
-        self.worked = getattr(grid, "busy", None)
-        if self.merged:  # for as many clients, each of which would have sent a model
-            sound = len(self.asked) - len(self.failures)
-            self.bytes_up = self.bytes_down // len(self.asked) * sound
+        self.worked = _busy(grid)
 
     def _note(self, reply: Message) -> None:
         node = reply.metadata.src_node_id
         if reply.has_error():
             self.failures.append((node, reply.error.reason or f"error {reply.error.code}"))
             return
-        if MERGED in reply.content:
-            self.merged = True
-            return
         self.bytes_up += num_bytes(reply.content)
         for metrics in records_of(reply.content, MetricRecord).values():
             self.answers.append((node, metrics))
+
+
+def _busy(grid: Grid) -> float | None:
+    """Seconds in which clients worked for the last messages, if ``grid`` knows."""
+    inner = unwrapped(grid)
+    return inner.busy if isinstance(inner, MergingGrid) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +131,7 @@ def evaluate_clients(grid: Grid, arrays: ArrayRecord, timeout: float) -> Exchang
     nodes = grid.get_node_ids()
     exchange = Exchange()
     messages = [Message(content, node, MessageType.EVALUATE) for node in nodes]
-    for _ in exchange.send(grid, messages, timeout):
-        pass
+    list(cast(Iterable[Message], exchange.send(grid, messages, timeout)))
     return exchange
 
 
@@ -155,7 +163,7 @@ def rounds(
     """
     draws: Callable[[int], AbstractContextManager[None]] = partial(seeded, seed)
     if isinstance(strategy, FedOpt):  # a wrapper may need every single reply
-        grid, draws = stream(grid, strategy.read_once()), lambda _: nullcontext()
+        grid, draws = strategy.streamed(grid), lambda _: nullcontext()
     for_training, for_evaluation = ConfigRecord(), ConfigRecord()
     for server_round in range(first, num_rounds + 1):
         start = time.perf_counter()
@@ -163,11 +171,12 @@ def rounds(
         for_training.update(train_config(server_round) if train_config else {})
         with draws(server_round):
             messages = strategy.configure_train(server_round, arrays, for_training, grid)
-            replies = training.send(grid, messages, timeout)
+            # Only a FedOpt's grid answers with Merged, which its aggregate_train takes.
+            replies = cast(Iterable[Message], training.send(grid, messages, timeout))
             new, train = strategy.aggregate_train(server_round, replies)
             arrays = arrays if new is None else new
             messages = strategy.configure_evaluate(server_round, arrays, for_evaluation, grid)
-            replies = evaluation.send(grid, messages, timeout)
+            replies = cast(Iterable[Message], evaluation.send(grid, messages, timeout))
             evaluate = strategy.aggregate_evaluate(server_round, replies)
         server = evaluate_fn(server_round, arrays) if evaluate_fn else None
         yield Round(

@@ -1,11 +1,12 @@
-"""Reading clients' replies."""
+"""What a client returns in a round, and how the server reads it."""
 
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -53,6 +54,44 @@ class Kind:
         return {name: x for name, x in before.items() if name not in self.absent}
 
 
+@dataclass(frozen=True, eq=False)
+class ClientResult:
+    """What one client returned in a round, or why the server does not use it.
+
+    The one form of a client's answer from its local loop to the sums of the round.
+
+    Attributes:
+        node: id of the client's node.
+        arrays: its model after the local steps; nobody writes to them any more.
+        metrics: as the client reported them.
+        buffers: names among ``arrays`` that only the client knows to be no parameters.
+        kind: what it can be added to; None until ``Reading.admitted`` has set it.
+        weight: ``pᵢ``; likewise.
+        refused: why it is not used; empty if it is.
+
+    Example:
+        >>> ClientResult(7, metrics={"num-examples": 3}).refuse("it came too late").refused
+        'it came too late'
+    """
+
+    node: int
+    arrays: Arrays = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    kind: Kind | None = None
+    weight: float = 0.0
+    refused: str = ""
+
+    @classmethod
+    def of_error(cls, node: int, error: BaseException) -> Self:
+        """The result of a client that raised."""
+        return cls(node, refused=reason_of(error))
+
+    def refuse(self, reason: str) -> ClientResult:
+        """The same client, of whose answer nothing is used."""
+        return ClientResult(self.node, refused=reason)
+
+
 @dataclass(frozen=True)
 class Reading:
     """How replies of a round are to be read.
@@ -77,55 +116,55 @@ class Reading:
     step_key: str = ""
     max_weight: float = math.inf
 
-    def read(
-        self, content: RecordDict, before: Arrays, *, look_at_updates: bool = True
-    ) -> tuple[Arrays, float]:
-        """What a client returned, and its weight ``pᵢ``.
+    def result(
+        self, node: int, content: RecordDict, before: Arrays, *, look_at_updates: bool = True
+    ) -> ClientResult:
+        """The result that a reply of this content holds, admitted or refused.
+
+        It is refused unless there are one ArrayRecord and one MetricRecord, with names and shapes
+        that ``before`` has, finite numbers and a positive weight.
 
         Args:
+            node: that it came from.
             content: of the reply.
             before: what was broadcast.
             look_at_updates: look for NaN and infinity in trainable arrays too. A caller that
-                folds can save this pass over memory: they show in the norm.
-
-        Raises:
-            BadReply: not one ArrayRecord and one MetricRecord, names or shapes that ``before``
-                has not, NaN or infinity, or a weight that is not a positive number.
+                adds up several clients saves this pass over memory: they show in the norm.
         """
         try:
-            received = from_record(_only(content, ArrayRecord))
-        except BadReply:
-            raise
+            arrays = from_record(_only(content, ArrayRecord))
+            metrics = dict(_only(content, MetricRecord))
         except ValueError as error:
-            raise BadReply(str(error)) from error
-        metrics = _only(content, MetricRecord)
-        buffers = self.buffers(content)
-        return self.taken(received, metrics, before, buffers, look_at_updates=look_at_updates)
+            return ClientResult(node, refused=str(error))
+        result = ClientResult(node, arrays, metrics, self.buffers(content))
+        return self.admitted(result, before, look_at_updates=look_at_updates)
 
-    def taken(
-        self,
-        received: Arrays,
-        metrics: Mapping[str, Any],
-        before: Arrays,
-        buffers: frozenset[str] = frozenset(),
-        *,
-        look_at_updates: bool = False,
-    ) -> tuple[Arrays, float]:
-        """As ``read``, of a reply's arrays, metrics and the buffers that it names."""
+    def admitted(
+        self, result: ClientResult, before: Arrays, *, look_at_updates: bool = False
+    ) -> ClientResult:
+        """``result`` with its ``kind`` and ``weight``, or refused; see ``result``."""
+        if result.refused:
+            return result
+        try:
+            arrays = self._alike(result.arrays, before)
+            moved = frozenset() if look_at_updates else self._moved(result.buffers)
+            looked_at = {name: x for name, x in arrays.items() if name not in moved}
+            if name := first_non_finite(looked_at):
+                raise BadReply(f"array {name!r} holds NaN or infinity.")
+            check_metrics(result.metrics)
+            weight = self.share(result.metrics)
+        except ValueError as error:
+            return result.refuse(str(error))
+        kind = self.kind(arrays, result.metrics, before, result.buffers)
+        return replace(result, arrays=arrays, weight=weight, kind=kind)
+
+    def _alike(self, received: Arrays, before: Arrays) -> Arrays:
+        """``received`` in the dtypes of ``before``, or of the part of it that it has."""
         expected = before or received  # an empty model takes any
         if 0 < len(received) < len(expected) and received.keys() <= expected.keys():
             expected = {name: x for name, x in expected.items() if name in received}
-        try:
-            check_alike(received, expected)
-        except ValueError as error:
-            raise BadReply(str(error)) from error
-        arrays = cast_alike(received, expected)
-        moved = frozenset() if look_at_updates else self._moved(buffers)
-        looked_at = {name: x for name, x in arrays.items() if name not in moved}
-        if name := first_non_finite(looked_at):
-            raise BadReply(f"array {name!r} holds NaN or infinity.")
-        check_metrics(metrics)
-        return arrays, self.share(metrics)
+        check_alike(received, expected)
+        return cast_alike(received, expected)
 
     def kind(
         self,
@@ -137,7 +176,7 @@ class Reading:
         """What a reply of these ``arrays`` and ``metrics`` adds up with.
 
         Args:
-            arrays: as ``read`` gave them.
+            arrays: in the dtypes of ``before``.
             metrics: of the reply.
             before: what was broadcast.
             buffers: what the reply names as such.
@@ -193,6 +232,21 @@ class Reading:
         if isinstance(loss, list) or not math.isfinite(loss):
             raise BadReply(f"{FINAL_LOSS} is {loss}, it must be a finite number.")
         return float(value)
+
+
+def reason_of(error: BaseException) -> str:
+    """What is said of an exception of a client: its class, text and place."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    name = last.filename.rsplit("/", 1)[-1]
+    return f"{type(error).__name__}: {text_of(error)} ({name}, line {last.lineno})"
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says, if it can be asked: its ``__str__`` is client code as well."""
+    try:
+        return str(error)
+    except Exception:
+        return "it cannot be shown"
 
 
 def check_metrics(metrics: Mapping[Any, Any]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedexp.merged import OrderedGrid
 from fedexp.simulation import SerialGrid
 from fedexp.stats import PseudoGradientStats, total
 
@@ -51,3 +52,21 @@ def grid_of(num_nodes: int, train: Answer, evaluate: Answer | None = None) -> Se
 
 def partition(context: Context) -> int:
     return int(context.node_config["partition-id"])
+
+
+class Single:
+    """A grid that hides that it could answer with sums, as Flower's own cannot."""
+
+    def __init__(self, grid: Any) -> None:
+        self.grid = grid
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.grid, name)
+
+
+OrderedGrid.register(Single)
+
+
+def merging_if(merges: bool, grid: Any) -> Any:
+    """``grid`` as it is, or such that every client answers singly."""
+    return grid if merges else Single(grid)

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hypergradients": set(),
     "datasets": TOOLS | LEARNING - {"clients"},
     "models": TOOLS | LEARNING - {"clients"},
-    "clients": RECORDS | LEARNING | {"hypergradients"},
+    "clients": RECORDS | LEARNING | {"wire", "hypergradients"},
     "config": TOOLS,
     "progress": TOOLS,
     "console": TOOLS | {"progress"},

@@ -1,145 +1,54 @@
-"""Merged replies that cannot be the sums of any clients' replies."""
-
-import json
-from dataclasses import replace
+"""Sums of clients' results, and which grids answer with them."""
 
 import numpy as np
-import pytest
-from builders import reply
-from flwr.app import ArrayRecord, MetricRecord
-from hypothesis import given
-from hypothesis import strategies as st
+from builders import content, grid_of
 
-from fedexp.merged import Merged
-from fedexp.records import to_record
+from fedexp.merged import ClientSums, Merged, merging
+from fedexp.simulation import SerialGrid
 from fedexp.stats import PseudoGradientStats
-from fedexp.strategies.replies import Replies
-from fedexp.wire import BadReply, Kind, Reading
+from fedexp.wire import Kind
 
-BEFORE = {"w": np.zeros((2, 3), np.float32), "b": np.ones(2, np.float32), "n": np.asarray(3)}
-READING = Reading("num-examples", False, frozenset("wb"), "arrays", max_norm=10.0)
-
-
-def client(seed, size=1.0):
-    rng = np.random.default_rng(seed)
-    after = {k: np.asarray(x + size * rng.normal(size=x.shape), x.dtype) for k, x in BEFORE.items()}
-    stats = PseudoGradientStats.of(BEFORE, after, weight=seed + 1.0, trainable=READING.trainable)
-    told = seed + 2, {"num-examples": seed + 1, "loss": [0.5, 0.25]}
-    return Merged(stats, (told,), (stats.mean_norm,))
+BEFORE = {"w": np.zeros((2, 3), np.float32), "n": np.asarray(3)}
+KIND, OTHER = Kind(frozenset("w")), Kind(frozenset("w"), step=0.5)
 
 
-def cohort():
-    return (client(0) + client(1) + client(2)).to_content()
+def one(seed: int, kind: Kind = KIND) -> Merged:
+    after = {"w": np.random.default_rng(seed).normal(size=(2, 3)), "n": np.asarray(seed)}
+    stats = PseudoGradientStats.of(BEFORE, after, weight=seed + 0.5, trainable=frozenset("w"))
+    return Merged({kind: ClientSums(stats, ((seed, {"num-examples": seed}),), (1.0 * seed,))})
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_sums_of_any_clients_are_believed(sizes):
-    merged = sum((client(i, size) for i, size in enumerate(sizes)), Merged())
-    assert merged.checked(READING, BEFORE) == Kind(READING.trainable)
+def test_sums_of_a_kind_add_and_keep_the_order_of_the_clients():
+    both = one(3) + Merged(failures=((7, "no battery"),)) + one(2)
+    (sums,) = both.sums.values()
+    assert sums.stats.count == 2
+    assert sums.stats.weight == 6.0
+    assert [node for node, _ in sums.metrics] == [3, 2]
+    assert sums.norms == (3.0, 2.0)
+    assert both.failures == ((7, "no battery"),)
 
 
-def sums(**changes):
-    def tamper(content):
-        content["fedexp-sums"] = MetricRecord({**content["fedexp-sums"], **changes})
-
-    return tamper
+def test_clients_of_unlike_kinds_are_not_added_up():
+    both = one(3) + one(2, OTHER)
+    assert {kind: sums.stats.count for kind, sums in both.sums.items()} == {KIND: 1, OTHER: 1}
 
 
-def metrics(**changes):
-    return lambda content: content["metrics"].update(changes)
+def test_nothing_is_the_zero():
+    a = one(4)
+    for same in (Merged() + a, a + Merged()):
+        assert same.sums[KIND].metrics == a.sums[KIND].metrics
+        np.testing.assert_array_equal(
+            same.sums[KIND].stats.update["w"], a.sums[KIND].stats.update["w"]
+        )
 
 
-def told(*rows):
-    return metrics(json=json.dumps(rows))
+def test_a_grid_whose_messages_somebody_looks_at_does_not_merge():
+    class Looking(SerialGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            return super().send_and_receive(messages, timeout=timeout)
 
-
-def arrays(key, **changes):
-    def tamper(content):
-        made = to_record({**{k: x.numpy() for k, x in content[key].items()}, **changes})
-        content[key] = made
-
-    return tamper
-
-
-def without(key):
-    def tamper(content):
-        del content[key]
-
-    return tamper
-
-
-SOUND = [[2, {"num-examples": 1}], [3, {"num-examples": 2}], [4, {"num-examples": 3}]]
-TAMPERED = {
-    "no sums": without("fedexp-sums"),
-    "no update": without("update-sum"),
-    "no buffers": without("buffer-sum"),
-    "no metrics": without("metrics"),
-    "a count of none": sums(**{"count": 0}),
-    "another count": sums(**{"count": 4}),
-    "an endless count": sums(**{"count": float("inf")}),
-    "no weight": sums(**{"weight": 0.0}),
-    "a weight of NaN": sums(**{"weight": float("nan")}),
-    "another weight": sums(**{"weight": 60.0}),
-    "a norm too short": sums(**{"sq-norm": 1e-3}),
-    "a norm too long": sums(**{"sq-norm": 1e4}),
-    "a norm of NaN": sums(**{"sq-norm": float("nan")}),
-    "an endless norm": sums(**{"sq-norm": float("inf"), "norm": float("inf")}),
-    "a mean norm too long": sums(**{"norm": 1e200}),
-    "a list for a number": sums(**{"norm": [1.0]}),
-    "more clipped than there are": sums(**{"num-clipped": 4}),
-    "fewer clipped than none": sums(**{"num-clipped": -1}),
-    "an array more": arrays("update-sum", z=np.zeros(2)),
-    "another shape": arrays("update-sum", w=np.zeros((3, 2))),
-    "text": arrays("update-sum", w=np.full((2, 3), "x")),
-    "NaN": arrays("update-sum", w=np.full((2, 3), np.nan)),
-    "an update too long": arrays("update-sum", w=np.full((2, 3), 1e3)),
-    "a buffer of NaN": arrays("buffer-sum", n=np.asarray(np.nan)),
-    "a buffer that moves": arrays("update-sum", n=np.asarray(0.0)),
-    "a parameter among the buffers": lambda content: content.update(
-        {
-            "update-sum": to_record({"w": content["update-sum"]["w"].numpy()}),
-            "buffer-sum": to_record({"b": np.ones(2), "n": np.asarray(9.0)}),
-        }
-    ),
-    "nothing at all": lambda content: content.update(
-        {"update-sum": ArrayRecord(), "buffer-sum": ArrayRecord()}
-    ),
-    "a client too few": told(*SOUND[:2]),
-    "a client twice": told(*SOUND[:2], SOUND[1]),
-    "a client without weight": told(*SOUND[:2], [4, {}]),
-    "a client with text for a metric": told(*SOUND[:2], [4, {"num-examples": 3, "loss": "low"}]),
-    "a node that is no number": told(*SOUND[:2], ["node", SOUND[2][1]]),
-    "a norm of a client too few": metrics(norms=[1.0, 1.0]),
-    "norms of clients that are others'": metrics(norms=[1.0, 2.0, 3.0]),
-    "a client's norm of NaN": metrics(norms=[1.0, 1.0, float("nan")]),
-    "a client's negative norm": metrics(norms=[1.0, 1.0, -1.0]),
-    "no norms of clients": lambda content: content["metrics"].pop("norms"),
-    "no JSON": metrics(json="[("),
-    "JSON of another form": metrics(json="3"),
-    "endless JSON": metrics(json="[" * 100_000),
-}
-
-
-@pytest.mark.parametrize("kind", TAMPERED)
-def test_a_reply_that_no_clients_can_have_made_is_one_failure(kind):
-    content = cohort()
-    TAMPERED[kind](content)
-    with pytest.raises(BadReply):
-        Merged.from_content(content).checked(READING, BEFORE)
-    folded = Replies(BEFORE, READING, merges=True)
-    folded.fold(folded.contents([reply(content, 9), reply(client(5).to_content(), 7)]))
-    assert (folded.stats.count, folded.num_failures) == (1, 1)
-
-
-def test_clients_of_unlike_steps_cannot_have_been_added_up():
-    reading = Reading("num-examples", False, frozenset("wb"), "arrays", step_key="step")
-    rows = [(node, {**metrics, "step": 0.1 * node}) for node, metrics in SOUND]
-    merged = Merged.from_content(cohort())
-    with pytest.raises(BadReply, match="different step"):
-        replace(merged, metrics=tuple(rows)).checked(reading, BEFORE)
-
-
-def test_a_merged_reply_that_nobody_asked_for_is_not_believed():
-    folded = Replies(BEFORE, READING)
-    folded.fold(folded.contents([reply(cohort())]))
-    assert (folded.stats.count, folded.num_failures) == (0, 1)
+    grid = grid_of(1, lambda message, context: content({"w": np.ones(1)}))
+    assert merging(grid) is grid
+    assert merging(Looking(grid.client_app, 1)) is None
+    grid.send_and_receive = None
+    assert merging(grid) is None

@@ -1,16 +1,13 @@
 import gc
-import pickle
+import re
 import weakref
 
 import numpy as np
 import pytest
-from builders import content, record, stats_of
+from builders import content, record
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
-from fedexp.merged import Merged
-from fedexp.stats import PseudoGradientStats
-from fedexp.wire import BadReply, Reading
+from fedexp.wire import Reading
 
 BEFORE = {"w": np.zeros((2, 3), np.float32), "n": np.asarray(3)}
 GOOD = {"w": np.ones((2, 3), np.float32), "n": np.asarray(5)}
@@ -31,7 +28,7 @@ def test_a_reply_that_was_read_dies_with_its_last_reference():
     array = weakref.ref(body["arrays"]["w"])
     gc.disable()  # models must not pile up until the cycle collector runs
     try:
-        reading().read(body, BEFORE)
+        reading().result(2, body, BEFORE)
         del body
         assert array() is None
     finally:
@@ -43,26 +40,27 @@ def with_w(x):
 
 
 def test_a_good_reply_gives_its_arrays_and_weight():
-    arrays, weight = reading().read(content(GOOD, num_examples=7), BEFORE)
-    assert weight == 7.0
-    np.testing.assert_array_equal(arrays["w"], GOOD["w"])
-    assert arrays["n"].shape == ()
+    result = reading().result(2, content(GOOD, num_examples=7), BEFORE)
+    assert (result.node, result.weight, result.refused) == (2, 7.0, "")
+    assert result.metrics == {"num-examples": 7}
+    np.testing.assert_array_equal(result.arrays["w"], GOOD["w"])
+    assert result.arrays["n"].shape == ()
 
 
 def test_uniform_reading_gives_weight_one_but_still_wants_a_sound_one():
-    assert reading(uniform=True).read(content(GOOD, num_examples=7), BEFORE)[1] == 1.0
-    with pytest.raises(BadReply, match="num-examples is 0"):
-        reading(uniform=True).read(content(GOOD, num_examples=0), BEFORE)
+    sound, odd = (content(GOOD, num_examples=n) for n in (7, 0))
+    assert reading(uniform=True).result(2, sound, BEFORE).weight == 1.0
+    assert "num-examples is 0" in reading(uniform=True).result(2, odd, BEFORE).refused
 
 
 def test_the_weight_has_the_key_that_the_strategy_was_given():
     body = content(GOOD, tokens=0.25)
-    assert reading(weighted_by="tokens").read(body, BEFORE)[1] == 0.25
+    assert reading(weighted_by="tokens").result(2, body, BEFORE).weight == 0.25
 
 
 def test_record_keys_of_a_reply_are_the_clients_own():
     body = RecordDict({"my-model": record(GOOD), "my-metrics": MetricRecord({"num-examples": 2})})
-    assert reading().read(body, BEFORE)[1] == 2.0
+    assert reading().result(2, body, BEFORE).weight == 2.0
 
 
 TWO_ARRAYS, TWO_METRICS, NO_METRICS = content(GOOD), content(GOOD), content(GOOD)
@@ -109,47 +107,6 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_reply_says_what_is_wrong_with_it(kind):
     body, message = BAD[kind]
-    with pytest.raises(BadReply, match=message):
-        reading().read(body, BEFORE)
-
-
-def merged(seed: int) -> Merged:
-    after = {"w": np.random.default_rng(seed).normal(size=(2, 3)), "n": np.asarray(seed)}
-    stats = PseudoGradientStats.of(BEFORE, after, weight=seed + 0.5, trainable=frozenset("w"))
-    return Merged(stats, ((seed, {"num-examples": seed, "loss": [0.5, 0.25]}),))
-
-
-@pytest.mark.parametrize(
-    "journey",
-    [
-        lambda body: body,
-        lambda body: pickle.loads(pickle.dumps(body)),
-        lambda body: recorddict_from_proto(recorddict_to_proto(body)),
-    ],
-)
-def test_a_merged_reply_survives_its_journey_to_the_last_bit(journey):
-    sent = merged(3) + merged(2)
-    got = Merged.from_content(journey(sent.to_content()))
-    a, b = sent.stats, got.stats
-    assert (a.count, a.weight, a.sq_norm, a.norm) == (b.count, b.weight, b.sq_norm, b.norm)
-    np.testing.assert_array_equal(a.update["w"], b.update["w"])
-    np.testing.assert_array_equal(a.buffers["n"], b.buffers["n"])
-    assert got.metrics == sent.metrics
-
-
-def test_merged_replies_add_their_sums_and_keep_the_order_of_their_metrics():
-    both = merged(3) + merged(2)
-    assert both.stats.count == 2
-    assert [node for node, _ in both.metrics] == [3, 2]
-
-
-def test_a_merged_round_of_nothing_is_the_zero():
-    a = merged(4)
-    assert ((Merged() + a).stats.sq_norm, (Merged() + a).metrics) == (a.stats.sq_norm, a.metrics)
-    np.testing.assert_array_equal((a + Merged()).stats.update["w"], a.stats.update["w"])
-
-
-def test_statistics_of_a_model_without_buffers_travel():
-    got = Merged.from_content(Merged(stats_of([1.0, 2.0])).to_content())
-    assert got.stats.buffers == {}
-    assert got.stats.sq_norm == 5.0
+    result = reading().result(2, body, BEFORE)
+    assert re.search(message, result.refused)
+    assert (result.kind, result.arrays) == (None, {})

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fedexp.arrays import Arrays
 from fedexp.clients.causes import cause
 from fedexp.clients.control import VARIATE, ControlVariates
-from fedexp.clients.fitted import Fitted
 from fedexp.clients.known import is_plain
 from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named, told
 from fedexp.clients.losses import Loss, default_loss, is_known
@@ -31,10 +30,9 @@ from fedexp.clients.training import (
     train,
 )
 from fedexp.clients.tuned_rates import keep, started
+from fedexp.clients.usable import usable
 from fedexp.records import from_record, records_of, to_record
-
-BUFFERS = "fedexp-buffers"
-"""Record key: names of a reply's floating-point arrays that are no parameters."""
+from fedexp.wire import BUFFERS, ClientResult
 
 ModelFn = Callable[[Context], nn.Module]
 DataFn = Callable[[Context], tuple[Examples, Examples]]
@@ -77,16 +75,16 @@ class Trainer:
             FloatingPointError: the loss is not finite; the server gets this as an error reply.
         """
         config = self.config(message.content, context)
-        fitted = self.fit(config, sent(message.content), message.content, context)
-        arrays, metrics = to_record(fitted.arrays), MetricRecord(dict(fitted.metrics))
+        result = self.fit(config, sent(message.content), message.content, context)
+        arrays, metrics = to_record(result.arrays), MetricRecord(dict(result.metrics))
         content = RecordDict({"arrays": arrays, "metrics": metrics})
-        if fitted.buffers:
-            content[BUFFERS] = ConfigRecord({"names": sorted(fitted.buffers)})
+        if result.buffers:
+            content[BUFFERS] = ConfigRecord({"names": sorted(result.buffers)})
         return Message(content, reply_to=message)
 
     def fit(
         self, config: Mapping[str, Any], arrays: Arrays, content: RecordDict, context: Context
-    ) -> Fitted:
+    ) -> ClientResult:
         """One client's round without its message.
 
         Args:
@@ -126,12 +124,12 @@ class Trainer:
         metrics = {"num-examples": len(examples), "train-loss": loss, "learning-rate": rate}
         if config.get("final-loss"):
             metrics["final-loss"] = evaluate(module, examples, self.loss)["loss"]
-        fitted = Fitted(after, metrics, buffers)
+        result = ClientResult(context.node_id, after, metrics, buffers)
         why = partial(cause, module, arrays, examples, self.loss)
-        fitted = fitted.checked(arrays, context, control, settings, why)
+        result = usable(result, arrays, context, control, settings, why)
         if tunes(make):
             keep(config, context, rate)
-        return fitted
+        return result
 
     def _load(self, module: nn.Module, arrays: Arrays, *, borrowed: bool) -> None:
         if not (borrowed and is_known(self.loss) and is_plain(module)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import traceback
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from threading import RLock
@@ -11,24 +10,23 @@ from typing import Any, Self
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedexp.merged import ToMerge
+from fedexp.merged import Merged, MergingGrid, OrderedGrid
 from fedexp.simulation.delivery import patience, turns, unavailable
 from fedexp.simulation.flower.contents import Content
 from fedexp.simulation.flower.transport import Packed
 from fedexp.simulation.flower.unencoded import unencoded
-from fedexp.simulation.guard import ClientRaised, guarded, text_of
-from fedexp.wire import Reading
+from fedexp.simulation.guard import ClientRaised, guarded
+from fedexp.wire import Reading, reason_of
 
 FIRST_NODE_ID = 2  # 0 and 1 are Flower's own
 RAISED = 2  # Flower's error code for a ClientApp that raised
 _RUN_ID = 1
 
 
-class LocalGrid(Grid):
+class LocalGrid(OrderedGrid, MergingGrid):
     """A Grid whose nodes are virtual: node ``p + 2`` is the client of partition ``p``.
 
     Registering a node costs nothing; a node is its id until a message comes. ``Context.state`` of
@@ -43,10 +41,6 @@ class LocalGrid(Grid):
         ValueError: no nodes, or a run config that an app of ours cannot take.
     """
 
-    streams = True
-    merges = True
-    in_order = True
-
     def __init__(
         self, client_app: ClientApp, num_nodes: int, *, run_config: Mapping[str, Any] | None = None
     ) -> None:
@@ -59,7 +53,7 @@ class LocalGrid(Grid):
         self.num_nodes = num_nodes
         self.run_config = dict(run_config or {})
         self.states: dict[int, Packed] = {}  # Context.state by node, of nodes that have any
-        self.busy = 0.0  # seconds that the busiest worker took for the last messages
+        self.busy = 0.0
         self._run = Run.create_empty(_RUN_ID)
         self._ids = (f"message-{i}" for i in itertools.count(1))
         self._nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes)
@@ -84,10 +78,8 @@ class LocalGrid(Grid):
         """Run ``messages``, at least one, on their nodes; yield a reply to each, in any order."""
 
     @abstractmethod
-    def _execute_merged(
-        self, messages: list[Message], reading: Reading, timeout: float
-    ) -> Iterator[Message]:
-        """As ``_execute``, with one reply for all usable ones (``merged.Merged``)."""
+    def _merge(self, messages: list[Message], reading: Reading, timeout: float) -> Merged:
+        """Run ``messages``, at least one, on their nodes; the results, added up."""
 
     def set_run(self, run: Run) -> None:
         """Set the run.
@@ -140,18 +132,32 @@ class LocalGrid(Grid):
     ) -> Iterable[Message]:
         """Run the messages; a client that takes longer than ``timeout`` seconds is an error.
 
-        Clients that it has kept waiting then get as long again. Without ``timeout`` it is the
-        messages' time to live.
+        Clients queued behind it get a fresh timeout. Without ``timeout`` it is the messages' time
+        to live. All replies are there when this returns, as with Flower's grids.
+        """
+        return list(self.send_and_stream(messages, timeout))
 
-        A strategy of ours gets one reply for all usable ones where it asked for that (see
-        ``merged``); any other gets the list that Flower's grids return.
+    def send_and_stream(
+        self, messages: Iterable[Message], timeout: float | None
+    ) -> Iterator[Message]:
+        """As ``send_and_receive``, handing over each reply as it comes."""
+        return self._answers([self._numbered(message) for message in messages], timeout)
+
+    def send_and_merge(
+        self, messages: Iterable[Message], reading: Reading, timeout: float | None
+    ) -> Merged:
+        """Let the nodes train, and add their results up where they are made.
+
+        Raises:
+            ValueError: two messages to one node.
         """
         sent = [self._numbered(message) for message in messages]
-        nodes = {message.metadata.dst_node_id for message in sent}
-        if isinstance(messages, ToMerge) and 0 < len(nodes) == len(sent):
-            merged = self._execute_merged(sent, messages.reading, patience(sent, timeout))
-            return map(self._signed, merged)
-        return list(self._answers(sent, timeout))
+        if len({message.metadata.dst_node_id for message in sent}) < len(sent):
+            raise ValueError(
+                f"{type(self).__name__}.send_and_merge: two messages to one node. Send one, or use "
+                "send_and_receive."
+            )
+        return self._merge(sent, reading, patience(sent, timeout)) if sent else Merged()
 
     def _answers(self, sent: Sequence[Message], timeout: float | None) -> Iterator[Message]:
         """The replies; of several messages to one node each runs after the one before."""
@@ -222,10 +228,3 @@ def _signed_by_us(reply: object, message: Message) -> Message:
     if reply.has_error():
         return error_reply(message, str(reply.error.reason or f"error {reply.error.code}"))
     return Message(reply.content, reply_to=message)
-
-
-def reason_of(error: BaseException) -> str:
-    """What an error reply says of an exception: its kind, text and place."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    name = last.filename.rsplit("/", 1)[-1]
-    return f"{type(error).__name__}: {text_of(error)} ({name}, line {last.lineno})"

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fedexp.wire import text_of
+
 
 class ClientRaised(Exception):
     """Client code raised ``error``, of whatever kind: ``sys.exit()`` raises as well."""
@@ -16,14 +18,6 @@ class ClientRaised(Exception):
     def __init__(self, error: BaseException) -> None:
         super().__init__(text_of(error))
         self.error = error
-
-
-def text_of(error: BaseException) -> str:
-    """What an exception says, if it can be asked: its ``__str__`` is client code as well."""
-    try:
-        return str(error)
-    except Exception:
-        return "it cannot be shown"
 
 
 _unattended: list[int] = []

@@ -1,4 +1,4 @@
-"""What goes to a worker for a share of a cohort, and what comes back."""
+"""What goes to a worker for its share of a cohort, and what comes back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from flwr.app import Message, Metadata
 
-from fedexp.merged import Sums
-from fedexp.simulation.cohort import Failure, Span
+from fedexp.merged import Merged
 from fedexp.simulation.flower.transport import Packed, pack
+from fedexp.simulation.merge_tree import Span
 
 
 class Job(NamedTuple):
@@ -20,13 +20,13 @@ class Job(NamedTuple):
         metadata: of the message.
         content: index into the contents that travel beside the jobs.
         state: the node's ``Context.state``, if it has any.
-        lost: why the client must not run again; it is answered by an error with this reason.
+        given_up: why the client must not run again; an error with this reason answers for it.
     """
 
     metadata: Metadata
     content: int
     state: Packed | None = None
-    lost: str = ""
+    given_up: str = ""
 
 
 def jobs_of(
@@ -46,22 +46,24 @@ def jobs_of(
     return contents, jobs
 
 
+ErrorReply = tuple[int, str]
+"""Flower's error code and the reason, in place of a reply."""
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a worker sends back for a share.
+    """What a worker sends back for its share of a cohort.
 
     Attributes:
-        merged: sums by subtree, where the share was to be merged.
-        replies: content or failure by position in the cohort, otherwise.
-        failures: by position, of replies that could not be merged.
+        merged: sums by subtree, where results were to be added up.
+        replies: content or error by position in the cohort, otherwise.
         states: ``Context.state`` by node, of those that have any.
         seconds: by node.
         busy: seconds of the whole share.
     """
 
-    merged: Mapping[Span, Sums] = field(default_factory=dict)
-    replies: Mapping[int, Packed | Failure] = field(default_factory=dict)
-    failures: Mapping[int, Failure] = field(default_factory=dict)
+    merged: Mapping[Span, Merged] = field(default_factory=dict)
+    replies: Mapping[int, Packed | ErrorReply] = field(default_factory=dict)
     states: Mapping[int, Packed] = field(default_factory=dict)
     seconds: Mapping[int, float] = field(default_factory=dict)
     busy: float = 0.0

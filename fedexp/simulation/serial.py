@@ -11,7 +11,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
-from fedexp.simulation import cohort
+from fedexp.merged import Merged
 from fedexp.simulation.flower.transport import pack, unpack
 from fedexp.simulation.grid import (
     FIRST_NODE_ID,
@@ -58,30 +58,28 @@ class SerialGrid(LocalGrid):
         super().__init__(client_app, num_nodes, run_config=run_config)
         self._vectorize = vectorize
         self._worker: Worker | None = None
-        self._unit = 1
+        self._group_size = 1
 
     def _execute(self, messages: list[Message], timeout: float) -> Iterator[Message]:
         self.busy = 0.0
         return (self._answer(message, timeout) for message in messages)
 
-    def _execute_merged(
-        self, messages: list[Message], reading: Reading, timeout: float
-    ) -> Iterator[Message]:
+    def _merge(self, messages: list[Message], reading: Reading, timeout: float) -> Merged:
         worker = self._worker or self._new_worker()
         worker.timeout = timeout
         contents, jobs = jobs_of(messages, self.states)
         whole = (0, len(messages))
-        outcome = worker.merge(contents, jobs, whole, reading, self._unit)
+        outcome = worker.merge(contents, jobs, whole, reading, self._group_size)
         self.states |= outcome.states
         self.busy = outcome.busy
-        yield from cohort.replies(messages, outcome.merged[whole], outcome.failures)
+        return outcome.merged[whole]
 
     def _new_worker(self) -> Worker:
         from fedexp.simulation.worker import Worker  # imports PyTorch, which not every app needs
 
         worker = Worker(self.client_app, self.num_nodes, self.run_config, self._vectorize)
         if self._vectorize != "off":
-            self._unit, difference = worker.unit(FIRST_NODE_ID)
+            self._group_size, difference = worker.group_size(FIRST_NODE_ID)
             if difference:
                 log(WARNING, "Clients train one by one: %s.", difference)
         self._worker = worker

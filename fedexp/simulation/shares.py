@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedexp.simulation.cohort import Span, halves
+from fedexp.simulation.merge_tree import Span, halves
 
 _SLACK = 0.1  # of an even share
 

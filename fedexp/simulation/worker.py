@@ -6,30 +6,28 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedexp.clients.client_app import trainer_of
-from fedexp.clients.fitted import Fitted
 from fedexp.clients.groups.group import Cohort
-from fedexp.simulation import cohort
-from fedexp.simulation.cohort import Failure, Row, Span
+from fedexp.records import from_record, records_of
 from fedexp.simulation.flower.transport import Packed, pack, unpack
 from fedexp.simulation.grid import (
     answer,
     context_of,
     error_reply,
     identify,
-    reason_of,
     too_late,
 )
 from fedexp.simulation.guard import ClientRaised, guarded
-from fedexp.simulation.jobs import Job, Outcome
+from fedexp.simulation.jobs import ErrorReply, Job, Outcome
+from fedexp.simulation.merge_tree import Span, subtrees
+from fedexp.simulation.worker_share import WorkerShare, models_at_once
 from fedexp.threads import one_thread
-from fedexp.wire import BadReply, Reading
+from fedexp.wire import ClientResult, Reading
 
 
 class Worker:
@@ -57,27 +55,27 @@ class Worker:
         self.run_config = run_config
         self.vectorize = vectorize
         self.timeout = timeout
-        self.cohort: Cohort | None = None
+        self.group: Cohort | None = None
         self.position: int | None = None  # of the client that runs now
 
     def begins(self, position: int | None) -> None:
         """The client at ``position`` is about to run; or nobody is."""
         self.position = position
 
-    def unit(self, node: int) -> tuple[int, str]:
-        """How many neighbours train at once; shares to merge are made of whole units.
+    def group_size(self, node: int) -> tuple[int, str]:
+        """How many neighbours train at once; shares to merge are made of whole groups.
 
         Also, where groups were tried on this node and are of no use, why.
         """
         context = context_of(node, self.num_nodes, self.run_config, None)
         try:
             with one_thread(), guarded():
-                self.cohort, difference = Cohort.tried(self.client_app, self.vectorize, context)
+                self.group, difference = Cohort.tried(self.client_app, self.vectorize, context)
         except ClientRaised as raised:
             if isinstance(raised.error, Exception):
                 raise raised.error from None
             return 1, f"node {node} raised {type(raised.error).__name__} when a group was tried"
-        return (self.cohort.size if self.cohort else 1), difference
+        return (self.group.size if self.group else 1), difference
 
     def replies(self, contents: Sequence[Packed], jobs: Mapping[int, Job]) -> Outcome:
         """Run ``jobs`` (by position in the cohort) and keep every reply."""
@@ -95,21 +93,22 @@ class Worker:
         jobs: Mapping[int, Job],
         whole: Span,
         reading: Reading,
-        unit: int,
+        group_size: int,
     ) -> Outcome:
-        """Run ``jobs``, neighbours in the cohort ``whole``, and add their replies up."""
+        """Run ``jobs``, neighbours in the cohort ``whole``, and add their results up."""
         start = time.perf_counter()
         trainer = trainer_of(self.client_app)
-        if unit > 1 and self.cohort is None and trainer:  # not the worker that was asked
-            self.cohort = Cohort(trainer, unit)
+        if group_size > 1 and self.group is None and trainer:  # not the worker that was asked
+            self.group = Cohort(trainer, group_size)
         span = min(jobs), max(jobs) + 1
         work = _Merging(self, contents, jobs, reading, jobs[span[0]].content)
-        share = cohort.Share(work.one_by_one if unit == 1 else work.at_once, reading, work.before)
-        size = cohort.group_size(work.before) if unit == 1 else unit
+        alone = group_size == 1
+        share = WorkerShare(work.one_by_one if alone else work.at_once, reading, work.before)
+        size = models_at_once(work.before) if alone else group_size
         with one_thread():
-            merged = {part: share.merged(part, size) for part in cohort.subtrees(span, whole)}
+            merged = {part: share.merged(part, size) for part in subtrees(span, whole)}
         busy = time.perf_counter() - start
-        return Outcome(merged, {}, share.failures, work.states, work.seconds, busy)
+        return Outcome(merged, {}, work.states, work.seconds, busy)
 
 
 class _Work:
@@ -130,8 +129,8 @@ class _Work:
     def answer(self, position: int) -> Message:
         """The reply of the client at ``position``."""
         message, job = self.message(position), self.jobs[position]
-        if job.lost:
-            return error_reply(message, job.lost)
+        if job.given_up:
+            return error_reply(message, job.given_up)
         with self.running(position) as context:
             reply = answer(self.worker.client_app, message, context)
         return error_reply(message, self.too_late) if self.is_late(context) else reply
@@ -182,36 +181,44 @@ class _Merging(_Work):
         super().__init__(worker, contents, jobs)
         self.reading = reading
         self.content = self.contents[content]
-        self.before = cohort.broadcast_of(self.content, reading)
+        self.before = from_record(records_of(self.content, ArrayRecord)[reading.arrays_key])
         alike = all(
             job.content == content and job.metadata.message_type == MessageType.TRAIN
             for job in jobs.values()
         )
         self.trainer = trainer_of(worker.client_app) if alike else None
 
-    def one_by_one(self, span: Span) -> list[Row]:
-        """The clients at these positions, each alone."""
+    def one_by_one(self, span: Span) -> list[ClientResult]:
+        """The results of the clients at these positions, each trained alone."""
         return [self._one(p) for p in range(*span)]
 
-    def _one(self, position: int) -> Row:
+    def _one(self, position: int) -> ClientResult:
         job = self.jobs[position]
-        if self.trainer is None or job.lost:
-            return cohort.row_of(position, self.answer(position), self.reading, self.before)
+        if self.trainer is None or job.given_up:
+            return self._of_reply(self.answer(position))
         with self.running(position) as context:
+            node = context.node_id
             try:
                 with guarded():
                     config = self.trainer.config(self.content, context)
-                    fitted = self.trainer.fit(config, self.before, self.content, context)
+                    result = self.trainer.fit(config, self.before, self.content, context)
             except ClientRaised as raised:
-                row = Row(position, context.node_id).failed(reason_of(raised.error))
-            else:
-                row = self._row(position, fitted)
-        return row.failed(self.too_late) if self.is_late(context) else row
+                result = ClientResult.of_error(node, raised.error)
+        if self.is_late(context):
+            return result.refuse(self.too_late)
+        return self.reading.admitted(result, self.before)
 
-    def at_once(self, span: Span) -> list[Row]:
-        """The clients at these positions, trained together."""
-        group = self.worker.cohort
-        if self.trainer is None or group is None or any(self.jobs[p].lost for p in range(*span)):
+    def _of_reply(self, reply: Message) -> ClientResult:
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            return ClientResult(node, refused=reply.error.reason or f"error {reply.error.code}")
+        return self.reading.result(node, reply.content, self.before, look_at_updates=False)
+
+    def at_once(self, span: Span) -> list[ClientResult]:
+        """The results of the clients at these positions, trained together."""
+        group = self.worker.group
+        given_up = any(self.jobs[p].given_up for p in range(*span))
+        if self.trainer is None or group is None or given_up:
             return self.one_by_one(span)
         contexts = [self.context(self.jobs[p]) for p in range(*span)]
         config = self.trainer.config(self.content, contexts[0])
@@ -220,25 +227,13 @@ class _Merging(_Work):
         self.worker.begins(None)  # no one of them: whoever hangs is to be found one by one
         try:
             with guarded():
-                fitted = group.fit(config, self.before, self.content, contexts)
+                results = group.fit(config, self.before, self.content, contexts)
         except ClientRaised:  # one of them; alone, it becomes one error reply
             return self.one_by_one(span)
         for p, context in zip(range(*span), contexts, strict=True):
             self.keep(self.jobs[p], context)
-        return [self._row(p, one) for p, one in zip(range(*span), fitted, strict=True)]
-
-    def _row(self, position: int, fitted: Fitted | FloatingPointError) -> Row:
-        row = Row(position, self.jobs[position].metadata.dst_node_id)
-        if isinstance(fitted, FloatingPointError):
-            return row.failed(reason_of(fitted))
-        try:
-            reading, metrics, own = self.reading, fitted.metrics, fitted.buffers
-            arrays, weight = reading.taken(fitted.arrays, metrics, self.before, own)
-            kind = reading.kind(arrays, metrics, self.before, own)
-        except BadReply as error:
-            return row.failed(str(error))
-        return replace(row, arrays=arrays, weight=weight, kind=kind, metrics=metrics)
+        return [self.reading.admitted(result, self.before) for result in results]
 
 
-def _failure(reply: Message) -> Failure:
+def _failure(reply: Message) -> ErrorReply:
     return reply.error.code, reply.error.reason or ""

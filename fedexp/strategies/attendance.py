@@ -10,9 +10,7 @@ import numpy as np
 from flwr.common.logger import log
 
 from fedexp.arrays import Arrays
-
-Failure = tuple[int, str]
-"""A node, and why its reply was left out."""
+from fedexp.merged import Failure
 
 Reasons = dict[str, list[int]]
 """Nodes by the reason why their replies were left out."""

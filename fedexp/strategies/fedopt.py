@@ -20,6 +20,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedexp import wire
 from fedexp.arrays import Arrays, first_non_finite, has_batch_norm, sq_norm, trainable_names
+from fedexp.merged import Merged
 from fedexp.records import from_record, to_record
 from fedexp.strategies.attendance import Attendance
 from fedexp.strategies.attributes import Current
@@ -44,7 +45,7 @@ from fedexp.strategies.replies import Replies
 from fedexp.strategies.robustness import Clip
 from fedexp.strategies.sampling import sample, wait_for_nodes
 from fedexp.strategies.step_sizes import Constant
-from fedexp.strategies.streaming import Stream, stream
+from fedexp.strategies.streaming import stream
 from fedexp.strategies.tuning import BETWEEN, MEAN, cohort_rates, next_config, remembered
 
 _RUN, _BUFFERS = "run-id", "buffers"
@@ -142,7 +143,6 @@ class FedOpt(FlowerFedAvg):
         self._num_nodes = 0
         self._released: ArrayRecord | None = None
         self._warned = False
-        self.merges = False
 
     def summary(self) -> None:
         """Log the server rule, then FedAvg's settings."""
@@ -154,12 +154,16 @@ class FedOpt(FlowerFedAvg):
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run the rounds as Flower's strategies do; replies are folded as they arrive."""
-        return super().start(stream(grid, self.read_once()), *args, **kwargs)
+        return super().start(self.streamed(grid), *args, **kwargs)
 
-    def read_once(self) -> list[str]:
-        """Types of the messages whose replies only our code looks at, so that they may stream."""
+    def streamed(self, grid: Grid) -> Grid:
+        """``grid`` with replies that come one by one, or added up, where only our code reads them.
+
+        A strategy around this one, or an override, may want to see every single reply.
+        """
         own = {MessageType.TRAIN: "aggregate_train", MessageType.EVALUATE: "aggregate_evaluate"}
-        return [kind for kind, method in own.items() if self._is_ours(method)]
+        types = [kind for kind, method in own.items() if self._is_ours(method)]
+        return stream(grid, types, self._merge_by)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -179,7 +183,6 @@ class FedOpt(FlowerFedAvg):
             self._num_nodes = len(list(grid.get_node_ids()))
             self._send_variate(messages, server_round)
         self.attendance.ask(message.metadata.dst_node_id for message in messages)
-        self._ask_to_merge(grid)
         return messages
 
     def configure_evaluate(
@@ -193,9 +196,9 @@ class FedOpt(FlowerFedAvg):
         return self._draw(server_round, arrays, config, grid, MessageType.EVALUATE, *sizes)
 
     def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
+        self, server_round: int, replies: Iterable[Message] | Merged
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold ``replies``, one at a time, and take the server step.
+        """Add up ``replies``, unless a grid has done it, and take the server step.
 
         A reply that cannot be used is logged with its node and left out; if none is left the
         model is unchanged and the metrics say ``num-clients`` 0.
@@ -205,7 +208,7 @@ class FedOpt(FlowerFedAvg):
             AggregationError: the model of the round is not known, and the step depends on it.
         """
         folded = self.replies()
-        folded.fold(folded.contents(replies), drop_beyond=self.drop_beyond)
+        folded.take(replies, drop_beyond=self.drop_beyond)
         self.attendance.fail(folded.failures)
         log(
             INFO,
@@ -285,8 +288,7 @@ class FedOpt(FlowerFedAvg):
                 "is not known. Call configure_train first, or set current_arrays."
             )
         whole = self.train_metrics_aggr_fn is not aggregate_metricrecords
-        reading, merges = self.reading(), self.merges
-        return Replies(self.params, reading, merges=merges, whole=whole, bounds=bounds)
+        return Replies(self.params, self.reading(), whole=whole, bounds=bounds)
 
     def advance(self, folded: Replies) -> tuple[Arrays, dict[str, Any]]:
         """The server step after a round: new parameters, and what there is to report.
@@ -341,22 +343,18 @@ class FedOpt(FlowerFedAvg):
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return list(self._construct_messages(record, chosen, message_type))
 
-    def _ask_to_merge(self, grid: Grid) -> None:
-        """Let a grid that can do it answer once for all clients (see ``wire.Merged``).
+    def _merge_by(self) -> wire.Reading | None:
+        """How a grid may add the replies up; None where single replies are looked at.
 
-        Only where the replies come straight here, a strategy around this one would take the
-        merged reply for a client's; and not if an app's own code wants to see the single replies.
+        Without a model there is nothing to measure updates from.
         """
-        self.merges = False
-        if isinstance(grid, Stream):
-            self.merges = (
-                self._is_ours("aggregate_train")
-                and self.train_metrics_aggr_fn is aggregate_metricrecords
-                and self.drop_beyond is None
-                and bool(self.params)  # without a model there is nothing to measure updates from
-                and getattr(grid, "merges", False)
-            )
-            grid.reading = self.reading() if self.merges else None
+        merges = (
+            self._is_ours("aggregate_train")
+            and self.train_metrics_aggr_fn is aggregate_metricrecords
+            and self.drop_beyond is None
+            and bool(self.params)
+        )
+        return self.reading() if merges else None
 
     def _is_ours(self, method: str) -> bool:
         """Whether neither a subclass nor a caller has put another method in its place."""

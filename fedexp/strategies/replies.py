@@ -10,13 +10,12 @@ from flwr.app import Message, MetricRecord, RecordDict
 
 from fedexp import wire
 from fedexp.arrays import Arrays, update_norm
-from fedexp.merged import MERGED, Merged
-from fedexp.records import records_of
+from fedexp.merged import Failure, Merged
 from fedexp.stats import PseudoGradientStats
-from fedexp.strategies.attendance import Failure
 from fedexp.strategies.medians import MedianBounds, Report
 from fedexp.strategies.reply_group import Aggregate, ReplyGroup
 from fedexp.strategies.robustness import outliers
+from fedexp.wire import ClientResult
 
 Content = tuple[int, RecordDict]
 """A node's id and what it sent."""
@@ -30,7 +29,6 @@ class Replies:
     Args:
         before: what was broadcast.
         reading: how replies are read.
-        merges: the grid was asked for merged replies; from anybody else they are not believed.
         whole: keep all arrays of the replies for ``aggregated``.
         bounds: on the weights of metrics and on losses, by the round's medians.
 
@@ -46,11 +44,10 @@ class Replies:
         before: Arrays,
         reading: wire.Reading,
         *,
-        merges: bool = False,
         whole: bool = False,
         bounds: MedianBounds | None = None,
     ) -> None:
-        self.before, self.reading, self.merges = before, reading, merges
+        self.before, self.reading = before, reading
         self._new_group = partial(ReplyGroup, reading, whole, bounds)
         self.kind = wire.Kind(reading.trainable)
         self.failures: list[Failure] = []
@@ -105,43 +102,45 @@ class Replies:
                 yield node, content
                 del content
 
-    def fold(self, contents: Iterable[Content], *, drop_beyond: float | None = None) -> None:
-        """Add train replies one by one, or note why not.
+    def take(
+        self, replies: Iterable[Message] | Merged, *, drop_beyond: float | None = None
+    ) -> None:
+        """Add all train replies of a round, singly or merged, or note why not.
 
         With ``drop_beyond`` all of them are held until the last has come, and those whose update
         is longer than this multiple of the median are left out.
         """
+        if isinstance(replies, Merged):
+            for kind, sums in replies.sums.items():
+                self._group(kind).extend(sums)
+            self.failures += replies.failures
+            self._choose()
+        else:
+            self.fold(self.contents(replies), drop_beyond=drop_beyond)
+
+    def fold(self, contents: Iterable[Content], *, drop_beyond: float | None = None) -> None:
+        """As ``take``, of single replies without their messages."""
         if drop_beyond is not None:
             self._fold_near(contents, drop_beyond)
         else:
             for node, content in contents:
-                self._take(node, content)
+                self._add(self._read(node, content), content)
                 del content
         self._choose()
 
-    def _take(self, node: int, content: RecordDict) -> None:
-        try:
-            if self.merges and MERGED in content:
-                merged = Merged.from_content(content)
-                self._group(merged.checked(self.reading, self.before)).extend(merged)
-            else:
-                self._add(node, content, *self._read(content))
-        except wire.BadReply as error:
-            self._leave_out(node, str(error))
-
     def _fold_near(self, contents: Iterable[Content], k: float) -> None:
-        rows = []
-        for node, content in contents:
-            try:
-                rows.append((node, content, *self._read(content)))
-            except wire.BadReply as error:
-                self._leave_out(node, str(error))
-        norms = [update_norm(self.before, after, kind.trainable) for *_, after, _, kind in rows]
-        for row, norm, is_out in zip(rows, norms, outliers(norms, k), strict=True):
+        held = [(self._read(node, content), content) for node, content in contents]
+        sound = [(result, content) for result, content in held if not result.refused]
+        for result, content in held:
+            if result.refused:
+                self._add(result, content)
+        norms = [update_norm(self.before, r.arrays, r.kind.trainable) for r, _ in sound if r.kind]
+        for (result, content), norm, is_out in zip(sound, norms, outliers(norms, k), strict=True):
             if is_out:
-                self._leave_out(row[0], f"its update's norm {norm:.3g} is over {k} x the median.")
+                reason = f"its update's norm {norm:.3g} is over {k} x the median."
+                self._add(result.refuse(reason), content)
             else:
-                self._add(*row)
+                self._add(result, content)
 
     def _choose(self) -> None:
         """Let the replies of the commonest kind count, and none of the others."""
@@ -170,30 +169,33 @@ class Replies:
             else:
                 self._chosen.keep(node, content)
 
-    def _read(self, content: RecordDict) -> tuple[Arrays, float, wire.Kind]:
-        after, weight = self.reading.read(content, self.before)
-        (metrics,) = records_of(content, MetricRecord).values()
-        buffers = self.reading.buffers(content)
-        kind = self.reading.kind(after, metrics, self.before, buffers)
-        if self._may_overflow:
-            wire.check_norm(update_norm(self.before, after, kind.trainable))
-        return after, weight, kind
+    def _read(self, node: int, content: RecordDict) -> ClientResult:
+        result = self.reading.result(node, content, self.before)
+        if self._may_overflow and result.kind:
+            norm = update_norm(self.before, result.arrays, result.kind.trainable)
+            try:
+                wire.check_norm(norm)
+            except wire.BadReply as error:
+                return result.refuse(str(error))
+        return result
 
-    def _add(
-        self, node: int, content: RecordDict, after: Arrays, weight: float, kind: wire.Kind
-    ) -> None:
-        group, before = self._group(kind), kind.part(self.before)
-        norm = self.reading.norm(after, before, kind)
+    def _add(self, result: ClientResult, content: RecordDict) -> None:
+        if result.kind is None:
+            self._leave_out(result.node, result.refused)
+            return
+        kind, group = result.kind, self._group(result.kind)
+        before = kind.part(self.before)
+        norm = self.reading.norm(result.arrays, before, kind)
         group.stats = PseudoGradientStats.fold(
             before,
-            [after],
-            weights=[weight],
+            [result.arrays],
+            weights=[result.weight],
             trainable=kind.trainable,
             scales=[self.reading.scale(norm)],
             onto=group.stats,
         )
         group.norms.append(norm)
-        group.keep(node, content)
+        group.keep(result.node, content)
 
     def _group(self, kind: wire.Kind) -> ReplyGroup:
         return self._groups.setdefault(kind, self._new_group())

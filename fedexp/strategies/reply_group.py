@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedexp import wire
-from fedexp.merged import Merged
+from fedexp.merged import ClientSums
 from fedexp.records import records_of
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.client_metrics import weighted_means
@@ -55,11 +55,11 @@ class ReplyGroup:
         }
         self.contents.append(kept)
 
-    def extend(self, merged: Merged) -> None:
-        """Add several replies at once."""
-        self.stats = self.stats + merged.stats
-        self.metrics.extend(merged.metrics)
-        self.norms.extend(merged.norms)
+    def extend(self, sums: ClientSums) -> None:
+        """Add several clients at once."""
+        self.stats = self.stats + sums.stats
+        self.metrics.extend(sums.metrics)
+        self.norms.extend(sums.norms)
 
     @property
     def reports(self) -> list[Report]:

@@ -14,13 +14,16 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
+from fedexp.merged import OrderedGrid
+from fedexp.strategies.streaming import unwrapped
+
 _PATIENCE = 60.0  # seconds to wait for another node when none of those here is of use
 
 
 def wait_for_nodes(grid: Grid, minimum: int) -> Sequence[int]:
     """Ids of the connected nodes, once there are ``minimum`` of them, in a fixed order.
 
-    The order is the grid's own if it has one (``in_order``, ``InPartitionOrder``), else ascending.
+    The order is the grid's own if it has one (``OrderedGrid``), else ascending.
     """
     while len(nodes := _in_order(grid)) < minimum:
         log(INFO, "Waiting for nodes to connect: %d of %d.", len(nodes), minimum)
@@ -30,7 +33,7 @@ def wait_for_nodes(grid: Grid, minimum: int) -> Sequence[int]:
 
 def _in_order(grid: Grid) -> Sequence[int]:
     ids = grid.get_node_ids()
-    return cast(Sequence[int], ids) if getattr(grid, "in_order", False) else sorted(ids)
+    return cast(Sequence[int], ids) if isinstance(unwrapped(grid), OrderedGrid) else sorted(ids)
 
 
 class InPartitionOrder:
@@ -43,8 +46,6 @@ class InPartitionOrder:
         grid: any grid.
         partitions: partition by node id, see ``partitions_of``.
     """
-
-    in_order = True
 
     def __init__(self, grid: Grid, partitions: Mapping[int, int]) -> None:
         self._grid = grid
@@ -59,7 +60,13 @@ class InPartitionOrder:
         return sorted(self._grid.get_node_ids(), key=lambda i: (self._partitions.get(i, last), i))
 
 
-Grid.register(InPartitionOrder)
+OrderedGrid.register(InPartitionOrder)
+
+
+def in_partition_order(grid: Grid, partitions: Mapping[int, int]) -> Grid:
+    """``grid`` itself if its nodes are in order, else ``InPartitionOrder`` of it."""
+    is_ordered = isinstance(unwrapped(grid), OrderedGrid)
+    return grid if is_ordered else cast(Grid, InPartitionOrder(grid, partitions))
 
 
 def partitions_of(grid: Grid) -> dict[int, int]:

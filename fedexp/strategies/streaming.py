@@ -3,65 +3,70 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from fedexp import wire
-from fedexp.merged import ToMerge
+from fedexp.merged import Merged, MergingGrid, merging
+from fedexp.wire import Reading
 
 _SLICE = 4  # replies pulled together: what the server holds at once
 _PAUSE = 0.5  # seconds between looks when nothing has arrived
 
 
-def stream(grid: Grid, types: Iterable[str] = (MessageType.TRAIN, MessageType.EVALUATE)) -> Grid:
+def stream(
+    grid: Grid,
+    types: Iterable[str] = (MessageType.TRAIN, MessageType.EVALUATE),
+    merge_by: Callable[[], Reading | None] = lambda: None,
+) -> Grid:
     """``grid``, with ``send_and_receive`` handing out replies as they arrive.
 
-    Flower's grids return a finished list, so the server holds a model per client. This one pulls
-    four at a time, unless the grid streams by itself (attribute ``streams``).
+    Flower's grids return a finished list, so the server holds a model per client. Here they are
+    pulled four at a time, unless the grid is a ``MergingGrid``, which has better ways.
 
     Args:
         grid: any grid.
         types: of the messages whose replies are read once; of all others they are a list.
+        merge_by: how replies of train messages are read if the grid may add them up: then
+            ``send_and_receive`` returns what ``MergingGrid.send_and_merge`` does. None for
+            single replies.
     """
-    types = frozenset(types)
-    if isinstance(grid, Stream):
-        return grid if grid.types == types else stream(grid.grid, types)
-    return cast(Grid, Stream(grid, types))
+    inner = grid.grid if isinstance(grid, Stream) else grid
+    return cast(Grid, Stream(inner, frozenset(types), merge_by))
 
 
 class Stream:
     """Everything but ``send_and_receive`` is the wrapped grid's.
 
-    A strategy that is handed one knows that the replies come to it and to no one before it.
-
     Attributes:
         grid: the wrapped grid.
-        types: see ``stream``.
-        reading: how a grid that ``merges`` is to merge the replies of the coming train messages;
-            None for single replies.
+        types, merge_by: see ``stream``.
     """
 
-    def __init__(self, grid: Grid, types: frozenset[str]) -> None:
-        self.grid, self.types = grid, types
-        self.reading: wire.Reading | None = None
+    def __init__(
+        self, grid: Grid, types: frozenset[str], merge_by: Callable[[], Reading | None]
+    ) -> None:
+        self.grid, self.types, self.merge_by = grid, types, merge_by
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.grid, name)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    ) -> Iterable[Message] | Merged:
         """Push now, pull while the caller iterates; after ``timeout`` silent nodes are given up."""
         messages = list(messages)
         if not messages:
             return []
         kind = messages[0].metadata.message_type.partition(".")[0]
-        if kind == MessageType.TRAIN and self.reading is not None:
-            messages, self.reading = ToMerge(messages, self.reading), None
-        if getattr(self.grid, "streams", False):
+        if grid := merging(self.grid):
+            reading = self.merge_by() if kind == MessageType.TRAIN else None
+            if reading is not None:
+                return grid.send_and_merge(messages, reading, timeout)
+            replies: Iterable[Message] = grid.send_and_stream(messages, timeout)
+        elif isinstance(self.grid, MergingGrid):
             replies = self.grid.send_and_receive(messages, timeout=timeout)
         else:
             pending = [i for i in self.grid.push_messages(messages) if i]
@@ -82,3 +87,8 @@ class Stream:
 
 
 Grid.register(Stream)
+
+
+def unwrapped(grid: Grid) -> Grid:
+    """The grid itself, if ``grid`` is a ``Stream`` around it."""
+    return grid.grid if isinstance(grid, Stream) else grid

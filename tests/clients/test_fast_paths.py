@@ -93,7 +93,7 @@ class Federation:
     def check(self, grouped=None, tolerance=1e-4):
         """Alone, in a group if they may, and alone again: who trained before leaves no trace."""
         before = {k: x.copy() for k, x in self.arrays.items()}
-        _, reason = self.worker.unit(FIRST_NODE_ID)
+        _, reason = self.worker.group_size(FIRST_NODE_ID)
         if grouped is not None:
             assert (self.worker.cohort is not None) == grouped, reason
         expected = [self.plainly(context) for context in self.contexts]
@@ -168,7 +168,7 @@ def test_a_loss_of_images_may_view_them():
 
 def test_clients_with_numbers_of_different_types_are_not_joined():
     federation = Federation(lambda: zoo.net(nn.Tanh()))
-    federation.worker.unit(FIRST_NODE_ID)
+    federation.worker.group_size(FIRST_NODE_ID)
     federation.data = lambda client: zoo.examples(client, targets=["classes", "uint8"][client % 2])
     with pytest.raises(ValueError, match="different types"):
         federation.together()
@@ -186,7 +186,7 @@ def test_the_comparison_leaves_no_trace_and_says_the_same_every_time():
         )
         module = federation.app.trainer.module(federation.contexts[0])
         before, arrays = state(), {k: x.copy() for k, x in module_arrays(module).items()}
-        reasons = {federation.worker.unit(FIRST_NODE_ID) for _ in range(3)}
+        reasons = {federation.worker.group_size(FIRST_NODE_ID) for _ in range(3)}
         found |= reasons
         assert len(reasons) == 1
         assert state() == before
@@ -208,7 +208,7 @@ def test_data_that_cannot_be_had_lets_clients_train_one_by_one():
         raise OSError("no disk")
 
     app = client_app(lambda context: zoo.net(nn.LayerNorm(5)), data)
-    assert Worker(app, 2, RUN, "auto").unit(FIRST_NODE_ID) == (
+    assert Worker(app, 2, RUN, "auto").group_size(FIRST_NODE_ID) == (
         1,
         "the data of node 2 raised OSError",
     )

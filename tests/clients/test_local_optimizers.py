@@ -165,7 +165,7 @@ def test_a_client_whose_loss_is_not_finite_says_so_and_keeps_nothing(name):
         nodes.train(name, hyper_between_rounds="carry")
     group = Nodes("on", client_app(model, broken))
     fitted = group.train(name, hyper_between_rounds="carry")
-    assert all(isinstance(one, FloatingPointError) for one in fitted)
+    assert all("FloatingPointError" in one.refused for one in fitted)
     assert not any(context.state for context in (*nodes.contexts, *group.contexts))
 
 

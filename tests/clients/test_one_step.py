@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from builders import merging_if
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import nn
 
@@ -12,7 +13,6 @@ from fedexp.fold import Factored
 from fedexp.simulation import SerialGrid
 from fedexp.simulation.grid import context_of
 from fedexp.strategies import FedExP
-from fedexp.strategies.streaming import stream
 
 SETTINGS = {"local-steps": 1, "batch-size": 8, "learning-rate": 0.5, "seed": 3}
 LARGE = "1.weight"
@@ -108,33 +108,30 @@ def test_a_message_carries_the_whole_matrix():
         np.testing.assert_allclose(got[name].numpy(), x, rtol=1e-4, atol=1e-6)
 
 
-def rounds(monkeypatch, *, merged):
+def rounds(*, merged):
     """Two rounds' model and the metrics of the last."""
     grid = SerialGrid(client_app(model, data), 4, run_config=SETTINGS)
-    if not merged:
-        monkeypatch.setattr(SerialGrid, "merges", False)
     result = FedExP(fraction_evaluate=0.0, seed=1, epsilon=0.0).start(
-        stream(grid), ArrayRecord(model().state_dict()), num_rounds=2
+        merging_if(merged, grid), ArrayRecord(model().state_dict()), num_rounds=2
     )
     metrics = dict(result.train_metrics_clientapp[2])
     return {k: x.numpy() for k, x in result.arrays.items()}, metrics
 
 
 def test_a_round_of_them_is_merged_without_any_matrix_and_gives_the_same(monkeypatch):
-    expected, metrics = rounds(monkeypatch, merged=False)
-    monkeypatch.undo()
+    expected, metrics = rounds(merged=False)
     monkeypatch.delattr(Factored, "__array__")
-    got, own = rounds(monkeypatch, merged=True)
+    got, own = rounds(merged=True)
     assert metrics["server-step-size"] > 1.1
     assert own == pytest.approx(metrics, rel=1e-4)
     for name, x in expected.items():
         np.testing.assert_allclose(got[name], x, rtol=1e-4, atol=1e-5)
 
 
-def test_a_round_that_overflows_is_left_out(monkeypatch):
+def test_a_round_that_overflows_is_left_out():
     grid = SerialGrid(client_app(model, data), 2, run_config=SETTINGS | {"learning-rate": 1e30})
     start = ArrayRecord(model().state_dict())
-    result = FedExP(fraction_evaluate=0.0, seed=1).start(stream(grid), start, num_rounds=1)
+    result = FedExP(fraction_evaluate=0.0, seed=1).start(grid, start, num_rounds=1)
     metrics = dict(result.train_metrics_clientapp[1])
     assert metrics["num-clients"] + metrics["num-failures"] == 2
     assert all(np.isfinite(x.numpy()).all() for x in result.arrays.values())

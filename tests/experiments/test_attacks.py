@@ -19,8 +19,6 @@ def updates(attack):
     found = {}
 
     class Seen(SerialGrid):
-        merges = False
-
         def send_and_receive(self, messages, *, timeout=None):
             for reply in super().send_and_receive(messages, timeout=timeout):
                 before = from_record(next(iter(messages)).content["arrays"])

@@ -11,7 +11,7 @@ from bdb import BdbQuit
 import numpy as np
 import pytest
 import torch
-from builders import content, grid_of, partition, record
+from builders import content, grid_of, merging_if, partition, record
 from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -63,7 +63,7 @@ def one_of_three(end):
 @pytest.mark.parametrize("merges", [True, False])
 def test_a_client_that_ends_itself_is_one_failure(end, merges):
     grid = grid_of(3, one_of_three(end))
-    grid.merges = merges
+    grid = merging_if(merges, grid)
     strategy = FedExP(fraction_evaluate=0.0)
     result = strategy.start(grid, record({"w": np.zeros(2)}), num_rounds=2)
     counts = [
@@ -95,10 +95,11 @@ def test_a_client_of_ours_that_ends_itself_is_one_failure_alone_and_in_a_group(e
     body = RecordDict({"arrays": model})
     contents, jobs = jobs_of([Message(body, node, "train") for node in (2, 3, 4)], {})
     reading = Reading("num-examples", False, frozenset(module_arrays(nn.Linear(4, 3))), "arrays")
-    assert worker.unit(3)[0] > 1
+    assert worker.group_size(3)[0] > 1
     outcome = worker.merge(contents, jobs, (0, 3), reading, 3)
-    assert sum(merged.stats.count for merged in outcome.merged[0, 3].values()) == 2
-    assert list(outcome.failures) == [0]
+    merged = outcome.merged[0, 3]
+    assert sum(sums.stats.count for sums in merged.sums.values()) == 2
+    assert [node for node, _ in merged.failures] == [2]
 
 
 @pytest.mark.parametrize("merges", [True, False])
@@ -111,8 +112,7 @@ def test_ctrl_c_while_a_client_runs_ends_the_run(merges):
             signal.raise_signal(signal.SIGINT)  # as the terminal does
         return content({"w": np.ones(2)})
 
-    grid = grid_of(3, train)
-    grid.merges = merges
+    grid = merging_if(merges, grid_of(3, train))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         FedAvg(fraction_evaluate=0.0, seed=0).start(grid, record({"w": np.zeros(2)}), num_rounds=1)
@@ -184,7 +184,7 @@ def test_a_client_answers_for_its_own_node_alone(train, counts, merges):
     app = ClientApp()
     app.train()(first_is_odd)
     grid = SerialGrid(app, 3)
-    grid.merges = merges
+    grid = merging_if(merges, grid)
     strategy = FedExP(fraction_evaluate=0.0)
     result = strategy.start(grid, record({"w": np.zeros(2)}), num_rounds=2)
     for metrics in result.train_metrics_clientapp.values():

@@ -4,17 +4,18 @@ import sys
 
 import numpy as np
 import pytest
-from builders import content, grid_of, partition, record
+from builders import content, grid_of, merging_if, partition, record
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
-from fedexp.merged import Merged
+from fedexp.merged import ClientSums, Merged
 from fedexp.records import from_record
-from fedexp.simulation import SerialGrid, cohort
+from fedexp.simulation import SerialGrid, merge_tree, worker_share
 from fedexp.stats import PseudoGradientStats, tree_sum
 from fedexp.strategies import FedAvg, FedExP, FixedClip
+from fedexp.wire import Kind
 
 MODEL = {
     "w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
@@ -180,7 +181,7 @@ def test_mods_of_an_app_are_run():
 
 def run(strategy, merges=True, num_nodes=11, num_rounds=3):
     grid = grid_of(num_nodes, drift)
-    grid.merges = merges
+    grid = merging_if(merges, grid)
     return strategy.start(grid, record(MODEL), num_rounds=num_rounds)
 
 
@@ -208,7 +209,7 @@ def test_merged_replies_give_the_same_round_as_single_ones(options, logged):
 def test_how_many_models_are_held_changes_no_bit(group_bytes, monkeypatch):
     strategy = FedExP(fraction_evaluate=0.0, seed=1)
     expected = run(strategy)
-    monkeypatch.setattr(cohort, "_GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(worker_share, "_GROUP_BYTES", group_bytes)
     got = run(strategy)
     assert got.train_metrics_clientapp == expected.train_metrics_clientapp
     for name, x in expected.arrays.items():
@@ -247,35 +248,37 @@ def test_flowers_own_strategy_gets_the_single_replies():
 def test_any_spans_of_a_cohort_split_into_subtrees_that_make_it_up(size):
     whole = (0, size)
     for cut in range(size + 1):
-        parts = cohort.subtrees((0, cut), whole) + cohort.subtrees((cut, size), whole)
+        parts = merge_tree.subtrees((0, cut), whole) + merge_tree.subtrees((cut, size), whole)
         assert [i for lo, hi in parts for i in range(lo, hi)] == list(range(size))
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 16, 33])
 @pytest.mark.parametrize("at_most", [1, 3, 8, 100])
-def test_units_are_the_largest_subtrees_of_a_size(size, at_most):
-    units = cohort.units((0, size), at_most)
-    assert [i for lo, hi in units for i in range(lo, hi)] == list(range(size))
-    assert all(1 <= hi - lo <= at_most for lo, hi in units)
-    assert all(cohort.subtrees(unit, (0, size)) == [unit] for unit in units)
+def test_groups_are_the_largest_subtrees_of_a_size(size, at_most):
+    groups = merge_tree.subtrees_up_to(at_most, (0, size))
+    assert [i for lo, hi in groups for i in range(lo, hi)] == list(range(size))
+    assert all(1 <= hi - lo <= at_most for lo, hi in groups)
+    assert all(merge_tree.subtrees(group, (0, size)) == [group] for group in groups)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 16])
 def test_sums_of_shares_combine_to_the_bits_of_one_worker(size):
     def leaf(p):
         stats = PseudoGradientStats(count=1, weight=0.1 * p, sq_norm=1 / (p + 1))
-        return Merged(stats, ((p, {}),))
+        return Merged({Kind(frozenset()): ClientSums(stats, ((p, {}),))}, ((p, "odd"),) * (p % 2))
 
     def worker(span):
         return tree_sum([leaf(p) for p in range(*span)])
 
     whole = (0, size)
     for cut in range(size + 1):
-        spans = cohort.subtrees((0, cut), whole) + cohort.subtrees((cut, size), whole)
-        got = cohort.combine(whole, {span: worker(span) for span in spans})
-        assert [node for node, _ in got.metrics] == list(range(size))
-        assert got.stats.weight == worker(whole).stats.weight
-        assert got.stats.sq_norm == worker(whole).stats.sq_norm
+        spans = merge_tree.subtrees((0, cut), whole) + merge_tree.subtrees((cut, size), whole)
+        got = merge_tree.combine(whole, {span: worker(span) for span in spans})
+        assert got.failures == worker(whole).failures
+        (sums,), (expected,) = got.sums.values(), worker(whole).sums.values()
+        assert [node for node, _ in sums.metrics] == list(range(size))
+        assert sums.stats.weight == expected.stats.weight
+        assert sums.stats.sq_norm == expected.stats.sq_norm
 
 
 def test_a_message_is_as_it_was_after_a_round():

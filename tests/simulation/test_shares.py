@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedexp.simulation.cohort import subtrees, units
+from fedexp.simulation.merge_tree import subtrees, subtrees_up_to
 from fedexp.simulation.shares import Costs, chunks, shares
 
 costs = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=60)
@@ -14,7 +14,7 @@ workers = st.integers(1, 8)
 
 @given(costs, workers, st.integers(1, 9))
 def test_shares_are_neighbours_that_cover_the_cohort_once_and_split_no_unit(costs, workers, size):
-    whole = units((0, len(costs)), size)
+    whole = subtrees_up_to(size, (0, len(costs)))
     spans = shares(costs, workers, whole)
     assert 1 <= len(spans) <= workers
     assert spans[0][0] == 0
@@ -40,7 +40,7 @@ def test_even_clients_make_shares_that_differ_by_one_at_most(size, workers):
 def test_a_cohort_to_merge_is_cut_into_subtrees_where_that_costs_little(size, workers):
     noise = np.random.default_rng(size).uniform(0.99, 1.01, size)
     whole = 0, size
-    spans = shares(noise, workers, units(whole, 1))
+    spans = shares(noise, workers, subtrees_up_to(1, whole))
     even = size / workers
     assert all(hi - lo <= 1.2 * even + 1 for lo, hi in spans)
     if size % workers == 0 and size >= 20 * workers:
@@ -48,7 +48,7 @@ def test_a_cohort_to_merge_is_cut_into_subtrees_where_that_costs_little(size, wo
 
 
 def test_dear_clients_count_for_more_than_whole_subtrees():
-    assert shares([3.0] * 4 + [1.0] * 4, 2, units((0, 8), 1)) == [(0, 3), (3, 8)]
+    assert shares([3.0] * 4 + [1.0] * 4, 2, subtrees_up_to(1, (0, 8))) == [(0, 3), (3, 8)]
 
 
 def test_two_workers_balance_a_dear_head_with_a_long_tail():

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from builders import partition
+from builders import Single, partition
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -179,13 +179,14 @@ COUNTED = {
 }
 
 
-class Network(SerialGrid):
+class Network(Single):
     """Every reply goes through bytes, alone."""
 
-    merges = streams = False
+    def __init__(self, *args, **kwargs):
+        super().__init__(SerialGrid(*args, **kwargs))
 
     def pull_messages(self, message_ids):
-        replies = super().pull_messages(message_ids)
+        replies = self.grid.pull_messages(message_ids)
         for reply in replies:
             if not reply.has_error():
                 reply.content = recorddict_from_proto(recorddict_to_proto(reply.content))

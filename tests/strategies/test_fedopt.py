@@ -290,9 +290,7 @@ def test_replies_are_read_once_and_one_is_alive_at_a_time():
 def prepared(strategy, model=None):
     """A strategy that has broadcast ``model``."""
     model = model or {"w": np.zeros(3)}
-    grid = grid_of(2, train)
-    grid.merges = False  # as Flower's own grids: whatever comes, comes from a client
-    strategy.configure_train(1, record(model), ConfigRecord(), grid)
+    strategy.configure_train(1, record(model), ConfigRecord(), grid_of(2, train))
     return strategy
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from builders import content, grid_of, partition
+from builders import Single, content, grid_of, merging_if, partition
 from flwr.app import ConfigRecord
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import strategy as flower
@@ -67,13 +67,14 @@ def app_of(kind):
     return client_app(lambda context: model_of(kind), examples)
 
 
-class Network(SerialGrid):
+class Network(Single):
     """Every reply goes through bytes, alone."""
 
-    merges = streams = False
+    def __init__(self, *args, **kwargs):
+        super().__init__(SerialGrid(*args, **kwargs))
 
     def pull_messages(self, message_ids):
-        replies = super().pull_messages(message_ids)
+        replies = self.grid.pull_messages(message_ids)
         for reply in replies:
             reply.content = recorddict_from_proto(recorddict_to_proto(reply.content))
         return replies
@@ -161,7 +162,7 @@ def naming(*names, odd=0):
 @pytest.mark.parametrize("names", [["w"], ["w", "b"]])
 def test_one_client_decides_nothing_for_the_others(names, odd, merges):
     grid = naming(*names, odd=odd)
-    grid.merges = merges
+    grid = merging_if(merges, grid)
     strategy = FedExP(fraction_evaluate=0.0)
     first, second = (x.train for x in rounds(strategy, grid, to_record(W), num_rounds=2))
     assert (first["num-clients"], first["num-failures"]) == (4, 1)

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from builders import merging_if
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import given, settings
@@ -45,7 +46,7 @@ def app(replies, losses=None):
 
 def run(strategy, replies, merges=True, **kwargs):
     grid = SerialGrid(app(replies, **kwargs), len(replies[0]))
-    grid.merges = merges
+    grid = merging_if(merges, grid)
     return strategy.start(grid, to_record(W), num_rounds=len(replies))
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from builders import content, grid_of, record, reply
+from builders import content, grid_of, merging_if, record, reply
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from hypothesis import given
@@ -78,7 +78,7 @@ def test_own_functions_get_every_record_of_every_client_and_may_return_nothing(m
 
     functions = {f"{x}_metrics_aggr_fn": noting(x) for x in ("train", "evaluate")}
     grid = grid_of(3, answer, answer)
-    grid.merges = merges
+    grid = merging_if(merges, grid)
     result = FedAvg(**functions).start(grid, record(BEFORE), num_rounds=1)
     assert result.train_metrics_clientapp[1]["num-clients"] == 3
     assert result.evaluate_metrics_clientapp == {}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from builders import merging_if
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -46,12 +47,13 @@ STRATEGIES = {
 @pytest.mark.parametrize("merges", [True, False])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("odd", ODD)
-def test_an_odd_reply_is_left_out_and_the_others_count(odd, strategy, merges, monkeypatch):
-    monkeypatch.setattr(SerialGrid, "merges", merges)
+def test_an_odd_reply_is_left_out_and_the_others_count(odd, strategy, merges):
     models = []
     for client in (ODD[odd], lambda a, m: (a, m | {"num-examples": -1.0})):
         run = STRATEGIES[strategy](fraction_evaluate=0.0)
-        result = run.start(SerialGrid(app(client), 4), ArrayRecord([START]), num_rounds=1)
+        result = run.start(
+            merging_if(merges, SerialGrid(app(client), 4)), ArrayRecord([START]), num_rounds=1
+        )
         metrics = result.train_metrics_clientapp[1]
         assert (metrics["num-clients"], metrics["num-failures"]) == (3, 1)
         models.append(result.arrays["0"].numpy())

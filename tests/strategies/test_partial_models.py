@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from builders import content, grid_of, partition, record, reply
+from builders import content, grid_of, merging_if, partition, record, reply
 from flwr.app import ConfigRecord, RecordDict
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import FedAvg as OlderFedAvg
@@ -130,7 +130,7 @@ def part(message, context):
 @pytest.mark.parametrize("make", [FedAvg, FlowerFedAvg])
 def test_what_no_client_sends_back_leaves_the_model(make, merges):
     grid = grid_of(3, part)
-    grid.merges = merges
+    grid = merging_if(merges, grid)
     strategy = make(fraction_evaluate=0.0)
     for num_rounds in 1, 2:
         new = from_record(strategy.start(grid, record(WHOLE), num_rounds=num_rounds).arrays)
@@ -145,7 +145,7 @@ def test_what_no_client_sends_back_leaves_the_model(make, merges):
 def test_every_rule_steps_on_the_part_as_if_it_were_the_model(key, merges):
     def run(model):
         grid = grid_of(3, part)
-        grid.merges = merges
+        grid = merging_if(merges, grid)
         strategy = STRATEGIES[key].strategy(fraction_evaluate=0.0, max_step_size=10.0)
         strategy.client_config.clear()
         if key == "fedexprox":
@@ -165,7 +165,7 @@ def test_one_odd_part_does_not_shrink_the_model(merges, logged):
         return content({k: x + 1 for k, x in arrays.items()})
 
     grid = grid_of(4, train)
-    grid.merges = merges
+    grid = merging_if(merges, grid)
     result = FedExP(fraction_evaluate=0.0).start(grid, record(WHOLE), num_rounds=1)
     assert list(result.arrays) == list(WHOLE)
     metrics = result.train_metrics_clientapp[1]
@@ -196,7 +196,7 @@ def test_clients_fill_an_empty_model_in_round_one(make, merges):
         return content({"w": arrays["w"] + np.float32(1.0)}, num_examples=1 + p)
 
     grid = grid_of(3, train)
-    grid.merges = merges
+    grid = merging_if(merges, grid)
     strategy = make(fraction_evaluate=0.0)
     first = from_record(strategy.start(grid, record({}), num_rounds=1).arrays)["w"]
     np.testing.assert_allclose(first, (1 + 4 + 9) / 6, rtol=1e-6)

@@ -2,6 +2,7 @@ import logging
 
 import numpy as np
 import pytest
+from builders import merging_if
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
@@ -58,9 +59,7 @@ def grid_of(client, num_nodes=4, merges=True, broken=()):
         content = {"arrays": to_record(client(message, context)), "metrics": MetricRecord(metrics)}
         return Message(RecordDict(content), reply_to=message)
 
-    grid = SerialGrid(app, num_nodes)
-    grid.merges = merges
-    return grid
+    return merging_if(merges, SerialGrid(app, num_nodes))
 
 
 def run(strategy, grid, num_rounds=4, first=None):

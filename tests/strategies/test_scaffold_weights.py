@@ -46,14 +46,13 @@ class Grid(SerialGrid):
     """Clients whose replies are not all applied.
 
     Args:
-        merges: answer once for all clients.
         lost: a fifth of the replies get lost after training; every other time nobody says so.
         scaled: rounds in which the last client sends its update a million times as long.
     """
 
-    def __init__(self, merges=True, lost=False, scaled=0):
+    def __init__(self, lost=False, scaled=0):
         super().__init__(APP, len(SIZES), run_config=SETTINGS)
-        self.merges, self.lost, self.scaled, self.round = merges, lost, scaled, 0
+        self.lost, self.scaled, self.round = lost, scaled, 0
 
     def send_and_receive(self, messages, *, timeout=None):
         messages = list(messages)
@@ -94,13 +93,14 @@ RATES = [(0.17, 400), (0.5, 200), (0.84, 80), (1.0, 60)]
 @pytest.mark.parametrize(("fraction", "num_rounds"), RATES)
 @pytest.mark.parametrize("make", [Scaffold, ScaffoldExP])
 def test_it_converges_to_the_optimum_whoever_takes_part(make, fraction, num_rounds):
-    assert distance(run(made(make, fraction), Grid(), num_rounds)) < 1e-12
+    merging = SerialGrid(APP, len(SIZES), run_config=SETTINGS)
+    assert distance(run(made(make, fraction), merging, num_rounds)) < 1e-12
 
 
 @pytest.mark.parametrize("weights", [SIZES, [1] * len(SIZES)])
 def test_so_do_replies_one_by_one_and_to_the_optimum_that_is_asked_for(weights):
     strategy = made(weighted=weights == SIZES)
-    assert distance(run(strategy, Grid(merges=False), 200), weights) < 1e-12
+    assert distance(run(strategy, Grid(), 200), weights) < 1e-12
 
 
 def test_bounded_weights_lead_to_the_optimum_of_the_bounded_weights():

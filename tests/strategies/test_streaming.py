@@ -7,6 +7,7 @@ from builders import content, grid_of, record
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from fedexp.merged import Merged, merging
 from fedexp.rounds import rounds
 from fedexp.simulation import SerialGrid
 from fedexp.strategies import STRATEGIES, FedAvg, FedExP, streaming
@@ -96,12 +97,12 @@ def test_a_stream_is_a_grid_and_passes_everything_else_on():
     streamed = stream(grid)
     assert isinstance(streamed, Grid)
     assert streamed.get_node_ids() == range(2, 5)
-    assert stream(streamed) is streamed
+    assert stream(streamed).grid is grid
 
 
-def test_a_grid_that_streams_is_left_alone():
+def test_a_grid_that_streams_is_asked_to():
     grid, asked = grid_of(2, lambda message, context: RecordDict()), messages(2)
-    grid.send_and_receive = lambda messages, timeout: (messages, timeout)
+    grid.send_and_stream = lambda messages, timeout: (messages, timeout)
     assert stream(grid).send_and_receive(iter(asked), timeout=3) == (asked, 3)
 
 
@@ -164,9 +165,10 @@ def test_only_the_replies_that_a_subclass_looks_at_are_a_list():
         def aggregate_train(self, server_round, replies):
             return super().aggregate_train(server_round, replies)
 
-    assert FedAvg().read_once() == ["train", "evaluate"]
-    assert Evaluates().read_once() == ["train"]
-    assert Trains().read_once() == ["evaluate"]
+    grid = SlowGrid(3)
+    assert FedAvg().streamed(grid).types == {"train", "evaluate"}
+    assert Evaluates().streamed(grid).types == {"train"}
+    assert Trains().streamed(grid).types == {"evaluate"}
 
 
 def test_a_stream_made_for_another_strategy_is_made_anew():
@@ -176,13 +178,21 @@ def test_a_stream_made_for_another_strategy_is_made_anew():
 
 
 def test_a_grid_that_merges_answers_once_for_all():
-    grid, strategy = stream(answering(5)), FedAvg()
+    strategy = FedAvg()
+    grid = strategy.streamed(answering(5))
     sent = strategy.configure_train(1, record({"w": np.zeros(2)}), ConfigRecord(), grid)
-    (reply,) = grid.send_and_receive(sent)
-    arrays, metrics = strategy.aggregate_train(1, iter([reply]))
+    merged = grid.send_and_receive(sent)
+    assert isinstance(merged, Merged)
+    arrays, metrics = strategy.aggregate_train(1, merged)
     np.testing.assert_allclose(arrays["w"].numpy(), 4.0)  # of nodes 2 to 6
     assert metrics["num-clients"] == 5
-    assert len(list(grid.send_and_receive(sent))) == 5  # asked for once
+    assert len(list(stream(grid).send_and_receive(sent))) == 5  # nobody asks to merge
+
+
+def test_two_messages_to_one_node_are_not_merged():
+    asked = [Message(RecordDict(), 2, "train") for _ in range(2)]
+    with pytest.raises(ValueError, match="two messages to one node"):
+        answering(3).send_and_merge(asked, FedAvg().reading(), None)
 
 
 def test_a_grid_that_looks_at_the_messages_gets_single_replies():
@@ -209,7 +219,7 @@ def test_clients_see_no_record_that_they_did_not_ask_for(strategy):
         return content({"w": np.ones(2)})
 
     grid = grid_of(3, train)
-    assert grid.merges
+    assert merging(grid)
     strategy(fraction_evaluate=0.0).start(grid, record({"w": np.zeros(2)}), num_rounds=2)
     assert seen == [(["arrays", "config"], {"server-round": t}) for t in (1, 1, 1, 2, 2, 2)]
 

@@ -18,7 +18,6 @@ from fedexp.arrays import Arrays
 from fedexp.clients.causes import cause
 from fedexp.clients.client_app import has_mods, trainer_of
 from fedexp.clients.control import ControlVariates
-from fedexp.clients.fitted import Fitted
 from fedexp.clients.functional_optimizers import FunctionalOptimizer, FunctionalSGD, Tensors
 from fedexp.clients.groups.admission import MOST, check_mode, group_size, obstacle_to, unlike
 from fedexp.clients.groups.chain import Chain
@@ -28,6 +27,8 @@ from fedexp.clients.module import load_arrays
 from fedexp.clients.trainer import Trainer, tunes
 from fedexp.clients.training import Examples, LocalTraining, evaluate
 from fedexp.clients.tuned_rates import keep, started
+from fedexp.clients.usable import usable
+from fedexp.wire import ClientResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +91,8 @@ class Cohort:
         arrays: Arrays,
         content: RecordDict,
         contexts: Sequence[Context],
-    ) -> list[Fitted | FloatingPointError]:
-        """``Trainer.fit`` of every context; what one would raise stands in its place."""
+    ) -> list[ClientResult]:
+        """``Trainer.fit`` of every context; where that would raise, the result is refused."""
         trainer = self.trainer
         settings = [started(config, context) for context in contexts]
         module = trainer.module(contexts[0])
@@ -115,22 +116,22 @@ class Cohort:
         after = {name: p.contiguous().cpu().numpy() for name, p in params.items()}
         reported = zip(losses.tolist(), rates.tolist(), strict=True)
         tuned = tunes(trainer.maker(settings[0]))
-        fitted: list[Fitted | FloatingPointError] = []
+        results: list[ClientResult] = []
         for i, (context, (loss, rate)) in enumerate(zip(contexts, reported, strict=True)):
             metrics = {"num-examples": len(examples[i]), "train-loss": loss, "learning-rate": rate}
-            one = Fitted({k: v[i] for k, v in after.items()}, metrics)
+            one = ClientResult(context.node_id, {k: v[i] for k, v in after.items()}, metrics)
             if config.get("final-loss"):
                 load_arrays(module, one.arrays)
                 metrics["final-loss"] = evaluate(module, examples[i], trainer.loss)["loss"]
             try:
                 why = partial(cause, module, arrays, examples[i], trainer.loss)
-                fitted.append(one.checked(arrays, context, controls[i], settings[i], why))
+                results.append(usable(one, arrays, context, controls[i], settings[i], why))
             except FloatingPointError as error:
-                fitted.append(error)
+                results.append(ClientResult.of_error(context.node_id, error))
                 continue
             if tuned:
                 keep(config, context, rate)
-        return fitted
+        return results
 
     @torch.no_grad()
     def _loop(

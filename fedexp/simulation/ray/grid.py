@@ -14,13 +14,12 @@ from flwr.app import ArrayRecord, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
-from fedexp.merged import Sums
+from fedexp.merged import Merged
 from fedexp.records import records_of
-from fedexp.simulation import cohort
-from fedexp.simulation.cohort import Failure, Span
 from fedexp.simulation.flower.transport import Packed, num_bytes, unpack
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, too_late
-from fedexp.simulation.jobs import Job, Outcome, jobs_of
+from fedexp.simulation.jobs import ErrorReply, Job, Outcome, jobs_of
+from fedexp.simulation.merge_tree import Span, combine, subtrees_up_to
 from fedexp.simulation.ray.workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
 from fedexp.simulation.shares import Costs, chunks, shares
 from fedexp.wire import Reading
@@ -40,10 +39,11 @@ class _Task:
     args: tuple[Any, ...]
     attempt: int = 1
 
-    def without(self, positions: Iterable[int], reason: str) -> _Task:
-        """The same, with these clients given up."""
-        lost = {p: self.jobs[p]._replace(lost=self.jobs[p].lost or reason) for p in positions}
-        return replace(self, jobs={**self.jobs, **lost})
+    def give_up_on(self, positions: Iterable[int], reason: str) -> _Task:
+        """The same, without running these clients."""
+        jobs = {p: self.jobs[p] for p in positions}
+        refused = {p: job._replace(given_up=job.given_up or reason) for p, job in jobs.items()}
+        return replace(self, jobs={**self.jobs, **refused})
 
 
 class RayGrid(LocalGrid):
@@ -95,7 +95,7 @@ class RayGrid(LocalGrid):
             shows_log=worker_log,
         )
         self._costs = Costs()
-        self._unit: int | None = None
+        self._group_size: int | None = None
 
     def close(self) -> None:
         """End the workers, and Ray if a grid started it and this is the last one open."""
@@ -114,22 +114,19 @@ class RayGrid(LocalGrid):
             for position, reply in sorted(outcome.replies.items()):
                 yield _message(messages[position], reply)
 
-    def _execute_merged(
-        self, messages: list[Message], reading: Reading, timeout: float
-    ) -> Iterator[Message]:
+    def _merge(self, messages: list[Message], reading: Reading, timeout: float) -> Merged:
         contents, jobs = self._jobs(messages)
-        whole, unit = (0, len(messages)), self._unit_of(timeout)
-        spans = shares(self._cost_of(messages), self._workers.count, cohort.units(whole, unit))
+        whole, size = (0, len(messages)), self._size_of_groups(timeout)
+        groups = subtrees_up_to(size, whole)
+        spans = shares(self._cost_of(messages), self._workers.count, groups)
         tasks = [
-            _Task(worker, _part(jobs, span), "merge", (contents, whole, reading, unit))
+            _Task(worker, _part(jobs, span), "merge", (contents, whole, reading, size))
             for worker, span in enumerate(spans)
         ]
-        parts: dict[Span, Sums] = {}
-        failures: dict[int, Failure] = {}
+        parts: dict[Span, Merged] = {}
         for outcome in self._outcomes(tasks, timeout):
             parts |= outcome.merged
-            failures |= outcome.failures
-        yield from cohort.replies(messages, cohort.combine(whole, parts), failures)
+        return combine(whole, parts)
 
     def _jobs(self, messages: Sequence[Message]) -> tuple[Any, dict[int, Job]]:
         contents, jobs = jobs_of(messages, self.states)
@@ -176,20 +173,20 @@ class RayGrid(LocalGrid):
             self._workers.replace(task.worker, ticket)
             ticket, start = self._submit(task, timeout), time.monotonic()
 
-    def _unit_of(self, timeout: float) -> int:
-        if self._unit is None:
+    def _size_of_groups(self, timeout: float) -> int:
+        if self._group_size is None:
             for _ in range(2):
-                ticket = self._workers.submit(0, "unit", FIRST_NODE_ID)
+                ticket = self._workers.submit(0, "group_size", FIRST_NODE_ID)
                 try:
-                    self._unit, difference = self._workers.wait(ticket, timeout)
+                    self._group_size, difference = self._workers.wait(ticket, timeout)
                     if difference:
                         log(WARNING, "Clients train one by one: %s.", difference)
-                    return self._unit
+                    return self._group_size
                 except (WorkerDied, WorkerHangs):
                     self._workers.replace(0, ticket)
             log(WARNING, "Clients train one by one: trying a group ended its worker.")
-            self._unit = 1
-        return self._unit
+            self._group_size = 1
+        return self._group_size
 
     def _cost_of(self, messages: Sequence[Message]) -> list[float]:
         return self._costs.of([message.metadata.dst_node_id for message in messages])
@@ -202,21 +199,21 @@ def _again(task: _Task, position: int | None, reason: str) -> _Task:
     one to blame shows. Without that one the others train in their groups again, so that their
     results do not depend on whose worker it was.
     """
-    lost = sum(bool(job.lost) for job in task.jobs.values())
-    if position is not None and not task.jobs[position].lost and lost < _MOST_LOST:
-        return replace(task.without([position], reason), attempt=_ONE_BY_ONE - 1)
+    lost = sum(bool(job.given_up) for job in task.jobs.values())
+    if position is not None and not task.jobs[position].given_up and lost < _MOST_LOST:
+        return replace(task.give_up_on([position], reason), attempt=_ONE_BY_ONE - 1)
     if task.attempt < _ONE_BY_ONE and lost < _MOST_LOST:
         return replace(task, attempt=task.attempt + 1)
     if lost == len(task.jobs):
         raise RuntimeError(f"Workers cannot start: {reason}. Run on SerialGrid to see why.")
-    return task.without(list(task.jobs), reason)
+    return task.give_up_on(list(task.jobs), reason)
 
 
 def _part(jobs: Mapping[int, Job], span: Span) -> dict[int, Job]:
     return {p: jobs[p] for p in range(*span)}
 
 
-def _message(request: Message, reply: Packed | Failure) -> Message:
+def _message(request: Message, reply: Packed | ErrorReply) -> Message:
     if isinstance(reply, tuple):
         return Message(Error(*reply), reply_to=request)
     return Message(unpack(reply), reply_to=request)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedexp.clients import Examples, client_app, module_arrays
-from fedexp.clients.fitted import Fitted
 from fedexp.clients.groups.group import Cohort
 from fedexp.clients.trainer import sent
 from fedexp.records import from_record, to_record
 from fedexp.simulation.grid import context_of
+from fedexp.wire import ClientResult
 
 NUM_NODES, CLASSES = 6, 3
 CONFIG = {"seed": 3, "local-steps": 4, "batch-size": 5, "learning-rate": 0.1}
@@ -72,7 +72,7 @@ def both(model, data=shared, **config):
     app, messages, contexts = round_of(model, data, **config)
     cohort = Cohort.of(app, "on", contexts[0])
     return group(cohort, messages, contexts), [
-        Fitted(from_record(reply.content["arrays"]), dict(reply.content["metrics"]))
+        ClientResult(2, from_record(reply.content["arrays"]), dict(reply.content["metrics"]))
         for reply in (app(m, c) for m, c in zip(messages, contexts, strict=True))
     ]
 
@@ -144,9 +144,9 @@ def test_a_client_whose_loss_explodes_fails_alone():
 
     app, messages, contexts = round_of(linear, poisoned)
     fitted = group(Cohort.of(app, "on", contexts[0]), messages, contexts)
-    failed = [isinstance(one, FloatingPointError) for one in fitted]
+    failed = [bool(one.refused) for one in fitted]
     assert failed == [False, False, True, False, False, False]
-    assert "use a smaller learning rate" in str(fitted[2])
+    assert "use a smaller learning rate" in fitted[2].refused
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,13 @@ def check_read(config: Config, given: Collection[str] = ()) -> None:
         **_data_choices(config),
         "engine": ["serial" if config.engine == "serial" else "ray"],
     }
-    readers.check_read(config, chosen, given)
+    readers.check_has_reader(config, chosen, given)
 
 
 def check_read_by_partition(config: Config, given: Collection[str]) -> None:
     """As ``check_read``, for a command that splits a dataset and does no more."""
     _check_one_source(config, given)
-    readers.check_read(config, _data_choices(config), given)
+    readers.check_has_reader(config, _data_choices(config), given)
 
 
 def _data_choices(config: Config) -> dict[str, list[str]]:

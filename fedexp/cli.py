@@ -167,9 +167,9 @@ def show_list(values: dict[str, Any]) -> None:
     from fedexp import listing
 
     kind = values["KIND"]
-    if kind and kind not in listing.KINDS:
-        close = nearest(kind, listing.KINDS)
-        hint = f"Did you mean {close[0]}?" if close else f"There are {listed(listing.KINDS)}."
+    if kind and kind not in listing.LISTED:
+        close = nearest(kind, listing.LISTED)
+        hint = f"Did you mean {close[0]}?" if close else f"There are {listed(listing.LISTED)}."
         raise ValueError(f"fedexp has no list of {kind!r}. {hint}")
     print(listing.as_json(kind) if values["json"] else listing.text(kind))
 

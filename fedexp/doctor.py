@@ -106,7 +106,7 @@ def _gpus() -> str:
     return f"GPU {listed(found)}" if found else "no GPU that PyTorch can use"
 
 
-def data(folder: str) -> list[str]:
+def data_lines(folder: str) -> list[str]:
     """Which datasets that are read from files ``folder`` holds, and what others lack.
 
     Raises:
@@ -152,7 +152,7 @@ def examine(data_dir: str | None, with_ray: bool) -> bool:
     Raises:
         ValueError: there is no such data folder.
     """
-    found = data(data_dir) if data_dir else ["not looked at: add --data-dir FOLDER"]
+    found = data_lines(data_dir) if data_dir else ["not looked at: add --data-dir FOLDER"]
     try:
         packages = needs()
     except PackageNotFoundError:

@@ -18,7 +18,7 @@ _BY_A_RUN = {"min-train-nodes": 1, "min-evaluate-nodes": 1, "min-available-nodes
 
 
 @dataclass(frozen=True)
-class Choice:
+class ListedChoice:
     """Something that has a name.
 
     Attributes:
@@ -31,15 +31,15 @@ class Choice:
 
 
 def names(kind: str) -> list[str]:
-    """The names of a kind, one of ``KINDS``."""
-    return list(KINDS[kind]())
+    """The names of a kind, one of ``LISTED``."""
+    return list(LISTED[kind]())
 
 
 def text(kind: str | None) -> str:
     """All names, or those of a kind with a line each, and their arguments."""
     if kind is None:
-        return "\n".join(filled(f"{k}: ", ", ".join(names(k))) for k in KINDS)
-    found = KINDS[kind]()
+        return "\n".join(filled(f"{k}: ", ", ".join(names(k))) for k in LISTED)
+    found = LISTED[kind]()
     widest = min(20, max(map(len, found)))
     lines = []
     for name, choice in found.items():
@@ -62,8 +62,8 @@ _BRACKETS = (
 def as_json(kind: str | None) -> str:
     """The same for programs."""
     found: dict[str, Any] = {
-        k: {name: asdict(choice) for name, choice in KINDS[k]().items()}
-        for k in ([kind] if kind else KINDS)
+        k: {name: asdict(choice) for name, choice in LISTED[k]().items()}
+        for k in ([kind] if kind else LISTED)
     }
     if "strategies" in found:
         found["common-arguments"] = common_arguments()
@@ -106,45 +106,45 @@ def _shown(arguments: Mapping[str, Any]) -> str:
     )
 
 
-def _strategies() -> dict[str, Choice]:
+def _strategies() -> dict[str, ListedChoice]:
     from fedexp.strategies import STRATEGIES, FedOpt
 
     return {
-        key: Choice(row.line, _defaults(row.strategy, until=FedOpt) | _kebab(row.options))
+        key: ListedChoice(row.line, _defaults(row.strategy, until=FedOpt) | _kebab(row.options))
         for key, row in STRATEGIES.items()
     }
 
 
-def _datasets() -> dict[str, Choice]:
+def _datasets() -> dict[str, ListedChoice]:
     from fedexp.datasets import SOURCES
 
-    return {name: Choice(source.about) for name, source in SOURCES.items()}
+    return {name: ListedChoice(source.about) for name, source in SOURCES.items()}
 
 
-def _models() -> dict[str, Choice]:
+def _models() -> dict[str, ListedChoice]:
     from fedexp.models import MODELS
 
     return _documented(MODELS)
 
 
-def _partitioners() -> dict[str, Choice]:
+def _partitioners() -> dict[str, ListedChoice]:
     from fedexp.datasets import PARTITIONERS
 
     return _documented(PARTITIONERS)
 
 
-def _optimizers() -> dict[str, Choice]:
+def _optimizers() -> dict[str, ListedChoice]:
     from fedexp.clients.local_optimizers import optimizers
 
-    return {name: Choice(line, arguments) for name, line, arguments in optimizers()}
+    return {name: ListedChoice(line, arguments) for name, line, arguments in optimizers()}
 
 
-def _schedulers() -> dict[str, Choice]:
+def _schedulers() -> dict[str, ListedChoice]:
     from fedexp.clients.schedules import SCHEDULERS
 
     names = {cls: name for name, cls in reversed(SCHEDULERS.items())}  # the shortest of each
     return {
-        name: Choice(f"torch.optim.lr_scheduler.{cls.__name__}", _of_scheduler(cls))
+        name: ListedChoice(f"torch.optim.lr_scheduler.{cls.__name__}", _of_scheduler(cls))
         for name, cls in SCHEDULERS.items()
         if names[cls] == name and cls.__name__ not in _WAITING
     }
@@ -166,27 +166,29 @@ def _of_scheduler(cls: type) -> dict[str, Any]:
     return _kebab(values)
 
 
-def _metrics() -> dict[str, Choice]:
-    always = {name: Choice("always reported") for name in ("loss", "accuracy")}
+def _metrics() -> dict[str, ListedChoice]:
+    always = {name: ListedChoice("always reported") for name in ("loss", "accuracy")}
     if find_spec("sklearn") is None:
         return always
     from sklearn.metrics import get_scorer, get_scorer_names
 
     scorers = {name: get_scorer(name)._score_func for name in get_scorer_names()}
     found = {
-        name.removeprefix("neg_").replace("_", "-"): Choice(f"sklearn.metrics.{score.__name__}")
+        name.removeprefix("neg_").replace("_", "-"): ListedChoice(
+            f"sklearn.metrics.{score.__name__}"
+        )
         for name, score in scorers.items()
         if ".cluster." not in score.__module__
     }
     return dict(sorted(found.items())) | always
 
 
-def _documented(functions: Mapping[str, Any]) -> dict[str, Choice]:
+def _documented(functions: Mapping[str, Any]) -> dict[str, ListedChoice]:
     lines = {name: (f.__doc__ or "").partition("\n")[0] for name, f in functions.items()}
-    return {name: Choice(line.rstrip(".").replace("``", "")) for name, line in lines.items()}
+    return {name: ListedChoice(line.rstrip(".").replace("``", "")) for name, line in lines.items()}
 
 
-KINDS: dict[str, Callable[[], dict[str, Choice]]] = {
+LISTED: dict[str, Callable[[], dict[str, ListedChoice]]] = {
     "strategies": _strategies,
     "datasets": _datasets,
     "models": _models,

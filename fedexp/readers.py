@@ -60,7 +60,7 @@ def dataset_kind(name: str) -> str:
     return ".npz" if name.endswith(".npz") else "hub:" if name.startswith("hub:") else name
 
 
-def check_read(
+def check_has_reader(
     config: Config, chosen: Mapping[str, Collection[str]], given: Collection[str] = ()
 ) -> None:
     """Find out whether each setting has a reader among the choices.

@@ -16,10 +16,10 @@ from flwr.serverapp.strategy import Strategy
 from fedexp.foreign_draws import seeded
 from fedexp.merged import Failure, Merged, MergingGrid
 from fedexp.records import num_bytes, records_of
+from fedexp.strategies.evaluation import EvaluateFn
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.streaming import unwrapped
 
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 TrainConfig = Callable[[int], Mapping[str, Any]]
 
 

@@ -8,18 +8,18 @@ from typing import Any
 
 from fedexp.strategies.attendance import merged
 
-Row = Mapping[str, Any]
+RoundRows = Sequence[Mapping[str, Any]]
 """Of a round: ``failed``, ``num-failures``, and ``failures``, nodes by reason, if there are any."""
 
 _MOST_REASONS = 3
 
 
-def failed_in_a_row(rows: Sequence[Row]) -> int:
+def failed_in_a_row(rows: RoundRows) -> int:
     """The number of failed rounds at the end."""
     return len(list(takewhile(lambda row: row["failed"], reversed(rows))))
 
 
-def problem(rows: Sequence[Row], missing: Collection[int], num_rounds: int) -> str | None:
+def problem(rows: RoundRows, missing: Collection[int], num_rounds: int) -> str | None:
     """What went wrong; None if all clients that were asked contributed and the model has a score.
 
     Args:
@@ -39,7 +39,7 @@ def problem(rows: Sequence[Row], missing: Collection[int], num_rounds: int) -> s
     return None
 
 
-def of_run(rows: Sequence[Row], missing: Collection[int], num_rounds: int) -> dict[str, Any]:
+def of_run(rows: RoundRows, missing: Collection[int], num_rounds: int) -> dict[str, Any]:
     """The part of a summary that tells of failures."""
     return {
         "failed-rounds": sum(row["failed"] for row in rows),
@@ -58,7 +58,7 @@ def problems(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [f"{', '.join(keys)}: {text}" for text, keys in found.items()]
 
 
-def _why(rows: Sequence[Row], only: Collection[int] | None = None) -> str:
+def _why(rows: RoundRows, only: Collection[int] | None = None) -> str:
     reasons = {
         reason: chosen
         for reason, nodes in merged(row.get("failures", {}) for row in rows).items()

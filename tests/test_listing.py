@@ -15,15 +15,15 @@ def printed(capsys, *words):
 
 def test_without_a_kind_all_names_are_listed(capsys):
     text = printed(capsys)
-    for kind in listing.KINDS:
+    for kind in listing.LISTED:
         assert f"{kind}: {', '.join(listing.names(kind))}\n" in text
 
 
-@pytest.mark.parametrize("kind", listing.KINDS)
+@pytest.mark.parametrize("kind", listing.LISTED)
 def test_every_name_has_a_line_which_a_pipe_gets_unfolded(kind, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     lines = printed(capsys, kind).splitlines()
-    for name, about in listing.KINDS[kind]().items():
+    for name, about in listing.LISTED[kind]().items():
         assert about.line
         (line,) = [line for line in lines if line.split()[:1] == [name]]
         assert line.split(maxsplit=1)[1] == about.line
@@ -33,7 +33,7 @@ def test_every_own_argument_of_a_strategy_is_listed_with_the_default_it_has():
     """Read off the objects: those made by default have the values that the list promises."""
     from inspect import signature
 
-    found = {name: choice.arguments for name, choice in listing.KINDS["strategies"]().items()}
+    found = {name: choice.arguments for name, choice in listing.LISTED["strategies"]().items()}
     assert found["fedadam"] == {
         **{"eta": 0.1, "eta-l": 0.1, "beta-1": 0.9, "beta-2": 0.99, "tau": 0.001},
         "flower-compatible": False,
@@ -67,7 +67,7 @@ def test_every_listed_argument_is_one_that_a_strategy_takes_with_the_value_that_
     run = Config(
         **dict.fromkeys(positive, 0.5) | {"drop_beyond": 5.0, "clip_quantile": 0.5}
     ).values()
-    for key, choice in listing.KINDS["strategies"]().items():
+    for key, choice in listing.LISTED["strategies"]().items():
         for name, value in (choice.arguments | listing.common_arguments()).items():
             written = {None: run.get(name), "all": 7}.get(value, value)
             strategy_of(Config(), f"{key}({name}={str(written).lower()})", 7)
@@ -77,21 +77,21 @@ def test_every_listed_argument_is_one_that_a_strategy_takes_with_the_value_that_
 
 def test_json_holds_the_same(capsys):
     found = json.loads(printed(capsys, "--json"))
-    assert found.keys() == {*listing.KINDS, "common-arguments"}
+    assert found.keys() == {*listing.LISTED, "common-arguments"}
     assert found["strategies"]["fedyogi"]["arguments"]["eta"] == 0.01
     assert json.loads(printed(capsys, "models", "--json")).keys() == {"models"}
 
 
 def test_sixty_columns_are_enough(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    for kind in ((), *((kind,) for kind in listing.KINDS)):
+    for kind in ((), *((kind,) for kind in listing.LISTED)):
         assert max(map(len, printed(capsys, *kind).splitlines())) <= 60
 
 
 def test_a_scheduler_needs_what_the_list_leaves_open_and_nothing_else():
     from fedexp.clients.schedules import schedule
 
-    for name, choice in listing.KINDS["schedulers"]().items():
+    for name, choice in listing.LISTED["schedulers"]().items():
         if "..." in choice.arguments.values():
             with pytest.raises(ValueError, match="needs"):
                 schedule(name, 10, 0.1)
@@ -102,6 +102,6 @@ def test_a_scheduler_needs_what_the_list_leaves_open_and_nothing_else():
 def test_a_listed_metric_is_one_that_a_run_takes():
     from fedexp.clients.metrics import named_metrics
 
-    for name, choice in listing.KINDS["metrics"]().items():
+    for name, choice in listing.LISTED["metrics"]().items():
         if choice.line != "always reported":
             named_metrics(name)

@@ -7,7 +7,7 @@ from fedexp.app import Run, client_config, optimizer_key, strategy_keys, strateg
 from fedexp.config import Config
 from fedexp.runs import unit_run as runs
 from fedexp.runs.engines import grid_of
-from fedexp.runs.reading import read_rows
+from fedexp.runs.reading import read_metrics
 
 QUICK = [
     *("--num-server-rounds", "3", "--num-clients", "8", "--fraction-train", "0.5"),
@@ -21,7 +21,7 @@ def run(*flags):
 
 
 def rows(folder, keep=lambda key: not key.endswith("-seconds")):
-    return [{k: v for k, v in row.items() if keep(k)} for row in read_rows(folder)]
+    return [{k: v for k, v in row.items() if keep(k)} for row in read_metrics(folder)]
 
 
 def test_an_entry_may_carry_its_local_optimizer():

@@ -9,10 +9,10 @@ import numpy as np
 from markupsafe import Markup
 
 from fedexp.runs import svg
-from fedexp.runs.pictures import learning_rate, tunes
+from fedexp.runs.pictures import adapts_lr, rate_series
 from fedexp.runs.reading import UnitResult
-from fedexp.runs.scores import is_classification, targets_of
-from fedexp.runs.series import Series, grouped, is_wide, over_seeds
+from fedexp.runs.scores import is_classification, target_accuracies
+from fedexp.runs.series import Series, groups_of, is_wide, over_seeds
 
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 
@@ -27,11 +27,11 @@ def charts(
         classes: CSS classes by the name of a strategy.
         targets: test accuracies that have a line across; those of the units if there are none.
     """
-    groups = grouped(units)
+    groups = groups_of(units)
     what = "accuracy" if is_classification(units) else "loss"
     score: dict[str, Any] = {"y": f"Test {what}"}
     if what == "accuracy":
-        score["targets"] = targets or targets_of(units)
+        score["targets"] = targets or target_accuracies(units)
     step = {"y": "Server step size", "log": True}
     average, last = f"Test {what}, average of the iterates", f"Test {what}, last iterate"
 
@@ -41,7 +41,7 @@ def charts(
     scores = [of(f"{prefix}test-{what}") for prefix in ("mean-", "")]
     score["log"] = what == "loss" and is_wide(line for lines in scores for line in lines.values())
     by_traffic = of(f"mean-test-{what}", "bytes")
-    rates = {name: learning_rate(group) for name, group in groups.items() if tunes(group)}
+    rates = {name: rate_series(group) for name, group in groups.items() if adapts_lr(group)}
     wanted = [
         (average, scores[0], score),
         (last, scores[1], score),

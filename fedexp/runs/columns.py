@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from fedexp.runs.reading import Row, UnitResult
-from fedexp.runs.scores import ITERATES, is_classification, targets_of
+from fedexp.runs.reading import MetricsRow, UnitResult
+from fedexp.runs.scores import ITERATES, is_classification, target_accuracies
 
 _WHEN = ("Best", "Final")
 
@@ -42,7 +42,7 @@ def columns(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> list[
         losses = [Column(f"{x} loss", key.format(x.lower()), three_figures, min) for x in _WHEN]
         return [*_of_both(losses), step]
     pairs = []
-    for target in targets or targets_of(units):
+    for target in targets or target_accuracies(units):
         key = f"rounds-to-{target:g}"
         pairs.append(Column(f"Rounds to {100 * target:.4g} %", key, one_digit, min, counts=True))
         pairs.append(Column("Speed-up", f"{key}-speed-up", two_digits, max))
@@ -50,7 +50,7 @@ def columns(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> list[
     return [*_of_both(pairs), step]
 
 
-def shown(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+def shown(columns: Sequence[Column], rows: Sequence[MetricsRow]) -> list[Column]:
     """The columns in which any row has something to say."""
     return [
         column
@@ -66,13 +66,13 @@ def headings(titles: Sequence[str]) -> tuple[list[tuple[str, int]], list[str]]:
     return above, [part[2] for part in parts]
 
 
-def best_of(rows: Sequence[Row], column: Column) -> float | None:
+def best_of(rows: Sequence[MetricsRow], column: Column) -> float | None:
     """The best value in a column; None if there is nothing to choose from."""
     values = [row[column.key] for row in rows if row.get(column.key) is not None]
     return column.best(values) if column.best and len(rows) > 1 and values else None
 
 
-def cell(row: Row, column: Column, plus_minus: str = "±") -> str:
+def cell(row: MetricsRow, column: Column, plus_minus: str = "±") -> str:
     """A value and its spread; for a target not reached by all, how many seeds did."""
     value, std = row.get(column.key), row.get(f"{column.key}-std")
     if value is None:

@@ -15,12 +15,11 @@ from fedexp.extras import need
 from fedexp.files import save_json
 from fedexp.runs import folder as folders
 from fedexp.runs.federation import Federation
-from fedexp.runs.job import OnUnitRow, Outcome
+from fedexp.runs.job import OnUnitRow, UnitOutcome
 from fedexp.runs.page import Live
 from fedexp.runs.plan import Unit, points_of
-from fedexp.runs.reading import read_clients
+from fedexp.runs.reading import MetricsRow, read_clients
 from fedexp.runs.resuming import check_resumable
-from fedexp.runs.rows import Row
 from fedexp.runs.study import Study
 
 
@@ -80,12 +79,12 @@ class Command:
         study.open()
         return cls(study, folder)
 
-    def run(self, on_row: OnUnitRow) -> list[Outcome]:
+    def run(self, on_row: OnUnitRow) -> list[UnitOutcome]:
         """Run what is left; ``summary.json`` says how it ended, whatever ended it."""
         self._ended("interrupted")
         live = Live(self.folder)
 
-        def told(unit: Unit, row: Row) -> None:
+        def told(unit: Unit, row: MetricsRow) -> None:
             on_row(unit, row)
             live()
 
@@ -110,12 +109,12 @@ def label_of(unit: Unit) -> str:
     return ("tuning " if unit.tuning else "") + " ".join(part for part in parts if part)
 
 
-def summaries_of(outcomes: list[Outcome]) -> dict[str, dict[str, Any]]:
+def summaries_of(outcomes: list[UnitOutcome]) -> dict[str, dict[str, Any]]:
     """Summary by label."""
     return {label_of(outcome.unit): outcome.summary for outcome in outcomes}
 
 
-def clients_of(command: Command, outcomes: list[Outcome]) -> list[Row]:
+def clients_of(command: Command, outcomes: list[UnitOutcome]) -> list[MetricsRow]:
     """What clients reported when they evaluated, each row with its strategy, seed and settings."""
     return [
         {**row, **{key: outcome.summary[key] for key in ("strategy", "seed", "settings")}}

@@ -25,10 +25,10 @@ from fedexp.runs.command import label_of
 from fedexp.runs.engines import check_engine, engine_of, grid_of, seconds_of
 from fedexp.runs.federation import Federation
 from fedexp.runs.given import given
-from fedexp.runs.job import Outcome
+from fedexp.runs.job import UnitOutcome
 from fedexp.runs.page import report
 from fedexp.runs.plan import Unit
-from fedexp.runs.reading import Row, UnitResult
+from fedexp.runs.reading import MetricsRow, UnitResult
 from fedexp.runs.results import Result, Results, load_runs
 from fedexp.runs.study import Study
 from fedexp.runs.unit_run import UnitRun
@@ -147,8 +147,8 @@ class Simulation:
         self,
         rounds: int | None = None,
         *,
-        on_round: Callable[[Row], Any] = lambda _: None,
-        stop: Callable[[Row], bool] = lambda _: False,
+        on_round: Callable[[MetricsRow], Any] = lambda _: None,
+        stop: Callable[[MetricsRow], bool] = lambda _: False,
     ) -> Result:
         """Run more rounds; what has come of all so far.
 
@@ -232,7 +232,7 @@ class Simulation:
         folders.begin(self.config, root, self._federation, names)
         return root
 
-    def _result(self, summary: Row) -> Result:
+    def _result(self, summary: MetricsRow) -> Result:
         going = self._going
         unit = UnitResult(
             going.unit.label,
@@ -271,8 +271,8 @@ def compare(
     strategies: Mapping[str, Any] | Iterable[Any] | str,
     *,
     seeds: Iterable[int] | str | None = None,
-    on_round: Callable[[str, int, Row], Any] = lambda *_: None,
-    stop: Callable[[Row], bool] | None = None,
+    on_round: Callable[[str, int, MetricsRow], Any] = lambda *_: None,
+    stop: Callable[[MetricsRow], bool] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     **parts: Any,
@@ -344,7 +344,7 @@ def _check_calls(**calls: Any) -> None:
             raise ValueError(f"run({name}={call!r}): must be a function.")
 
 
-def _tell(problem: str | None, rows: Sequence[Row]) -> None:
+def _tell(problem: str | None, rows: Sequence[MetricsRow]) -> None:
     """Say what went wrong in ``rows``, of which there are some.
 
     Raises:
@@ -375,7 +375,7 @@ def _study_folder(study: Study, held: ExitStack) -> Path:
     return root
 
 
-def _results(study: Study, outcomes: list[Outcome]) -> Results:
+def _results(study: Study, outcomes: list[UnitOutcome]) -> Results:
     if not study.root:
         return Results(tuple(_in_memory(study, outcome) for outcome in outcomes), study.config)
     units = {study.root / outcome.unit.folder: outcome.unit for outcome in outcomes}
@@ -388,7 +388,7 @@ def _results(study: Study, outcomes: list[Outcome]) -> Results:
     return replace(found, runs=tuple(runs))
 
 
-def _in_memory(study: Study, outcome: Outcome) -> Result:
+def _in_memory(study: Study, outcome: UnitOutcome) -> Result:
     unit, federation = outcome.unit, Federation(outcome.unit.config, study.own)
     about = unit.about() | federation.about()
     settings, last, mean = about["settings"], *outcome.models

@@ -36,8 +36,8 @@ from fedexp.datasets.partition import names_of
 from fedexp.files import fitted
 from fedexp.models import build, suited
 from fedexp.records import from_record
-from fedexp.rounds import EvaluateFn
 from fedexp.runs.run import Run, Start, evaluation_on, test_evaluation
+from fedexp.strategies.evaluation import EvaluateFn
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,13 +11,13 @@ from fedexp.arrays import Arrays
 from fedexp.files import read_json
 from fedexp.runs.federation import Federation, Own
 from fedexp.runs.plan import Unit
+from fedexp.runs.reading import MetricsRow
 from fedexp.runs.recorder import is_finished
-from fedexp.runs.rows import Row
 from fedexp.runs.trackers import Trackers, trackers_of
 from fedexp.runs.unit_run import Stop, UnitRun
 from fedexp.simulation.grid import LocalGrid
 
-OnUnitRow = Callable[[Unit, Row], Any]
+OnUnitRow = Callable[[Unit, MetricsRow], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Job:
         """Of the unit."""
         return self.root / self.unit.folder if self.root else None
 
-    def finished(self) -> Row | None:
+    def finished(self) -> MetricsRow | None:
         """The summary of a unit that need not run again."""
         rounds = 0 if self.unit.tuning else self.unit.config.num_server_rounds
         if self.resume and self.folder and is_finished(self.folder, rounds):
@@ -52,7 +52,7 @@ class Job:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class UnitOutcome:
     """What came of a unit.
 
     Attributes:
@@ -63,9 +63,9 @@ class Outcome:
     """
 
     unit: Unit
-    summary: Row
-    rows: list[Row] = field(default_factory=list)
-    clients: list[Row] = field(default_factory=list)
+    summary: MetricsRow
+    rows: list[MetricsRow] = field(default_factory=list)
+    clients: list[MetricsRow] = field(default_factory=list)
     models: tuple[Arrays, ...] = ()
 
 
@@ -75,7 +75,7 @@ def run_job(
     grid: LocalGrid,
     on_row: OnUnitRow = lambda *_: None,
     stop: Stop = lambda _: False,
-) -> Outcome:
+) -> UnitOutcome:
     """Run a unit on a grid of its federation."""
     unit = job.unit
     going = UnitRun(unit, federation, job.strategy, job.folder)
@@ -83,12 +83,12 @@ def run_job(
     trackers = trackers_of(unit.config.log, job.root) if job.root else Trackers({})
     trackers.begin(unit.about(), job.folder or Path(), len(going.rows) + 1)
 
-    def told(row: Row) -> None:
+    def told(row: MetricsRow) -> None:
         trackers.row(row)
         on_row(unit, row)
 
     summary = going.advance(grid, unit.config.num_server_rounds, told, stop)
     trackers.end(summary)
     if job.folder:
-        return Outcome(unit, summary)
-    return Outcome(unit, summary, going.rows, going.clients, going.models())
+        return UnitOutcome(unit, summary)
+    return UnitOutcome(unit, summary, going.rows, going.clients, going.models())

@@ -15,8 +15,8 @@ from fedexp.config import Config
 from fedexp.files import save_text
 from fedexp.runs import columns, pictures, sections, tables
 from fedexp.runs.charts import charts
-from fedexp.runs.reading import Row, RunData, UnitResult, read
-from fedexp.runs.series import grouped, settings_text
+from fedexp.runs.reading import MetricsRow, RunData, UnitResult, read
+from fedexp.runs.series import groups_of, settings_text
 from fedexp.runs.titles import agreed, shared, title_of
 
 _warn = logging.getLogger("flwr").warning
@@ -100,7 +100,7 @@ def render(found: RunData, *, live: bool = False, targets: Sequence[float] = ())
     units = found.units
     config = agreed(units, found.config)
     rows = tables.aggregate(units, targets)
-    classes = {name: _classes(i) for i, name in enumerate(grouped(units))}
+    classes = {name: _classes(i) for i, name in enumerate(groups_of(units))}
     defaults = {key: field.default for key, field in Config.keys().items()}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -130,7 +130,7 @@ def render(found: RunData, *, live: bool = False, targets: Sequence[float] = ())
         charts=charts(units, classes, targets),
         costs=sections.costs(rows),
         clients=sections.clients(units, classes),
-        partition=sections.partition(found.partition),
+        partition=sections.partition_markup(found.partition),
         has_classes=bool(found.partition.get("classes")),
         num_clients=len(found.partition.get("sizes", ())),
         failures=sections.failures(units),
@@ -154,7 +154,9 @@ def _classes(i: int) -> str:
     return f"g{i} c{i % count} d{i // count % len(pictures.DASHES)}"
 
 
-def _table(units: Sequence[UnitResult], rows: Sequence[Row], targets: Sequence[float]) -> Row:
+def _table(
+    units: Sequence[UnitResult], rows: Sequence[MetricsRow], targets: Sequence[float]
+) -> MetricsRow:
     """Two lines of titles, then texts with whether they are the best of their column."""
     seen = columns.shown(columns.columns(units, targets), rows)
     titles, subtitles = columns.headings([column.title for column in seen])
@@ -167,7 +169,7 @@ def _table(units: Sequence[UnitResult], rows: Sequence[Row], targets: Sequence[f
     }
 
 
-def _is_best(row: Row, rows: Sequence[Row], column: columns.Column) -> bool:
+def _is_best(row: MetricsRow, rows: Sequence[MetricsRow], column: columns.Column) -> bool:
     value = row.get(column.key)
     return value is not None and value == columns.best_of(rows, column)
 
@@ -191,7 +193,7 @@ def _problems(units: Sequence[UnitResult]) -> list[tuple[str, Any, str]]:
     return [(u.strategy, u.seed, u.summary["problem"]) for u in units if u.summary.get("problem")]
 
 
-def _tuning(units: Sequence[UnitResult], targets: Sequence[float]) -> Row | None:
+def _tuning(units: Sequence[UnitResult], targets: Sequence[float]) -> MetricsRow | None:
     """The table of the units that chose settings."""
     own = [
         UnitResult(

@@ -22,7 +22,7 @@ from typing import Any
 from fedexp.logs import without_escape_codes
 from fedexp.runs.engines import grid_of
 from fedexp.runs.federation import Federation, Own
-from fedexp.runs.job import Job, OnUnitRow, Outcome, run_job
+from fedexp.runs.job import Job, OnUnitRow, UnitOutcome, run_job
 from fedexp.runs.unit_run import Stop
 
 _ROW, _OUTCOME, _ERROR = "row", "outcome", "error"
@@ -70,7 +70,7 @@ def cores() -> int:
 
 def run_in_processes(
     jobs: Sequence[Job], on_row: OnUnitRow, stop: Stop | None = None
-) -> Iterator[Outcome]:
+) -> Iterator[UnitOutcome]:
     """Run ``jobs``, which have the same own objects, in as many processes as there are cores.
 
     The outcomes are in the order of ``jobs``.
@@ -79,7 +79,7 @@ def run_in_processes(
         RuntimeError: a process ended by itself.
         Exception: whatever a job raised.
     """
-    waiting, outcomes, workers = list(range(len(jobs))), dict[int, Outcome](), list[_Worker]()
+    waiting, outcomes, workers = list(range(len(jobs))), dict[int, UnitOutcome](), list[_Worker]()
     try:
         _start(workers, min(len(jobs), cores()))
         own = _pickled(jobs[0].own)
@@ -99,7 +99,7 @@ def run_in_processes(
 
 
 def _hear(
-    worker: _Worker, jobs: Sequence[Job], on_row: OnUnitRow, outcomes: dict[int, Outcome]
+    worker: _Worker, jobs: Sequence[Job], on_row: OnUnitRow, outcomes: dict[int, UnitOutcome]
 ) -> None:
     assert worker.job is not None
     try:
@@ -195,7 +195,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run(job: Job, connection: Connection) -> Outcome:
+def _run(job: Job, connection: Connection) -> UnitOutcome:
     federation = Federation(job.unit.config, job.own)
     with grid_of(job.unit.config, federation, "serial") as grid:
         return run_job(

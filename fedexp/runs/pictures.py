@@ -11,8 +11,8 @@ from typing import Any
 from fedexp.extras import need
 from fedexp.files import atomically
 from fedexp.runs.reading import UnitResult
-from fedexp.runs.scores import is_classification, targets_of
-from fedexp.runs.series import Series, grouped, has, is_wide, over_seeds
+from fedexp.runs.scores import is_classification, target_accuracies
+from fedexp.runs.series import Series, groups_of, has, is_wide, over_seeds
 from fedexp.runs.titles import shared, title_of
 
 Style = Mapping[str, Any]
@@ -52,8 +52,8 @@ def curves(units: Sequence[UnitResult], config: Mapping[str, Any] | None = None)
     need("matplotlib", "simulation")
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
-    groups = grouped(units)
-    tuned = {name: group for name, group in groups.items() if tunes(group)}
+    groups = groups_of(units)
+    tuned = {name: group for name, group in groups.items() if adapts_lr(group)}
     panels = 3 if tuned else 2
     figure = Figure(figsize=(4.8 * panels + 1.6, 4.0), layout="constrained")
     score, step, *rate = figure.subplots(1, panels)
@@ -63,7 +63,7 @@ def curves(units: Sequence[UnitResult], config: Mapping[str, Any] | None = None)
     for name, group in groups.items():
         _draw(step, over_seeds(group, "server-step-size"), styles[name])
     for axes, (name, group) in product(rate, tuned.items()):
-        _draw(axes, learning_rate(group), styles[name])
+        _draw(axes, rate_series(group), styles[name])
         axes.set(title="Clients' learning rate, mean and spread", xlabel="Round", ylabel="Rate")
     for axes in (score, step, *rate):
         _finish(axes)
@@ -94,12 +94,12 @@ def as_png(figure: Any) -> bytes:
     return file.getvalue()
 
 
-def tunes(group: Sequence[UnitResult]) -> bool:
+def adapts_lr(group: Sequence[UnitResult]) -> bool:
     """Whether the clients of a group choose their learning rates themselves."""
     return any(row.get("learning-rate-std") for unit in group for row in unit.rows)
 
 
-def learning_rate(group: Sequence[UnitResult]) -> Series:
+def rate_series(group: Sequence[UnitResult]) -> Series:
     """The clients' mean rate and their spread, both as means over seeds."""
     rate = over_seeds(group, "learning-rate")
     return Series(rate.x, rate.mean, over_seeds(group, "learning-rate-std").mean)
@@ -124,7 +124,9 @@ def _draw_scores(
     lines = "thin line" if has_seeds else "dots"
     title = f"Test {what}: line {average} of the iterates, {lines} the last"
     axes.set(title=title, xlabel="Round", ylabel=f"Test {what}")
-    for target in targets_of(units) if what == "accuracy" and has(units, "test-accuracy") else []:
+    for target in (
+        target_accuracies(units) if what == "accuracy" and has(units, "test-accuracy") else []
+    ):
         axes.axhline(target, color="grey", lw=0.8, ls=":")
         axes.text(0.01, target, f"target {target:g}", transform=axes.get_yaxis_transform(), **_NOTE)
 

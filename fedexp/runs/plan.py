@@ -16,7 +16,6 @@ from fedexp.readers import Fields, optimizer_fields, readers, strategy_arguments
 from fedexp.specs import slug, split
 from fedexp.strategies import STRATEGIES
 
-Summary = Mapping[str, Any]
 Point = dict[str, str]
 """Values of the keys of a sweep."""
 
@@ -96,7 +95,7 @@ def first_units(config: Config, strategies: Strategies) -> list[Unit]:
 
 
 def selected_units(
-    config: Config, strategies: Strategies, tried: Iterable[tuple[Unit, Summary]]
+    config: Config, strategies: Strategies, tried: Iterable[tuple[Unit, Mapping[str, Any]]]
 ) -> list[Unit]:
     """The runs that report, each strategy at the point that did best over the tuning seeds."""
     scores: dict[str, dict[str, list[float]]] = {}
@@ -240,7 +239,7 @@ def _label(point: Point) -> str:
     return ",".join(f"{key}={value}" for key, value in point.items())
 
 
-def _score(config: Config, summary: Summary) -> float:
+def _score(config: Config, summary: Mapping[str, Any]) -> float:
     """More is better; a run without the score is worst."""
     value = summary.get(config.select)
     if value is None:

@@ -15,7 +15,7 @@ from fedexp.config import Config
 from fedexp.files import read_json
 from fedexp.specs import split
 
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
 """One line of ``metrics.jsonl`` or of ``clients.csv``."""
 
 _MOVE = "Move it out of the run's folder."
@@ -52,9 +52,9 @@ class UnitResult:
     strategy: str
     seed: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    rows: Sequence[Row] = ()
+    rows: Sequence[MetricsRow] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
-    clients: Sequence[Row] = ()
+    clients: Sequence[MetricsRow] = ()
     folder: Path | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -134,7 +134,7 @@ def read_units(folder: Path, config: Mapping[str, Any] | None = None) -> list[Un
     )
 
 
-def read_rows(folder: Path) -> list[Row]:
+def read_metrics(folder: Path) -> list[MetricsRow]:
     """The lines of a unit's ``metrics.jsonl``; none if there is no such file yet.
 
     Raises:
@@ -158,7 +158,7 @@ def read_rows(folder: Path) -> list[Row]:
     return rows
 
 
-def read_clients(folder: Path) -> list[Row]:
+def read_clients(folder: Path) -> list[MetricsRow]:
     """The lines of a unit's ``clients.csv``; an empty cell is None, what is a number is one.
 
     Raises:
@@ -180,7 +180,7 @@ def read_clients(folder: Path) -> list[Row]:
 
 
 def _unit(folder: Path, config: Mapping[str, Any]) -> UnitResult:
-    about: Row = {"strategy": folder.name, "settings": {}, "tuning": False}
+    about: MetricsRow = {"strategy": folder.name, "settings": {}, "tuning": False}
     for key in ("seed", "dataset", "model", "target-accuracy", "average", "num-server-rounds"):
         about |= {key: config[key]} if key in config else {}
     about |= _json(folder / "unit.json")
@@ -191,7 +191,7 @@ def _unit(folder: Path, config: Mapping[str, Any]) -> UnitResult:
         str(strategy),
         seed,
         settings,
-        read_rows(folder),
+        read_metrics(folder),
         _json(folder / "summary.json"),
         read_clients(folder),
         folder,
@@ -219,7 +219,7 @@ def _run_of(unit: UnitResult, folders: Sequence[Path]) -> str:
     return next(str(folder) for folder in folders if folder in unit.folder.parents)
 
 
-def _config(folder: Path) -> Row:
+def _config(folder: Path) -> MetricsRow:
     if not (folder / "config.toml").is_file():
         around = [*folder.glob("*/config.toml"), *(p / "config.toml" for p in folder.parents)]
         near = next((path.parent for path in around if path.is_file()), None)
@@ -234,7 +234,7 @@ def _strategies(config: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _json(path: Path) -> Row:
+def _json(path: Path) -> MetricsRow:
     """The object in a file; none if there is no such file."""
     if not path.exists():
         return {}

@@ -15,8 +15,8 @@ from fedexp.arrays import Arrays
 from fedexp.files import read_json, save_json, save_text
 from fedexp.records import from_record, to_record
 from fedexp.runs.checkpoint import Checkpoint
+from fedexp.runs.reading import MetricsRow
 from fedexp.runs.resuming import EVALUATED, clients_until, of_clients, rows_until
-from fedexp.runs.rows import Row
 from fedexp.runs.run import Run
 from fedexp.simulation.grid import LocalGrid
 from fedexp.strategies import FedOpt
@@ -45,7 +45,9 @@ class Recorder:
         for name in ("summary.json", "checkpoint.safetensors", "metrics.jsonl", "clients.csv"):
             (self.folder / name).unlink(missing_ok=True)
 
-    def begin(self, about: Row, run: Run, grid: LocalGrid) -> tuple[list[Row], list[Row]]:
+    def begin(
+        self, about: MetricsRow, run: Run, grid: LocalGrid
+    ) -> tuple[list[MetricsRow], list[MetricsRow]]:
         """The rows so far, of rounds and of clients; the run goes on after them."""
         saved = Checkpoint.load(self._checkpoint) if self._checkpoint.exists() else None
         rows = rows_until(self.folder, saved.server_round) if saved else []
@@ -59,13 +61,18 @@ class Recorder:
         self.save_rows(rows, clients)
         return rows, clients
 
-    def save_rows(self, rows: Sequence[Row], clients: Sequence[Row]) -> None:
+    def save_rows(self, rows: Sequence[MetricsRow], clients: Sequence[MetricsRow]) -> None:
         """Write all rows anew."""
         save_text(self.folder / "metrics.jsonl", "".join(map(_line, rows)))
         self.save_clients(clients)
 
     def after_round(
-        self, run: Run, grid: LocalGrid, row: Row, clients: Sequence[Row], new: Sequence[Row]
+        self,
+        run: Run,
+        grid: LocalGrid,
+        row: MetricsRow,
+        clients: Sequence[MetricsRow],
+        new: Sequence[MetricsRow],
     ) -> None:
         """Write what a round has added: a row, and the rows of clients that evaluated."""
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -75,12 +82,12 @@ class Recorder:
         if saved := saved_of(run, row["round"], grid, of_clients(clients, new)):
             saved.save(self._checkpoint)
 
-    def end(self, run: Run, summary: Row) -> None:
+    def end(self, run: Run, summary: MetricsRow) -> None:
         """Write both models, then the summary, which says that the unit has ended."""
         run.save(self.folder)
         save_json(self.folder / "summary.json", summary)
 
-    def _append_clients(self, clients: Sequence[Row], new: Sequence[Row]) -> None:
+    def _append_clients(self, clients: Sequence[MetricsRow], new: Sequence[MetricsRow]) -> None:
         path = self.folder / "clients.csv"
         if not path.exists() or _header(path) != _columns(clients):
             self.save_clients(clients)  # with the columns of all
@@ -88,7 +95,7 @@ class Recorder:
         with open(path, "a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, _columns(clients)).writerows(new)
 
-    def save_clients(self, clients: Sequence[Row]) -> None:
+    def save_clients(self, clients: Sequence[MetricsRow]) -> None:
         """Write ``clients.csv`` anew."""
         if not clients:
             (self.folder / "clients.csv").unlink(missing_ok=True)
@@ -141,11 +148,11 @@ def is_finished(folder: Path, num_rounds: int) -> bool:
         return bool(summary["num-rounds"] >= num_rounds or summary["problem"])
 
 
-def _line(row: Row) -> str:
+def _line(row: MetricsRow) -> str:
     return json.dumps(row) + "\n"
 
 
-def _columns(clients: Sequence[Row]) -> list[str]:
+def _columns(clients: Sequence[MetricsRow]) -> list[str]:
     return list(dict.fromkeys(name for row in clients for name in row))
 
 

@@ -18,7 +18,7 @@ from fedexp.models import of_shape
 from fedexp.runs import pictures, tables
 from fedexp.runs.federation import Federation
 from fedexp.runs.page import report
-from fedexp.runs.reading import Row, UnitResult, read_units
+from fedexp.runs.reading import MetricsRow, UnitResult, read_units
 
 _MODELS = ("model.safetensors", "model-mean.safetensors")
 
@@ -58,12 +58,12 @@ class Result:
         return self.unit.seed
 
     @property
-    def metrics(self) -> list[Row]:
+    def metrics(self) -> list[MetricsRow]:
         """A row for every round: the lines of ``metrics.jsonl``."""
         return list(self.unit.rows)
 
     @property
-    def clients(self) -> list[Row]:
+    def clients(self) -> list[MetricsRow]:
         """A row for every client and round in which it evaluated."""
         return list(self.unit.clients)
 
@@ -188,7 +188,7 @@ class Results(Sequence[Result]):
         Raises:
             ModuleNotFoundError: pandas is not installed.
         """
-        return tables.frame(tables.rounds(self.units))
+        return tables.frame(tables.round_rows(self.units))
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Curves as a matplotlib figure, mean and band over seeds; also written to ``path``."""

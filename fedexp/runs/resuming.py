@@ -17,7 +17,7 @@ from fedexp.files import read_json, save_json, save_text
 from fedexp.runs.checkpoint import Checkpoint
 from fedexp.runs.folder import locked
 from fedexp.runs.plan import first_units, reporting_folders
-from fedexp.runs.reading import read_rows
+from fedexp.runs.reading import read_metrics
 
 EVALUATED = "evaluated"
 """Of a checkpoint's state: which clients evaluated in its round."""
@@ -144,7 +144,7 @@ def rows_until(folder: Path, last: int) -> list[dict[str, Any]]:
     Raises:
         ValueError: ``metrics.jsonl`` does not hold each of them once, in their order.
     """
-    rows = [row for row in read_rows(folder) if row["round"] <= last]
+    rows = [row for row in read_metrics(folder) if row["round"] <= last]
     if [row["round"] for row in rows] != list(range(1, last + 1)):
         raise ValueError(
             f"{folder / 'metrics.jsonl'}: does not hold rounds 1 to {last}, each once. "

@@ -6,15 +6,13 @@ import math
 from typing import Any
 
 from fedexp.rounds import Exchange, Round
-
-Row = dict[str, Any]
-"""One line of ``metrics.jsonl``, or of ``clients.csv``."""
+from fedexp.runs.reading import MetricsRow
 
 _SCORES = ("test-loss", "test-accuracy", "mean-test-loss", "mean-test-accuracy")
 _METRICS = ("train-loss", *_SCORES, "server-step-size")
 
 
-def row_of(round_: Round) -> Row:
+def row_of(round_: Round) -> MetricsRow:
     """The line of a round; a value that does not exist or is not finite is null.
 
     ``train-seconds`` are those of the busiest worker, ``move-seconds`` what its replies took
@@ -22,15 +20,15 @@ def row_of(round_: Round) -> Row:
     round moves over a network, whatever the engine.
     """
     measured = {**round_.train, **round_.evaluate, **round_.server}
-    own: Row = {"round": round_.server_round, "failed": round_.failed}
+    own: MetricsRow = {"round": round_.server_round, "failed": round_.failed}
     losses = {"test-loss", "mean-test-loss"} - measured.keys()  # nobody evaluated
-    row: Row = own | {name: None for name in _METRICS if name not in losses}
+    row: MetricsRow = own | {name: None for name in _METRICS if name not in losses}
     row |= {"num-clients": 0, "num-failures": 0}
     row |= {name: _finite(value) for name, value in measured.items()}
     return row | own | _costs(round_)  # whatever clients report
 
 
-def client_rows(evaluation: Exchange, server_round: int, name_of: Any) -> list[Row]:
+def client_rows(evaluation: Exchange, server_round: int, name_of: Any) -> list[MetricsRow]:
     """What each client reported of its evaluation; ``name_of(node)`` is its name."""
     rows = []
     for node, metrics in evaluation.answers:
@@ -41,7 +39,7 @@ def client_rows(evaluation: Exchange, server_round: int, name_of: Any) -> list[R
     return rows
 
 
-def _costs(round_: Round) -> Row:
+def _costs(round_: Round) -> MetricsRow:
     exchanges: list[Exchange] = [round_.training, round_.evaluation]
     waited = sum(x.waited for x in exchanges)
     worked = sum(x.worked or 0.0 for x in exchanges)

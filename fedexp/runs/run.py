@@ -32,9 +32,10 @@ from fedexp.config import Config
 from fedexp.factories import dataset_of, model_of
 from fedexp.files import read_model, save_model
 from fedexp.records import from_record, to_record
-from fedexp.rounds import EvaluateFn, Exchange, Round, rounds
+from fedexp.rounds import Exchange, Round, rounds
 from fedexp.strategies import BothIterates, FedOpt, average_named
 from fedexp.strategies.attendance import Attendance
+from fedexp.strategies.evaluation import EvaluateFn
 from fedexp.threads import one_thread
 
 

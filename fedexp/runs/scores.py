@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from itertools import dropwhile
 from typing import Any
 
-from fedexp.runs.reading import Row, UnitResult
+from fedexp.runs.reading import MetricsRow, UnitResult
 from fedexp.runs.series import number
 
 ITERATES = ("", "mean-")
 """Prefixes of the keys of the last iterate and of the average of the iterates."""
 
 
-def numbers(unit: UnitResult) -> Row:
+def numbers(unit: UnitResult) -> MetricsRow:
     """All that a summary says, and what it can be completed with from the rows.
 
     Scores before the first round that succeeded are those of the initial model, and do not count.
     ``train-seconds``, ``move-seconds`` and ``server-seconds`` are means over rounds, ``bytes-down``
     and ``bytes-up`` sums.
     """
-    found: Row = {"num-rounds": len(unit.rows)}
+    found: MetricsRow = {"num-rounds": len(unit.rows)}
     for prefix in ITERATES:
         found |= _scores(unit, prefix)
     steps = _values(unit.rows, "server-step-size")
@@ -43,7 +43,7 @@ def rounds_to(unit: UnitResult, target: float, prefix: str = "") -> int | None:
     return next((row["round"] for row in rows if number(row.get(key)) >= target), None)
 
 
-def targets_of(units: Sequence[UnitResult]) -> list[float]:
+def target_accuracies(units: Sequence[UnitResult]) -> list[float]:
     """The target accuracies of some units, each once."""
     all_ = [u.about.get("target-accuracy", u.summary.get("target-accuracy")) for u in units]
     return sorted({float(target) for target in all_ if target is not None})
@@ -57,11 +57,11 @@ def is_classification(units: Sequence[UnitResult]) -> bool:
     )
 
 
-def _scores(unit: UnitResult, prefix: str) -> Row:
+def _scores(unit: UnitResult, prefix: str) -> MetricsRow:
     rows = _scored(unit.rows)
     accuracies = _values(rows, f"{prefix}test-accuracy")
     losses = _values(rows, f"{prefix}test-loss")
-    targets = targets_of([unit])
+    targets = target_accuracies([unit])
     return {
         f"{prefix}rounds-to-target": rounds_to(unit, targets[0], prefix) if targets else None,
         f"{prefix}best-accuracy": max(accuracies, default=None),
@@ -71,11 +71,11 @@ def _scores(unit: UnitResult, prefix: str) -> Row:
     }
 
 
-def _scored(rows: Sequence[Row]) -> list[Row]:
+def _scored(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
     return list(dropwhile(lambda row: row.get("failed"), rows))
 
 
-def _values(rows: Sequence[Row], key: str) -> list[Any]:
+def _values(rows: Sequence[MetricsRow], key: str) -> list[Any]:
     return [row[key] for row in rows if not math.isnan(number(row.get(key)))]
 
 

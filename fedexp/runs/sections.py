@@ -10,9 +10,9 @@ import numpy as np
 from markupsafe import Markup
 
 from fedexp.runs.columns import percent, three_figures, two_digits
-from fedexp.runs.reading import Row, UnitResult
-from fedexp.runs.series import grouped, number
-from fedexp.runs.svg import WIDTH, Scale, box, ends, picture, words
+from fedexp.runs.reading import MetricsRow, UnitResult
+from fedexp.runs.series import groups_of, number
+from fedexp.runs.svg import WIDTH, AxisScale, box, ends, picture, words
 
 _FEW_CLIENTS = 20  # have a table by name
 _MOST_CLIENTS = 100  # in the picture of the partition
@@ -27,9 +27,9 @@ _COSTS = {
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
-def clients(units: Sequence[UnitResult], classes: Mapping[str, str]) -> Row:
+def clients(units: Sequence[UnitResult], classes: Mapping[str, str]) -> MetricsRow:
     """Every client's last accuracy, or loss; by name if they are few, and how it is spread."""
-    groups = {name: _by_client(group) for name, group in grouped(units).items()}
+    groups = {name: _by_client(group) for name, group in groups_of(units).items()}
     groups = {name: values for name, values in groups.items() if values}
     names = list(dict.fromkeys(client for values in groups.values() for client in values))
     is_accuracy = _key(units) == "accuracy"
@@ -55,10 +55,10 @@ def clients(units: Sequence[UnitResult], classes: Mapping[str, str]) -> Row:
     }
 
 
-def failures(units: Sequence[UnitResult]) -> list[Row]:
+def failures(units: Sequence[UnitResult]) -> list[MetricsRow]:
     """What failed, a row for each strategy and kind: replies, nodes and rounds."""
     found = []
-    for name, group in grouped(units).items():
+    for name, group in groups_of(units).items():
         kinds: dict[str, list[tuple[int, Any]]] = {}
         for row in (row for unit in group for row in unit.rows):
             for reason, nodes in (row.get("failures") or {}).items():
@@ -77,7 +77,7 @@ def failures(units: Sequence[UnitResult]) -> list[Row]:
     return found
 
 
-def costs(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def costs(rows: Sequence[MetricsRow]) -> tuple[list[str], list[list[str]]]:
     """Titles and lines: seconds a round by part, and bytes in all, of an aggregated table."""
     keys = [key for key in _COSTS if any(row.get(key) is not None for row in rows)]
     lines = [[row["name"], *(_cost(key, row.get(key)) for key in keys)] for row in rows]
@@ -98,7 +98,7 @@ def size(count: float | None) -> str:
     return f"{count / 1000**power:.3g} {_UNITS[power]}"
 
 
-def partition(data: Mapping[str, Any]) -> Markup:
+def partition_markup(data: Mapping[str, Any]) -> Markup:
     """Examples of each client by class, darker for more, and how many it has in all."""
     if not data.get("sizes"):
         return Markup()
@@ -189,7 +189,7 @@ def _strips(groups: Mapping[str, Mapping[str, float]], classes: Mapping[str, str
     if not groups:
         return Markup()
     all_ = [value for values in groups.values() for value in values.values()]
-    across = Scale(*ends([np.array(all_)]), 150, WIDTH - 16)
+    across = AxisScale(*ends([np.array(all_)]), 150, WIDTH - 16)
     parts, bottom = [], 24 * len(groups) + 4
     for i, (name, values) in enumerate(groups.items()):
         quarters = across(np.quantile(list(values.values()), [0, 0.25, 0.5, 0.75, 1]))

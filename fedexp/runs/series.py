@@ -45,7 +45,7 @@ class Series:
         return np.maximum(low, self.mean / 10) if log else low
 
 
-def grouped(units: Sequence[UnitResult]) -> dict[str, list[UnitResult]]:
+def groups_of(units: Sequence[UnitResult]) -> dict[str, list[UnitResult]]:
     """Results that differ in their seed alone, by a name that tells them apart; no tuning."""
     found: dict[tuple[str, str], list[UnitResult]] = {}
     for unit in units:

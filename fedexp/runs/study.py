@@ -10,7 +10,7 @@ from typing import Any
 from fedexp.config import Config
 from fedexp.runs.engines import check_engine, engine_of, grid_of, seconds_of
 from fedexp.runs.federation import Federation, Own
-from fedexp.runs.job import Job, OnUnitRow, Outcome, run_job
+from fedexp.runs.job import Job, OnUnitRow, UnitOutcome, run_job
 from fedexp.runs.parallel import can_travel, cores, run_in_processes
 from fedexp.runs.plan import Unit, first_units, selected_units
 from fedexp.runs.trackers import trackers_of
@@ -75,7 +75,9 @@ class Study:
             federation.run(unit.config, self.objects.get(unit.label))
             check_engine(federation, self._engine(unit))
 
-    def run(self, on_row: OnUnitRow = lambda *_: None, stop: Stop | None = None) -> list[Outcome]:
+    def run(
+        self, on_row: OnUnitRow = lambda *_: None, stop: Stop | None = None
+    ) -> list[UnitOutcome]:
         """Run all units; what came of those that report.
 
         Args:
@@ -91,10 +93,10 @@ class Study:
 
     def _run(
         self, units: Sequence[Unit], on_row: OnUnitRow, stop: Stop | None
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[UnitOutcome]:
         """Outcomes in the order of ``units``."""
         jobs = [self._job(unit) for unit in units]
-        done = {id(j): Outcome(j.unit, s) for j in jobs if (s := j.finished()) is not None}
+        done = {id(j): UnitOutcome(j.unit, s) for j in jobs if (s := j.finished()) is not None}
         left = [job for job in jobs if id(job) not in done]
         runner = run_in_processes if self._several(left, stop) else self._one_by_one
         for job, outcome in zip(left, runner(left, on_row, stop), strict=True):
@@ -130,7 +132,7 @@ class Study:
 
     def _one_by_one(
         self, jobs: Iterable[Job], on_row: OnUnitRow, stop: Stop | None
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[UnitOutcome]:
         for job in jobs:
             federation, grid = self._grids.of(job.unit, self._engine(job.unit))
             yield run_job(job, federation, grid, on_row, stop or _never)

@@ -20,7 +20,7 @@ _MOST_POINTS = 150  # of a line: more than the eye tells apart at this width
 
 
 @dataclass(frozen=True)
-class Scale:
+class AxisScale:
     """Values to positions along an axis.
 
     Attributes:
@@ -76,10 +76,10 @@ def chart(
     lines = {name: _thinned(line) for name, line in lines.items() if line.drawable}
     if not lines:
         return Markup()
-    across = Scale(*ends([s.x / unit for s in lines.values()]), _LEFT, WIDTH - _RIGHT)
+    across = AxisScale(*ends([s.x / unit for s in lines.values()]), _LEFT, WIDTH - _RIGHT)
     edges = [edge for s in lines.values() for edge in (s.low(log), s.mean + s.std)]
     bottom, top = ends([*edges, np.array(targets)], log)
-    up = Scale(bottom, top, HEIGHT - _BOTTOM, _TOP, log)
+    up = AxisScale(bottom, top, HEIGHT - _BOTTOM, _TOP, log)
     parts = [_axes(across, up, x, y)]
     parts += [_line(name, classes[name], s, across, up, unit) for name, s in lines.items()]
     parts += [_target(up, target) for target in targets]
@@ -142,7 +142,7 @@ def _thinned(series: Series) -> Series:
     return Series(series.x[kept], series.mean[kept], series.std[kept])
 
 
-def _axes(across: Scale, up: Scale, x: str, y: str) -> Markup:
+def _axes(across: AxisScale, up: AxisScale, x: str, y: str) -> Markup:
     """Grid, numbers and titles."""
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
     parts = [
@@ -165,14 +165,16 @@ def _whole(values: Sequence[float], x: str) -> list[float]:
     return [value for value in values if x != "Round" or value == round(value)]
 
 
-def _target(up: Scale, target: float) -> Markup:
+def _target(up: AxisScale, target: float) -> Markup:
     at = float(up(target))
     line = Markup('<path class="target" d="M{} {:.1f}H{}"/>').format(_LEFT, at, WIDTH - _RIGHT)
     beside = at - 4 if at > _TOP + 12 else at + 13  # below it where the picture ends
     return line + words(_LEFT + 4, beside, f"target {target:g}", "start", "note")
 
 
-def _line(name: str, kind: str, series: Series, across: Scale, up: Scale, unit: float) -> Markup:
+def _line(
+    name: str, kind: str, series: Series, across: AxisScale, up: AxisScale, unit: float
+) -> Markup:
     """A line, its band, and its name for a pointer that rests on it."""
     x, y = across(series.x / unit), up(series.mean)
     low, high = up(series.low(up.log)), up(series.mean + series.std)

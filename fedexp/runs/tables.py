@@ -13,15 +13,15 @@ from typing import Any
 
 from fedexp.extras import need
 from fedexp.runs.columns import best_of, cell, columns, headings, shown
-from fedexp.runs.reading import Row, UnitResult
-from fedexp.runs.scores import ITERATES, numbers, rounds_to, targets_of
-from fedexp.runs.series import grouped, number, settings_text
+from fedexp.runs.reading import MetricsRow, UnitResult
+from fedexp.runs.scores import ITERATES, numbers, rounds_to, target_accuracies
+from fedexp.runs.series import groups_of, number, settings_text
 
 BASELINE = "fedavg"
 _NO_MEASURES = {"seed", "target-accuracy", "rounds-to-target", "mean-rounds-to-target"}
 
 
-def results(units: Sequence[UnitResult]) -> list[Row]:
+def results(units: Sequence[UnitResult]) -> list[MetricsRow]:
     """A row for every unit: strategy, seed, settings, and all numbers of its summary."""
     return [
         {
@@ -35,7 +35,7 @@ def results(units: Sequence[UnitResult]) -> list[Row]:
     ]
 
 
-def rounds(units: Sequence[UnitResult]) -> list[Row]:
+def round_rows(units: Sequence[UnitResult]) -> list[MetricsRow]:
     """A row for every round of every unit."""
     return [
         {"strategy": unit.strategy, "seed": unit.seed, **unit.settings, **row}
@@ -45,7 +45,7 @@ def rounds(units: Sequence[UnitResult]) -> list[Row]:
     ]
 
 
-def frame(rows: Sequence[Row]) -> Any:
+def frame(rows: Sequence[MetricsRow]) -> Any:
     """``rows`` as a ``pandas.DataFrame``.
 
     Raises:
@@ -59,7 +59,7 @@ def frame(rows: Sequence[Row]) -> Any:
 
 def aggregate(
     units: Sequence[UnitResult], targets: Sequence[float] = (), baseline: str = BASELINE
-) -> list[Row]:
+) -> list[MetricsRow]:
     """A row for every strategy and settings: means over seeds.
 
     For each number ``x`` there is its mean ``x`` over the seeds that have it and the sample
@@ -72,15 +72,15 @@ def aggregate(
         targets: test accuracies; those of the units if there are none.
         baseline: the strategy that others are compared with.
     """
-    targets = targets or targets_of(units)
-    groups = grouped(units)
+    targets = targets or target_accuracies(units)
+    groups = groups_of(units)
     rows = [_means(name, group, targets) for name, group in groups.items()]
     for row in rows:
         row |= _speed_ups(row, _baseline_of(row, rows, baseline), targets)
     return rows
 
 
-def short(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> list[Row]:
+def short(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> list[MetricsRow]:
     """Of ``aggregate`` what the tables for people show, as numbers."""
     rows = aggregate(units, targets)
     keys = [key for c in shown(columns(units, targets), rows) for key in (c.key, f"{c.key}-std")]
@@ -91,7 +91,7 @@ def short(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> list[Ro
     ]
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[MetricsRow]) -> str:
     """``rows`` as CSV, with a header of all their keys; a value that is None is empty."""
     file = io.StringIO()
     keys = dict.fromkeys(key for row in rows for key in row)
@@ -144,8 +144,8 @@ def to_latex(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> str:
     )
 
 
-def _means(name: str, group: Sequence[UnitResult], targets: Sequence[float]) -> Row:
-    row: Row = {"name": name, "strategy": group[0].strategy}
+def _means(name: str, group: Sequence[UnitResult], targets: Sequence[float]) -> MetricsRow:
+    row: MetricsRow = {"name": name, "strategy": group[0].strategy}
     row |= {"settings": settings_text(group[0].settings), "seeds": len(group)}
     found = [numbers(unit) for unit in group]
     for key in dict.fromkeys(key for each in found for key in each):
@@ -161,21 +161,21 @@ def _means(name: str, group: Sequence[UnitResult], targets: Sequence[float]) -> 
     return row
 
 
-def _mean(key: str, values: Sequence[float]) -> Row:
+def _mean(key: str, values: Sequence[float]) -> MetricsRow:
     return {
         key: statistics.fmean(values) if values else None,
         f"{key}-std": statistics.stdev(values) if len(values) > 1 else None,
     }
 
 
-def _baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row:
+def _baseline_of(row: MetricsRow, rows: Sequence[MetricsRow], baseline: str) -> MetricsRow:
     """The baseline with the settings of ``row``, else the only one that there is."""
     all_ = [other for other in rows if other["strategy"] == baseline]
     alike = [other for other in all_ if other["settings"] == row["settings"]]
     return (alike or (all_ if len(all_) == 1 else [{}]))[0]
 
 
-def _speed_ups(row: Row, other: Row, targets: Sequence[float]) -> Row:
+def _speed_ups(row: MetricsRow, other: MetricsRow, targets: Sequence[float]) -> MetricsRow:
     keys = [f"{prefix}rounds-to-{target:g}" for target in targets for prefix in ITERATES]
     return {
         f"{key}-speed-up": other[key] / row[key] if other.get(key) and row[key] else None

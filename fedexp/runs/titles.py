@@ -20,7 +20,7 @@ _KNOBS = {
 def title_of(units: Sequence[UnitResult], config: Mapping[str, Any]) -> str:
     """Dataset, partition and seeds: ``digits, dirichlet (α = 0.1), seeds 0 to 4``."""
     config = agreed(units, config)
-    parts = [dataset_of(units, config), partition_of(config), seeds_of(units)]
+    parts = [dataset_title(units, config), partition_title(config), seeds_title(units)]
     return ", ".join(part for part in parts if part)
 
 
@@ -29,7 +29,7 @@ def agreed(units: Sequence[UnitResult], config: Mapping[str, Any]) -> dict[str, 
     return {k: v for k, v in config.items() if not any(k in unit.settings for unit in units)}
 
 
-def dataset_of(units: Sequence[UnitResult], config: Mapping[str, Any]) -> str:
+def dataset_title(units: Sequence[UnitResult], config: Mapping[str, Any]) -> str:
     """The dataset, or the user's own files; empty if the runs do not agree."""
     own = config.get("data") or config.get("dataset")
     return str(own or shared(units, "dataset"))
@@ -41,7 +41,7 @@ def shared(units: Sequence[UnitResult], key: str) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def partition_of(config: Mapping[str, Any]) -> str:
+def partition_title(config: Mapping[str, Any]) -> str:
     """How the clients' shares were made; empty if the runs do not agree."""
     name = config.get("partitioner", "")
     if name == "auto":
@@ -52,7 +52,7 @@ def partition_of(config: Mapping[str, Any]) -> str:
     return f"{name} ({sign} = {config[key]:g})" if key in config else str(name)
 
 
-def seeds_of(units: Sequence[UnitResult]) -> str:
+def seeds_title(units: Sequence[UnitResult]) -> str:
     """``seed 0``, ``seeds 0 to 4`` or ``seeds 0, 3, 7``, of all but tuning."""
     seeds = sorted({unit.seed for unit in units if unit.seed is not None and not unit.tuning})
     if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedexp.extras import need
-from fedexp.runs.reading import Row
+from fedexp.runs.reading import MetricsRow
 from fedexp.runs.series import number, settings_text
 from fedexp.specs import split
 
@@ -31,7 +31,7 @@ class Tracker(Protocol):
         """A unit begins, or goes on with round ``first``: what ``unit.json`` says, its folder."""
         ...
 
-    def row(self, row: Row) -> None:
+    def row(self, row: MetricsRow) -> None:
         """A round has ended."""
         ...
 
@@ -50,7 +50,7 @@ class TensorBoard:
         own = folder / "tensorboard"
         self._writer = SummaryWriter(str(own), purge_step=first if first > 1 else None)
 
-    def row(self, row: Row) -> None:
+    def row(self, row: MetricsRow) -> None:
         """A scalar for every number, at the step of the round."""
         for key, value in _numbers(row).items():
             self._writer.add_scalar(key, value, row["round"])
@@ -89,7 +89,7 @@ class MLflow:
             text = settings_text(value) if isinstance(value, Mapping) else str(value)
             self._client.log_param(self._run, key, text)
 
-    def row(self, row: Row) -> None:
+    def row(self, row: MetricsRow) -> None:
         """A metric for every number, at the step of the round."""
         self._log(_numbers(row), row["round"])
 
@@ -159,7 +159,7 @@ class Trackers:
         """See ``Tracker``."""
         self._each(lambda tracker: tracker.begin(unit, folder, first))
 
-    def row(self, row: Row) -> None:
+    def row(self, row: MetricsRow) -> None:
         """See ``Tracker``."""
         self._each(lambda tracker: tracker.row(row))
 

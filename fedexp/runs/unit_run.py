@@ -14,16 +14,16 @@ from fedexp.rounds import evaluate_clients
 from fedexp.runs.checkpoint import Checkpoint
 from fedexp.runs.federation import Federation
 from fedexp.runs.plan import Unit
-from fedexp.runs.reading import UnitResult
+from fedexp.runs.reading import MetricsRow, UnitResult
 from fedexp.runs.recorder import Recorder, restore, saved_of
-from fedexp.runs.rows import Row, client_rows, row_of
+from fedexp.runs.rows import client_rows, row_of
 from fedexp.runs.run import Run
 from fedexp.runs.scores import numbers
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid
 
 _MOST_ASKED = 1000  # clients that evaluate the last model though nobody asked for it
-OnRow = Callable[[Row], Any]
-Stop = Callable[[Row], bool]
+OnRow = Callable[[MetricsRow], Any]
+Stop = Callable[[MetricsRow], bool]
 
 
 @dataclass(eq=False)
@@ -44,8 +44,8 @@ class UnitRun:
     federation: Federation
     strategy: Any = None
     folder: Path | None = None
-    rows: list[Row] = field(default_factory=list)
-    clients: list[Row] = field(default_factory=list)
+    rows: list[MetricsRow] = field(default_factory=list)
+    clients: list[MetricsRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.run: Run = self.federation.run(self.unit.config, self.strategy)
@@ -69,7 +69,7 @@ class UnitRun:
         num_rounds: int,
         on_row: OnRow = lambda _: None,
         stop: Stop = lambda _: False,
-    ) -> Row:
+    ) -> MetricsRow:
         """Run until ``num_rounds`` are done in all, or ``stop(row)`` is true; the summary.
 
         Whatever ends a round in its middle, all is then as it was after the round before.
@@ -132,7 +132,7 @@ class UnitRun:
             self.federation.num_clients
         )
 
-    def summary(self, num_rounds: int = 0) -> Row:
+    def summary(self, num_rounds: int = 0) -> MetricsRow:
         """How the unit has done, and what went wrong if anything did; by default, until now."""
         wanted = len(self.rows) if self._stopped else num_rounds or len(self.rows)
         told = verdict.of_run(self.rows, self.run.attendance.missing, wanted)

@@ -13,7 +13,7 @@ from fedexp.simulation.flower.transport import Packed, pack
 from fedexp.simulation.merge_tree import Span
 
 
-class Job(NamedTuple):
+class ClientJob(NamedTuple):
     """A message to one client.
 
     Attributes:
@@ -31,18 +31,18 @@ class Job(NamedTuple):
 
 def jobs_of(
     messages: Sequence[Message], states: Mapping[int, Packed]
-) -> tuple[list[Packed], dict[int, Job]]:
+) -> tuple[list[Packed], dict[int, ClientJob]]:
     """The contents, each once however many messages share it, and a job per message."""
     index: dict[int, int] = {}
     contents: list[Packed] = []
-    jobs: dict[int, Job] = {}
+    jobs: dict[int, ClientJob] = {}
     for position, message in enumerate(messages):
         key = id(message.content)
         if key not in index:
             index[key] = len(contents)
             contents.append(pack(message.content))
         state = states.get(message.metadata.dst_node_id)
-        jobs[position] = Job(message.metadata, index[key], state)
+        jobs[position] = ClientJob(message.metadata, index[key], state)
     return contents, jobs
 
 
@@ -51,7 +51,7 @@ ErrorReply = tuple[int, str]
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class ShareOutcome:
     """What a worker sends back for its share of a cohort.
 
     Attributes:

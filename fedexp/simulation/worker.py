@@ -23,7 +23,7 @@ from fedexp.simulation.grid import (
     too_late,
 )
 from fedexp.simulation.guard import ClientRaised, guarded
-from fedexp.simulation.jobs import ErrorReply, Job, Outcome
+from fedexp.simulation.jobs import ClientJob, ErrorReply, ShareOutcome
 from fedexp.simulation.merge_tree import Span, subtrees
 from fedexp.simulation.worker_share import WorkerShare, models_at_once
 from fedexp.threads import one_thread
@@ -77,7 +77,7 @@ class Worker:
             return 1, f"node {node} raised {type(raised.error).__name__} when a group was tried"
         return (self.group.size if self.group else 1), difference
 
-    def replies(self, contents: Sequence[Packed], jobs: Mapping[int, Job]) -> Outcome:
+    def replies(self, contents: Sequence[Packed], jobs: Mapping[int, ClientJob]) -> ShareOutcome:
         """Run ``jobs`` (by position in the cohort) and keep every reply."""
         start = time.perf_counter()
         work = _Work(self, contents, jobs)
@@ -85,16 +85,16 @@ class Worker:
             replies = {p: work.answer(p) for p in jobs}
         packed = {p: _failure(r) if r.has_error() else pack(r.content) for p, r in replies.items()}
         busy = time.perf_counter() - start
-        return Outcome(replies=packed, states=work.states, seconds=work.seconds, busy=busy)
+        return ShareOutcome(replies=packed, states=work.states, seconds=work.seconds, busy=busy)
 
     def merge(
         self,
         contents: Sequence[Packed],
-        jobs: Mapping[int, Job],
+        jobs: Mapping[int, ClientJob],
         whole: Span,
         reading: Reading,
         group_size: int,
-    ) -> Outcome:
+    ) -> ShareOutcome:
         """Run ``jobs``, neighbours in the cohort ``whole``, and add their results up."""
         start = time.perf_counter()
         trainer = trainer_of(self.client_app)
@@ -108,13 +108,15 @@ class Worker:
         with one_thread():
             merged = {part: share.merged(part, size) for part in subtrees(span, whole)}
         busy = time.perf_counter() - start
-        return Outcome(merged, {}, work.states, work.seconds, busy)
+        return ShareOutcome(merged, {}, work.states, work.seconds, busy)
 
 
 class _Work:
     """The jobs of one call, and what running them leaves behind."""
 
-    def __init__(self, worker: Worker, contents: Sequence[Packed], jobs: Mapping[int, Job]) -> None:
+    def __init__(
+        self, worker: Worker, contents: Sequence[Packed], jobs: Mapping[int, ClientJob]
+    ) -> None:
         self.worker, self.jobs = worker, jobs
         self.states: dict[int, Packed] = {}
         self.seconds: dict[int, float] = {}
@@ -157,12 +159,12 @@ class _Work:
     def too_late(self) -> str:
         return too_late(self.worker.timeout)
 
-    def context(self, job: Job) -> Context:
+    def context(self, job: ClientJob) -> Context:
         state = unpack(job.state) if job.state else RecordDict()
         worker = self.worker
         return context_of(job.metadata.dst_node_id, worker.num_nodes, worker.run_config, state)
 
-    def keep(self, job: Job, context: Context) -> None:
+    def keep(self, job: ClientJob, context: Context) -> None:
         if context.state or job.state:  # a client may empty its own
             self.states[context.node_id] = pack(context.state)
 
@@ -174,7 +176,7 @@ class _Merging(_Work):
         self,
         worker: Worker,
         contents: Sequence[Packed],
-        jobs: Mapping[int, Job],
+        jobs: Mapping[int, ClientJob],
         reading: Reading,
         content: int,
     ) -> None:

@@ -180,15 +180,17 @@ def test_bytes_as_people_say_them(count, text):
 
 
 def test_the_partition_has_a_cell_for_every_class_of_a_client_and_a_bar_for_its_size():
-    drawn = sections.partition(PARTITION)
+    drawn = sections.partition_markup(PARTITION)
     assert drawn.count("<rect") == 3 + 2
     assert "St. Mary" in drawn
     assert "Examples of 2 clients" in drawn
-    assert "<text" in sections.partition(PARTITION | {"clients": []})  # numbers, where no names
+    assert "<text" in sections.partition_markup(
+        PARTITION | {"clients": []}
+    )  # numbers, where no names
     without = {"clients": ["a"], "classes": [], "counts": [], "sizes": [3]}
-    assert sections.partition(without).count("<rect") == 1
+    assert sections.partition_markup(without).count("<rect") == 1
     many = {"clients": list(range(1000)), "classes": [], "counts": [], "sizes": [1] * 1000}
-    assert sections.partition(many).count("<rect") == 100
+    assert sections.partition_markup(many).count("<rect") == 100
     assert "the first 100 of 1,000" in render(replace(ALL, partition=many))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from folders import unit_of, write_run
 
-from fedexp.runs.reading import read, read_clients, read_rows, read_units
+from fedexp.runs.reading import read, read_clients, read_metrics, read_units
 
 
 def told(units):
@@ -62,7 +62,7 @@ def test_a_unit_before_its_first_round_is_there_without_rows(tmp_path):
 
 def test_a_line_that_was_cut_short_does_not_count(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"round": 1}\n{"round": 2}\n{"rou')
-    assert read_rows(tmp_path) == [{"round": 1}, {"round": 2}]
+    assert read_metrics(tmp_path) == [{"round": 1}, {"round": 2}]
     (tmp_path / "clients.csv").write_text("round,client,examples,loss\n1,0,5,\n1,1,5,0.2\n2,0")
     assert read_clients(tmp_path) == [
         {"round": 1, "client": "0", "examples": 5, "loss": None},

@@ -11,7 +11,7 @@ import pytest
 from folders import unit_of, without_accuracy
 
 from fedexp.runs import columns, series, tables
-from fedexp.runs.scores import numbers, rounds_to, targets_of
+from fedexp.runs.scores import numbers, rounds_to, target_accuracies
 
 pandas = pytest.importorskip("pandas")
 
@@ -104,7 +104,7 @@ def test_several_targets():
     assert [row["rounds-to-0.5"] for row in rows] == [1.5, 1.0]
     assert rows[1]["rounds-to-0.5-speed-up"] == 1.5
     assert [rounds_to(u, 0.5) for u in SEEDS] == [1, 2, 1, 1]
-    assert targets_of(SEEDS) == [0.85]
+    assert target_accuracies(SEEDS) == [0.85]
 
 
 def test_a_sweep_is_compared_with_fedavg_in_the_same_settings():
@@ -125,7 +125,7 @@ def test_a_sweep_is_compared_with_fedavg_in_the_same_settings():
 
 def test_settings_are_in_the_name_only_where_they_tell_apart():
     units = [unit_of("fedavg", settings={"lr": 0.1}), unit_of("fedexp", settings={"lr": 0.3})]
-    assert list(series.grouped(units)) == ["fedavg", "fedexp"]
+    assert list(series.groups_of(units)) == ["fedavg", "fedexp"]
     assert [row["settings"] for row in tables.aggregate(units)] == ["lr=0.1", "lr=0.3"]
 
 
@@ -133,7 +133,7 @@ def test_tuning_is_among_the_results_and_no_part_of_the_means():
     tuning = replace(SEEDS[0], seed=9, about={"tuning": True})
     assert [row["tuning"] for row in tables.results([*SEEDS, tuning])][-2:] == [False, True]
     assert tables.aggregate([*SEEDS, tuning]) == tables.aggregate(SEEDS)
-    assert len(tables.rounds([*SEEDS, tuning])) == 16
+    assert len(tables.round_rows([*SEEDS, tuning])) == 16
 
 
 def test_a_regression_shows_its_loss_wherever_a_classification_shows_accuracy():
@@ -191,7 +191,7 @@ def test_a_loss_has_as_many_decimals_as_its_deviation():
 
 
 def test_every_row_is_in_the_frame():
-    frame = tables.frame(tables.rounds(SEEDS))
+    frame = tables.frame(tables.round_rows(SEEDS))
     assert len(frame) == 16
     assert {"strategy", "seed", "round", "test-accuracy"} <= set(frame.columns)
 

@@ -30,7 +30,7 @@ from fedexp.strategies import FedAvg, FedExP
 from fedexp.strategies.sampling import sample
 
 ray = pytest.importorskip("ray")
-from fedexp.simulation.jobs import Job  # noqa: E402
+from fedexp.simulation.jobs import ClientJob  # noqa: E402
 from fedexp.simulation.ray import cluster as ray_cluster  # noqa: E402
 from fedexp.simulation.ray import grid as ray_grid  # noqa: E402
 from fedexp.simulation.ray import workers as ray_workers  # noqa: E402
@@ -413,7 +413,7 @@ def test_what_a_group_would_train_otherwise_is_trained_one_by_one_and_that_is_lo
 
 
 def task_of(num_clients):
-    jobs = {p: Job(None, 0) for p in range(num_clients)}
+    jobs = {p: ClientJob(None, 0) for p in range(num_clients)}
     return ray_grid._Task(0, jobs, "merge", ())
 
 

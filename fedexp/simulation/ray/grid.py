@@ -18,7 +18,7 @@ from fedexp.merged import Merged
 from fedexp.records import records_of
 from fedexp.simulation.flower.transport import Packed, num_bytes, unpack
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, too_late
-from fedexp.simulation.jobs import ErrorReply, Job, Outcome, jobs_of
+from fedexp.simulation.jobs import ClientJob, ErrorReply, ShareOutcome, jobs_of
 from fedexp.simulation.merge_tree import Span, combine, subtrees_up_to
 from fedexp.simulation.ray.workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
 from fedexp.simulation.shares import Costs, chunks, shares
@@ -34,7 +34,7 @@ class _Task:
     """Neighbours of a cohort on their way through a worker."""
 
     worker: int
-    jobs: Mapping[int, Job]
+    jobs: Mapping[int, ClientJob]
     method: str
     args: tuple[Any, ...]
     attempt: int = 1
@@ -128,11 +128,11 @@ class RayGrid(LocalGrid):
             parts |= outcome.merged
         return combine(whole, parts)
 
-    def _jobs(self, messages: Sequence[Message]) -> tuple[Any, dict[int, Job]]:
+    def _jobs(self, messages: Sequence[Message]) -> tuple[Any, dict[int, ClientJob]]:
         contents, jobs = jobs_of(messages, self.states)
         return self._workers.put(contents, sum(map(num_bytes, contents))), jobs
 
-    def _outcomes(self, tasks: Sequence[_Task], timeout: float) -> Iterator[Outcome]:
+    def _outcomes(self, tasks: Sequence[_Task], timeout: float) -> Iterator[ShareOutcome]:
         """Outcomes in the order of ``tasks``, which run at the same time."""
         tickets = [self._submit(task, timeout) for task in tasks]
         start = time.monotonic()
@@ -155,7 +155,7 @@ class RayGrid(LocalGrid):
             task.worker, task.method, contents, task.jobs, *args, seconds=timeout, noted=careful
         )
 
-    def _outcome(self, task: _Task, ticket: Ticket, start: float, timeout: float) -> Outcome:
+    def _outcome(self, task: _Task, ticket: Ticket, start: float, timeout: float) -> ShareOutcome:
         """The outcome of a task; a worker that died or hangs is replaced, its clients retried."""
         while True:
             left = max(0.0, start + timeout - time.monotonic())
@@ -209,7 +209,7 @@ def _again(task: _Task, position: int | None, reason: str) -> _Task:
     return task.give_up_on(list(task.jobs), reason)
 
 
-def _part(jobs: Mapping[int, Job], span: Span) -> dict[int, Job]:
+def _part(jobs: Mapping[int, ClientJob], span: Span) -> dict[int, ClientJob]:
     return {p: jobs[p] for p in range(*span)}
 
 

@@ -418,7 +418,7 @@ def task_of(num_clients):
 
 
 def lost(task):
-    return [p for p, job in task.jobs.items() if job.lost]
+    return [p for p, job in task.jobs.items() if job.given_up]
 
 
 def test_a_task_that_ends_its_worker_for_no_known_reason_is_given_up_in_the_end():
@@ -435,9 +435,9 @@ def test_a_task_that_ends_its_worker_for_no_known_reason_is_given_up_in_the_end(
 def test_without_the_client_to_blame_the_others_run_in_their_groups_again():
     task = ray_grid._again(replace(task_of(3), attempt=3), 1, "gone")
     assert (lost(task), task.attempt) == ([1], 2)
-    assert task.jobs[1].lost == "gone"
+    assert task.jobs[1].given_up == "gone"
     again = ray_grid._again(ray_grid._again(task, None, "gone"), 2, "gone, too")
-    assert [job.lost for job in again.jobs.values()] == ["", "gone", "gone, too"]
+    assert [job.given_up for job in again.jobs.values()] == ["", "gone", "gone, too"]
 
 
 def test_a_task_of_many_such_clients_is_given_up():

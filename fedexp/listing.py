@@ -134,7 +134,7 @@ def _partitioners() -> dict[str, Choice]:
 
 
 def _optimizers() -> dict[str, Choice]:
-    from fedexp.clients.local_optimizers import optimizers
+    from fedexp.clients.named import optimizers
 
     return {name: Choice(line, arguments) for name, line, arguments in optimizers()}
 

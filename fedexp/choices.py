@@ -18,9 +18,10 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fedexp.clients import LocalTraining
-from fedexp.clients.local_optimizers import LocalOptimizer, as_optimizer, told
-from fedexp.clients.local_optimizers import named as named_optimizer
+from fedexp.clients import ClientSettings
+from fedexp.clients.local_optimizers import LocalOptimizer
+from fedexp.clients.named import as_optimizer, told
+from fedexp.clients.named import named as named_optimizer
 from fedexp.clients.schedules import Schedule, schedule
 from fedexp.config import Config
 from fedexp.extras import imported
@@ -116,10 +117,10 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
     settings: dict[str, int | float | bool | str] = {
         "hyper-learning-rate": config.hyper_learning_rate,
         "hyper-height": config.hyper_height,
-        "hyper-between-rounds": config.hyper_between_rounds if optimizer.tunes else "fresh",
+        "hyper-between-rounds": config.hyper_between_rounds if optimizer.adapts_lr else "fresh",
         **told(name),
     }
-    local = LocalTraining.of(Config.of(config.values() | settings).values())
+    local = ClientSettings.of(Config.of(config.values() | settings).values())
     schedule_of(config, key)
     optimizer([nn.Parameter(torch.zeros(1, 1))], local)  # what is wrong with it shows now
     return settings
@@ -150,7 +151,7 @@ def schedule_of(
             f"{owner}: learning-rate-decay={config.learning_rate_decay} is a schedule too. "
             "Leave one of the two out."
         )
-    if getattr(made, "tunes", False) and config.hyper_between_rounds != "fresh":
+    if getattr(made, "adapts_lr", False) and config.hyper_between_rounds != "fresh":
         raise ValueError(
             f"{owner}: with hyper-between-rounds={config.hyper_between_rounds!r}, {name} starts "
             "from rates of its own. Use fresh, or no scheduler."

@@ -12,6 +12,8 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
+from fedexp.clients.settings import ALSO, ClientSettings
+
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
@@ -93,21 +95,34 @@ class Config(BaseModel):
     initial_model: Text = Field("", description="file of arrays to start from, .safetensors")
     metrics: Text = Field("", description="beyond loss and accuracy: module:function, by comma")
     num_server_rounds: int = Field(40, ge=1, description="rounds")
-    local_steps: int = Field(20, ge=1, description="minibatch steps per client and round")
-    batch_size: int = Field(20, ge=1, description="examples a step")
-    learning_rate: float = Field(0.1, gt=0, description="of the clients")
-    learning_rate_decay: float = Field(1.0, gt=0, le=1, description="factor every round")
+    local_steps: int = Field(
+        ClientSettings.num_steps, ge=1, description="minibatch steps per client and round"
+    )
+    batch_size: int = Field(ClientSettings.batch_size, ge=1, description="examples a step")
+    learning_rate: float = Field(ClientSettings.lr, gt=0, description="of the clients")
+    learning_rate_decay: float = Field(
+        ALSO["learning-rate-decay"], gt=0, le=1, description="factor every round"
+    )
     scheduler: Text = Field(
         "", description="of the learning rate over the rounds: cosine, step(step-size=10), ..."
     )
-    weight_decay: float = Field(0.0, ge=0, description="of the clients")
-    local_optimizer: Text = Field("sgd", description="by name with settings, or module:function")
-    hyper_learning_rate: float = Field(0.1, gt=0, description="κ of the clients that tune theirs")
-    hyper_height: int = Field(1, ge=1, le=9, description="levels of the tower of learning rates")
-    hyper_between_rounds: Literal["fresh", "carry", "average"] = Field(
-        "fresh", description="what a tuned learning rate starts from: fresh, carry, average"
+    weight_decay: float = Field(ClientSettings.weight_decay, ge=0, description="of the clients")
+    local_optimizer: Text = Field(
+        ClientSettings.optimizer, description="by name with settings, or module:function"
     )
-    max_grad_norm: float = Field(0.0, ge=0, description="clip local gradients; 0 for none")
+    hyper_learning_rate: float = Field(
+        ClientSettings.hyper_lr, gt=0, description="κ of the clients that tune theirs"
+    )
+    hyper_height: int = Field(
+        ClientSettings.hyper_height, ge=1, le=9, description="levels of the tower of learning rates"
+    )
+    hyper_between_rounds: Literal["fresh", "carry", "average"] = Field(
+        ALSO["hyper-between-rounds"],
+        description="what a tuned learning rate starts from: fresh, carry, average",
+    )
+    max_grad_norm: float = Field(
+        ClientSettings.max_grad_norm, ge=0, description="clip local gradients; 0 for none"
+    )
     server_learning_rate: float = Field(
         0.0, ge=0, description="server step η of fixed-step rules; 0: the strategy's own"
     )
@@ -158,7 +173,7 @@ class Config(BaseModel):
         3, ge=0, description="a strategy ends after so many failed rounds in a row; 0 for never"
     )
     target_accuracy: float = Field(0.85, ge=0, le=1, description="the table counts rounds to it")
-    seed: int = Field(0, ge=0, description="fixes everything that is drawn")
+    seed: int = Field(ALSO["seed"], ge=0, description="fixes everything that is drawn")
     seeds: Text = Field("", description="several runs: 0,1,2 in place of one seed")
     sweep: Text = Field("", description="several runs: KEY=VALUE,VALUE; by ; if several keys")
     select: Text = Field("", description="of a sweep, per strategy: the point best in this score")

@@ -19,14 +19,14 @@ from fedexp.choices import (
     strategy_keys,
 )
 from fedexp.clients import (
+    ClientSettings,
     Examples,
-    LocalTraining,
     client_app,
     default_loss,
     evaluate,
 )
-from fedexp.clients.local_optimizers import named as named_optimizer
 from fedexp.clients.metrics import Metrics
+from fedexp.clients.named import named as named_optimizer
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Parts, from_files, load
@@ -173,7 +173,7 @@ def check_model(config: Config) -> None:
     metrics = Metrics.of(config.metrics)
     owner, examples = f"Config(model={config.model!r})", Examples(*dataset_of(config).train)
     for name, key in {optimizer_key(config, key): key for key in strategy_keys(config)}.items():
-        settings = LocalTraining.of({**config.values(), **client_config(config, key)})
+        settings = ClientSettings.of({**config.values(), **client_config(config, key)})
         try_model(owner, model_of(config), examples, named_optimizer(name), settings)
     if metrics:
         test = Examples(*dataset_of(config).test)

@@ -134,7 +134,7 @@ def _partitioners() -> dict[str, ListedChoice]:
 
 
 def _optimizers() -> dict[str, ListedChoice]:
-    from fedexp.clients.local_optimizers import optimizers
+    from fedexp.clients.named import optimizers
 
     return {name: ListedChoice(line, arguments) for name, line, arguments in optimizers()}
 

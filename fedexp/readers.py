@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, named
-from fedexp.clients.tuned_rates import BETWEEN
+from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS
+from fedexp.clients.named import named
+from fedexp.clients.state import BETWEEN
 from fedexp.config import Config
 from fedexp.datasets import PARTITIONERS, SOURCES, from_arrays, from_hub
 from fedexp.datasets.own_files import READS, WITH_TEST
@@ -102,7 +103,7 @@ def optimizer_fields(text: str) -> Fields:
     Those that came with its name are not read from anywhere else.
     """
     optimizer = named(text)
-    keys = [*optimizer.reads(), *([BETWEEN] if optimizer.tunes else [])]
+    keys = [*optimizer.reads(), *([BETWEEN] if optimizer.adapts_lr else [])]
     return Fields(key.replace("-", "_") for key in keys if key not in optimizer.given)
 
 

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": TOOLS | LEARNING - {"clients"},
     "models": TOOLS | LEARNING - {"clients"},
     "clients": RECORDS | LEARNING | {"wire", "hypergradients"},
-    "config": TOOLS,
+    "config": TOOLS | {"clients"},  # their settings, and so their defaults
     "progress": TOOLS,
     "console": TOOLS | {"progress"},
     "parser": TOOLS,

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedexp.clients import LocalTraining
+from fedexp.clients import ClientSettings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,7 +30,7 @@ def test_what_contributors_are_shown_works():
         sizes.append(eta)
     assert sizes == pytest.approx([2.0, 2 / 2**0.5, 2 / 3**0.5, 1.0])
     weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
-    step = names["make"]([weight], LocalTraining(lr=0.5))
+    step = names["make"]([weight], ClientSettings(lr=0.5))
     (0.1 * weight**2).sum().backward()
     step.step()
     assert weight.tolist() == [2.5, -1.5]

@@ -5,7 +5,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from torch import nn
 
 from fedexp import app
-from fedexp.clients import LocalTraining, client_app, module_arrays
+from fedexp.clients import ClientSettings, client_app, module_arrays
 from fedexp.config import Config
 from fedexp.records import to_record
 from fedexp.simulation import SerialGrid
@@ -53,9 +53,9 @@ def test_keys_of_a_users_own_are_no_business_of_ours():
 
 
 def test_no_key_that_we_send_ourselves_looks_like_a_slip():
-    LocalTraining.of(Config().values())
+    ClientSettings.of(Config().values())
     for key in STRATEGIES:
-        LocalTraining.of(app.strategy_of(Config(), key, 3).client_config)
+        ClientSettings.of(app.strategy_of(Config(), key, 3).client_config)
 
 
 def test_a_slip_in_the_train_config_is_the_reason_of_the_failures():

@@ -1,37 +1,81 @@
 """Clients: the local loop, and the ClientApp around it."""
 
-from fedexp.clients.client_app import client_app
-from fedexp.clients.delta_sgd import DeltaSGD
-from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, as_optimizer, sgd
-from fedexp.clients.losses import default_loss
-from fedexp.clients.metrics import Metrics
-from fedexp.clients.module import load_arrays, module_arrays
-from fedexp.clients.scheduled_sgd import ScheduledSGD
-from fedexp.clients.schedules import Schedule, schedule
-from fedexp.clients.trainer import Trainer
-from fedexp.clients.training import Examples, LocalTraining, evaluate, train
-from fedexp.hypergradients import (
-    SGD,
-    Adagrad,
-    Adam,
-    HyperAdagrad,
-    HyperAdam,
-    HyperAdamW,
-    Hypergradient,
-    HyperRMSprop,
-    HyperSGD,
-    RMSprop,
-    Rule,
-    Tower,
-)
+from typing import TYPE_CHECKING
+
+from fedexp.extras import later as _later
+
+if TYPE_CHECKING:
+    from fedexp.clients.client import (
+        Client,
+        Trainer,
+        client_app,
+    )
+    from fedexp.clients.data import (
+        Examples,
+    )
+    from fedexp.clients.delta_sgd import (
+        DeltaSGD,
+    )
+    from fedexp.clients.local_optimizers import (
+        LOCAL_OPTIMIZERS,
+        LocalOptimizer,
+        plain_sgd,
+        sgd,
+    )
+    from fedexp.clients.loop import (
+        evaluate,
+        train,
+    )
+    from fedexp.clients.losses import (
+        default_loss,
+    )
+    from fedexp.clients.metrics import (
+        Metrics,
+    )
+    from fedexp.clients.module import (
+        load_arrays,
+        module_arrays,
+    )
+    from fedexp.clients.named import (
+        as_optimizer,
+    )
+    from fedexp.clients.scheduled_sgd import (
+        FedHyperSGD,
+        ScheduledSGD,
+    )
+    from fedexp.clients.schedules import (
+        Schedule,
+        schedule,
+    )
+    from fedexp.clients.settings import (
+        ClientSettings,
+        LocalTraining,
+    )
+    from fedexp.hypergradients import (
+        SGD,
+        Adagrad,
+        Adam,
+        HyperAdagrad,
+        HyperAdam,
+        HyperAdamW,
+        Hypergradient,
+        HyperRMSprop,
+        HyperSGD,
+        RMSprop,
+        Rule,
+        Tower,
+    )
 
 __all__ = [
     "LOCAL_OPTIMIZERS",
     "SGD",
     "Adagrad",
     "Adam",
+    "Client",
+    "ClientSettings",
     "DeltaSGD",
     "Examples",
+    "FedHyperSGD",
     "HyperAdagrad",
     "HyperAdam",
     "HyperAdamW",
@@ -53,7 +97,46 @@ __all__ = [
     "evaluate",
     "load_arrays",
     "module_arrays",
+    "plain_sgd",
     "schedule",
     "sgd",
     "train",
 ]
+
+__getattr__ = _later(  # so that the settings can be read without PyTorch
+    "fedexp.clients",
+    LOCAL_OPTIMIZERS="fedexp.clients.local_optimizers",
+    SGD="fedexp.hypergradients",
+    Adagrad="fedexp.hypergradients",
+    Adam="fedexp.hypergradients",
+    Client="fedexp.clients.client",
+    ClientSettings="fedexp.clients.settings",
+    DeltaSGD="fedexp.clients.delta_sgd",
+    Examples="fedexp.clients.data",
+    FedHyperSGD="fedexp.clients.scheduled_sgd",
+    HyperAdagrad="fedexp.hypergradients",
+    HyperAdam="fedexp.hypergradients",
+    HyperAdamW="fedexp.hypergradients",
+    HyperRMSprop="fedexp.hypergradients",
+    HyperSGD="fedexp.hypergradients",
+    Hypergradient="fedexp.hypergradients",
+    LocalOptimizer="fedexp.clients.local_optimizers",
+    LocalTraining="fedexp.clients.settings",
+    Metrics="fedexp.clients.metrics",
+    RMSprop="fedexp.hypergradients",
+    Rule="fedexp.hypergradients",
+    Schedule="fedexp.clients.schedules",
+    ScheduledSGD="fedexp.clients.scheduled_sgd",
+    Tower="fedexp.hypergradients",
+    Trainer="fedexp.clients.client",
+    as_optimizer="fedexp.clients.named",
+    client_app="fedexp.clients.client",
+    default_loss="fedexp.clients.losses",
+    evaluate="fedexp.clients.loop",
+    load_arrays="fedexp.clients.module",
+    module_arrays="fedexp.clients.module",
+    plain_sgd="fedexp.clients.local_optimizers",
+    schedule="fedexp.clients.schedules",
+    sgd="fedexp.clients.local_optimizers",
+    train="fedexp.clients.loop",
+)

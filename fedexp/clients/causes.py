@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from fedexp.arrays import Arrays, first_non_finite
+from fedexp.clients.data import Examples
+from fedexp.clients.loop import evaluate
 from fedexp.clients.losses import Loss
 from fedexp.clients.module import load_arrays
-from fedexp.clients.training import Examples, evaluate
 
 
 def cause(module: nn.Module, before: Arrays, examples: Examples, loss: Loss) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
-class Descent:
+class PlainSGD:
     """``w ← w - η (g + λ w)``, with the attributes of a `torch.optim.Optimizer` that a client uses.
 
     The first step leaves the memory of ``w`` as it is and gives the parameter its own, so all
@@ -29,16 +29,10 @@ class Descent:
         self._begun = False
         self.param_groups: list[dict[str, Any]] = [{"params": self._params, "lr": lr}]
 
-    def covers(self, module: nn.Module) -> bool:
-        """Whether it steps all that ``module`` learns, and nothing else."""
-        return {id(p) for p in self._params} == {id(p) for p in module.parameters()}
-
     @torch.no_grad()
-    def step(self, grads: Sequence[Tensor | None] | None = None) -> None:
-        """One step along ``grads``, by default ``p.grad``; parameters without one stay."""
-        if grads is None:
-            grads = [p.grad for p in self._params]
-        pairs = [(p, g) for p, g in zip(self._params, grads, strict=True) if g is not None]
+    def step(self) -> None:
+        """One step along ``p.grad``; parameters without one stay."""
+        pairs = [(p, p.grad) for p in self._params if p.grad is not None]
         if not pairs:
             return
         if self.decay:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from fedexp.clients.arguments import one_line, parameters_of, takes_any
-from fedexp.clients.training import LocalTraining, Optimizer
+from fedexp.clients.loop import Optimizer
+from fedexp.clients.settings import ClientSettings
 
 TORCHS: dict[str, type[torch.optim.Optimizer]] = {
     name.lower(): x
@@ -54,7 +55,7 @@ class Factory:
     owner: str
 
     def __call__(
-        self, params: Iterable[nn.Parameter], settings: LocalTraining, **own: Any
+        self, params: Iterable[nn.Parameter], settings: ClientSettings, **own: Any
     ) -> Optimizer:
         """The optimizer, at the client's learning rate and weight decay.
 

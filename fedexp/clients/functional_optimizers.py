@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fedexp.clients.training import LocalTraining
+from fedexp.clients.settings import ClientSettings
 from fedexp.hypergradients.rules import Rule
 from fedexp.hypergradients.scales import no_zero, wide
 from fedexp.hypergradients.tower import Tower
@@ -58,7 +58,7 @@ class FunctionalSGD:
         settings: its learning rate and weight decay.
     """
 
-    settings: LocalTraining
+    settings: ClientSettings
 
     stacked = True
     same_batch = False
@@ -150,8 +150,8 @@ class FunctionalDeltaSGD:
 
 
 @dataclass(frozen=True)
-class FunctionalScheduledSGD:
-    """``ScheduledSGD`` without a global update, as pure functions.
+class FunctionalFedHyperSGD:
+    """``FedHyperSGD`` without a global update, as pure functions.
 
     Attributes:
         max_growth: ``γ_max``.
@@ -186,7 +186,7 @@ class FunctionalScheduledSGD:
         return _rate(state)
 
 
-Functional = Callable[[LocalTraining], FunctionalOptimizer]
+Functional = Callable[[ClientSettings], FunctionalOptimizer]
 
 
 def _rate(state: dict[str, Any]) -> Tensor:

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from fedexp.hypergradients.scales import wide
 
 
-class ScheduledSGD(torch.optim.Optimizer):
+class FedHyperSGD(torch.optim.Optimizer):
     """SGD with FedHyper's client-side scheduler (FedHyper-CL).
 
     From a round's second step on, ``γ_k = min(γ_max, 1 + ⟨g_k, g_{k-1}⟩ + s⟨g_k, Δ⟩)``,
@@ -46,10 +46,10 @@ class ScheduledSGD(torch.optim.Optimizer):
         normalised: bool = False,
     ) -> None:
         if not 0 < lr < math.inf:
-            raise ValueError(f"ScheduledSGD(lr={lr}): must be positive and finite.")
+            raise ValueError(f"FedHyperSGD(lr={lr}): must be positive and finite.")
         if bound < 1 or max_growth < 1:
             raise ValueError(
-                f"ScheduledSGD(bound={bound}, max_growth={max_growth}): must be at least 1."
+                f"FedHyperSGD(bound={bound}, max_growth={max_growth}): must be at least 1."
             )
         knobs = {"weight": global_weight, "max_growth": max_growth, "bound": bound}
         super().__init__(params, {"lr": lr, "beta": 1.0, "normalised": normalised, **knobs})
@@ -57,7 +57,7 @@ class ScheduledSGD(torch.optim.Optimizer):
         shapes = [p.shape for p in wanted]
         if global_update is not None and [d.shape for d in global_update] != shapes:
             raise ValueError(
-                f"ScheduledSGD(global_update={len(global_update)} tensors): must have the shapes "
+                f"FedHyperSGD(global_update={len(global_update)} tensors): must have the shapes "
                 f"of the {len(wanted)} parameters, in their order."
             )
         for p, delta in zip(wanted, global_update or (), strict=False):
@@ -70,7 +70,7 @@ class ScheduledSGD(torch.optim.Optimizer):
         groups = self.param_groups
         params = [p for group in groups for p in group["params"] if p.grad is not None]
         if any(cast(Tensor, p.grad).is_sparse for p in params):
-            raise ValueError("ScheduledSGD(gradient=sparse): only dense. Use sparse=False.")
+            raise ValueError("FedHyperSGD(gradient=sparse): only dense. Use sparse=False.")
         knobs = self.defaults
         agreement = self._agreement(params, "grad")
         globally = self._agreement(params, "global") or 0.0
@@ -105,3 +105,7 @@ class ScheduledSGD(torch.optim.Optimizer):
         ]
         norm = float(norms[0] * norms[1])
         return product / norm if norm else 0.0
+
+
+ScheduledSGD = FedHyperSGD
+"""The name of ``FedHyperSGD`` in earlier versions."""

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedexp.clients.data import Examples
 from fedexp.clients.local_optimizers import LocalOptimizer, OptimizerFn
+from fedexp.clients.loop import evaluate, train
 from fedexp.clients.losses import Loss, classes_for, default_loss
 from fedexp.clients.module import layout_of, load_arrays, module_arrays
-from fedexp.clients.training import Examples, LocalTraining, evaluate, train
+from fedexp.clients.settings import ClientSettings
 
 _SENT = {torch.float16, torch.float32, torch.float64}
 
@@ -27,7 +29,7 @@ def try_model(
     module: nn.Module,
     examples: Examples,
     optimizer: OptimizerFn,
-    settings: LocalTraining,
+    settings: ClientSettings,
     loss: Loss = default_loss,
 ) -> None:
     """Raise unless ``module`` can take a local step on ``examples``.

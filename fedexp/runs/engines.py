@@ -12,7 +12,7 @@ import torch
 from flwr.common.logger import log
 
 from fedexp.clients import Examples
-from fedexp.clients.groups.group import Cohort
+from fedexp.clients.groups.group import ClientGroup
 from fedexp.clients.losses import default_loss
 from fedexp.clients.module import layout_of
 from fedexp.clients.objective import loss_at
@@ -46,7 +46,7 @@ def check_engine(federation: Federation, engine: str) -> None:
             raise ValueError(f"Config(device={device!r}): {reason}. Use cpu.") from None
     if config.vectorize == "on":
         context = context_of(FIRST_NODE_ID, 1, {**config.values(), "device": device}, None)
-        Cohort.of(federation.client_app, "on", context)
+        ClientGroup.of(federation.client_app, "on", context)
 
 
 def device_of(config: Config) -> str:

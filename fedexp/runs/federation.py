@@ -17,17 +17,17 @@ from fedexp import factories
 from fedexp.arrays import Arrays
 from fedexp.choices import client_config, optimizer_key, schedule_of
 from fedexp.clients import (
+    ClientSettings,
     Examples,
-    LocalTraining,
     client_app,
     default_loss,
     evaluate,
     module_arrays,
 )
-from fedexp.clients.local_optimizers import as_optimizer
-from fedexp.clients.local_optimizers import named as named_optimizer
 from fedexp.clients.losses import Loss
 from fedexp.clients.metrics import Metrics
+from fedexp.clients.named import as_optimizer
+from fedexp.clients.named import named as named_optimizer
 from fedexp.clients.schedules import Schedule
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
@@ -244,7 +244,7 @@ class Federation:
             factories.check_model(config)
             return
         key = config.strategy
-        settings = LocalTraining.of({**config.values(), **client_config(config, key)})
+        settings = ClientSettings.of({**config.values(), **client_config(config, key)})
         own = as_optimizer(self.own.optimizer)
         optimizer = own or named_optimizer(optimizer_key(config, key))
         examples = Examples(*self.dataset.train)

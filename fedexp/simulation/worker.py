@@ -11,8 +11,9 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedexp.clients.client_app import trainer_of
-from fedexp.clients.groups.group import Cohort
+from fedexp.clients.client import Client, client_of
+from fedexp.clients.groups import one_step
+from fedexp.clients.groups.group import ClientGroup
 from fedexp.records import from_record, records_of
 from fedexp.simulation.flower.transport import Packed, pack, unpack
 from fedexp.simulation.grid import (
@@ -37,7 +38,7 @@ class Worker:
         client_app: what the nodes run.
         num_nodes: how many there are.
         run_config: ``context.run_config`` of every node.
-        vectorize: ``auto``, ``on`` or ``off``, see ``Cohort.of``.
+        vectorize: ``auto``, ``on`` or ``off``, see ``ClientGroup.of``.
         timeout: seconds after which a client that ran alone is of no use.
     """
 
@@ -55,7 +56,7 @@ class Worker:
         self.run_config = run_config
         self.vectorize = vectorize
         self.timeout = timeout
-        self.group: Cohort | None = None
+        self.group: ClientGroup | None = None
         self.position: int | None = None  # of the client that runs now
 
     def begins(self, position: int | None) -> None:
@@ -70,7 +71,7 @@ class Worker:
         context = context_of(node, self.num_nodes, self.run_config, None)
         try:
             with one_thread(), guarded():
-                self.group, difference = Cohort.tried(self.client_app, self.vectorize, context)
+                self.group, difference = ClientGroup.tried(self.client_app, self.vectorize, context)
         except ClientRaised as raised:
             if isinstance(raised.error, Exception):
                 raise raised.error from None
@@ -97,9 +98,9 @@ class Worker:
     ) -> ShareOutcome:
         """Run ``jobs``, neighbours in the cohort ``whole``, and add their results up."""
         start = time.perf_counter()
-        trainer = trainer_of(self.client_app)
-        if group_size > 1 and self.group is None and trainer:  # not the worker that was asked
-            self.group = Cohort(trainer, group_size)
+        client = client_of(self.client_app)
+        if group_size > 1 and self.group is None and client:  # not the worker that was asked
+            self.group = ClientGroup(client, group_size)
         span = min(jobs), max(jobs) + 1
         work = _Merging(self, contents, jobs, reading, jobs[span[0]].content)
         alone = group_size == 1
@@ -188,7 +189,7 @@ class _Merging(_Work):
             job.content == content and job.metadata.message_type == MessageType.TRAIN
             for job in jobs.values()
         )
-        self.trainer = trainer_of(worker.client_app) if alike else None
+        self.client = client_of(worker.client_app) if alike else None
 
     def one_by_one(self, span: Span) -> list[ClientResult]:
         """The results of the clients at these positions, each trained alone."""
@@ -196,14 +197,15 @@ class _Merging(_Work):
 
     def _one(self, position: int) -> ClientResult:
         job = self.jobs[position]
-        if self.trainer is None or job.given_up:
+        if self.client is None or job.given_up:
             return self._of_reply(self.answer(position))
         with self.running(position) as context:
             node = context.node_id
             try:
                 with guarded():
-                    config = self.trainer.config(self.content, context)
-                    result = self.trainer.fit(config, self.before, self.content, context)
+                    config = self.client.config(self.content, context)
+                    fit = Client.fit if self.worker.vectorize == "off" else one_step.fit
+                    result = fit(self.client, config, self.before, self.content, context)
             except ClientRaised as raised:
                 result = ClientResult.of_error(node, raised.error)
         if self.is_late(context):
@@ -220,10 +222,10 @@ class _Merging(_Work):
         """The results of the clients at these positions, trained together."""
         group = self.worker.group
         given_up = any(self.jobs[p].given_up for p in range(*span))
-        if self.trainer is None or group is None or given_up:
+        if self.client is None or group is None or given_up:
             return self.one_by_one(span)
         contexts = [self.context(self.jobs[p]) for p in range(*span)]
-        config = self.trainer.config(self.content, contexts[0])
+        config = self.client.config(self.content, contexts[0])
         if not group.takes(config):
             return self.one_by_one(span)
         self.worker.begins(None)  # no one of them: whoever hangs is to be found one by one

@@ -5,7 +5,7 @@ from builders import record
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch import nn
 
-from fedexp.clients import Examples, LocalTraining, client_app, load_arrays, module_arrays, sgd
+from fedexp.clients import ClientSettings, Examples, client_app, load_arrays, module_arrays, sgd
 from fedexp.simulation import SerialGrid
 
 torch.set_num_threads(1)
@@ -132,7 +132,7 @@ def test_the_optimizer_and_the_loss_are_the_callers():
         return nn.functional.cross_entropy(outputs, targets, label_smoothing=0.5)
 
     own = ask(client_app(model, data, optimizer, loss))[0]
-    assert seen[0] == LocalTraining(3, 8, 0.1)
+    assert seen[0] == ClientSettings(3, 8, 0.1)
     plain = ask(client_app(model, data, sgd))[0]
     assert not np.array_equal(trained(own)["0.weight"], trained(plain)["0.weight"])
 

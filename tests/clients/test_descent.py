@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from fedexp.clients import Examples, LocalTraining, client_app, default_loss
-from fedexp.clients.descent import Descent
+from fedexp.clients import ClientSettings, Examples, client_app, default_loss
+from fedexp.clients.descent import PlainSGD
+from fedexp.clients.loop import train
 from fedexp.clients.module import copies, layout_of, lend, load_arrays, module_arrays
-from fedexp.clients.training import train
 from fedexp.models import resnet18
 from fedexp.simulation.grid import context_of
 
@@ -28,13 +28,13 @@ def gradients(params, seed):
 @pytest.mark.parametrize("idle", [(), (1,), (0, 1, 2)], ids=["all", "one idle", "all idle"])
 def test_it_steps_as_torchs_sgd_does(weight_decay, idle):
     ours, theirs = parameters(), parameters()
-    mine = Descent(ours, 0.1, weight_decay)
+    mine = PlainSGD(ours, 0.1, weight_decay)
     reference = torch.optim.SGD(theirs, lr=0.1, weight_decay=weight_decay)
     for seed in range(4):
         grads = [None if i in idle else g for i, g in enumerate(gradients(ours, seed))]
         for p, q, g in zip(ours, theirs, grads, strict=True):
             p.grad = q.grad = g
-        mine.step(grads) if seed % 2 else mine.step()
+        mine.step()
         reference.step()
         for p, q in zip(ours, theirs, strict=True):
             torch.testing.assert_close(p, q)
@@ -42,7 +42,7 @@ def test_it_steps_as_torchs_sgd_does(weight_decay, idle):
 
 def test_a_parameter_that_wakes_up_later_steps_too():
     ours, theirs = parameters(), parameters()
-    mine, reference = Descent(ours, 0.1), torch.optim.SGD(theirs, lr=0.1)
+    mine, reference = PlainSGD(ours, 0.1), torch.optim.SGD(theirs, lr=0.1)
     for seed, asleep in ((0, 0), (1, 2), (2, None)):
         for i, (p, q, g) in enumerate(zip(ours, theirs, gradients(ours, seed), strict=True)):
             p.grad = q.grad = None if i == asleep else g
@@ -56,9 +56,11 @@ def test_the_memory_it_starts_in_stays_as_it_is():
     params = parameters()
     start = [p.data for p in params]
     before = [x.clone() for x in start]
-    optimizer = Descent(params, 0.1, 0.5)
+    optimizer = PlainSGD(params, 0.1, 0.5)
     for seed in range(3):
-        optimizer.step(gradients(params, seed))
+        for p, g in zip(params, gradients(params, seed), strict=True):
+            p.grad = g
+        optimizer.step()
     assert all(torch.equal(x, y) for x, y in zip(start, before, strict=True))
     assert not any(torch.equal(p, x) for p, x in zip(params, start, strict=True))
 
@@ -138,9 +140,9 @@ def image_model():
 def test_channels_last_changes_speed_and_neither_numbers_nor_the_arrays_order():
     images, labels = torch.randn(20, 2, 8, 8), torch.randint(3, (20,))
     assert layout_of(image_model())(images).is_contiguous(memory_format=torch.channels_last)
-    settings = LocalTraining(5, 4, 0.1)
+    settings = ClientSettings(5, 4, 0.1)
     ours = image_model()
-    optimizer = Descent(ours.parameters(), 0.1)
+    optimizer = PlainSGD(ours.parameters(), 0.1)
     train(
         ours, Examples(images, labels), settings, optimizer, default_loss, np.random.default_rng(1)
     )
@@ -170,7 +172,7 @@ def test_a_forward_of_ones_own_gets_the_usual_layout():
     images, labels = torch.randn(8, 2, 8, 8), torch.randint(3, (8,))
     model = Viewing()
     assert layout_of(model)(images) is images
-    optimizer, settings = Descent(model.parameters(), 0.1), LocalTraining(2, 4, 0.1)
+    optimizer, settings = PlainSGD(model.parameters(), 0.1), ClientSettings(2, 4, 0.1)
     rng = np.random.default_rng(0)
     loss = train(model, Examples(images, labels), settings, optimizer, default_loss, rng)
     assert np.isfinite(loss)
@@ -200,13 +202,3 @@ def test_loaded_arrays_stay_the_callers():
     with torch.no_grad():
         module.weight += 1
     assert arrays["weight"].tolist() == [[1, 1]]
-
-
-def test_an_optimizer_of_some_parameters_is_no_step_of_the_whole_model():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    head = Descent(model[1].parameters(), 0.1)
-    assert not head.covers(model)
-    assert Descent(model.parameters(), 0.1).covers(model)
-    data = Examples(torch.ones(4, 2), torch.zeros(4, 1))
-    with pytest.raises(ValueError, match="longer"):
-        train(model, data, LocalTraining(1, 2), head, default_loss, np.random.default_rng(0))

@@ -9,12 +9,12 @@ from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR
 
 from fedexp.clients import (
     SGD,
+    FedHyperSGD,
     HyperAdagrad,
     HyperAdam,
     HyperAdamW,
     HyperRMSprop,
     HyperSGD,
-    ScheduledSGD,
 )
 
 NAMED = {"sgd": HyperSGD, "adam": HyperAdam, "adamw": HyperAdamW}
@@ -117,7 +117,7 @@ def test_what_is_tuned_in_half_precision_is_what_floats_tune(foreach):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_agreement_that_no_half_can_hold_still_shows(dtype):
     w = nn.Parameter(torch.ones(4, dtype=dtype))
-    optimizer = ScheduledSGD([w], 1e-5)
+    optimizer = FedHyperSGD([w], 1e-5)
     for _ in range(2):
         w.grad = torch.full_like(w, 300.0)
         optimizer.step()

@@ -11,8 +11,8 @@ from flwr.app import RecordDict
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
-from fedexp.clients import LocalTraining, client_app, default_loss, module_arrays
-from fedexp.clients.groups.group import Cohort
+from fedexp.clients import ClientSettings, client_app, default_loss, module_arrays
+from fedexp.clients.groups.group import ClientGroup
 from fedexp.clients.known import is_torchs
 from fedexp.simulation.grid import FIRST_NODE_ID, context_of
 from fedexp.simulation.worker import Worker
@@ -80,7 +80,7 @@ class Federation:
 
     def plainly(self, context):
         """The trained model, and the mean loss."""
-        settings = LocalTraining.of(self.run)
+        settings = ClientSettings.of(self.run)
         rng = self.app.trainer.generator(self.run, context)
         with torch.random.fork_rng(devices=[]):
             model = seeded(self.model)
@@ -200,7 +200,7 @@ def test_the_comparison_leaves_no_trace_and_says_the_same_every_time():
 def test_groups_that_are_asked_for_are_refused_with_what_they_would_do_otherwise():
     federation = Federation(zoo.MODELS["padding"][0], inputs="tokens")
     with pytest.raises(ValueError, match=r"vectorize='on': .*padding_idx.* Use auto\."):
-        Cohort.of(federation.app, "on", federation.contexts[0])
+        ClientGroup.of(federation.app, "on", federation.contexts[0])
 
 
 def test_data_that_cannot_be_had_lets_clients_train_one_by_one():

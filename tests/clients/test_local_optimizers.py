@@ -9,15 +9,15 @@ from builders import record
 from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 
-from fedexp.clients import LOCAL_OPTIMIZERS, Examples, LocalTraining, client_app, module_arrays
-from fedexp.clients.groups.group import Cohort
-from fedexp.clients.local_optimizers import markdown
-from fedexp.clients.trainer import sent
+from fedexp.clients import LOCAL_OPTIMIZERS, ClientSettings, Examples, client_app, module_arrays
+from fedexp.clients.client import model_in
+from fedexp.clients.groups.group import ClientGroup
+from fedexp.clients.named import markdown
 from fedexp.simulation.grid import context_of
 
 torch.set_num_threads(1)
 RUN = {"local-steps": 6, "batch-size": 8, "learning-rate": 0.05, "seed": 3}
-TUNING = [name for name, entry in LOCAL_OPTIMIZERS.items() if entry.tunes]
+TUNING = [name for name, entry in LOCAL_OPTIMIZERS.items() if entry.adapts_lr]
 NODES = range(2, 7)
 
 
@@ -40,7 +40,7 @@ class Nodes:
     def __init__(self, vectorize="off", app=None):
         self.app = app or client_app(model, data)
         self.contexts = [context_of(n, 5, RUN, RecordDict()) for n in NODES]
-        self.cohort = Cohort.of(self.app, vectorize, self.contexts[0])
+        self.cohort = ClientGroup.of(self.app, vectorize, self.contexts[0])
 
     def train(self, name, server_round=1, **config):
         settings = {"server-round": server_round, "local-optimizer": name}
@@ -48,7 +48,7 @@ class Nodes:
         body = RecordDict(
             {"arrays": record(module_arrays(model())), "config": ConfigRecord(settings)}
         )
-        trainer, arrays = self.app.trainer, sent(body)
+        trainer, arrays = self.app.trainer, model_in(body)
         config = trainer.config(body, self.contexts[0])
         if self.cohort:
             return self.cohort.fit(config, arrays, body, self.contexts)
@@ -100,7 +100,7 @@ def test_plain_sgd_reports_the_rate_it_was_given():
 
 def test_a_rate_moves_by_the_cosine_of_the_gradient_and_the_last_step():
     # Written out: SGD, and η ← η exp(κ cos(g, g_last)) from the second step on.
-    kappa, settings = 0.3, LocalTraining(lr=0.05, optimizer="hypersgd", hyper_lr=0.3)
+    kappa, settings = 0.3, ClientSettings(lr=0.05, optimizer="hypersgd", hyper_lr=0.3)
     w = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
     optimizer = LOCAL_OPTIMIZERS["hypersgd"]([w], settings)
     x, eta, last = w.detach().numpy().copy(), 0.05, None
@@ -176,7 +176,7 @@ def test_an_unknown_name_is_refused_with_those_that_exist():
 
 @pytest.mark.parametrize("name", ["delta-sgd", "fedhyper"])
 def test_weight_decay_is_refused_where_there_is_none(name):
-    settings = LocalTraining(weight_decay=0.1)
+    settings = ClientSettings(weight_decay=0.1)
     with pytest.raises(ValueError, match=f"weight_decay=0.1.*{name}"):
         LOCAL_OPTIMIZERS[name]([nn.Parameter(torch.zeros(1))], settings)
 

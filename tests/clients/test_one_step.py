@@ -7,8 +7,8 @@ from builders import merging_if
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import nn
 
-from fedexp.clients import Examples, client_app, default_loss, module_arrays
-from fedexp.clients.training import LocalTraining
+from fedexp.clients import ClientSettings, Examples, client_app, default_loss, module_arrays
+from fedexp.clients.groups import one_step
 from fedexp.fold import Factored
 from fedexp.simulation import SerialGrid
 from fedexp.simulation.grid import context_of
@@ -21,7 +21,7 @@ LARGE = "1.weight"
 def model(context=None):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return nn.Sequential(nn.Flatten(), nn.Linear(600, 500), nn.ReLU(), nn.Linear(500, 3))
+        return nn.Sequential(nn.Flatten(), nn.Linear(600, 1200), nn.ReLU(), nn.Linear(1200, 3))
 
 
 def data(context):
@@ -37,14 +37,14 @@ def fitted(app=None, arrays=None, **settings):
         2, 4, SETTINGS | {k.replace("_", "-"): v for k, v in settings.items()}, None
     )
     config = trainer.config(RecordDict(), context)
-    return arrays, trainer.fit(config, arrays, RecordDict(), context), context, trainer
+    return arrays, one_step.fit(trainer, config, arrays, RecordDict(), context), context, trainer
 
 
 def by_torch(context, trainer, config=SETTINGS):
     module, (examples, _) = model(), data(context)
     rng = trainer.generator(config, context)
     rng.integers(2**63)  # the trainer's seed for dropout
-    (rows,) = LocalTraining(1, 8, 0.5).batches(30, rng)
+    (rows,) = ClientSettings(1, 8, 0.5).batches(30, rng)
     loss = default_loss(module(examples.inputs[rows]), examples.targets[rows])
     loss.backward()
     torch.optim.SGD(module.parameters(), lr=0.5).step()
@@ -59,6 +59,16 @@ def test_a_large_weight_stays_in_factors_and_is_the_one_that_sgd_gives():
     assert got.metrics["train-loss"] == pytest.approx(loss, rel=1e-5)
     for name, x in expected.items():
         np.testing.assert_allclose(np.asarray(got.arrays[name]), x, rtol=1e-4, atol=1e-6)
+
+
+def test_the_plain_loop_has_no_such_path():
+    arrays, one, context, trainer = fitted()
+    config = trainer.config(RecordDict(), context)
+    plain = trainer.fit(config, arrays, RecordDict(), context)
+    assert not any(isinstance(x, Factored) for x in plain.arrays.values())
+    assert plain.metrics == pytest.approx(one.metrics, rel=1e-5)
+    for name, x in plain.arrays.items():
+        np.testing.assert_allclose(np.asarray(one.arrays[name]), x, rtol=1e-4, atol=1e-6)
 
 
 def test_what_was_broadcast_stays_as_it_is():
@@ -110,7 +120,7 @@ def test_a_message_carries_the_whole_matrix():
 
 def rounds(*, merged):
     """Two rounds' model and the metrics of the last."""
-    grid = SerialGrid(client_app(model, data), 4, run_config=SETTINGS)
+    grid = SerialGrid(client_app(model, data), 4, run_config=SETTINGS, vectorize="auto")
     result = FedExP(fraction_evaluate=0.0, seed=1, epsilon=0.0).start(
         merging_if(merged, grid), ArrayRecord(model().state_dict()), num_rounds=2
     )
@@ -128,8 +138,19 @@ def test_a_round_of_them_is_merged_without_any_matrix_and_gives_the_same(monkeyp
         np.testing.assert_allclose(got[name], x, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("vectorize", "used"), [("auto", True), ("off", False)])
+def test_whoever_wants_no_groups_gets_no_products(monkeypatch, vectorize, used):
+    made, real = [], one_step.one_step
+    monkeypatch.setattr(one_step, "one_step", lambda *args: made.append(args) or real(*args))
+    grid = SerialGrid(client_app(model, data), 2, run_config=SETTINGS, vectorize=vectorize)
+    start = ArrayRecord(model().state_dict())
+    FedExP(fraction_evaluate=0.0, seed=1).start(grid, start, num_rounds=1)
+    assert bool(made) == used
+
+
 def test_a_round_that_overflows_is_left_out():
-    grid = SerialGrid(client_app(model, data), 2, run_config=SETTINGS | {"learning-rate": 1e30})
+    config = SETTINGS | {"learning-rate": 1e30}
+    grid = SerialGrid(client_app(model, data), 2, run_config=config, vectorize="auto")
     start = ArrayRecord(model().state_dict())
     result = FedExP(fraction_evaluate=0.0, seed=1).start(grid, start, num_rounds=1)
     metrics = dict(result.train_metrics_clientapp[1])

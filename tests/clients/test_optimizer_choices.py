@@ -14,16 +14,16 @@ from torch import nn
 from fedexp import listing
 from fedexp.clients import (
     LOCAL_OPTIMIZERS,
+    ClientSettings,
     Examples,
-    LocalTraining,
     client_app,
     load_arrays,
     module_arrays,
 )
+from fedexp.clients.client import model_in
 from fedexp.clients.factories import TORCHS
-from fedexp.clients.groups.group import Cohort
-from fedexp.clients.local_optimizers import as_optimizer, named, optimizers, told
-from fedexp.clients.trainer import sent
+from fedexp.clients.groups.group import ClientGroup
+from fedexp.clients.named import as_optimizer, named, optimizers, told
 from fedexp.clients.trial import try_model
 from fedexp.simulation.grid import context_of
 
@@ -50,7 +50,7 @@ def client(optimizer=None, run=RUN, **message):
         {"server-round": 1, **{k.replace("_", "-"): v for k, v in message.items()}}
     )
     body = RecordDict({"arrays": record(module_arrays(model())), "config": settings})
-    fitted = app.trainer.fit(app.trainer.config(body, context), sent(body), body, context)
+    fitted = app.trainer.fit(app.trainer.config(body, context), model_in(body), body, context)
     return {name: np.asarray(x) for name, x in fitted.arrays.items()}, fitted.metrics
 
 
@@ -58,7 +58,7 @@ def by_hand(make, num_steps=RUN["local-steps"], lbfgs=False):
     """A loop as anyone writes it, on the batches that the client takes in round 1."""
     rng = np.random.default_rng([RUN["seed"], 1, 0])
     rng.integers(2**63)  # of dropout, which there is none of
-    settings, (examples, _), net = LocalTraining(num_steps, RUN["batch-size"]), data(), model()
+    settings, (examples, _), net = ClientSettings(num_steps, RUN["batch-size"]), data(), model()
     optimizer = make(net.parameters())
     for rows in torch.from_numpy(settings.batches(30, rng)):
 
@@ -132,7 +132,7 @@ def test_plain_sgd_stays_what_it_was_with_settings_too():
     bracketed, _ = client(local_optimizer="sgd(weight-decay=0.1, lr=0.05)")
     for name, x in decayed.items():
         np.testing.assert_array_equal(bracketed[name], x)
-    assert named("sgd(weight-decay=0.1)").borrows
+    assert named("sgd(weight-decay=0.1)").shares_memory
 
 
 def test_settings_in_brackets_are_the_flags_of_the_same_name():
@@ -159,7 +159,7 @@ def test_settings_of_its_own_reach_an_optimizer_alone_and_in_a_group(text):
     assert any(not np.allclose(alone[name], plain[name]) for name in plain)
     app = client_app(model, data)
     contexts = [context_of(n, 3, RUN, RecordDict()) for n in (2, 3, 4)]
-    group = Cohort.of(app, "on", contexts[0])
+    group = ClientGroup.of(app, "on", contexts[0])
     config = RUN | {"server-round": 1, "local-optimizer": text, "learning-rate": 0.5}
     first, *_ = group.fit(config, module_arrays(model()), RecordDict(), contexts)
     assert_same({k: np.asarray(x) for k, x in first.arrays.items()}, alone, 2e-4, 2e-6)
@@ -168,14 +168,14 @@ def test_settings_of_its_own_reach_an_optimizer_alone_and_in_a_group(text):
 
 def test_what_has_no_functional_form_goes_one_by_one_and_is_refused_where_groups_are_wanted():
     app, context = client_app(model, data), context_of(2, 1, RUN, RecordDict())
-    group = Cohort.of(app, "on", context)
+    group = ClientGroup.of(app, "on", context)
     assert group.takes({"local-optimizer": "hypersgd(momentum=0.5)"})
     assert group.takes({})
     assert not group.takes({"local-optimizer": "adamw"})
     adamw = context_of(2, 1, RUN | {"local-optimizer": "adamw"}, RecordDict())
-    assert Cohort.of(app, "auto", adamw)
+    assert ClientGroup.of(app, "auto", adamw)
     with pytest.raises(ValueError, match="local optimizer adamw has no functional form"):
-        Cohort.of(app, "on", adamw)
+        ClientGroup.of(app, "on", adamw)
 
 
 def half(params, lr, weight_decay=0.0, power=1.0):
@@ -307,7 +307,7 @@ def test_what_cannot_be_is_refused_in_one_line(own, text):
 def test_a_weight_decay_is_refused_where_the_function_has_none(own):
     for name in ("rprop", "lbfgs", "delta-sgd"):
         with pytest.raises(ValueError, match=r"weight_decay=0.1"):
-            named(name)([nn.Parameter(torch.zeros(2))], LocalTraining(weight_decay=0.1))
+            named(name)([nn.Parameter(torch.zeros(2))], ClientSettings(weight_decay=0.1))
 
 
 @pytest.mark.parametrize(
@@ -320,12 +320,12 @@ def test_a_weight_decay_is_refused_where_the_function_has_none(own):
 )
 def test_an_optimizer_that_cannot_step_on_the_model_is_refused_by_the_trial(own, text, reason):
     with pytest.raises(ValueError, match=reason):
-        try_model("Config(model='own')", model(), data()[0], named(text), LocalTraining())
+        try_model("Config(model='own')", model(), data()[0], named(text), ClientSettings())
 
 
 def test_muon_trains_a_model_of_matrices():
     net = nn.Sequential(nn.Linear(4, 3, bias=False))
-    try_model("own", net, data()[0], named("muon"), LocalTraining())
+    try_model("own", net, data()[0], named("muon"), ClientSettings())
 
 
 def test_the_list_has_every_name_and_all_settings():

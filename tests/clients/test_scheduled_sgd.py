@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedexp.clients.scheduled_sgd import ScheduledSGD
+from fedexp.clients.scheduled_sgd import FedHyperSGD
 
 
 def weight(*values):
@@ -33,7 +33,7 @@ def test_the_rate_follows_the_published_recursion():
         globally = delta[0] * g[0] + delta[1] * g[1]
         beta = min(max(beta * min(1.1, 1 + agreement + 0.05 * globally), 0.1), 10)
         expected.append(0.01 * beta)
-    optimizer = ScheduledSGD([w], 0.01, global_update=[torch.tensor(delta)], global_weight=0.05)
+    optimizer = FedHyperSGD([w], 0.01, global_update=[torch.tensor(delta)], global_weight=0.05)
     assert rates(optimizer, w, gradients) == pytest.approx(expected, rel=1e-7)
     moved = sum(torch.tensor(g).double() * r for g, r in zip(gradients, expected, strict=True))
     torch.testing.assert_close(w.detach(), 1 - moved, rtol=1e-6, atol=0)
@@ -41,8 +41,8 @@ def test_the_rate_follows_the_published_recursion():
 
 def test_the_rate_stays_within_ten_times_of_its_start():
     w = weight(1.0)
-    assert rates(ScheduledSGD([w], 0.01), w, [[1.0]] * 40)[-1] == pytest.approx(0.1)
-    assert rates(ScheduledSGD([w], 0.01), w, [[9.0], [-9.0]] * 3)[-1] == pytest.approx(0.001)
+    assert rates(FedHyperSGD([w], 0.01), w, [[1.0]] * 40)[-1] == pytest.approx(0.1)
+    assert rates(FedHyperSGD([w], 0.01), w, [[9.0], [-9.0]] * 3)[-1] == pytest.approx(0.001)
 
 
 @settings(deadline=None)
@@ -52,7 +52,7 @@ def test_normalised_the_scale_of_the_loss_does_not_matter(scale):
     seen = []
     for factor in (1.0, scale):
         w = weight(1.0, 1.0)
-        optimizer = ScheduledSGD(
+        optimizer = FedHyperSGD(
             [w], 0.01, global_update=[torch.tensor([0.4, -0.2])], normalised=True
         )
         seen.append(rates(optimizer, w, [[factor * x for x in g] for g in gradients]))
@@ -64,18 +64,18 @@ def test_normalised_the_scale_of_the_loss_does_not_matter(scale):
 @pytest.mark.parametrize("normalised", [False, True])
 def test_the_rate_stays_in_range_whatever_the_gradients(normalised, gradients):
     w = weight(1.0)
-    seen = rates(ScheduledSGD([w], 0.01, normalised=normalised), w, [[g] for g in gradients])
+    seen = rates(FedHyperSGD([w], 0.01, normalised=normalised), w, [[g] for g in gradients])
     assert all(0.000999 < rate < 0.1001 for rate in seen)
 
 
 def test_what_it_cannot_use_is_refused():
     w = weight(1.0, 2.0)
-    with pytest.raises(ValueError, match=r"ScheduledSGD\(lr=0\): must be positive"):
-        ScheduledSGD([w], 0)
+    with pytest.raises(ValueError, match=r"FedHyperSGD\(lr=0\): must be positive"):
+        FedHyperSGD([w], 0)
     with pytest.raises(ValueError, match=r"bound=0.5, max_growth=1.1"):
-        ScheduledSGD([w], bound=0.5)
+        FedHyperSGD([w], bound=0.5)
     with pytest.raises(ValueError, match=r"global_update=1 tensors"):
-        ScheduledSGD([w], global_update=[torch.ones(3)])
+        FedHyperSGD([w], global_update=[torch.ones(3)])
     w.grad = torch.ones(2).double().to_sparse()
     with pytest.raises(ValueError, match="only dense"):
-        ScheduledSGD([w]).step()
+        FedHyperSGD([w]).step()

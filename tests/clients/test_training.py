@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedexp.clients import Examples, LocalTraining, default_loss, evaluate, sgd, train
+from fedexp.clients import ClientSettings, Examples, default_loss, evaluate, sgd, train
 
 SIZES = st.integers(1, 40)
 
@@ -50,7 +50,7 @@ def by_hand(settings, x, y, seed=3):
 @pytest.mark.parametrize("batch_size", [1, 5, 40])
 def test_the_loop_is_sgd_as_written_by_hand(weight_decay, max_grad_norm, batch_size):
     x, y, examples = regression()
-    settings = LocalTraining(7, batch_size, 0.05, weight_decay, max_grad_norm)
+    settings = ClientSettings(7, batch_size, 0.05, weight_decay, max_grad_norm)
     w, loss = trained(settings, examples)
     expected_w, expected_loss = by_hand(settings, x, y)
     # Torch adds 1e-6 to the norm that it divides by.
@@ -63,7 +63,7 @@ def test_the_loop_is_sgd_as_written_by_hand(weight_decay, max_grad_norm, batch_s
 def test_there_are_exactly_so_many_steps_whatever_the_data(num_steps, num_rows):
     calls = []
     _, _, examples = regression(num_rows)
-    settings, model = LocalTraining(num_steps, 8, 0.01), linear()
+    settings, model = ClientSettings(num_steps, 8, 0.01), linear()
     optimizer = torch.optim.SGD(model.parameters())
     optimizer.register_step_post_hook(lambda *_: calls.append(1))
     train(model, examples, settings, optimizer, default_loss, np.random.default_rng(0))
@@ -74,7 +74,7 @@ def test_there_are_exactly_so_many_steps_whatever_the_data(num_steps, num_rows):
 def test_batches_are_full_and_go_through_all_examples_before_any_again(
     num_steps, batch_size, num_examples, seed
 ):
-    settings = LocalTraining(num_steps, batch_size)
+    settings = ClientSettings(num_steps, batch_size)
     batches = settings.batches(num_examples, np.random.default_rng(seed))
     assert batches.shape == (num_steps, batch_size)
     for start in range(0, batches.size, num_examples):
@@ -84,7 +84,7 @@ def test_batches_are_full_and_go_through_all_examples_before_any_again(
 
 
 def test_the_generator_fixes_the_batches_and_every_pass_is_shuffled_anew():
-    settings = LocalTraining(4, 50)
+    settings = ClientSettings(4, 50)
     a, b = (settings.batches(50, np.random.default_rng(1)) for _ in range(2))
     np.testing.assert_array_equal(a, b)
     assert len({tuple(row) for row in a.tolist()}) == 4
@@ -97,8 +97,8 @@ def test_only_the_clients_own_rows_are_used():
     own = torch.tensor([1, 4, 7])
     examples = Examples(torch.from_numpy(x), torch.from_numpy(y), own)
     assert len(examples) == 3
-    w, _ = trained(LocalTraining(5, 2, 0.05), examples)
-    expected, _ = by_hand(LocalTraining(5, 2, 0.05), x[own], y[own])
+    w, _ = trained(ClientSettings(5, 2, 0.05), examples)
+    expected, _ = by_hand(ClientSettings(5, 2, 0.05), x[own], y[own])
     np.testing.assert_allclose(w, expected, rtol=1e-9)
 
 
@@ -111,14 +111,14 @@ def test_settings_come_from_kebab_case_keys():
         "max-grad-norm": 10.0,
         "something-else": "ignored",
     }
-    assert LocalTraining.of(keys) == LocalTraining(3, 4, 0.5, 0.1, 10.0)
-    assert LocalTraining.of({}) == LocalTraining()
+    assert ClientSettings.of(keys) == ClientSettings(3, 4, 0.5, 0.1, 10.0)
+    assert ClientSettings.of({}) == ClientSettings()
 
 
 @pytest.mark.parametrize("server_round", [1, 2, 50])
 def test_the_learning_rate_decays_every_round_from_the_first(server_round):
     keys = {"learning-rate": 0.1, "learning-rate-decay": 0.998, "server-round": server_round}
-    assert LocalTraining.of(keys).lr == pytest.approx(0.1 * 0.998**server_round)
+    assert ClientSettings.of(keys).lr == pytest.approx(0.1 * 0.998**server_round)
 
 
 def test_evaluation_is_over_all_examples_whatever_the_batch_size():
@@ -156,7 +156,7 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
             return x @ self.w
 
     _, _, examples = regression()
-    model, settings = Spy(), LocalTraining(1, 2, 0.1)
+    model, settings = Spy(), ClientSettings(1, 2, 0.1)
     optimizer = sgd(model.parameters(), settings)
     train(model, examples, settings, optimizer, default_loss, np.random.default_rng(0))
     evaluate(model, examples, default_loss)
@@ -173,7 +173,7 @@ def test_targets_in_a_column_are_those_of_a_vector(width):
         model = nn.Linear(2, width)
         nn.init.ones_(model.weight)
         nn.init.zeros_(model.bias)
-        settings, examples = LocalTraining(5, 4, 0.1), Examples(x, targets)
+        settings, examples = ClientSettings(5, 4, 0.1), Examples(x, targets)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         train(model, examples, settings, optimizer, default_loss, np.random.default_rng(0))
         got.append((model.weight.detach(), evaluate(model, examples, default_loss)))
@@ -200,6 +200,6 @@ def test_examples_that_do_not_belong_together_are_refused():
 def test_without_examples_nothing_is_trained_or_tested():
     none = Examples(torch.ones(4, 2), torch.ones(4), torch.arange(0))
     with pytest.raises(ValueError, match="no training examples"):
-        LocalTraining().batches(len(none), np.random.default_rng(0))
+        ClientSettings().batches(len(none), np.random.default_rng(0))
     with pytest.raises(ValueError, match="no examples to test on"):
         evaluate(nn.Linear(2, 1), none, default_loss)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedexp.clients import Examples, LocalTraining, sgd
+from fedexp.clients import ClientSettings, Examples, sgd
 from fedexp.clients.trial import try_model
 
 IMAGES = Examples(torch.randn(30, 1, 4, 4), torch.arange(30) % 5)
@@ -63,7 +63,7 @@ BAD = {
 def test_a_model_that_cannot_work_is_one_line(name):
     make, message = BAD[name]
     with pytest.raises(ValueError, match=message) as error:
-        try_model("Config(model='own')", make(), IMAGES, sgd, LocalTraining())
+        try_model("Config(model='own')", make(), IMAGES, sgd, ClientSettings())
     assert str(error.value).startswith("Config(model='own'): ")
     assert "\n" not in str(error.value)
 
@@ -94,7 +94,7 @@ def test_a_model_that_works_is_left_as_it_was(name, mode):
     module[-1].eval()
     before = copy.deepcopy(module)
     random = torch.random.get_rng_state()
-    try_model("own", module, IMAGES, sgd, LocalTraining(weight_decay=0.1, proximal_mu=0.1))
+    try_model("own", module, IMAGES, sgd, ClientSettings(weight_decay=0.1, proximal_mu=0.1))
     assert torch.equal(torch.random.get_rng_state(), random)
     assert [m.training for m in module.modules()] == [m.training for m in before.modules()]
     for (key, now), then in zip(
@@ -105,9 +105,9 @@ def test_a_model_that_works_is_left_as_it_was(name, mode):
 
 
 def test_a_regression_needs_a_number_per_example():
-    try_model("own", nn.Linear(16, 1), VALUES, sgd, LocalTraining())
+    try_model("own", nn.Linear(16, 1), VALUES, sgd, ClientSettings())
     with pytest.raises(ValueError, match=r"outputs=\[\d, 3\], targets=\[\d\]\): must have one sh"):
-        try_model("own", nn.Linear(16, 3), VALUES, sgd, LocalTraining())
+        try_model("own", nn.Linear(16, 3), VALUES, sgd, ClientSettings())
 
 
 def test_the_largest_token_is_among_the_rows_that_are_tried():
@@ -115,31 +115,31 @@ def test_the_largest_token_is_among_the_rows_that_are_tried():
     tokens[13, 2] = 50
     net = nn.Sequential(nn.Embedding(50, 3), nn.Flatten(), nn.Linear(12, 5))
     with pytest.raises(ValueError, match=r"forward with inputs int64.*IndexError"):
-        try_model("own", net, Examples(tokens, torch.arange(30) % 5), sgd, LocalTraining())
+        try_model("own", net, Examples(tokens, torch.arange(30) % 5), sgd, ClientSettings())
     tokens[13, 2] = 49
-    try_model("own", net, Examples(tokens, torch.arange(30) % 5), sgd, LocalTraining())
+    try_model("own", net, Examples(tokens, torch.arange(30) % 5), sgd, ClientSettings())
 
 
 def test_batch_norm_cannot_have_batches_of_one():
     net = flat(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 5))
     with pytest.raises(ValueError, match=r"a local step fails.*more than 1 value per channel"):
-        try_model("own", net, IMAGES, sgd, LocalTraining(batch_size=1))
+        try_model("own", net, IMAGES, sgd, ClientSettings(batch_size=1))
 
 
 def test_a_loss_and_an_optimizer_of_ones_own_are_tried_too():
     both = Forward(lambda m, x: (x, x))
     summed = lambda outputs, targets: nn.functional.cross_entropy(sum(outputs), targets)  # noqa: E731
-    try_model("own", both, IMAGES, sgd, LocalTraining(), summed)
+    try_model("own", both, IMAGES, sgd, ClientSettings(), summed)
     with pytest.raises(ValueError, match="the loss is no single number"):
-        try_model("own", GOOD["linear"](), IMAGES, sgd, LocalTraining(), lambda x, y: x)
+        try_model("own", GOOD["linear"](), IMAGES, sgd, ClientSettings(), lambda x, y: x)
 
     def refused(params, settings):
         raise TypeError("no such optimizer")
 
     with pytest.raises(ValueError, match="a local step fails: TypeError: no such optimizer"):
-        try_model("own", GOOD["linear"](), IMAGES, refused, LocalTraining())
+        try_model("own", GOOD["linear"](), IMAGES, refused, ClientSettings())
 
 
 def test_one_row_is_enough_for_batch_norm():
     one = Examples(*IMAGES.take(torch.tensor([3])))
-    try_model("own", GOOD["batch norm"](), one, sgd, LocalTraining())
+    try_model("own", GOOD["batch norm"](), one, sgd, ClientSettings())

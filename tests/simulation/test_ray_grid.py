@@ -344,10 +344,11 @@ def test_one_worker_and_three_give_the_bits_of_the_serial_grid():
 
 
 def test_clients_of_one_step_with_large_weights_give_the_bits_of_the_serial_grid():
-    size, config = (900, 300), CONFIG | {"local-steps": 1}
-    expected, metrics = trained(SerialGrid(stock(size), 13, run_config=config), size)
+    size, config = (900, 800), CONFIG | {"local-steps": 1}
+    grid = SerialGrid(stock(size), 13, run_config=config, vectorize="auto")
+    expected, metrics = trained(grid, size)
     for num_workers in (1, 3):
-        options = {"run_config": config, "num_workers": num_workers, "vectorize": "off"}
+        options = {"run_config": config, "num_workers": num_workers, "vectorize": "auto"}
         with RayGrid(stock(size), 13, **options) as grid:
             arrays, theirs = trained(grid, size)
         assert dict(theirs) == dict(metrics)

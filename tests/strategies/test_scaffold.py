@@ -8,8 +8,8 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedexp.clients import Examples, client_app, module_arrays
-from fedexp.clients.groups.group import Cohort
-from fedexp.clients.trainer import sent
+from fedexp.clients.client import model_in
+from fedexp.clients.groups.group import ClientGroup
 from fedexp.records import from_record, to_record
 from fedexp.simulation import SerialGrid
 from fedexp.simulation.flower.transport import unpack
@@ -186,9 +186,9 @@ def test_clients_trained_as_a_group_do_the_same(mu, with_variate, app):
     alone, group = ([context_of(p) for p in range(3)] for _ in range(2))
     kept = {"control-variate", "control-run"}
     for _ in range(2):  # the second time with variates of their own
-        settings, arrays = trainer.config(content, alone[0]), sent(content)
+        settings, arrays = trainer.config(content, alone[0]), model_in(content)
         ones = [trainer.fit(settings, arrays, content, context) for context in alone]
-        many = Cohort.of(app, "on", group[0]).fit(settings, arrays, content, group)
+        many = ClientGroup.of(app, "on", group[0]).fit(settings, arrays, content, group)
         for one, other in zip(ones, many, strict=True):
             assert other.metrics == pytest.approx(one.metrics)
             assert "final-loss" in one.metrics

@@ -7,7 +7,7 @@ from flwr.app import RecordDict
 from torch import nn
 
 from fedexp.clients import Examples, client_app
-from fedexp.clients.control import ControlVariates
+from fedexp.clients.state import ControlVariates
 from fedexp.records import from_record, to_record
 from fedexp.rounds import rounds
 from fedexp.runs.checkpoint import Checkpoint

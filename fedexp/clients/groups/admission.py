@@ -8,13 +8,14 @@ import numpy as np
 from flwr.app import Context
 from torch import nn
 
-from fedexp.clients.comparison import difference
+from fedexp.clients.client import Client
+from fedexp.clients.data import batches_of
 from fedexp.clients.groups.chain import Chain
+from fedexp.clients.groups.comparison import difference
 from fedexp.clients.known import is_hooked
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.losses import default_loss
-from fedexp.clients.trainer import Trainer
-from fedexp.clients.training import LocalTraining, batches_of
+from fedexp.clients.settings import ClientSettings
 
 MOST = 64  # clients trained together; measured: more gain little
 _CACHE = 5 << 20  # bytes of a group's parameters; measured: the best between 1 and 10 MiB
@@ -22,20 +23,20 @@ _MODES = ("auto", "on", "off")
 
 
 def check_mode(mode: str) -> None:
-    """Raise ``ValueError`` unless ``mode`` is one that ``Cohort.of`` knows."""
+    """Raise ``ValueError`` unless ``mode`` is one that ``ClientGroup.of`` knows."""
     if mode not in _MODES:
         raise ValueError(f"vectorize={mode!r}: must be one of {', '.join(_MODES)}.")
 
 
-def obstacle_to(trainer: Trainer | None, context: Context) -> str:
-    """Why the trainer's clients cannot be trained as a group; empty if they can."""
-    if trainer is None:
+def obstacle_to(client: Client | None, context: Context) -> str:
+    """Why the app's clients cannot be trained as a group; empty if they can."""
+    if client is None:
         return "the ClientApp is not one of fedexp.clients.client_app"
-    optimizer = trainer.optimizer
+    optimizer = client.optimizer
     if optimizer and not (isinstance(optimizer, LocalOptimizer) and optimizer.functional):
         name = getattr(optimizer, "line", optimizer)
         return f"the local optimizer {name} has no functional form"
-    whole = trainer.module(context)
+    whole = client.module(context)
     if is_hooked(whole):
         return "hooks run with its passes"
     if not any(True for _ in whole.parameters()):
@@ -52,22 +53,22 @@ def obstacle_to(trainer: Trainer | None, context: Context) -> str:
     return ""
 
 
-def unlike(trainer: Trainer, context: Context) -> str:
+def unlike(client: Client, context: Context) -> str:
     """What a group computes otherwise than its clients alone; empty if nothing.
 
     Tried on two minibatches of this client, at the parameters that the model begins with: so it
     is the same in every process, and in a run that is resumed.
     """
-    module = trainer.module(context)
-    if trainer.loss is default_loss and Chain.of(module, trainer.loss):
+    module = client.module(context)
+    if client.loss is default_loss and Chain.of(module, client.loss):
         return ""
-    settings = replace(LocalTraining.of(context.run_config), num_steps=2)
+    settings = replace(ClientSettings.of(context.run_config), num_steps=2)
     try:
-        examples = trainer.data(context)[0]
+        examples = client.data(context)[0]
         batches = list(batches_of(module, examples, settings, np.random.default_rng(0)))
     except Exception as error:
         return f"the data of node {context.node_id} raised {type(error).__name__}"
-    return difference(module, trainer.loss, batches)
+    return difference(module, client.loss, batches)
 
 
 def group_size(module: nn.Module) -> int:

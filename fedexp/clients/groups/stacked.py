@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torch.func import functional_call, vmap
 
 from fedexp.clients.groups.chain import Chain, Tensors
 from fedexp.clients.losses import Loss
-from fedexp.clients.training import LocalTraining
+from fedexp.clients.objective import adjusted
+from fedexp.clients.settings import ClientSettings
 
 Losses = Callable[[Tensors, Tensor, Tensor], Tensor]
 """``(parameters [clients, ...], inputs [clients, batch, ...], targets) -> losses [clients]``."""
@@ -52,33 +54,20 @@ class StackedObjective:
 
     Attributes:
         losses_at: each client's loss.
-        settings: ``μ``, and the norm that gradients are cut to.
+        settings: what is added to the gradients, see ``adjusted``.
         start: ``w₀``, the same for all, without a client dimension.
         correction: ``c``, ``[clients, ...]``.
     """
 
     losses_at: Losses
-    settings: LocalTraining
+    settings: ClientSettings
     start: Tensors
     correction: Tensors
 
     def __call__(self, params: Tensors, inputs: Tensor, targets: Tensor) -> tuple[Tensors, Tensor]:
         """What each client's optimizer gets, and its loss."""
         grads, losses = gradients(self.losses_at, params, inputs, targets)
-        for name, term in self.correction.items():
-            grads[name] = grads[name] + term
-        if mu := self.settings.proximal_mu:
-            grads = {k: g + mu * (params[k] - self.start[k]) for k, g in grads.items()}
-        if self.settings.max_grad_norm:
-            grads = _clipped(grads, self.settings.max_grad_norm)
+        if self.correction or not self.settings.plain:
+            each = vmap(partial(adjusted, settings=self.settings), in_dims=(0, 0, None, 0))
+            grads = each(grads, params, self.start, self.correction)
         return grads, losses
-
-
-def _clipped(grads: Tensors, max_norm: float) -> Tensors:
-    norms = (
-        torch.stack([g.square().reshape(len(g), -1).sum(1) for g in grads.values()]).sum(0).sqrt()
-    )
-    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
-    return {
-        name: g * factors.view(-1, *[1] * (g.dim() - 1)).to(g.dtype) for name, g in grads.items()
-    }

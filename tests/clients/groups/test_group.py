@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedexp.clients import Examples, client_app, module_arrays
-from fedexp.clients.groups.group import Cohort
-from fedexp.clients.trainer import sent
+from fedexp.clients.client import model_in
+from fedexp.clients.groups.group import ClientGroup
 from fedexp.records import from_record, to_record
 from fedexp.simulation.grid import context_of
 from fedexp.wire import ClientResult
@@ -54,7 +54,7 @@ def regression(context=None):
 
 
 def round_of(model, data=shared, **config):
-    """Messages and contexts of a round, the app, and its cohort."""
+    """Messages and contexts of a round, the app, and its contexts."""
     app, config = client_app(model, data), CONFIG | config
     contexts = [context_of(node, NUM_NODES, config, None) for node in range(2, 2 + NUM_NODES)]
     with torch.random.fork_rng(devices=[]):
@@ -70,17 +70,17 @@ def _content(record):
 
 def both(model, data=shared, **config):
     app, messages, contexts = round_of(model, data, **config)
-    cohort = Cohort.of(app, "on", contexts[0])
-    return group(cohort, messages, contexts), [
+    together = ClientGroup.of(app, "on", contexts[0])
+    return group(together, messages, contexts), [
         ClientResult(2, from_record(reply.content["arrays"]), dict(reply.content["metrics"]))
         for reply in (app(m, c) for m, c in zip(messages, contexts, strict=True))
     ]
 
 
-def group(cohort, messages, contexts):
+def group(together, messages, contexts):
     content = messages[0].content
-    config = cohort.trainer.config(content, contexts[0])
-    return cohort.fit(config, sent(content), content, contexts)
+    config = together.client.config(content, contexts[0])
+    return together.fit(config, model_in(content), content, contexts)
 
 
 def assert_agree(together, alone):
@@ -130,7 +130,7 @@ def test_any_steps_and_batches_even_larger_than_a_client(steps, batch, seed):
 def test_what_was_broadcast_is_not_touched():
     app, messages, contexts = round_of(mlp)
     before = {k: v.copy() for k, v in from_record(messages[0].content["arrays"]).items()}
-    group(Cohort.of(app, "on", contexts[0]), messages, contexts)
+    group(ClientGroup.of(app, "on", contexts[0]), messages, contexts)
     for name, x in from_record(messages[0].content["arrays"]).items():
         np.testing.assert_array_equal(x, before[name])
 
@@ -143,7 +143,7 @@ def test_a_client_whose_loss_explodes_fails_alone():
         return train, test
 
     app, messages, contexts = round_of(linear, poisoned)
-    fitted = group(Cohort.of(app, "on", contexts[0]), messages, contexts)
+    fitted = group(ClientGroup.of(app, "on", contexts[0]), messages, contexts)
     failed = [bool(one.refused) for one in fitted]
     assert failed == [False, False, True, False, False, False]
     assert "use a smaller learning rate" in fitted[2].refused
@@ -160,9 +160,9 @@ def test_a_client_whose_loss_explodes_fails_alone():
 def test_models_that_cannot_be_vectorised_say_why(layer, reason):
     app, _, contexts = round_of(linear)
     app = client_app(lambda context: nn.Sequential(nn.Flatten(), layer, linear()), shared)
-    assert Cohort.of(app, "auto", contexts[0]) is None
+    assert ClientGroup.of(app, "auto", contexts[0]) is None
     with pytest.raises(ValueError, match=rf"vectorize='on': {reason}. Use auto\."):
-        Cohort.of(app, "on", contexts[0])
+        ClientGroup.of(app, "on", contexts[0])
 
 
 def test_frozen_parameters_and_foreign_apps_and_optimizers_run_one_by_one():
@@ -177,13 +177,13 @@ def test_frozen_parameters_and_foreign_apps_and_optimizers_run_one_by_one():
         return torch.optim.SGD(params, lr=settings.lr, momentum=0.9)
 
     for app in client_app(frozen, shared), client_app(linear, shared, momentum), object():
-        assert Cohort.of(app, "auto", contexts[0]) is None
+        assert ClientGroup.of(app, "auto", contexts[0]) is None
 
 
 def test_mods_of_the_client_app_see_every_message():
     _, _, contexts = round_of(linear)
     app = client_app(linear, shared, mods=[lambda message, context, call: call(message, context)])
-    assert Cohort.of(app, "auto", contexts[0]) is None
+    assert ClientGroup.of(app, "auto", contexts[0]) is None
 
 
 def test_auto_takes_tiny_models_without_convolutions_and_off_takes_none():
@@ -196,10 +196,10 @@ def test_auto_takes_tiny_models_without_convolutions_and_off_takes_none():
     ):
         app = client_app(model, shared)
         context = context_of(2, NUM_NODES, CONFIG, None)
-        assert (Cohort.of(app, mode, context) is not None) == taken
+        assert (ClientGroup.of(app, mode, context) is not None) == taken
 
 
 def test_an_unknown_mode_is_refused():
     app, _, contexts = round_of(linear)
     with pytest.raises(ValueError, match=r"vectorize='perhaps': must be one of auto, on, off\."):
-        Cohort.of(app, "perhaps", contexts[0])
+        ClientGroup.of(app, "perhaps", contexts[0])

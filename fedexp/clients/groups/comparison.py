@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedexp.clients.groups.memory import Memory
 from fedexp.clients.groups.stacked import gradients, losses_of
 from fedexp.clients.losses import Loss
-from fedexp.clients.memory import Memory
 from fedexp.clients.objective import Objective
+from fedexp.clients.settings import ClientSettings
 
 Batch = tuple[Tensor, Tensor]
 
@@ -53,7 +54,7 @@ def _difference(
     for params, batch in zip(clients, batches, strict=True):
         _put(module, {name: w.clone() for name, w in params.items()})
         with _PlainEmbeddings():  # type: ignore[no-untyped-call]
-            value = Objective(module, loss)(*batch)
+            value = Objective(module, loss, ClientSettings())(*batch)
         own: dict[str, Tensor] = {}
         for name, p in module.named_parameters():
             if p.grad is None:

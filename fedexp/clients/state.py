@@ -1,10 +1,10 @@
-"""SCAFFOLD's client half: control variates that cancel the client's drift."""
+"""What a client keeps between the rounds: control variates, and a tuned learning rate."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 
 import numpy as np
@@ -13,15 +13,17 @@ from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from torch import Tensor, nn
 
 from fedexp.arrays import Arrays, clip_scale, update_norm
+from fedexp.clients.settings import ALSO, ClientSettings
 from fedexp.records import from_record, records_of, to_record
 
-VARIATE = "control-variate"
-"""Record key: the server's variate in a message, the client's own in ``Context.state``."""
+CONTROL_VARIATE = "control-variate"
+"""Record key: the server's control variate in a message, the client's own in ``Context.state``."""
 
 STEP = "control-step"
-"""Metric by which a client says that it used its variates: ``K η_l``."""
+"""Metric by which a client says that it used its control variates: ``K η_l``."""
 
 _BEFORE, _RUN = "control-variate-before", "control-run"
+_RATE = "tuned-rate"
 
 RUN = "run-id"
 """Setting by which clients tell one run from another."""
@@ -29,19 +31,25 @@ RUN = "run-id"
 NODES, ROUNDS = "control-nodes", "control-rounds"
 """Settings: nodes of which a reply was not applied since, and the last round that was."""
 
+BETWEEN = "hyper-between-rounds"
+"""Setting: ``fresh``, ``carry`` (kept in ``Context.state``) or ``average`` (the server's mean)."""
+
+MEAN = "mean-learning-rate"
+"""Setting by which the server sends back the mean of the rates that clients reported."""
+
 MAX_NORM, MAX_WEIGHT = "max-update-norm", "max-weight"
 """Settings: the norm and the weight to which the server bounds a client."""
 
 
 @dataclass(frozen=True, eq=False)
 class ControlVariates:
-    """The server's variate ``c`` and the client's own ``cᵢ``, by parameter name.
+    """The server's control variate ``c`` and the client's own ``cᵢ``, by parameter name.
 
     A local step is ``y ← y - η_l (g - cᵢ + c)``. After ``K`` of them ``cᵢ ← cᵢ - c +
     s (w - y)/(K η_l)``, option II of Karimireddy et al. 2020, arXiv:1910.06378, alg. 1, where
-    ``s = min(1, C/‖w - y‖)`` is the server's clipping. That holds once the server has applied
-    the reply: if it says that it has not, the client goes on from the ``cᵢ`` before. The server
-    holds ``Σ pᵢcᵢ``, so that ``pᵢcᵢ`` stays as it is where the client's weight changes.
+    ``s = min(1, C/‖w - y‖)`` is the server's clipping. This assumes that the server applies the
+    reply. If its next message says that it did not, the client returns to the ``cᵢ`` before. The
+    server holds ``Σ pᵢcᵢ``, so a change of the client's weight ``pᵢ`` leaves ``pᵢcᵢ`` as it is.
 
     Attributes:
         server: ``c``.
@@ -68,7 +76,7 @@ class ControlVariates:
         num_examples: int,
         buffers: frozenset[str] = frozenset(),
     ) -> Self | None:
-        """What a message brings and ``context`` kept; None if the server sends no variate.
+        """What a message brings and ``context`` kept; None if the server sends no control variate.
 
         Args:
             content: of the message.
@@ -77,9 +85,9 @@ class ControlVariates:
             num_examples: that it trains on.
             buffers: names that are no parameters here, whatever the server takes them for.
         """
-        if VARIATE not in content:
+        if CONTROL_VARIATE not in content:
             return None
-        sent = from_record(records_of(content, ArrayRecord)[VARIATE])
+        sent = from_record(records_of(content, ArrayRecord)[CONTROL_VARIATE])
         run = float(config.get(RUN, 0.0))
         weight = min(float(num_examples), float(config.get(MAX_WEIGHT, math.inf)))
         return cls(
@@ -109,7 +117,7 @@ class ControlVariates:
             for name, c in self.server.items()
         }
         state = context.state
-        state[VARIATE] = to_record(new)
+        state[CONTROL_VARIATE] = to_record(new)
         state[_RUN] = MetricRecord(
             {"id": self.run, "round": self.server_round, "weight": self.weight}
         )
@@ -124,14 +132,40 @@ class ControlVariates:
 
 def _kept(config: Mapping[str, Any], context: Context, run: float, weight: float) -> Arrays:
     """``cᵢ`` as of the last reply that the server applied, for ``weight``; empty for zero."""
-    if VARIATE not in context.state:
+    if CONTROL_VARIATE not in context.state:
         return {}
     last = records_of(context.state, MetricRecord)[_RUN]
     if last["id"] != run:
         return {}
     applied = dict(zip(config.get(NODES, ()), config.get(ROUNDS, ()), strict=True))
     lost = context.node_id in applied and applied[context.node_id] != last["round"]
-    record = records_of(context.state, ArrayRecord).get(_BEFORE if lost else VARIATE)
+    record = records_of(context.state, ArrayRecord).get(_BEFORE if lost else CONTROL_VARIATE)
     own = from_record(record) if record else {}
     factor = cast(float, last["weight"]) / weight
     return own if factor == 1 else {name: np.asarray(x * factor) for name, x in own.items()}
+
+
+def starting_settings(config: Mapping[str, Any], context: Context) -> ClientSettings:
+    """The settings of a client's round, at the learning rate that it starts from.
+
+    A carried or averaged rate takes the place of ``learning-rate`` and of its decay. Of a tower,
+    only the rate of the weights is kept; the levels above start afresh.
+    """
+    settings = ClientSettings.of(config)
+    policy = config.get(BETWEEN, ALSO[BETWEEN])
+    if policy == "average" and MEAN in config:
+        return replace(settings, lr=float(config[MEAN]))
+    kept = records_of(context.state, MetricRecord).get(_RATE)
+    if policy == "carry" and kept and kept["run"] == _run(config):
+        return replace(settings, lr=float(kept["learning-rate"]))  # type: ignore[arg-type]
+    return settings
+
+
+def save_rate(config: Mapping[str, Any], context: Context, rate: float) -> None:
+    """Store a client's last learning rate for its next round, if rates are carried."""
+    if config.get(BETWEEN) == "carry":
+        context.state[_RATE] = MetricRecord({"learning-rate": rate, "run": _run(config)})
+
+
+def _run(config: Mapping[str, Any]) -> float:
+    return float(config.get(RUN, 0.0))

@@ -1,36 +1,27 @@
-"""A client: its model, data and local optimizer, and its answers to the server's messages."""
+"""A client as Flower sees it: its answers to the server's messages, and the app around it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fedexp.arrays import Arrays
-from fedexp.clients.causes import cause
-from fedexp.clients.control import VARIATE, ControlVariates
-from fedexp.clients.known import is_plain
-from fedexp.clients.local_optimizers import OptimizerFn, learning_rate, named, told
-from fedexp.clients.losses import Loss, default_loss, is_known
-from fedexp.clients.metrics import Metrics
-from fedexp.clients.module import copies, lend, load_arrays, module_arrays, unnamed_buffers, unsent
-from fedexp.clients.one_step import one_step, single
-from fedexp.clients.training import (
-    Examples,
-    LocalTraining,
-    batches_of,
-    evaluate,
-    plain_descent,
-    train,
-)
-from fedexp.clients.tuned_rates import keep, started
-from fedexp.clients.usable import usable
+from fedexp.clients.client_round import ClientRound
+from fedexp.clients.data import Examples
+from fedexp.clients.local_optimizers import OptimizerFn
+from fedexp.clients.loop import evaluate
+from fedexp.clients.losses import Loss, default_loss
+from fedexp.clients.metrics import Metric, Metrics
+from fedexp.clients.module import copies, load_arrays, unnamed_buffers, unsent
+from fedexp.clients.named import as_optimizer, named, told
+from fedexp.clients.settings import ALSO, ClientSettings
+from fedexp.clients.state import CONTROL_VARIATE
 from fedexp.records import from_record, records_of, to_record
 from fedexp.wire import BUFFERS, ClientResult
 
@@ -39,11 +30,11 @@ DataFn = Callable[[Context], tuple[Examples, Examples]]
 
 
 @dataclass(eq=False)
-class Trainer:
+class Client:
     """The parts of a client, and its answers to ``train`` and ``evaluate`` messages.
 
     Settings are the run config's, overridden by the message's ``config`` record; see
-    ``LocalTraining.of`` for their keys. A client is a pure function of the message, its
+    ``ClientSettings.of`` for their keys. A client is a pure function of the message, its
     partition, the run's ``seed`` and the round, and of what it keeps in ``Context.state``.
 
     Attributes:
@@ -60,13 +51,13 @@ class Trainer:
     data: DataFn
     optimizer: OptimizerFn | None = None
     loss: Loss = default_loss
-    check: Callable[[Mapping[str, Any]], object] = LocalTraining.of
+    check: Callable[[Mapping[str, Any]], object] = ClientSettings.of
     metrics: Metrics = field(default_factory=Metrics)
     _modules: dict[str, tuple[nn.Module, dict[str, Tensor]]] = field(
         default_factory=dict, repr=False
     )
     _buffers: dict[nn.Module, frozenset[str]] = field(default_factory=dict, repr=False)
-    _lent: tuple[Arrays, dict[str, Tensor]] | None = field(default=None, repr=False)
+    _broadcast: tuple[Arrays, dict[str, Tensor]] | None = field(default=None, repr=False)
 
     def train(self, message: Message, context: Context) -> Message:
         """Take the local steps from the received arrays; reply arrays and ``train-loss``.
@@ -75,7 +66,7 @@ class Trainer:
             FloatingPointError: the loss is not finite; the server gets this as an error reply.
         """
         config = self.config(message.content, context)
-        result = self.fit(config, sent(message.content), message.content, context)
+        result = self.fit(config, model_in(message.content), message.content, context)
         arrays, metrics = to_record(result.arrays), MetricRecord(dict(result.metrics))
         content = RecordDict({"arrays": arrays, "metrics": metrics})
         if result.buffers:
@@ -85,7 +76,7 @@ class Trainer:
     def fit(
         self, config: Mapping[str, Any], arrays: Arrays, content: RecordDict, context: Context
     ) -> ClientResult:
-        """One client's round without its message.
+        """One client's round without its message, in the plain loop.
 
         Args:
             config: the settings, see ``config``.
@@ -96,54 +87,25 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        settings = started(config, context)
-        rng = self.generator(config, context)
-        module = self.module(context)
-        make = self.maker(settings)
-        self._load(module, arrays, borrowed=getattr(make, "borrows", False))
-        examples, _ = self.data(context)
-        with torch.random.fork_rng(devices=[]):
-            # Of dropout and the like; torch.manual_seed would note its caller for a GPU to come.
-            torch.default_generator.manual_seed(int(rng.integers(2**63)))
-            params = [p for p in module.parameters() if p.requires_grad]
-            optimizer = make(params, settings)
-            buffers = self.buffers(module)
-            control = ControlVariates.of(content, config, context, len(examples), buffers)
-            correction = control.correction(module) if control else {}
-            descent = plain_descent(optimizer, settings, correction)
-            chain = (
-                None if config.get("final-loss") else single(module, self.loss, descent, settings)
-            )
-            if descent and chain:
-                (batch,) = batches_of(module, examples, settings, rng)
-                loss, after = one_step(chain, module, arrays, batch, descent.lr)
-            else:
-                loss = train(module, examples, settings, optimizer, self.loss, rng, correction)
-                after = module_arrays(module)
-        rate = learning_rate(optimizer, settings)
-        metrics = {"num-examples": len(examples), "train-loss": loss, "learning-rate": rate}
-        if config.get("final-loss"):
-            metrics["final-loss"] = evaluate(module, examples, self.loss)["loss"]
-        result = ClientResult(context.node_id, after, metrics, buffers)
-        why = partial(cause, module, arrays, examples, self.loss)
-        result = usable(result, arrays, context, control, settings, why)
-        if tunes(make):
-            keep(config, context, rate)
-        return result
+        return self.begin(config, arrays, content, context).train()
 
-    def _load(self, module: nn.Module, arrays: Arrays, *, borrowed: bool) -> None:
-        if not (borrowed and is_known(self.loss) and is_plain(module)):
-            load_arrays(module, arrays)
-            return
-        if self._lent is None or self._lent[0] is not arrays:
-            self._lent = arrays, copies(module, arrays)
-        lend(module, self._lent[1])
+    def begin(
+        self, config: Mapping[str, Any], arrays: Arrays, content: RecordDict, context: Context
+    ) -> ClientRound:
+        """The client's round before it trains; arguments as of ``fit``."""
+        return ClientRound.of(self, self.module(context), config, arrays, content, context)
+
+    def broadcast(self, module: nn.Module, arrays: Arrays) -> dict[str, Tensor]:
+        """``arrays`` as tensors that nobody may write to; made once for calls in a row."""
+        if self._broadcast is None or self._broadcast[0] is not arrays:
+            self._broadcast = arrays, copies(module, arrays)
+        return self._broadcast[1]
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Reply ``eval-loss``, ``eval-accuracy`` and own metrics on the test examples."""
         _, examples = self.data(context)
         module = self.module(context)
-        load_arrays(module, sent(message.content))
+        load_arrays(module, model_in(message.content))
         text = str(self.config(message.content, context).get("metrics", ""))
         own = self.metrics or Metrics.of(text)
         values = evaluate(module, examples, self.loss, metrics=own)
@@ -169,7 +131,7 @@ class Trainer:
             given.pop("learning-rate", None)
         return config | given
 
-    def maker(self, settings: LocalTraining) -> OptimizerFn:
+    def maker(self, settings: ClientSettings) -> OptimizerFn:
         """What makes the local optimizer.
 
         Raises:
@@ -181,14 +143,14 @@ class Trainer:
         """The generator of this client in this round."""
         partition = int(context.node_config.get("partition-id", context.node_id))
         return np.random.default_rng(
-            [int(config.get("seed", 0)), int(config.get("server-round", 0)), partition]
+            [int(config.get("seed", ALSO["seed"])), int(config.get("server-round", 0)), partition]
         )
 
     def module(self, context: Context) -> nn.Module:
         """This process's module for the run config.
 
-        Its arrays are whatever it held last, but what no message brings is as it was made: else
-        a client would depend on those that ran here before.
+        Its arrays are whatever it held last. Buffers that no message brings are as they were
+        made: otherwise a client would depend on those that ran here before.
         """
         key = repr(sorted(context.run_config.items()))
         if key not in self._modules:
@@ -207,13 +169,68 @@ class Trainer:
         return self._buffers[module]
 
 
-def tunes(make: OptimizerFn) -> bool:
-    """Whether the optimizers that ``make`` makes move their learning rate."""
-    return getattr(make, "tunes", False)
+Trainer = Client
+"""The name of ``Client`` in earlier versions."""
 
 
-def sent(content: RecordDict) -> Arrays:
+def model_in(content: RecordDict) -> Arrays:
     """The model in a message of this content."""
     records = records_of(content, ArrayRecord)
-    (record,) = (x for key, x in records.items() if key != VARIATE)
+    (record,) = (x for key, x in records.items() if key != CONTROL_VARIATE)
     return from_record(record)
+
+
+def client_app(
+    model: ModelFn,
+    data: DataFn,
+    optimizer: OptimizerFn | Callable[..., Any] | str | None = None,
+    loss: Loss = default_loss,
+    check: Callable[[Mapping[str, Any]], object] = ClientSettings.of,
+    metrics: Mapping[str, Metric] | str | None = None,
+    **kwargs: Any,
+) -> ClientApp:
+    """A ClientApp that trains ``model`` on ``data`` for exactly ``local-steps`` steps.
+
+    The same object runs on ``SerialGrid``, ``RayGrid``, under ``flwr run`` and on a SuperNode.
+
+    Args:
+        model: ``context -> module``.
+        data: ``context -> (train examples, test examples)`` of one client.
+        optimizer: an optimizer class such as ``torch.optim.AdamW``, text such as
+            ``adamw(weight-decay=0.01)``, or ``(parameters, settings) -> torch optimizer``, see
+            ``as_optimizer``; by default what the setting ``local-optimizer`` names, plain SGD if
+            there is none.
+        loss: ``(outputs, targets) -> scalar``; cross-entropy or squared error by default.
+        check: our grids call it with their run config when they are made. It raises ValueError if
+            the app cannot take it; by default if a key looks like a slip for a setting.
+        metrics: ``(outputs, targets) -> number`` by name, of all outputs for the test examples at
+            once; reported as ``eval-NAME``. One that fails is not reported. Or text, see
+            ``named_metrics``; by default what the setting ``metrics`` names.
+        **kwargs: ClientApp's, e.g. ``mods``.
+
+    Example:
+        >>> import torch
+        >>> x = torch.eye(3)
+        >>> mine = Examples(x, torch.arange(3))
+        >>> app = client_app(lambda context: nn.Linear(3, 3), lambda context: (mine, mine))
+        >>> from fedexp.simulation import SerialGrid
+        >>> len(list(SerialGrid(app, num_nodes=2).get_node_ids()))
+        2
+    """
+    client = Client(model, data, as_optimizer(optimizer), loss, check, Metrics.of(metrics))
+    app = ClientApp(**kwargs)
+    app.train()(client.train)
+    app.evaluate()(client.evaluate)
+    app.query()(client.query)
+    app.trainer = client  # type: ignore[attr-defined]  # for grids that train groups at once
+    return app
+
+
+def client_of(app: ClientApp) -> Client | None:
+    """The client of an app of ``client_app`` that no mod stands around."""
+    return None if has_mods(app) else getattr(app, "trainer", None)
+
+
+def has_mods(app: ClientApp) -> bool:
+    """Whether mods see the app's messages."""
+    return bool(getattr(app, "_mods", ()))  # Flower gives no other way to ask

@@ -1,0 +1,174 @@
+"""The local optimizers by name: what the command line, the clients and the documents read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import lru_cache, partial
+from typing import Any, cast
+
+import torch
+
+from fedexp.clients.arguments import kebab, matched, one_line, parameters_of, takes_any
+from fedexp.clients.factories import TORCHS, Factory, kind_of, torchs_own
+from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, OptimizerFn
+from fedexp.clients.settings import KEYS
+from fedexp.extras import imported
+from fedexp.specs import Spec
+
+_KEY_OF = {name: key for key, name in KEYS.items()}
+
+
+@lru_cache(maxsize=256)
+def named(text: str) -> LocalOptimizer:
+    """The local optimizer that ``name`` or ``name(key=value, ...)`` means.
+
+    Args:
+        text: a key of ``LOCAL_OPTIMIZERS``; an optimizer of ``torch.optim`` by its own or its
+            lower-case name; or ``module:function``, called like one of those:
+            ``function(params, lr=..., **settings)``. Settings are its own arguments, or those of
+            the clients that it reads: ``learning-rate`` (or ``lr``), ``weight-decay``, ...
+
+    Raises:
+        ValueError: an unknown name or setting, or a value that cannot be.
+    """
+    owner, spec = f"Config(local-optimizer={text!r})", Spec.of(text)
+    settings = _renamed(owner, spec.settings)
+    if spec.name in LOCAL_OPTIMIZERS:
+        entry = LOCAL_OPTIMIZERS[spec.name]
+        if not settings:
+            return entry
+        known = [*(key.replace("-", "_") for key in _reads(spec.name)), *entry.own]
+        if spec.name not in TORCHS or {key.lower() for key in settings} <= set(known):
+            return _with(entry, owner, matched(owner, settings, known))
+    if ":" in spec.name:
+        return _adapted(imported(owner, spec.name), owner, settings)
+    if function := torchs_own(spec.name):
+        return _adapted(function, owner, settings)
+    names = dict.fromkeys([*LOCAL_OPTIMIZERS, *TORCHS])
+    near = get_close_matches(spec.name.lower(), names, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"{owner}: unknown.{hint} Known: {', '.join(names)}, and `module:function` of your own."
+    )
+
+
+def as_optimizer(choice: Any) -> OptimizerFn | None:
+    """What makes a client's optimizer, from any way to name it.
+
+    Args:
+        choice: text, as for ``named``; an optimizer class, or a ``functools.partial`` of one, that
+            takes ``(params, lr=..., ...)``; a function ``params -> optimizer``, which then has a
+            learning rate of its own, or ``(params, settings) -> optimizer``; or None, which is
+            what the setting ``local-optimizer`` names, and stays None.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if choice is None or isinstance(choice, LocalOptimizer):
+        return choice
+    if isinstance(choice, str):
+        return named(choice)
+    owner = f"client_app(optimizer={getattr(choice, '__name__', type(choice).__name__)})"
+    if isinstance(choice, torch.optim.Optimizer) or not callable(choice):
+        raise ValueError(
+            f"{owner}: must be text, a class or a function. Clients make their optimizer anew "
+            "every round: give torch.optim.AdamW, not AdamW(...)."
+        )
+    kind = kind_of(choice)
+    if kind == "settings":
+        return cast(OptimizerFn, choice)
+    if kind == "torch" and isinstance(choice, partial) and not choice.args:
+        return _adapted(choice.func, owner, _renamed(owner, choice.keywords))
+    return _adapted(choice, owner, {})
+
+
+def told(text: str) -> dict[str, int | float | str]:
+    """``local-optimizer=text`` for a message: what its brackets say of other settings apart."""
+    optimizer, spec = named(text), Spec.of(text)
+    if not optimizer.given:
+        return {"local-optimizer": text}
+    own = {k: v for k, v in spec.settings.items() if _key(k) not in optimizer.given}
+    return {"local-optimizer": str(Spec(spec.name, own)), **optimizer.given}
+
+
+def _key(name: str) -> str:
+    """The key of a setting of the clients, as Flower's records have it."""
+    return "learning-rate" if name.lower() == "lr" else kebab(name.lower())
+
+
+def _renamed(owner: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``learning_rate`` in place of ``lr``."""
+    if {"lr", "learning_rate"} <= settings.keys():
+        raise ValueError(f"{owner}: lr and learning-rate are one setting. Leave one out.")
+    return {"learning_rate" if key == "lr" else key: value for key, value in settings.items()}
+
+
+def _with(entry: LocalOptimizer, owner: str, settings: Mapping[str, Any]) -> LocalOptimizer:
+    """``entry`` with these settings, those of the clients apart from its own."""
+    own = {key: value for key, value in settings.items() if key in entry.own}
+    given = {kebab(key): value for key, value in settings.items() if key not in own}
+    for key, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{owner}: {key}={value!r} must be a number.")
+    make = partial(entry.make, **own) if own else entry.make
+    functional = partial(entry.functional, **own) if own and entry.functional else entry.functional
+    chosen = replace(entry, make=make, functional=functional, given=given)
+    if own:
+        _check(owner, chosen)
+    return chosen
+
+
+def _check(owner: str, optimizer: LocalOptimizer) -> None:
+    try:
+        optimizer.reads()
+    except ValueError:
+        raise
+    except Exception as error:  # such as the comparison of a text with a number
+        raise ValueError(f"{owner}: {one_line(error)}. Choose other settings.") from error
+
+
+def _adapted(function: Any, owner: str, settings: Mapping[str, Any]) -> LocalOptimizer:
+    """What ``function`` makes, at these settings."""
+    if isinstance(function, LocalOptimizer):
+        return _with(function, owner, matched(owner, settings, function.own))
+    factory = Factory(function, owner)
+    shared = [_KEY_OF[name].replace("-", "_") for name in factory.shared]
+    any_name = settings if takes_any(parameters_of(function)) else {}
+    own = {name: None for name in any_name if name not in shared} | factory.own
+    adapts = getattr(function, "adapts_lr", False)
+    entry = LocalOptimizer(factory.name, factory, adapts_lr=adapts, own=own)
+    return _with(entry, owner, matched(owner, settings, [*shared, *own]))
+
+
+@lru_cache
+def _reads(name: str) -> tuple[str, ...]:
+    return tuple(LOCAL_OPTIMIZERS[name].reads())
+
+
+def optimizers() -> list[tuple[str, str, dict[str, Any]]]:
+    """Every named local optimizer: its name, what it does, and its settings with their defaults.
+
+    The default of a setting that is the run's own, such as ``learning-rate``, is None.
+    """
+    ours = [(name, x.line, _listed(_reads(name), x.own)) for name, x in LOCAL_OPTIMIZERS.items()]
+    theirs = [Factory(x, name) for name, x in TORCHS.items()]
+    return ours + [
+        (
+            x.name if x.owner in LOCAL_OPTIMIZERS else x.owner,
+            x.name,
+            _listed(map(_KEY_OF.__getitem__, x.shared), x.own),
+        )
+        for x in theirs
+    ]
+
+
+def _listed(shared: Iterable[str], own: Mapping[str, Any]) -> dict[str, Any]:
+    return dict.fromkeys(shared) | {kebab(name): default for name, default in own.items()}
+
+
+def markdown() -> str:
+    """The table as Markdown."""
+    rows = [f"| `{key}` | {entry.line} |\n" for key, entry in LOCAL_OPTIMIZERS.items()]
+    return "| `--local-optimizer` | what |\n|---|---|\n" + "".join(rows)

@@ -1,5 +1,6 @@
 """The ClientApp and ServerApp that simulation, ``flwr run`` and a deployment all load."""
 
+# ruff: noqa: E402 - what is missing is said before the imports that need it
 from __future__ import annotations
 
 from logging import INFO
@@ -9,6 +10,9 @@ from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
+from fedexp.extras import need
+
+need("torch", "simulation")
 from fedexp import verdict
 from fedexp.checks import check_read, check_read_by_partition
 from fedexp.choices import (

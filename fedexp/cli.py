@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fedexp
-from fedexp.extras import need
+from fedexp.extras import missing, need
 from fedexp.files import reason
 from fedexp.flags import add_partition_flags, add_simulate_flags, config_of
 from fedexp.parser import Once, Parser, WholeNumber, fail, nearest
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Exits with code 1 if rounds or clients failed, 2 if the input is wrong, 130 if interrupted.
     """
     show_every_letter()
-    with _manners():
+    with _manners(), _one_line():
         first, *rest = (sys.argv[1:] if argv is None else argv) or ["help"]
         if first in ("help", "--help", "-h"):
             _help(rest)
@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             values = vars(parser_of(first).parse_args(rest))
             _find_modules_here()
-            with _one_line():
-                COMMANDS[first].run(values)
+            COMMANDS[first].run(values)
 
 
 def _find_modules_here() -> None:
@@ -71,7 +70,9 @@ def _one_line() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except (ValueError, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        fail(str(missing("torch", "simulation") if error.name == "torch" else error))
+    except ValueError as error:
         fail(str(error))
     except OSError as error:
         fail(f"{reason(error)}.")
@@ -175,11 +176,11 @@ def show_list(values: dict[str, Any]) -> None:
 
 
 def doctor(values: dict[str, Any]) -> None:
-    """Print what is there; exit with code 1 if something that every run needs is not."""
+    """Print what is there; exit with code 1 if something that is always needed is not."""
     from fedexp.doctor import examine
 
     if not examine(values["data-dir"], bool(values["ray"])):
-        fail("not all that a run needs is there, see above.", code=1)
+        fail("not all that fedexp needs is there, see above.", code=1)
 
 
 def _run(run: Command) -> None:

@@ -1,4 +1,4 @@
-"""Whether all that a run needs is there, and what to do about what is not."""
+"""What is installed, and what to do about what is not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Need:
     Attributes:
         name: of the package.
         wanted: the versions that we work with.
-        extra: of ours that brings it; empty if all runs need it.
+        extra: of ours that brings it; empty if it is always needed.
     """
 
     name: str
@@ -54,18 +54,38 @@ class Need:
         return f"{self.name} {state}: pip install --upgrade '{package}'"
 
 
-def needs() -> list[Need]:
-    """Every package of our metadata, those that all runs need first.
+def extras() -> dict[str, list[Need]]:
+    """What each of our extras brings, the smallest first; under ``""`` what comes without any.
 
     Raises:
         PackageNotFoundError: we are not installed.
     """
-    extras = metadata("fedexp").get_all("Provides-Extra") or []
+    names = metadata("fedexp").get_all("Provides-Extra") or []
+    found = {name: list(_of_extra(name)) for name in names if name != _OF_CONTRIBUTORS}
+    return {"": list(_of_extra("")), **dict(sorted(found.items(), key=lambda x: len(x[1])))}
+
+
+def needs() -> list[Need]:
+    """Every package of our metadata once, with the smallest extra that brings it.
+
+    Raises:
+        PackageNotFoundError: we are not installed.
+    """
     found: dict[str, Need] = {}
-    for extra in ("", *(x for x in extras if x != _OF_CONTRIBUTORS)):
-        for need in _of_extra(extra):
+    for brought in extras().values():
+        for need in brought:
             found.setdefault(need.name, need)
     return list(found.values())
+
+
+def _state_of_extras() -> Iterator[str]:
+    """A line for each extra: whether it is installed, or what it lacks."""
+    for extra, brought in extras().items():
+        lacking = [need.name for need in brought if not need.is_met]
+        if extra and lacking:
+            yield f"{extra}: lacks {listed(lacking)}. Run: pip install 'fedexp[{extra}]'"
+        elif extra:
+            yield f"{extra}: installed"
 
 
 def _of_extra(extra: str) -> Iterator[Need]:
@@ -98,6 +118,8 @@ def machine() -> str:
 
 
 def _gpus() -> str:
+    if not Need("torch", "").found:
+        return "GPUs unknown without PyTorch"
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -147,21 +169,22 @@ def ray() -> str:
 
 
 def examine(data_dir: str | None, with_ray: bool) -> bool:
-    """Print the findings; whether all that a run needs is there.
+    """Print the findings; whether all that is always needed is there.
 
     Raises:
         ValueError: there is no such data folder.
     """
     found = data_lines(data_dir) if data_dir else ["not looked at: add --data-dir FOLDER"]
     try:
-        packages = needs()
+        packages, by_extra = needs(), list(_state_of_extras())
     except PackageNotFoundError:
-        packages = [Need("fedexp", "")]
+        packages, by_extra = [Need("fedexp", "")], []
     state, ray_starts = _ray(with_ray)
     system = platform.platform(terse=True)
     sections = {
         f"fedexp {fedexp.__version__}": [f"Python {platform.python_version()}", system, machine()],
         "needed": [need.line() for need in packages if not need.extra],
+        "extras": by_extra,
         "optional": [need.line() for need in packages if need.extra],
         "Ray": [state],
         "data": found,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,9 +16,13 @@ def need(module: str, extra: str) -> None:
         ModuleNotFoundError: with the ``pip install`` that brings it.
     """
     if find_spec(module) is None:
-        raise ModuleNotFoundError(
-            f"{module} is not installed. Run: pip install 'fedexp[{extra}]'", name=module
-        )
+        raise missing(module, extra)
+
+
+def missing(module: str, extra: str) -> ModuleNotFoundError:
+    """The error that names the ``pip install`` of an extra that brings ``module``."""
+    line = f"{module} is not installed. Run: pip install 'fedexp[{extra}]'"
+    return ModuleNotFoundError(line, name=module)
 
 
 def imported(owner: str, name: str) -> Any:
@@ -34,17 +39,39 @@ def imported(owner: str, name: str) -> Any:
         raise ValueError(f"{owner}: {line}. Is it on the Python path?") from error
 
 
-def later(package: str, **modules: str) -> Callable[[str], Any]:
-    """A package's ``__getattr__``, for names that are imported when they are asked for.
+def later(
+    package: str, extra: str, /, **modules: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """A package's ``__getattr__`` and ``__dir__``, for names that are imported when they are used.
+
+    So ``import fedexp.clients`` takes no time and works without PyTorch. A name must differ from
+    all submodules of its package: Python puts an imported submodule in the place of the name.
 
     Args:
         package: the package's name.
-        modules: module by name.
+        extra: brings PyTorch to those who lack it and use a name that needs it.
+        modules: the module that defines each name; ``module:other`` where it calls it otherwise.
+
+    Example:
+        >>> getattr_, dir_ = later("fedexp", "torch", Fraction="fractions")
+        >>> getattr_("Fraction")(1, 2)
+        Fraction(1, 2)
+        >>> "Fraction" in dir_()
+        True
     """
 
     def getattr_(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(modules[name]), name)
+        module, _, own_name = modules[name].partition(":")
+        try:
+            return getattr(import_module(module), own_name or name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise missing("torch", extra) from None
 
-    return getattr_
+    def dir_() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *modules})
+
+    return getattr_, dir_

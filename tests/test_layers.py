@@ -118,7 +118,8 @@ def test_the_layers_have_no_cycle_above_clients_datasets_and_models():
 @pytest.mark.parametrize("file", FILES)
 def test_imports_point_downwards(file):
     if room(file) != "__init__":
-        assert ours(imports(TREES[file])) <= MAY_IMPORT[room(file)] | {room(file)}
+        waiting = {"extras"} if file.endswith("__init__.py") else set()  # names that load later
+        assert ours(imports(TREES[file])) <= MAY_IMPORT[room(file)] | {room(file)} | waiting
 
 
 @pytest.mark.parametrize("module", MATHEMATICS)
@@ -155,7 +156,8 @@ def test_package_files_hold_names_and_no_logic(file):
         allowed = ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign
         for x in rest:
             for_types = isinstance(x, ast.If) and ast.unparse(x.test) == "TYPE_CHECKING"
-            assert for_types or isinstance(x, allowed)
+            parts = [*x.body, *x.orelse] if for_types else [x]
+            assert all(isinstance(part, allowed) for part in parts)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,39 @@ def test_all_is_sorted_and_complete(name):
     assert len(set(package.__all__)) == len(package.__all__)
     own = {
         x
-        for x, value in vars(package).items()
-        if not x.startswith("_") and not inspect.ismodule(value) and x != "TYPE_CHECKING"
+        for x in dir(package)
+        if not x.startswith("_")
+        and not inspect.ismodule(getattr(package, x))
+        and x != "TYPE_CHECKING"
     }
-    assert own <= set(package.__all__)
+    assert own == {x for x in package.__all__ if not x.startswith("_")}
     assert all(hasattr(package, x) for x in package.__all__)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_names_that_load_later_are_those_that_type_checkers_see(name):
+    tree = ast.parse(Path(import_module(name).__file__).read_text(encoding="utf-8"))
+    for block in (x for x in tree.body if isinstance(x, ast.If)):
+        assert ast.unparse(block.test) == "TYPE_CHECKING"
+        seen = _names_of(block.body)
+        (table,) = (x.value for x in block.orelse)
+        later = {x.arg: x.value.value for x in table.keywords}
+        assert later == seen
+        # Importing a submodule of the same name would put the module in the name's place.
+        assert not [x for x in later if find_spec(f"{name}.{x}")]
+
+
+def _names_of(body):
+    """``module`` by name of the imports in ``body``; ``module:name`` of an alias."""
+    found = {}
+    for x in body:
+        if isinstance(x, ast.ImportFrom):
+            found |= {alias.name: x.module for alias in x.names}
+            assert not [alias for alias in x.names if alias.asname]
+        else:  # Old = New
+            (old,) = x.targets
+            found[old.id] = f"{found[x.value.id]}:{x.value.id}"
+    return found
 
 
 @pytest.mark.parametrize("name", PACKAGES)

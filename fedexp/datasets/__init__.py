@@ -1,23 +1,58 @@
 """Datasets by name, and partitions of them among clients."""
 
-from fedexp.datasets.dataset import Dataset, from_arrays, from_torch
-from fedexp.datasets.hub import flower_partitioner, from_hub, from_table, parts_by
-from fedexp.datasets.own import data, from_files
-from fedexp.datasets.partition import (
-    PARTITIONERS,
-    by_key,
-    classes_per_client,
-    dirichlet,
-    dirichlet_equal,
-    iid,
-    quantity_dirichlet,
-    quantity_lognormal,
-    shards,
-    split,
-)
-from fedexp.datasets.parts import Parts
-from fedexp.datasets.skew import heterogeneity, label_counts, plot
-from fedexp.datasets.sources import SOURCES, load
+from typing import TYPE_CHECKING
+
+from fedexp.extras import later as _later
+
+if TYPE_CHECKING:
+    from fedexp.datasets.dataset import Dataset, from_arrays, from_torch
+    from fedexp.datasets.hub import flower_partitioner, from_hub, from_table, parts_by
+    from fedexp.datasets.own import data, from_files
+    from fedexp.datasets.partition import (
+        PARTITIONERS,
+        by_key,
+        classes_per_client,
+        dirichlet,
+        dirichlet_equal,
+        iid,
+        quantity_dirichlet,
+        quantity_lognormal,
+        shards,
+        split,
+    )
+    from fedexp.datasets.parts import Parts
+    from fedexp.datasets.skew import heterogeneity, label_counts, plot
+    from fedexp.datasets.sources import SOURCES, load
+else:
+    __getattr__, __dir__ = _later(
+        __name__,
+        "torch",
+        PARTITIONERS="fedexp.datasets.partition",
+        SOURCES="fedexp.datasets.sources",
+        Dataset="fedexp.datasets.dataset",
+        Parts="fedexp.datasets.parts",
+        by_key="fedexp.datasets.partition",
+        classes_per_client="fedexp.datasets.partition",
+        data="fedexp.datasets.own",
+        dirichlet="fedexp.datasets.partition",
+        dirichlet_equal="fedexp.datasets.partition",
+        flower_partitioner="fedexp.datasets.hub",
+        from_arrays="fedexp.datasets.dataset",
+        from_files="fedexp.datasets.own",
+        from_hub="fedexp.datasets.hub",
+        from_table="fedexp.datasets.hub",
+        from_torch="fedexp.datasets.dataset",
+        heterogeneity="fedexp.datasets.skew",
+        iid="fedexp.datasets.partition",
+        label_counts="fedexp.datasets.skew",
+        load="fedexp.datasets.sources",
+        parts_by="fedexp.datasets.hub",
+        plot="fedexp.datasets.skew",
+        quantity_dirichlet="fedexp.datasets.partition",
+        quantity_lognormal="fedexp.datasets.partition",
+        shards="fedexp.datasets.partition",
+        split="fedexp.datasets.partition",
+    )
 
 __all__ = [
     "PARTITIONERS",

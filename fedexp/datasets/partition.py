@@ -5,12 +5,14 @@ array per client. The clients are disjoint, none is empty, and together they hol
 (`by_key` with fewer clients than keys aside).
 """
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedexp.datasets.dataset import Dataset
 from fedexp.datasets.parts import (
     Array,
     Indices,
@@ -24,6 +26,9 @@ from fedexp.datasets.parts import (
     grouped,
     in_order_of_class,
 )
+
+if TYPE_CHECKING:
+    from fedexp.datasets.dataset import Dataset  # which needs PyTorch
 
 
 def iid(labels: Array, *, num_clients: int, seed: int) -> Parts:

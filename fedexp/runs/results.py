@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
+from fedexp import clients
 from fedexp.arrays import Arrays
-from fedexp.clients import load_arrays, module_arrays
 from fedexp.config import Config
+from fedexp.extras import need
 from fedexp.files import read_model, save_text
-from fedexp.models import of_shape
 from fedexp.runs import pictures, tables
-from fedexp.runs.federation import Federation
 from fedexp.runs.page import report
 from fedexp.runs.reading import MetricsRow, UnitResult, read_units
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _MODELS = ("model.safetensors", "model-mean.safetensors")
 
@@ -95,13 +95,14 @@ class Result:
 
         Raises:
             ValueError: nobody knows the class, or it is another model.
+            ModuleNotFoundError: PyTorch is not installed.
         """
         if model is None and self.make is None:
             raise ValueError(
                 "model(): the run had a model of its own. Give one to be filled: model(Net())."
             )
         module = model if model is not None else self.make()  # type: ignore[misc]
-        load_arrays(module, self._arrays(module, average))
+        clients.load_arrays(module, self._arrays(module, average))
         return module.eval()
 
     def plot(self, path: str | Path | None = None) -> Any:
@@ -112,7 +113,7 @@ class Result:
         if self.arrays:
             return self.arrays[average]
         assert self.folder is not None
-        return read_model(self.folder / _MODELS[average], module_arrays(module))
+        return read_model(self.folder / _MODELS[average], clients.module_arrays(module))
 
     def __repr__(self) -> str:
         score = "accuracy" if self.summary.get("final-accuracy") is not None else "test-loss"
@@ -284,8 +285,22 @@ def _maker(unit: UnitResult, config: Config) -> Callable[[], nn.Module] | None:
     if about.get("model", config.model) != config.model:
         return None
     if "input-shape" in about:
-        return partial(of_shape, config.model, tuple(about["input-shape"]), about["num-outputs"])
-    return Federation(config).model  # of an older run
+        return partial(_of_shape, config.model, tuple(about["input-shape"]), about["num-outputs"])
+    return partial(_of_config, config)  # of an older run
+
+
+def _of_shape(name: str, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    need("torch", "torch")  # which the numbers of a run do without
+    from fedexp.models import of_shape
+
+    return of_shape(name, input_shape, num_outputs)
+
+
+def _of_config(config: Config) -> nn.Module:
+    need("torch", "torch")
+    from fedexp.runs.federation import Federation
+
+    return Federation(config).model()
 
 
 def _plotted(units: Sequence[UnitResult], config: Config, path: str | Path | None) -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from logging import WARNING
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
+from fedexp.extras import need
 from fedexp.merged import Merged
 from fedexp.simulation.flower.transport import pack, unpack
 from fedexp.simulation.grid import (
@@ -22,11 +24,9 @@ from fedexp.simulation.grid import (
     too_late,
 )
 from fedexp.simulation.jobs import jobs_of
+from fedexp.simulation.worker import Worker
 from fedexp.threads import one_thread
 from fedexp.wire import Reading
-
-if TYPE_CHECKING:
-    from fedexp.simulation.worker import Worker
 
 
 class SerialGrid(LocalGrid):
@@ -40,11 +40,13 @@ class SerialGrid(LocalGrid):
         client_app: what the nodes run.
         num_nodes: how many there are; node ``p + 2`` is the client of partition ``p``.
         run_config: ``context.run_config`` of every node.
-        vectorize: train groups of clients at once: ``auto``, ``on`` or ``off``.
+        vectorize: train groups of clients at once: ``auto``, ``on`` or ``off``. Groups need
+            PyTorch; without it ``auto`` trains clients one by one.
 
     Raises:
         ValueError: no nodes, a run config that an app of ours cannot take, or an unknown
             ``vectorize``.
+        ModuleNotFoundError: ``vectorize`` is ``on``, and PyTorch is not installed.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class SerialGrid(LocalGrid):
         vectorize: str = "off",
     ) -> None:
         super().__init__(client_app, num_nodes, run_config=run_config)
+        if vectorize == "on":
+            need("torch", "torch")
         self._vectorize = vectorize
         self._worker: Worker | None = None
         self._group_size = 1
@@ -75,10 +79,8 @@ class SerialGrid(LocalGrid):
         return outcome.merged[whole]
 
     def _new_worker(self) -> Worker:
-        from fedexp.simulation.worker import Worker  # imports PyTorch, which not every app needs
-
         worker = Worker(self.client_app, self.num_nodes, self.run_config, self._vectorize)
-        if self._vectorize != "off":
+        if self._vectorize != "off" and find_spec("torch"):
             self._group_size, difference = worker.group_size(FIRST_NODE_ID)
             if difference:
                 log(WARNING, "Clients train one by one: %s.", difference)

@@ -6,14 +6,11 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedexp.clients.client import Client, client_of
-from fedexp.clients.groups import one_step
-from fedexp.clients.groups.group import ClientGroup
 from fedexp.records import from_record, records_of
 from fedexp.simulation.flower.transport import Packed, pack, unpack
 from fedexp.simulation.grid import (
@@ -29,6 +26,10 @@ from fedexp.simulation.merge_tree import Span, subtrees
 from fedexp.simulation.worker_share import WorkerShare, models_at_once
 from fedexp.threads import one_thread
 from fedexp.wire import ClientResult, Reading
+
+if TYPE_CHECKING:  # they need PyTorch, and a ClientApp of NumPy does without
+    from fedexp.clients.client import Client
+    from fedexp.clients.groups.group import ClientGroup
 
 
 class Worker:
@@ -68,6 +69,8 @@ class Worker:
 
         Also, where groups were tried on this node and are of no use, why.
         """
+        from fedexp.clients.groups.group import ClientGroup
+
         context = context_of(node, self.num_nodes, self.run_config, None)
         try:
             with one_thread(), guarded():
@@ -98,8 +101,10 @@ class Worker:
     ) -> ShareOutcome:
         """Run ``jobs``, neighbours in the cohort ``whole``, and add their results up."""
         start = time.perf_counter()
-        client = client_of(self.client_app)
+        client = _client_of(self.client_app)
         if group_size > 1 and self.group is None and client:  # not the worker that was asked
+            from fedexp.clients.groups.group import ClientGroup
+
             self.group = ClientGroup(client, group_size)
         span = min(jobs), max(jobs) + 1
         work = _Merging(self, contents, jobs, reading, jobs[span[0]].content)
@@ -189,7 +194,7 @@ class _Merging(_Work):
             job.content == content and job.metadata.message_type == MessageType.TRAIN
             for job in jobs.values()
         )
-        self.client = client_of(worker.client_app) if alike else None
+        self.client = _client_of(worker.client_app) if alike else None
 
     def one_by_one(self, span: Span) -> list[ClientResult]:
         """The results of the clients at these positions, each trained alone."""
@@ -203,14 +208,20 @@ class _Merging(_Work):
             node = context.node_id
             try:
                 with guarded():
-                    config = self.client.config(self.content, context)
-                    fit = Client.fit if self.worker.vectorize == "off" else one_step.fit
-                    result = fit(self.client, config, self.before, self.content, context)
+                    result = self._fitted(self.client, context)
             except ClientRaised as raised:
                 result = ClientResult.of_error(node, raised.error)
         if self.is_late(context):
             return result.refuse(self.too_late)
         return self.reading.admitted(result, self.before)
+
+    def _fitted(self, client: Client, context: Context) -> ClientResult:
+        config = client.config(self.content, context)
+        if self.worker.vectorize == "off":
+            return client.fit(config, self.before, self.content, context)
+        from fedexp.clients.groups import one_step
+
+        return one_step.fit(client, config, self.before, self.content, context)
 
     def _of_reply(self, reply: Message) -> ClientResult:
         node = reply.metadata.src_node_id
@@ -241,3 +252,12 @@ class _Merging(_Work):
 
 def _failure(reply: Message) -> ErrorReply:
     return reply.error.code, reply.error.reason or ""
+
+
+def _client_of(app: ClientApp) -> Client | None:
+    """As ``client_of``, which only an app of ours needs to import."""
+    if not hasattr(app, "trainer"):
+        return None
+    from fedexp.clients.client import client_of
+
+    return client_of(app)

@@ -31,6 +31,7 @@ def test_the_packages_are_those_of_the_metadata_with_what_an_extra_of_flower_bri
     found = {need.name: need for need in doctor.needs()}
     assert found["flwr"].extra == ""
     assert "1.41" in found["flwr"].wanted
+    assert found["torch"].extra == "torch"  # the smallest of those that bring it
     assert found["scikit-learn"].extra == "simulation"
     assert found["ray"].extra == "simulation"  # flwr[simulation] needs it
     assert found["ray"].wanted.startswith("==")
@@ -55,7 +56,18 @@ def test_a_package_is_there_or_its_remedy_is(need, line):
     assert need.line() == line
 
 
-def test_a_missing_package_is_a_failure_only_if_every_run_needs_it(capsys, monkeypatch):
+def test_each_extra_is_installed_or_what_it_lacks_is_named(capsys, monkeypatch):
+    there = Need("numpy", ">=2")
+    lacks = [Need("no-such-thing", "", "large"), Need("rich", "<1", "large")]
+    brought = {"": [there], "small": [there], "large": [there, *lacks]}
+    monkeypatch.setattr(doctor, "extras", lambda: brought)
+    code, text = examined(capsys)
+    assert code == 0
+    line = "large: lacks no-such-thing, rich. Run: pip install 'fedexp[large]'"
+    assert f"\nextras\n  small: installed\n  {line}\n" in text
+
+
+def test_a_missing_package_is_a_failure_only_if_it_is_always_needed(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "needs", lambda: [Need("no-such-thing", "", "hub")])
     assert examined(capsys)[0] == 0
     monkeypatch.setattr(doctor, "needs", lambda: [Need("no-such-thing", "")])

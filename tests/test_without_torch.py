@@ -1,7 +1,6 @@
 """Without PyTorch and Ray all that needs neither works, and all else says what to install."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +40,6 @@ def run(tmp_path_factory):
 def found(run):
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "without_torch.py", run.folder.parent],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

@@ -19,6 +19,7 @@ from fedexp import verdict
 from fedexp.choices import strategy_keys
 from fedexp.clients.losses import Loss
 from fedexp.config import Config
+from fedexp.extras import need
 from fedexp.logs import level
 from fedexp.runs import folder as folders
 from fedexp.runs.command import label_of
@@ -221,6 +222,7 @@ class Simulation:
         return grid
 
     def _folder(self, resume: bool) -> Path:
+        need("matplotlib", "simulation")  # for the pictures of the report, at the end
         root = Path(self.config.out)
         if resume and (root / "config.toml").exists():
             self._held.enter_context(folders.locked(root))
@@ -365,6 +367,7 @@ def _depth() -> int:
 
 
 def _study_folder(study: Study, held: ExitStack) -> Path:
+    need("matplotlib", "simulation")
     root, config = Path(study.config.out), study.config
     if study.resume and (root / "config.toml").exists():
         held.enter_context(folders.locked(root))

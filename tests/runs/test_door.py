@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import nn
 
 import fedexp
-from fedexp import cli
+from fedexp import cli, extras
 from fedexp.files import read_model
 from fedexp.runs import study as studies
 from fedexp.strategies import Extrapolation, FedAvg, FedExP, ServerOptimizer
@@ -464,6 +464,19 @@ def test_a_figure_is_written_and_shown(tmp_path):
     figure = fedexp.simulate(**HALF).plot(tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text().lstrip().startswith("<?xml")
     assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_run_on_disk_needs_matplotlib_before_round_one(tmp_path, monkeypatch):
+    find_spec = extras.find_spec
+    monkeypatch.setattr(
+        extras, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
+    )
+    line = r"matplotlib is not installed. Run: pip install 'fedexp\[simulation\]'"
+    with pytest.raises(ModuleNotFoundError, match=line):
+        fedexp.Simulation(out=tmp_path / "a", **HALF)
+    with pytest.raises(ModuleNotFoundError, match=line):
+        fedexp.compare("fedavg, fedexp", out=tmp_path / "a", **HALF)
+    assert not (tmp_path / "a").exists()
 
 
 # Mistakes

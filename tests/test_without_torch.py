@@ -16,7 +16,7 @@ SIMULATION = "torch is not installed. Run: pip install 'fedexp[simulation]'"
 # Public names that work with NumPy alone; None where all of a package do.
 WORKS = {
     "": {"__version__", "load_run", "load_runs"},
-    ".clients": set(),
+    ".clients": {"ClientSettings", "LocalTraining"},
     ".datasets": {
         *("PARTITIONERS", "Parts", "by_key", "classes_per_client", "dirichlet", "dirichlet_equal"),
         *("heterogeneity", "iid", "label_counts", "plot", "quantity_dirichlet"),

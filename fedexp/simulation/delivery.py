@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from flwr.app import Error, Message, Metadata
 
+from fedexp.simulation.flower.messages import message_with
+
 _UNAVAILABLE = 3  # Flower's error code for a message that it does not know, or no longer
 _SUPERLINK = 1  # the node in whose name Flower answers then
 
@@ -45,5 +47,4 @@ def unavailable(message_id: str, run_id: int) -> Message:
         message_type="system",
     )
     error = Error(_UNAVAILABLE, "no reply to a message of this id is there to be pulled")
-    message: Message = Message(metadata=metadata, error=error)  # type: ignore[call-overload]
-    return message
+    return message_with(metadata, error)

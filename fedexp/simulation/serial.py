@@ -12,7 +12,6 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
 from fedexp.merged import Merged
-from fedexp.simulation.flower.transport import pack, unpack
 from fedexp.simulation.grid import (
     FIRST_NODE_ID,
     LocalGrid,
@@ -22,6 +21,7 @@ from fedexp.simulation.grid import (
     too_late,
 )
 from fedexp.simulation.jobs import jobs_of
+from fedexp.simulation.transport import pack, unpack
 from fedexp.threads import one_thread
 from fedexp.wire import Reading
 

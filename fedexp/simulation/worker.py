@@ -15,7 +15,7 @@ from fedexp.clients.client import Client, client_of
 from fedexp.clients.groups import one_step
 from fedexp.clients.groups.group import ClientGroup
 from fedexp.records import from_record, records_of
-from fedexp.simulation.flower.transport import Packed, pack, unpack
+from fedexp.simulation.flower.messages import message_with
 from fedexp.simulation.grid import (
     answer,
     context_of,
@@ -26,6 +26,7 @@ from fedexp.simulation.grid import (
 from fedexp.simulation.guard import ClientRaised, guarded
 from fedexp.simulation.jobs import ClientJob, ErrorReply, ShareOutcome
 from fedexp.simulation.merge_tree import Span, subtrees
+from fedexp.simulation.transport import Packed, pack, unpack
 from fedexp.simulation.worker_share import WorkerShare, models_at_once
 from fedexp.threads import one_thread
 from fedexp.wire import ClientResult, Reading
@@ -125,9 +126,7 @@ class _Work:
 
     def message(self, position: int) -> Message:
         job = self.jobs[position]
-        content = self.contents[job.content]
-        message: Message = Message(metadata=job.metadata, content=content)  # type: ignore[call-overload]
-        return message
+        return message_with(job.metadata, self.contents[job.content])
 
     def answer(self, position: int) -> Message:
         """The reply of the client at ``position``."""

@@ -27,7 +27,7 @@ def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
     """The records of one kind.
 
     Flower's own views (``content.array_records`` and the like) refer to themselves, which keeps
-    a whole reply in memory until the garbage collector comes round.
+    a whole reply in memory until the garbage collector runs.
     """
     return {key: record for key, record in content.items() if isinstance(record, kind)}
 

@@ -1,4 +1,4 @@
-"""What Flower's grids promise of messages: their order, their patience, what is not there."""
+"""What every grid of Flower's does: keep messages in order, wait, and answer for missing ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _SUPERLINK = 1  # the node in whose name Flower answers then
 
 
 def turns(messages: Sequence[Message]) -> list[list[Message]]:
-    """``messages`` in as few lists as have no node twice, each node's in their order."""
+    """Divide ``messages`` into as few lists as possible, with no node twice in a list.
+
+    The messages to one node keep their order, since each may read the state that the one before
+    has left.
+    """
     seen: Counter[int] = Counter()
     lists: list[list[Message]] = []
     for message in messages:
@@ -28,13 +32,13 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
 
 
 def patience(messages: Sequence[Message], timeout: float | None) -> float:
-    """Seconds to wait for a client: ``timeout``, and never longer than a message lives."""
+    """How many seconds to wait for a client: ``timeout``, but not longer than a message lives."""
     lifetime = min(message.metadata.ttl for message in messages)
     return lifetime if timeout is None else min(timeout, lifetime)
 
 
 def unavailable(message_id: str, run_id: int) -> Message:
-    """What Flower's grids answer for a message that they do not know, or no longer."""
+    """The error that Flower's grids answer for an id they do not know, or have answered already."""
     metadata = Metadata(
         run_id=run_id,
         message_id=f"no-{message_id}",

@@ -6,6 +6,7 @@ tests: the list is complete, a name that is gone crashes nothing, and the off sw
 
 import ast
 import inspect
+import json
 import logging
 import mmap
 import os
@@ -172,7 +173,7 @@ def _the_client_fn_of_an_app():
 
 @canary(
     "torch",
-    "flower/profiler_marks.py: leave_out_idle_marks",
+    "flower/profiler_marks.py: skip_idle_marks",
     "_profiler_enabled",
     "profiler.record_function",
 )
@@ -379,7 +380,7 @@ def test_a_profiler_that_cannot_be_asked_keeps_its_marks(monkeypatch):
     before = profiler.record_function
     monkeypatch.setattr(profiler, "record_function", before)
     monkeypatch.delattr(torch.autograd, "_profiler_enabled")
-    profiler_marks.leave_out_idle_marks()
+    profiler_marks.skip_idle_marks()
     assert profiler.record_function is before
 
 
@@ -470,7 +471,7 @@ def test_with_the_switch_everything_is_flowers_and_torchs_own(plain, monkeypatch
     assert Patch(ArrayRecord, from_numpy_ndarrays=None).methods == {}
     before = profiler.record_function
     monkeypatch.setattr(profiler, "record_function", before)
-    profiler_marks.leave_out_idle_marks()
+    profiler_marks.skip_idle_marks()
     assert profiler.record_function is before
 
 
@@ -491,12 +492,13 @@ def test_with_the_switch_ray_starts_as_it_is(plain, monkeypatch):
 
 
 SCRIPT = """
-import hashlib, random, sys
+import hashlib, json, random, sys
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
+from torch.autograd import profiler
 
 from fedexp.clients import Examples, client_app, module_arrays
 from fedexp.records import from_record, to_record
@@ -515,9 +517,11 @@ def train(message, context):
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1 * context.node_id)
     nn.functional.cross_entropy(module(examples.inputs), examples.targets).backward()
     optimizer.step()
-    context.state["seen"] = ArrayRecord(module.state_dict())
-    metrics = MetricRecord({"num-examples": 40})
-    content = RecordDict({"arrays": ArrayRecord(module.state_dict()), "metrics": metrics})
+    context.state["seen"] = arrays = ArrayRecord(module.state_dict())
+    marks_are_torchs = profiler.record_function.__module__ == "torch.autograd.profiler"
+    is_plain = type(arrays["weight"]) is Array and marks_are_torchs
+    metrics = MetricRecord({"num-examples": 40, "is-plain": float(is_plain)})
+    content = RecordDict({"arrays": arrays, "metrics": metrics})
     return Message(content, reply_to=message)
 
 
@@ -525,8 +529,10 @@ def digest(grid, strategy):
     random.seed(0)  # by which Flower's FedAvg orders its nodes
     torch.manual_seed(0)
     first = to_record(module_arrays(nn.Linear(4, 3)))
-    arrays = from_record(strategy.start(grid, first, num_rounds=2).arrays)
-    return hashlib.sha256(b"".join(x.tobytes() for x in arrays.values())).hexdigest()
+    result = strategy.start(grid, first, num_rounds=2)
+    arrays = from_record(result.arrays)
+    digest = hashlib.sha256(b"".join(x.tobytes() for x in arrays.values())).hexdigest()
+    return digest, result.train_metrics_clientapp[2].get("is-plain")
 
 
 def digests(engine):
@@ -544,21 +550,20 @@ def digests(engine):
 
 
 @pytest.fixture(scope="module")
-def expected() -> tuple[str, str]:
+def expected() -> Any:
     """What both runs come to in this process, without the switch."""
     before = logging.getLogger("flwr").level
     logging.getLogger("flwr").setLevel(logging.ERROR)
     space: dict[str, Any] = {"__name__": "fence_script"}
     exec(compile(SCRIPT, "fence_script", "exec"), space)
     try:
-        digests: tuple[str, str] = space["digests"]("SerialGrid")
-        return digests
+        return space["digests"]("SerialGrid")
     finally:
         logging.getLogger("flwr").setLevel(before)
 
 
 END = """
-print(*digests(sys.argv[1]), flush=True)
+print(json.dumps(digests(sys.argv[1])), flush=True)
 """
 
 
@@ -576,4 +581,6 @@ def test_the_switch_changes_no_bit_of_a_result(engine, expected):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert tuple(done.stdout.split()[:2]) == expected
+    (ours, _), (theirs, is_plain) = json.loads(done.stdout.splitlines()[-1])
+    assert (ours, theirs) == (expected[0][0], expected[1][0])
+    assert (is_plain, expected[1][1]) == (1.0, 0.0)

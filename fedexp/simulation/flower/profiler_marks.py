@@ -22,7 +22,7 @@ class _Mark(profiler.record_function):
             super().__exit__(*error)
 
 
-def leave_out_idle_marks() -> None:
+def skip_idle_marks() -> None:
     """Let ``torch.optim`` mark its steps only while a profiler runs.
 
     Replaces ``torch.autograd.profiler.record_function``, and asks ``_profiler_enabled``. The marks

@@ -1,7 +1,7 @@
 """Every private name and every patch of Ray: the fence around them, see ``simulation.flower``.
 
-Each function says what it uses, why, and what happens without it. ``FEDEXP_PLAIN=1`` turns all off
-but the board, which finds the client that hangs.
+Each function says what it uses, why, and what happens without it. ``FEDEXP_PLAIN=1`` turns all of
+them off but the notes, by which a client that hangs is found, and ``ready``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from uuid import uuid4
 from flwr.clientapp import ClientApp
 
 from fedexp.clients.groups.admission import check_mode
-from fedexp.simulation.flower.profiler_marks import leave_out_idle_marks
+from fedexp.simulation.flower.profiler_marks import skip_idle_marks
 from fedexp.simulation.guard import nobody_debugs
 from fedexp.simulation.ray.cluster import (
     claim,
@@ -48,7 +48,7 @@ class _Actor(Worker):
     def __init__(self, *args: Any) -> None:
         nobody_debugs()
         keep_freed_memory()
-        leave_out_idle_marks()
+        skip_idle_marks()
         self._mapped = keep_store_mapped()
         self._board: bytes | None = None
         super().__init__(*args)

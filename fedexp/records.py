@@ -4,55 +4,20 @@ from __future__ import annotations
 
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedexp.arrays import Arrays
+from fedexp.simulation.flower.lazy_arrays import ndarray_of, record_of
 
-_STYPE = "numpy.ndarray"  # Flower's tag for bytes in NumPy's .npy format
 _HEADERS = {  # magic -> bytes of the header's length, its parser
     np.lib.format.magic(1, 0): (2, np.lib.format.read_array_header_1_0),
     np.lib.format.magic(2, 0): (4, np.lib.format.read_array_header_2_0),
 }
 _MAX_HEADER = 1 << 14  # bytes; NumPy itself reads no longer ones
-
-
-class _Lazy(Array):
-    """An ``Array`` that keeps the ndarray it was made of and encodes it only if asked."""
-
-    def __init__(self, ndarray: NDArray[Any]) -> None:
-        self.__dict__.update(
-            dtype=_name(ndarray.dtype), shape=ndarray.shape, stype=_STYPE, _ndarray=ndarray
-        )
-
-    @property
-    def data(self) -> bytes:  # type: ignore[override]
-        """The .npy encoding, made on first use."""
-        if "_data" not in self.__dict__:
-            self.__dict__["_data"] = Array(np.asarray(self.__dict__["_ndarray"])).data
-        return cast(bytes, self.__dict__["_data"])
-
-    def numpy(self) -> NDArray[Any]:
-        """A copy, as ``Array.numpy`` gives one."""
-        return np.array(self.__dict__["_ndarray"])
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _lazy, (self.__dict__["_ndarray"],)
-
-
-_name = lru_cache(maxsize=64)(str)  # NumPy puts a dtype's name together anew each time
-
-
-def _lazy(ndarray: NDArray[Any]) -> _Lazy:
-    return _Lazy(ndarray)
-
-
-# Flower writes the class name into the object's header and looks it up again on the other side,
-# where this is a plain Array.
-_Lazy.__qualname__ = Array.__qualname__
 
 
 R = TypeVar("R", ArrayRecord, MetricRecord, ConfigRecord)
@@ -62,16 +27,22 @@ def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
     """The records of one kind.
 
     Flower's own views (``content.array_records`` and the like) refer to themselves, which keeps
-    a whole reply in memory until the garbage collector comes round.
+    a whole reply in memory until the garbage collector runs.
     """
     return {key: record for key, record in content.items() if isinstance(record, kind)}
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
-    """``arrays`` as a record that shares their memory; do not change them afterwards."""
-    record = ArrayRecord()  # its own constructor would encode and copy every array
-    record.__dict__["_data"].update((name, _Lazy(np.asarray(x))) for name, x in arrays.items())
-    return record
+    """``arrays`` as a record that shares their memory; do not change them afterwards.
+
+    Example:
+        >>> record = to_record({"bias": np.zeros(3, np.float32)})
+        >>> record["bias"].shape, record["bias"].dtype
+        ((3,), 'float32')
+        >>> from_record(record)["bias"]
+        array([0., 0., 0.], dtype=float32)
+    """
+    return record_of(arrays)
 
 
 def num_bytes(content: RecordDict) -> int:
@@ -81,7 +52,7 @@ def num_bytes(content: RecordDict) -> int:
 
 
 def _size(array: Array) -> int:
-    own = array.__dict__.get("_ndarray")
+    own = ndarray_of(array)
     return int(own.nbytes) if own is not None else len(array.data)
 
 
@@ -95,11 +66,12 @@ def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
 
 
 def _view(name: str, array: Array) -> NDArray[Any]:
-    if isinstance(array, _Lazy):
-        view = cast(NDArray[Any], array.__dict__["_ndarray"]).view()
-        view.flags.writeable = False
-        return view
-    return decoded(name, array.data)
+    own = ndarray_of(array)
+    if own is None:
+        return decoded(name, array.data)
+    view = own.view()
+    view.flags.writeable = False
+    return view
 
 
 def decoded(name: str, data: bytes) -> NDArray[Any]:

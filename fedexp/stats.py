@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fedexp.arrays import Arrays, Float64s, Quotient
-from fedexp.fold import fold_update, tree_sum
+from fedexp.sums import add_updates, tree_sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class PseudoGradientStats:
             columns = [after[name] for after in afters]
             if name in trainable:
                 out = onto.update.get(name)
-                update[name] = fold_update(w, columns, factors, sq_norms, out)
+                update[name] = add_updates(w, columns, factors, sq_norms, out)
             else:
                 terms = [p * x.astype(np.float64) for p, x in zip(weights, columns, strict=True)]
                 buffers[name] = np.asarray(tree_sum(terms))

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from private_names import PRIVATE_MODULES, private_names
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fedexp"
@@ -11,10 +12,11 @@ FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(PACKAGE.rglo
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 TOOLS = {"arrays", "extras", "files", "logs", "specs", "threads", "terminal"}
-RECORDS = TOOLS | {"records", "fold"}
+RECORDS = TOOLS | {"simulation.flower", "records", "sums"}
 LEARNING = {"clients", "datasets", "models"}  # and nothing of ours but records
 SERVER = RECORDS | {"stats", "wire", "merged", "strategies", "foreign_draws", "rounds"}
-# A room is a module or a package directly in fedexp. A new one says here what it may import.
+# A room is a module or a package directly in fedexp, or a package below one that has a row of its
+# own. A new one says here what it may import.
 MAY_IMPORT: dict[str, set[str]] = {
     "arrays": set(),
     "extras": set(),
@@ -23,10 +25,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "specs": set(),
     "threads": set(),
     "files": {"arrays"},
-    "records": {"arrays"},
-    "fold": set(),
+    "simulation.flower": {"arrays"},
+    "records": {"arrays", "simulation.flower"},
+    "sums": set(),
     "foreign_draws": set(),
-    "stats": {"arrays", "fold"},
+    "stats": {"arrays", "sums"},
     "wire": {"arrays", "records"},
     "merged": {"arrays", "records", "stats", "wire"},
     "strategies": SERVER - {"rounds"},
@@ -58,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 # Testable with NumPy alone: no Flower, no Ray, no torch, and of ours only each other.
-MATHEMATICS = ["arrays", "fold", "stats"] + [
+MATHEMATICS = ["arrays", "sums", "stats"] + [
     f"strategies.{name}"
     for name in (
         *("rules", "directions", "step_sizes", "extrapolation", "optimizer", "control"),
@@ -94,13 +97,27 @@ def at_import(tree: ast.Module) -> set[str]:
     return {name for x in statements if id(x) not in inside for name in imports(x)}
 
 
+def room_of(name: str) -> str:
+    """The room of a module or of a name in it: the longest that has a row, else the first level."""
+    parts = name.split(".")[1:]
+    dotted = [".".join(parts[:i]) for i in range(len(parts), 1, -1)]
+    return next((x for x in dotted if x in MAY_IMPORT), parts[0])
+
+
 def room(file: str) -> str:
-    return file.split("/")[1].removesuffix(".py")
+    return room_of(file.removesuffix(".py").replace("/", "."))
 
 
 def ours(names: set[str]) -> set[str]:
     """Rooms among imported names."""
-    return {name.split(".")[1] for name in names if name.startswith("fedexp.")}
+    return {room_of(name) for name in names if name.startswith("fedexp.")}
+
+
+def in_fence(file: str) -> bool:
+    """Whether private names of Flower, and of Ray, may be used there."""
+    return (
+        file.startswith("fedexp/simulation/flower/") or file == "fedexp/simulation/ray/private.py"
+    )
 
 
 def test_every_room_has_its_layer():
@@ -130,10 +147,23 @@ def test_the_mathematics_needs_numpy_alone(module):
     assert all(any(x.startswith(f"{pure}.") for pure in MATHEMATICS) for x in own)
 
 
+FENCED = {name for file, tree in TREES.items() if in_fence(file) for name in private_names(tree)}
+
+
 @pytest.mark.parametrize("file", FILES)
-def test_flowers_private_api_is_used_in_one_file_alone(file):
-    if file != "fedexp/simulation/grid.py":
-        assert "flwr.supercore" not in FILES[file].read_text(encoding="utf-8")
+def test_private_names_of_flower_and_ray_are_in_the_fence_alone(file):
+    if not in_fence(file):
+        used = private_names(TREES[file])
+        assert not used & FENCED
+        assert not {name for name in used if PRIVATE_MODULES.match(name)}
+
+
+def test_the_fence_is_light():
+    """A device that only wants records imports neither PyTorch nor Ray, nor an engine."""
+    for file in FILES:
+        if in_fence(file) and not file.endswith(("profiler_marks.py", "private.py")):
+            assert not {name.split(".")[0] for name in imports(TREES[file])} & {"torch", "ray"}
+    assert not ours(at_import(TREES["fedexp/simulation/__init__.py"])) - {"extras", "simulation"}
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -23,6 +23,7 @@ from fedexp.clients.named import as_optimizer, named, told
 from fedexp.clients.settings import ALSO, ClientSettings
 from fedexp.clients.state import CONTROL_VARIATE
 from fedexp.records import from_record, records_of, to_record
+from fedexp.simulation.flower.client_apps import has_mods
 from fedexp.wire import BUFFERS, ClientResult
 
 ModelFn = Callable[[Context], nn.Module]
@@ -229,8 +230,3 @@ def client_app(
 def client_of(app: ClientApp) -> Client | None:
     """The client of an app of ``client_app`` that no mod stands around."""
     return None if has_mods(app) else getattr(app, "trainer", None)
-
-
-def has_mods(app: ClientApp) -> bool:
-    """Whether mods see the app's messages."""
-    return bool(getattr(app, "_mods", ()))  # Flower gives no other way to ask

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedexp.arrays import Arrays
 from fedexp.files import save_model
-from fedexp.simulation.flower.transport import Packed
+from fedexp.simulation.transport import Packed
 
 _KINDS = {"MetricRecord": MetricRecord, "ConfigRecord": ConfigRecord}
 

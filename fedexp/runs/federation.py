@@ -37,6 +37,7 @@ from fedexp.files import fitted
 from fedexp.models import build, suited
 from fedexp.records import from_record
 from fedexp.runs.run import Run, Start, evaluation_on, test_evaluation
+from fedexp.simulation.flower.client_apps import is_of_client_fn
 from fedexp.strategies.evaluation import EvaluateFn
 
 
@@ -74,7 +75,7 @@ class Own:
             value = getattr(self, name)
             if value is not None and not is_fit(value):
                 raise ValueError(f"{name}={type(value).__name__}: must be {example}.")
-        if getattr(self.client_app, "_call", None):
+        if is_of_client_fn(self.client_app):
             raise ValueError(
                 "client_app: was made of a client_fn, Flower's older API. Register functions of "
                 "(message, context) with @app.train() and @app.evaluate()."

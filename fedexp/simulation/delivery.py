@@ -1,4 +1,4 @@
-"""What Flower's grids promise of messages: their order, their patience, what is not there."""
+"""What every grid of Flower's does: keep messages in order, wait, and answer for missing ones."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from collections.abc import Sequence
 
 from flwr.app import Error, Message, Metadata
 
+from fedexp.simulation.flower.messages import message_with
+
 _UNAVAILABLE = 3  # Flower's error code for a message that it does not know, or no longer
 _SUPERLINK = 1  # the node in whose name Flower answers then
 
 
 def turns(messages: Sequence[Message]) -> list[list[Message]]:
-    """``messages`` in as few lists as have no node twice, each node's in their order."""
+    """Divide ``messages`` into as few lists as possible, with no node twice in a list.
+
+    The messages to one node keep their order, since each may read the state that the one before
+    has left.
+    """
     seen: Counter[int] = Counter()
     lists: list[list[Message]] = []
     for message in messages:
@@ -26,13 +32,13 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
 
 
 def patience(messages: Sequence[Message], timeout: float | None) -> float:
-    """Seconds to wait for a client: ``timeout``, and never longer than a message lives."""
+    """How many seconds to wait for a client: ``timeout``, but not longer than a message lives."""
     lifetime = min(message.metadata.ttl for message in messages)
     return lifetime if timeout is None else min(timeout, lifetime)
 
 
 def unavailable(message_id: str, run_id: int) -> Message:
-    """What Flower's grids answer for a message that they do not know, or no longer."""
+    """The error that Flower's grids answer for an id they do not know, or have answered already."""
     metadata = Metadata(
         run_id=run_id,
         message_id=f"no-{message_id}",
@@ -45,5 +51,4 @@ def unavailable(message_id: str, run_id: int) -> Message:
         message_type="system",
     )
     error = Error(_UNAVAILABLE, "no reply to a message of this id is there to be pulled")
-    message: Message = Message(metadata=metadata, error=error)  # type: ignore[call-overload]
-    return message
+    return message_with(metadata, error)

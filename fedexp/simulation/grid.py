@@ -1,4 +1,4 @@
-"""Flower's Grid without Flower's processes. All use of Flower's private API is here."""
+"""Flower's Grid without Flower's processes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any, Self
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedexp.merged import Merged, MergingGrid, OrderedGrid
 from fedexp.simulation.delivery import patience, turns, unavailable
-from fedexp.simulation.flower.contents import Content
-from fedexp.simulation.flower.transport import Packed
+from fedexp.simulation.flower import messages as flower
+from fedexp.simulation.flower.contents import content_of
 from fedexp.simulation.flower.unencoded import unencoded
 from fedexp.simulation.guard import ClientRaised, guarded
+from fedexp.simulation.transport import Packed
 from fedexp.wire import Reading, reason_of
 
 FIRST_NODE_ID = 2  # 0 and 1 are Flower's own
@@ -54,7 +53,7 @@ class LocalGrid(OrderedGrid, MergingGrid):
         self.run_config = dict(run_config or {})
         self.states: dict[int, Packed] = {}  # Context.state by node, of nodes that have any
         self.busy = 0.0
-        self._run = Run.create_empty(_RUN_ID)
+        self._run = flower.empty_run(_RUN_ID)
         self._ids = (f"message-{i}" for i in itertools.count(1))
         self._nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes)
         self._replies: dict[str, Message] = {}  # to be pulled, by the message they answer
@@ -81,20 +80,18 @@ class LocalGrid(OrderedGrid, MergingGrid):
     def _merge(self, messages: list[Message], reading: Reading, timeout: float) -> Merged:
         """Run ``messages``, at least one, on their nodes; the results, added up."""
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: flower.Run) -> None:
         """Set the run.
 
         Raises:
             TypeError: it is none, as Flower's grids have it.
         """
-        if not isinstance(run, Run):
-            raise TypeError(f"`run` must be an instance of Run, got {type(run).__name__}")
-        self._run = run
+        self._run = flower.check_run(run)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> flower.Run:
         """A copy of the run."""
-        return Run(**vars(self._run))
+        return flower.copy_of(self._run)
 
     def create_message(
         self,
@@ -174,13 +171,12 @@ class LocalGrid(OrderedGrid, MergingGrid):
         return self._signed(message)
 
     def _signed(self, message: Message) -> Message:
-        message.metadata.__dict__["_message_id"] = next(self._ids)
-        return message
+        return flower.number(message, next(self._ids))
 
 
 def identify() -> None:
     """Tell Flower who this process is; without it no Message can be made."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, 1
+    flower.identify(_RUN_ID)
 
 
 def context_of(
@@ -194,8 +190,8 @@ def context_of(
 def answer(client_app: ClientApp, message: Message, context: Context) -> Message:
     """The client's reply; whatever it raises becomes an error reply."""
     # Strategies send one RecordDict to all; a client may change its own.
-    own = Content({key: record.copy() for key, record in message.content.items()})
-    private = Message(metadata=message.metadata, content=own)  # type: ignore[call-overload]
+    own = content_of({key: record.copy() for key, record in message.content.items()})
+    private = flower.message_with(message.metadata, own)
     kept = context.state
     try:
         with guarded(), unencoded():

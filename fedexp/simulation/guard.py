@@ -1,4 +1,4 @@
-"""Client code that ends itself and nothing else."""
+"""Client code runs here so that whatever it raises ends the client and nothing else."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ class ClientRaised(Exception):
         self.error = error
 
 
-_unattended: list[int] = []
+_unattended: list[int] = []  # not empty in a worker's process
 
 
 def nobody_debugs() -> None:
-    """This process is a worker: a debugger in a client reads no user's commands, only their end."""
+    """Say that this process is a worker, where no user can type commands to a debugger.
+
+    A ``breakpoint()`` in a client reads the end of the input there, and raises ``BdbQuit``.
+    """
     _unattended.append(1)
 
 
@@ -43,6 +46,7 @@ def guarded() -> Iterator[None]:
         except BaseException as error:
             if isinstance(error, BdbQuit) and not _unattended:
                 raise
+            # Whatever the client makes of Ctrl-C, the user wants the run to end.
             if pressed:
                 raise KeyboardInterrupt from error
             raise ClientRaised(error) from error
@@ -50,9 +54,9 @@ def guarded() -> Iterator[None]:
 
 @contextmanager
 def _noting_ctrl_c() -> Iterator[list[int]]:
-    """A list that is not empty once Ctrl-C was pressed.
+    """Give a list that is not empty once Ctrl-C was pressed.
 
-    A client may raise KeyboardInterrupt as well, and the exception does not tell where it is from.
+    A client may raise KeyboardInterrupt itself, and the exception does not tell which it was.
     """
     pressed: list[int] = []
     before = signal.getsignal(signal.SIGINT)

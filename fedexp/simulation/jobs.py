@@ -9,8 +9,8 @@ from typing import NamedTuple
 from flwr.app import Message, Metadata
 
 from fedexp.merged import Merged
-from fedexp.simulation.flower.transport import Packed, pack
 from fedexp.simulation.merge_tree import Span
+from fedexp.simulation.transport import Packed, pack
 
 
 class ClientJob(NamedTuple):

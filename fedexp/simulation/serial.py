@@ -14,7 +14,6 @@ from flwr.common.logger import log
 
 from fedexp.extras import need
 from fedexp.merged import Merged
-from fedexp.simulation.flower.transport import pack, unpack
 from fedexp.simulation.grid import (
     FIRST_NODE_ID,
     LocalGrid,
@@ -24,6 +23,7 @@ from fedexp.simulation.grid import (
     too_late,
 )
 from fedexp.simulation.jobs import jobs_of
+from fedexp.simulation.transport import pack, unpack
 from fedexp.simulation.worker import Worker
 from fedexp.threads import one_thread
 from fedexp.wire import Reading

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedexp.records import from_record, records_of
-from fedexp.simulation.flower.transport import Packed, pack, unpack
+from fedexp.simulation.flower.messages import message_with
 from fedexp.simulation.grid import (
     answer,
     context_of,
@@ -23,6 +23,7 @@ from fedexp.simulation.grid import (
 from fedexp.simulation.guard import ClientRaised, guarded
 from fedexp.simulation.jobs import ClientJob, ErrorReply, ShareOutcome
 from fedexp.simulation.merge_tree import Span, subtrees
+from fedexp.simulation.transport import Packed, pack, unpack
 from fedexp.simulation.worker_share import WorkerShare, models_at_once
 from fedexp.threads import one_thread
 from fedexp.wire import ClientResult, Reading
@@ -130,9 +131,7 @@ class _Work:
 
     def message(self, position: int) -> Message:
         job = self.jobs[position]
-        content = self.contents[job.content]
-        message: Message = Message(metadata=job.metadata, content=content)  # type: ignore[call-overload]
-        return message
+        return message_with(job.metadata, self.contents[job.content])
 
     def answer(self, position: int) -> Message:
         """The reply of the client at ``position``."""

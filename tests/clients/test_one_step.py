@@ -9,10 +9,10 @@ from torch import nn
 
 from fedexp.clients import ClientSettings, Examples, client_app, default_loss, module_arrays
 from fedexp.clients.groups import one_step
-from fedexp.fold import Factored
 from fedexp.simulation import SerialGrid
 from fedexp.simulation.grid import context_of
 from fedexp.strategies import FedExP
+from fedexp.sums import Factored
 
 SETTINGS = {"local-steps": 1, "batch-size": 8, "learning-rate": 0.5, "seed": 3}
 LARGE = "1.weight"

@@ -2,7 +2,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedexp.runs.checkpoint import Checkpoint
-from fedexp.simulation.flower.transport import pack, unpack
+from fedexp.simulation.transport import pack, unpack
 
 
 def test_a_checkpoint_comes_back_whole_and_in_order(tmp_path):

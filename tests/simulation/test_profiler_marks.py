@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.autograd import profiler
 
-from fedexp.simulation.flower.profiler_marks import leave_out_idle_marks
+from fedexp.simulation.flower.profiler_marks import skip_idle_marks
 
 
 @pytest.fixture(autouse=True)
 def patched(monkeypatch):
     monkeypatch.setattr(profiler, "record_function", profiler.record_function)
-    leave_out_idle_marks()
+    skip_idle_marks()
 
 
 def step():

@@ -5,7 +5,7 @@ from builders import record
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedexp.records import from_record, to_record
-from fedexp.simulation.flower.transport import pack, unpack
+from fedexp.simulation.transport import pack, unpack
 
 ARRAYS = {
     "w": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -12,7 +12,7 @@ from fedexp.clients.client import model_in
 from fedexp.clients.groups.group import ClientGroup
 from fedexp.records import from_record, to_record
 from fedexp.simulation import SerialGrid
-from fedexp.simulation.flower.transport import unpack
+from fedexp.simulation.transport import unpack
 from fedexp.strategies import FedAvg, FedProx, Scaffold, ScaffoldExP
 
 N, D, ROWS, STEPS, LR = 5, 3, 6, 8, 0.05

@@ -12,8 +12,8 @@ from fedexp.records import from_record, to_record
 from fedexp.rounds import rounds
 from fedexp.runs.checkpoint import Checkpoint
 from fedexp.simulation import SerialGrid
-from fedexp.simulation.flower.transport import unpack
 from fedexp.simulation.grid import context_of, error_reply
+from fedexp.simulation.transport import unpack
 from fedexp.strategies import FedAvg, FixedClip, MedianBounds, QuantileClip, Scaffold, ScaffoldExP
 
 SIZES, D = [10, 20, 40, 10, 20, 40], 3

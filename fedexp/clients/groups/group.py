@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedexp.arrays import Arrays
-from fedexp.clients.client import Client, client_of, has_mods
+from fedexp.clients.client import Client, client_of
 from fedexp.clients.client_round import ClientRound, adapts_lr
 from fedexp.clients.data import Examples, batch_rows
 from fedexp.clients.functional_optimizers import FunctionalOptimizer, FunctionalSGD, Tensors
@@ -22,6 +22,7 @@ from fedexp.clients.groups.chain import Chain
 from fedexp.clients.groups.stacked import StackedObjective, losses_of
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.settings import ClientSettings
+from fedexp.simulation.flower.client_apps import has_mods
 from fedexp.wire import ClientResult
 
 

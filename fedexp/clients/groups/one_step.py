@@ -22,7 +22,7 @@ from fedexp.clients.data import batches_of
 from fedexp.clients.groups.chain import Chain
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.losses import is_known
-from fedexp.fold import MOST_ENTRIES, Factored
+from fedexp.sums import MAX_RIGHT_ENTRIES, Factored
 from fedexp.wire import ClientResult
 
 _LARGE = 1 << 18  # entries; a smaller weight stays in the cache until it is added up
@@ -90,7 +90,7 @@ def one_step(
         weight, bias = f"{name}weight", f"{name}bias"
         step = delta * lr
         usual = start[weight].dtype == torch.float32 and arrays[weight].dtype == np.float32
-        if start[weight].numel() < _LARGE or rows.numel() > MOST_ENTRIES or not usual:
+        if start[weight].numel() < _LARGE or rows.numel() > MAX_RIGHT_ENTRIES or not usual:
             after[weight] = torch.addmm(start[weight], step.T, rows, alpha=-1).numpy()
         else:
             # Not an ndarray, but read as one by all that reads a client's reply.

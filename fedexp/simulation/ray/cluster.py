@@ -1,4 +1,4 @@
-"""Starting Ray on this machine or joining a cluster. With ``workers`` all that imports Ray."""
+"""Starting Ray on this machine or joining a cluster."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import ctypes
 import math
 import os
 import socket
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from logging import WARNING
 from typing import Any, ClassVar
@@ -17,19 +16,24 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from fedexp.extras import need
+from fedexp.simulation.flower.switch import is_plain
+from fedexp.simulation.ray.private import (
+    prepare_environment,
+    print_plainly,
+    start,
+)
 
 need("ray", "simulation")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # every client's line is shown
-os.environ.setdefault("RAY_worker_niceness", "0")  # the clients are the work; Ray gives them 15
+prepare_environment()
 import ray  # noqa: E402
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
 _PER_CPU = 4  # workers that share a CPU are slow, and more of them only slower
 _FREE_SECONDS = 10.0  # until CPUs of workers that were just ended are free again
 _LOG_SECONDS = 2.0  # until what the workers have printed last is here
-_INLINE_ANSWER = 4 << 20  # bytes; larger ones go through the object store, which takes 3 ms more
 
 
 class _Session:
@@ -73,7 +77,7 @@ def connect(
         _Session.ours, _Session.local = _address(), not address
         _Session.shows_log = shows_log
         if shows_log:
-            _print_plainly()
+            print_plainly()
     elif _address() != _Session.ours:  # the caller's own
         _Session.ours, _Session.local = "", False
     _Session.users[user] = 0
@@ -98,22 +102,16 @@ def _start(num_workers: int | None, num_gpus: float, shows_log: bool) -> None:
         import torch
 
         _check("num_gpus", torch.cuda.device_count(), "GPU", num_gpus)
-    with _said_in_a_line(), _without_idle_processes(shows_log):
-        ray.init(
+    with _said_in_a_line():
+        start(
+            ray.init,
+            ray.shutdown,
+            shows_log=shows_log,
             address="local",  # without it, whatever cluster runs on this machine is joined
             num_cpus=num_workers or os.cpu_count(),
             include_dashboard=False,
             log_to_driver=shows_log,
             logging_level=WARNING,
-            _system_config={
-                "max_direct_call_object_size": _INLINE_ANSWER,
-                # A model that nobody needs any more makes room at once, not within a second:
-                # else every process maps the models of some ten rounds.
-                "free_objects_period_milliseconds": 0,
-                # The workers' processes begin, and import what they need, while Ray still starts.
-                "enable_worker_prestart": True,
-                "preload_python_modules": ["fedexp.simulation.worker"],
-            },
         )
 
 
@@ -164,8 +162,11 @@ def keep_freed_memory() -> None:
     """Let this process keep what it frees, up to a GiB.
 
     glibc returns large blocks to the system at once, and every client's model and gradients
-    would be faulted in anew: measured, 20 % of a round of small clients.
+    would be faulted in anew: measured, 20 % of a round of small clients. ``FEDEXP_PLAIN=1`` leaves
+    the C library as it is.
     """
+    if is_plain():
+        return
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_TRIM_THRESHOLD, 1 << 30)
@@ -176,25 +177,13 @@ def keep_store_mapped() -> Any:
     """Something to hold on to as long as this process uses the object store.
 
     Ray unmaps the store whenever a process holds none of it: each page of a model would be
-    faulted in again at every use, measured 20 ms for 34 MB in place of 5.
+    faulted in again at every use, measured 20 ms for 34 MB in place of 5. ``FEDEXP_PLAIN=1`` lets
+    it.
     """
+    if is_plain():
+        return None
     reference = ray.put(np.zeros(1 << 18, np.uint8))
     return reference, ray.get(reference)
-
-
-def _print_plainly() -> None:
-    """Print workers' lines ourselves: Ray colours them, wherever they go."""
-    with suppress(ImportError):
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
-
-        dispatcher.remove_handler("ray_print_logs")  # as Ray calls its own, which it removes later
-        dispatcher.add_handler("ray_print_logs", _print_lines)
-
-
-def _print_lines(data: Mapping[str, Any]) -> None:
-    if str(data["pid"]).isdigit():  # else Ray's own processes
-        to = sys.stderr if data["is_err"] else sys.stdout
-        print(*(f"worker {data['pid']}: {line}" for line in data["lines"]), sep="\n", file=to)
 
 
 @contextmanager
@@ -208,32 +197,6 @@ def _said_in_a_line() -> Iterator[None]:
             f"RayGrid: Ray does not start: {line}. Run again when the machine is less busy, or "
             "use SerialGrid (--engine serial)."
         ) from error
-
-
-@contextmanager
-def _without_idle_processes(shows_log: bool) -> Iterator[None]:
-    """Start Ray without what has nothing to do on one machine: 270 MB, and half a second.
-
-    These are the autoscaler, what sends us the workers' output unless it is shown, and the server
-    of the web page and of the job interface. Ray has no option for it; what it does not know any
-    more is left alone.
-    """
-    from ray._private.node import Node
-
-    idle = {
-        "start_monitor": lambda node: None,
-        "start_api_server": lambda node, **_: setattr(node, "_webui_url", ""),
-    }
-    if not shows_log:
-        idle["start_log_monitor"] = lambda node: None
-    kept = {name: vars(Node)[name] for name in idle if name in vars(Node)}
-    for name in kept:
-        setattr(Node, name, idle[name])
-    try:
-        yield
-    finally:
-        for name, method in kept.items():
-            setattr(Node, name, method)
 
 
 def _join(address: str, shows_log: bool) -> None:

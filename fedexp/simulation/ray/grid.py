@@ -16,12 +16,12 @@ from flwr.common.logger import log
 
 from fedexp.merged import Merged
 from fedexp.records import records_of
-from fedexp.simulation.flower.transport import Packed, num_bytes, unpack
+from fedexp.simulation.division import Costs, chunks, split_work
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, too_late
 from fedexp.simulation.jobs import ClientJob, ErrorReply, ShareOutcome, jobs_of
 from fedexp.simulation.merge_tree import Span, combine, subtrees_up_to
 from fedexp.simulation.ray.workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
-from fedexp.simulation.shares import Costs, chunks, shares
+from fedexp.simulation.transport import Packed, num_bytes, unpack
 from fedexp.wire import Reading
 
 _CHUNK_BYTES = 1 << 26  # of replies that one task returns
@@ -104,7 +104,7 @@ class RayGrid(LocalGrid):
     def _execute(self, messages: list[Message], timeout: float) -> Iterator[Message]:
         contents, jobs = self._jobs(messages)
         size = max(1, _CHUNK_BYTES // max(1, _num_bytes(messages[0])))
-        spans = shares(self._cost_of(messages), self._workers.count)
+        spans = split_work(self._cost_of(messages), self._workers.count)
         tasks = [
             _Task(worker, _part(jobs, chunk), "replies", (contents,))
             for worker, span in enumerate(spans)
@@ -118,7 +118,7 @@ class RayGrid(LocalGrid):
         contents, jobs = self._jobs(messages)
         whole, size = (0, len(messages)), self._size_of_groups(timeout)
         groups = subtrees_up_to(size, whole)
-        spans = shares(self._cost_of(messages), self._workers.count, groups)
+        spans = split_work(self._cost_of(messages), self._workers.count, groups)
         tasks = [
             _Task(worker, _part(jobs, span), "merge", (contents, whole, reading, size))
             for worker, span in enumerate(spans)

@@ -14,7 +14,7 @@ from uuid import uuid4
 from flwr.clientapp import ClientApp
 
 from fedexp.clients.groups.admission import check_mode
-from fedexp.simulation.flower.profiler_marks import leave_out_idle_marks
+from fedexp.simulation.flower.profiler_marks import skip_idle_marks
 from fedexp.simulation.guard import nobody_debugs
 from fedexp.simulation.ray.cluster import (
     claim,
@@ -23,6 +23,7 @@ from fedexp.simulation.ray.cluster import (
     keep_store_mapped,
     leave,
 )
+from fedexp.simulation.ray.private import read_note, ready, wipe_note, write_note
 from fedexp.simulation.worker import Worker
 
 _WATCH_SECONDS = 5.0  # for word from a worker whose client may hang
@@ -31,8 +32,7 @@ _SMALL = 1 << 17  # bytes that may be copied once more
 
 # After cluster, which says what to install if there is no Ray, and sets its environment.
 import ray  # noqa: E402
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError  # noqa: E402
-from ray.experimental import internal_kv  # noqa: E402
+from ray.exceptions import GetTimeoutError, RayActorError  # noqa: E402
 
 
 class WorkerDied(Exception):
@@ -48,21 +48,23 @@ class _Actor(Worker):
     def __init__(self, *args: Any) -> None:
         nobody_debugs()
         keep_freed_memory()
-        leave_out_idle_marks()
+        skip_idle_marks()
         self._mapped = keep_store_mapped()
         self._board: bytes | None = None
         super().__init__(*args)
 
     def call(self, first: Any, rest: bytes) -> Any:
-        """Run a method; if that takes ``seconds``, note on the board which client runs then.
+        """Run a method; if that takes too long, note on the board which client runs then.
 
-        Its first argument may come from the object store.
+        Args:
+            first: the method's first argument, which may come from the object store.
+            rest: pickled: the method's name, the board, the seconds, whether each client is to be
+                noted before it runs, and the other arguments.
         """
         method, board, seconds, noted, args = pickle.loads(rest)
         self._board = board if noted else None
         first = pickle.loads(first) if isinstance(first, bytes) else first
-        # A timer and Ray's own store of small values: a second thread of the actor, to be asked,
-        # would cost every call 4 ms.
+        # The driver cannot ask who runs: this process is busy with the client.
         timer = threading.Timer(seconds or 0.0, self._note, (board,))
         timer.daemon = True
         if seconds is not None:
@@ -72,7 +74,7 @@ class _Actor(Worker):
         finally:
             timer.cancel()
             if noted:
-                internal_kv._internal_kv_del(board)
+                wipe_note(board)
 
     def begins(self, position: int | None) -> None:
         """Note it on the board, if that is asked for."""
@@ -81,7 +83,7 @@ class _Actor(Worker):
             self._note(self._board)
 
     def _note(self, board: bytes) -> None:
-        internal_kv._internal_kv_put(board, str(self.position).encode())
+        write_note(board, str(self.position))
 
 
 def _quick(value: Any) -> Any:
@@ -200,20 +202,18 @@ class RayWorkers:
             return pickle.loads(answer) if isinstance(answer, bytes) else answer
         except GetTimeoutError:
             raise WorkerHangs from None
-        except RayTaskError as error:
-            raise error.as_instanceof_cause() from None  # type: ignore[no-untyped-call]
         except RayActorError as error:
             raise WorkerDied(str(error).splitlines()[0]) from None
 
     def running(self, ticket: Ticket) -> int | None:
         """Position of the client that ran when the time was up or the worker died, if known."""
         end = time.monotonic() + _WATCH_SECONDS
-        while (note := internal_kv._internal_kv_get(ticket.board)) is None:
+        while (position := read_note(ticket.board)) is None:
             if time.monotonic() > end:
                 return None
             time.sleep(0.05)
-        internal_kv._internal_kv_del(ticket.board)
-        return None if note == b"None" else int(note)
+        wipe_note(ticket.board)
+        return None if position == "None" else int(position)
 
     def replace(self, worker: int, ticket: Ticket) -> None:
         """Put a new process in the place of the one that ``ticket`` went to, once."""
@@ -221,7 +221,8 @@ class RayWorkers:
             ray.kill(ticket.actor)
             self._actors[worker] = self._new()
             with suppress(RayActorError):  # dies at once: the next call says so
-                ray.get(self._actors[worker].__ray_ready__.remote())
+                if (started := ready(self._actors[worker])) is not None:
+                    ray.get(started)
 
     def close(self) -> None:
         """End the workers; and Ray, if this process started it and no other grid is open."""

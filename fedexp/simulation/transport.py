@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedexp.records import from_record, to_record
-from fedexp.simulation.flower.contents import Content
+from fedexp.simulation.flower.contents import content_of
 
 Packed = Mapping[str, Any]
 """Record key to a dict of arrays, or to a record that holds none."""
@@ -30,7 +30,7 @@ def _packed(record: ArrayRecord | MetricRecord | ConfigRecord) -> Any:
 
 def unpack(packed: Packed) -> RecordDict:
     """The inverse of ``pack``; arrays share the memory of ``packed``."""
-    return Content({k: to_record(v) if isinstance(v, dict) else v for k, v in packed.items()})
+    return content_of({k: to_record(v) if isinstance(v, dict) else v for k, v in packed.items()})
 
 
 def num_bytes(packed: Packed) -> int:

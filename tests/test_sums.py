@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fedexp.arrays import update_norm
-from fedexp.fold import Factored, fold_update, tree_sum
 from fedexp.stats import PseudoGradientStats
+from fedexp.sums import Factored, add_updates, tree_sum
 
 RNG = np.random.default_rng(0)
 SHAPES = [(3, 4), (1, 1), (50, 1000), (7, 24576), (3, 30000)]  # the last is wider than a block
@@ -47,7 +47,7 @@ def test_a_sum_is_that_of_the_matrices(shape):
     columns = [x for x, _ in clients] + [plain]
     factors = [2.0, 0.0, 5.0, 1.0]
     norms = np.zeros(4)
-    got = fold_update(w, columns, factors, norms, None)
+    got = add_updates(w, columns, factors, norms, None)
     each = [w - x for x in (*(full for _, full in clients), plain.astype(np.float64))]
     expected = sum(f * x for f, x in zip(factors, each, strict=True))
     scale = np.abs(expected).max()
@@ -89,7 +89,7 @@ def test_a_matrix_that_left_from_elsewhere_is_put_together_first():
     w, other = matrix((5, 6)), matrix((5, 6))
     x, full = factored(other)
     norms = np.zeros(1)
-    got = fold_update(w, [x], [1.0], norms, None)
+    got = add_updates(w, [x], [1.0], norms, None)
     np.testing.assert_allclose(got, w - full, rtol=1e-4, atol=1e-5)
     assert norms[0] == pytest.approx(((w - full) ** 2).sum(), rel=1e-5)
 
@@ -104,18 +104,18 @@ def test_its_norm_can_be_clipped():
 def test_nothing_is_put_together_when_it_is_added(monkeypatch):
     w = matrix((30, 20))
     monkeypatch.delattr(Factored, "__array__")
-    fold_update(w, [factored(w)[0]], [1.0], np.zeros(1), None)
+    add_updates(w, [factored(w)[0]], [1.0], np.zeros(1), None)
 
 
 def test_its_product_is_the_same_for_any_number_of_threads():
     code = (
         "import hashlib, numpy as np\n"
-        "from fedexp.fold import Factored, fold_update\n"
+        "from fedexp.sums import Factored, add_updates\n"
         "rng = np.random.default_rng(0)\n"
         "for rows, columns, rank in ((512, 784, 32), (1000, 777, 33), (25, 3072, 21)):\n"
         "    w, l, r = (rng.normal(size=s).astype('f4')\n"
         "        for s in ((rows, columns), (rows, rank), (rank, columns)))\n"
-        "    sums = fold_update(w, [Factored(w, l, r)], [1.0], np.zeros(1), None)\n"
+        "    sums = add_updates(w, [Factored(w, l, r)], [1.0], np.zeros(1), None)\n"
         "    print(hashlib.sha256(sums.tobytes()).hexdigest())\n"
     )
     outputs = [

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedexp.simulation.division import Costs, chunks, split_work
 from fedexp.simulation.merge_tree import subtrees, subtrees_up_to
-from fedexp.simulation.shares import Costs, chunks, shares
 
 costs = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=60)
 workers = st.integers(1, 8)
@@ -15,7 +15,7 @@ workers = st.integers(1, 8)
 @given(costs, workers, st.integers(1, 9))
 def test_shares_are_neighbours_that_cover_the_cohort_once_and_split_no_unit(costs, workers, size):
     whole = subtrees_up_to(size, (0, len(costs)))
-    spans = shares(costs, workers, whole)
+    spans = split_work(costs, workers, whole)
     assert 1 <= len(spans) <= workers
     assert spans[0][0] == 0
     assert spans[-1][1] == len(costs)
@@ -26,13 +26,13 @@ def test_shares_are_neighbours_that_cover_the_cohort_once_and_split_no_unit(cost
 
 @given(costs, workers)
 def test_no_share_costs_more_than_an_even_one_and_the_dearest_client(costs, workers):
-    heaviest = max(sum(costs[lo:hi]) for lo, hi in shares(costs, workers))
+    heaviest = max(sum(costs[lo:hi]) for lo, hi in split_work(costs, workers))
     assert heaviest <= sum(costs) / workers + max(costs) + 1e-9
 
 
 @given(st.integers(1, 50), workers)
 def test_even_clients_make_shares_that_differ_by_one_at_most(size, workers):
-    sizes = [hi - lo for lo, hi in shares([1.0] * size, workers)]
+    sizes = [hi - lo for lo, hi in split_work([1.0] * size, workers)]
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -40,7 +40,7 @@ def test_even_clients_make_shares_that_differ_by_one_at_most(size, workers):
 def test_a_cohort_to_merge_is_cut_into_subtrees_where_that_costs_little(size, workers):
     noise = np.random.default_rng(size).uniform(0.99, 1.01, size)
     whole = 0, size
-    spans = shares(noise, workers, subtrees_up_to(1, whole))
+    spans = split_work(noise, workers, subtrees_up_to(1, whole))
     even = size / workers
     assert all(hi - lo <= 1.2 * even + 1 for lo, hi in spans)
     if size % workers == 0 and size >= 20 * workers:
@@ -48,11 +48,11 @@ def test_a_cohort_to_merge_is_cut_into_subtrees_where_that_costs_little(size, wo
 
 
 def test_dear_clients_count_for_more_than_whole_subtrees():
-    assert shares([3.0] * 4 + [1.0] * 4, 2, subtrees_up_to(1, (0, 8))) == [(0, 3), (3, 8)]
+    assert split_work([3.0] * 4 + [1.0] * 4, 2, subtrees_up_to(1, (0, 8))) == [(0, 3), (3, 8)]
 
 
 def test_two_workers_balance_a_dear_head_with_a_long_tail():
-    assert shares([8, 1, 1, 1, 1, 1, 1, 1, 1], 2) == [(0, 1), (1, 9)]
+    assert split_work([8, 1, 1, 1, 1, 1, 1, 1, 1], 2) == [(0, 1), (1, 9)]
 
 
 def test_the_noise_of_a_measurement_moves_no_share():

@@ -1,4 +1,4 @@
-"""Who runs what: neighbours of a cohort, divided so that all workers end together."""
+"""Which worker runs which clients: neighbours of a cohort, so that all workers end together."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ import numpy as np
 
 from fedexp.simulation.merge_tree import Span, halves
 
-_SLACK = 0.1  # of an even share
+_SLACK = 0.1  # of an even run
 
 
 class Costs:
     """How long each node takes, as far as it is known.
 
-    Only doublings count: the noise of a measurement must not unbalance an even cohort.
+    Costs are powers of two: the noise of a measurement must not unbalance an even cohort.
+
+    Example:
+        >>> costs = Costs()
+        >>> costs.learn({2: 0.1, 3: 0.11, 4: 0.8})
+        >>> costs.of([2, 3, 4, 5])
+        [1.0, 1.0, 8.0, 1.0]
     """
 
     def __init__(self) -> None:
@@ -31,36 +37,47 @@ class Costs:
         if not known:
             return [1.0] * len(nodes)
         median = float(np.median(known))
+        # A power of two of the median's cost; never 0, of which there is no logarithm.
         ratios = [self._seconds.get(node, median) / median for node in nodes]
         return [float(2 ** np.rint(np.log2(max(ratio, 1e-6)))) for ratio in ratios]
 
 
-def shares(costs: Sequence[float], num_workers: int, units: Sequence[Span] = ()) -> list[Span]:
-    """Divide positions into a run of neighbours per worker, of about the same cost.
+def split_work(
+    costs: Sequence[float], num_workers: int, subtrees: Sequence[Span] = ()
+) -> list[Span]:
+    """Divide positions into one run of neighbours per worker, of about the same cost.
+
+    Where replies are merged, a worker sends one sum, as large as the model, for each subtree of
+    the cohort's tree that its run is made of. A border high up in the tree makes fewer of them, so
+    a run may cost a tenth more than an even one if its border lies higher.
 
     Args:
         costs: of each position.
-        num_workers: how many shares at most; empty ones are left out.
-        units: of a cohort to be merged, runs that stay whole; single positions by default. Then a
-            share may cost a tenth more than another if it is made of fewer subtrees: each of them
-            is a sum of the size of the model that has to travel.
+        num_workers: how many runs there are at most; fewer where some would be empty.
+        subtrees: runs of a cohort to be merged that must stay whole. If empty, nothing is merged
+            and every position may be a border.
+
+    Example:
+        >>> split_work([8, 1, 1, 1, 1, 1, 1, 1, 1], num_workers=2)
+        [(0, 1), (1, 9)]
     """
     whole = 0, len(costs)
-    slack = _SLACK if units else 0.0
-    ends = [hi for _, hi in units] or range(1, len(costs) + 1)
+    slack = _SLACK if subtrees else 0.0
+    ends = [hi for _, hi in subtrees] or range(1, len(costs) + 1)
     before = np.cumsum(costs)[np.array(ends) - 1]  # cost up to each end
     even = before[-1] / num_workers
     borders = {0, len(costs)}
     for k in range(1, num_workers):
         off = np.abs(before - k * even)
         near = np.flatnonzero(off <= max(off.min(), slack * even))
-        best = min(near, key=lambda i: (_depth(ends[i], whole) if units else 0, off[i]))
+        # Of the ends near enough, the highest in the tree; of those, the nearest.
+        best = min(near, key=lambda i: (_depth(ends[i], whole) if subtrees else 0, off[i]))
         borders.add(ends[best])
     return list(pairwise(sorted(borders)))
 
 
 def _depth(border: int, span: Span) -> int:
-    """How far down the cohort's tree ``span`` is divided there."""
+    """How many times ``span`` is halved until ``border`` is the end of a half."""
     depth = 0
     while border not in span:
         left, right = halves(span)

@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedexp.hypergradients.rules import UNIT, Rule, Slots, decayed, zero
-from fedexp.hypergradients.scales import Number, Scale, no_zero
+from fedexp.hypergradients.rules import Rule, Slots, Values, decayed, zero
+from fedexp.hypergradients.scales import BETWEEN_0_AND_1, Number, Scale, no_zero
 
 
 @dataclass(frozen=True)
-class Adam(Rule):
+class AdamRule(Rule):
     """Adam (Kingma & Ba 2015) and, decoupled, AdamW (Loshchilov & Hutter 2019).
 
     ``m ← β₁m + (1-β₁)g``, ``v ← β₂v + (1-β₂)g²``,
@@ -38,26 +38,21 @@ class Adam(Rule):
     first_v: float = 0.0
 
     names: ClassVar[tuple[str, ...]] = ("lr", "beta1", "beta2", "weight_decay")
-    scales: ClassVar[Mapping[str, Scale]] = {"beta1": UNIT, "beta2": UNIT}
+    scales: ClassVar[Mapping[str, Scale]] = {"beta1": BETWEEN_0_AND_1, "beta2": BETWEEN_0_AND_1}
 
     def init(self, param: Number) -> Slots:
         """``m = 0``, ``v`` at its first value, no step made."""
         return {"step": 0.0, "m": zero(param), "v": zero(param) + self.first_v}
 
     def update(
-        self, param: Number, grad: Number, slots: Slots, values: Mapping[str, Number]
+        self, param: Number, grad: Number, slots: Slots, values: Values
     ) -> tuple[Number, Slots]:
         """One step."""
         _, slots, direction, _ = self._step(param, grad, slots, values)
         return param - values["lr"] * direction, slots
 
     def slopes(
-        self,
-        param: Number,
-        grad: Number,
-        slots: Slots,
-        values: Mapping[str, Number],
-        names: Collection[str],
+        self, param: Number, grad: Number, slots: Slots, values: Values, names: Collection[str]
     ) -> dict[str, Number]:
         """Quotient and chain rule on the formula of the class."""
         grad, new, direction, root = self._step(param, grad, slots, values)
@@ -74,7 +69,7 @@ class Adam(Rule):
         return found
 
     def _step(
-        self, param: Number, grad: Number, slots: Slots, values: Mapping[str, Number]
+        self, param: Number, grad: Number, slots: Slots, values: Values
     ) -> tuple[Number, Slots, Number, Number]:
         """What both need: ``g``, the new state, ``(w - w_new) / η``, ``√v̂``."""
         b1, b2, decay, t = (
@@ -93,7 +88,7 @@ class Adam(Rule):
 
 
 @dataclass(frozen=True)
-class RMSprop(Rule):
+class RMSpropRule(Rule):
     """RMSprop (Tieleman & Hinton 2012): ``v ← αv + (1-α)g²``, ``w ← w - η g / (√v + ε)``.
 
     Attributes:
@@ -109,14 +104,14 @@ class RMSprop(Rule):
     eps: float = 1e-8
 
     names: ClassVar[tuple[str, ...]] = ("lr", "alpha", "weight_decay")
-    scales: ClassVar[Mapping[str, Scale]] = {"alpha": UNIT}
+    scales: ClassVar[Mapping[str, Scale]] = {"alpha": BETWEEN_0_AND_1}
 
     def init(self, param: Number) -> Slots:
         """``v = 0``."""
         return {"v": zero(param)}
 
     def update(
-        self, param: Number, grad: Number, slots: Slots, values: Mapping[str, Number]
+        self, param: Number, grad: Number, slots: Slots, values: Values
     ) -> tuple[Number, Slots]:
         """One step."""
         grad = decayed(grad, param, values["weight_decay"])
@@ -124,12 +119,7 @@ class RMSprop(Rule):
         return param - values["lr"] * grad / (v**0.5 + self.eps), {"v": v}
 
     def slopes(
-        self,
-        param: Number,
-        grad: Number,
-        slots: Slots,
-        values: Mapping[str, Number],
-        names: Collection[str],
+        self, param: Number, grad: Number, slots: Slots, values: Values, names: Collection[str]
     ) -> dict[str, Number]:
         """``∂w/∂η = -g/(√v + ε)``; ``∂w/∂α = η g/(√v + ε)² · (v_old - g²)/(2√v)``."""
         grad = decayed(grad, param, values["weight_decay"])
@@ -143,7 +133,7 @@ class RMSprop(Rule):
 
 
 @dataclass(frozen=True)
-class Adagrad(Rule):
+class AdagradRule(Rule):
     """Adagrad (Duchi et al. 2011): ``v ← v + g²``, ``w ← w - η g / (√v + ε)``.
 
     Attributes:
@@ -165,7 +155,7 @@ class Adagrad(Rule):
         return {"v": zero(param) + self.first_v}
 
     def update(
-        self, param: Number, grad: Number, slots: Slots, values: Mapping[str, Number]
+        self, param: Number, grad: Number, slots: Slots, values: Values
     ) -> tuple[Number, Slots]:
         """One step."""
         grad = decayed(grad, param, values["weight_decay"])
@@ -173,13 +163,11 @@ class Adagrad(Rule):
         return param - values["lr"] * grad / (v**0.5 + self.eps), {"v": v}
 
     def slopes(
-        self,
-        param: Number,
-        grad: Number,
-        slots: Slots,
-        values: Mapping[str, Number],
-        names: Collection[str],
+        self, param: Number, grad: Number, slots: Slots, values: Values, names: Collection[str]
     ) -> dict[str, Number]:
         """``∂w/∂η = -g/(√v + ε)``."""
         grad = decayed(grad, param, values["weight_decay"])
         return {"lr": -grad / ((slots["v"] + grad * grad) ** 0.5 + self.eps)}
+
+
+Adam, RMSprop, Adagrad = AdamRule, RMSpropRule, AdagradRule

@@ -12,10 +12,12 @@ tuned rate, which is tuned on from there; one that assigns (`LambdaLR`, `OneCycl
 So it is with ``group["momentum"]``, and with ``group["betas"]``, the pair of ``beta1``, ``beta2``.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 from torch._C._autograd import _profiler_enabled
 from torch.optim.optimizer import (
     ParamsT,
@@ -23,22 +25,37 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,
 )
 
-from fedexp.hypergradients.batches import Group
-from fedexp.hypergradients.fused import tuned
-from fedexp.hypergradients.rules import Rule
-from fedexp.hypergradients.steps import (
+from fedexp.hypergradients.fused import (
     STEPS,
-    Pair,
+    Group,
+    ParamBatch,
     inner_products,
-    move_lists,
-    move_one,
     norm_product,
+    step_inplace,
+    step_pure,
 )
-from fedexp.hypergradients.tower import Levels, climb, hypergradient, settled, start
-from fedexp.hypergradients.units import Layout, Per, Unit, divided
+from fedexp.hypergradients.rules import Rule
+from fedexp.hypergradients.tower import Levels, first_levels, hypergradient, mean_of, updated
+
+Per: TypeAlias = Literal["all", "group", "tensor"]
 
 
-class Hypergradient(torch.optim.Optimizer):
+@dataclass(frozen=True, slots=True)
+class ParamSet:
+    """Parameters that share one tower.
+
+    Attributes:
+        owner: The group that holds the tower, in ``owner["towers"][index]``.
+        index: See above.
+        members: The parameters, by the group whose settings they step with.
+    """
+
+    owner: Group
+    index: int
+    members: Sequence[tuple[Group, Sequence[Tensor]]]
+
+
+class HypergradientOptimizer(torch.optim.Optimizer):
     """Any rule, tuned by the tower above it.
 
     Chandra et al. 2022, arXiv:1909.13371; with one level and ``tuned=("lr",)``, the rules of
@@ -58,8 +75,6 @@ class Hypergradient(torch.optim.Optimizer):
         ValueError: At once for a hyperparameter outside its range, in `step` for a sparse gradient.
     """
 
-    _layout: Layout | None = None  # Of the class, so that copies start without.
-
     def __init__(
         self,
         params: ParamsT,
@@ -78,17 +93,17 @@ class Hypergradient(torch.optim.Optimizer):
         super().add_param_group({**param_group, **_unpacked(param_group)})
         group = self.param_groups[-1]
         group |= betas_of(group)
-        rule = self.rule.moved({k: group[k] for k in self.rule.names})
+        rule = self.rule.with_values({k: group[k] for k in self.rule.names})
         first, mine = self.param_groups[0], rule.values()
-        if self.per == "all" and (other := [k for k in tuned(rule) if mine[k] != first[k]]):
+        if self.per == "all" and (other := [k for k in rule.tuned_names if mine[k] != first[k]]):
             self.param_groups.pop()
             raise ValueError(
                 f'{type(self).__name__}(per="all"): groups differ in {other}, which all share. '
                 'Use per="group".'
             )
         count = {"tensor": len(group["params"]), "group": 1, "all": group is first}[self.per]
-        group["towers"] = [start(rule, mine) for _ in range(count)]
-        group["shown"] = {k: mine[k] for k in tuned(rule)}
+        group["towers"] = [first_levels(rule, mine) for _ in range(count)]
+        group["shown"] = {k: mine[k] for k in rule.tuned_names}
         group["steps"] = 0
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -104,15 +119,14 @@ class Hypergradient(torch.optim.Optimizer):
     def _step(self, closure: Callable[[], float] | None) -> float | None:
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            self._absorb(group)
-        owner = type(self).__name__
-        for unit in self._units():
-            pairs = [x for part in unit.parts for x in part.batches(self.rule, owner, self.state)]
-            if pairs:
-                towers = unit.owner["towers"]
-                levels = towers[unit.index] = self._climb(towers[unit.index], pairs)
-                for pair in pairs:
-                    self._move(pair, levels["values"])
+            self._take_over(group)
+        for param_set in self._param_sets():
+            batches = [b for group, ps in param_set.members for b in self._batches(group, ps)]
+            if batches:
+                towers, i = param_set.owner["towers"], param_set.index
+                towers[i] = self._updated(towers[i], batches)
+                for batch in batches:
+                    self._move(batch, towers[i]["values"])
         for group in self.param_groups:
             self._show(group)
         return loss
@@ -135,66 +149,80 @@ class Hypergradient(torch.optim.Optimizer):
 
         ``Hypergradient(params, optimizer.learned())`` carries them to another round.
         """
-        first = self.param_groups[0]
-        fixed = {k: first[k] for k in self.rule.names if k not in tuned(self.rule)}
+        first, tuned = self.param_groups[0], self.rule.tuned_names
+        fixed = {k: first[k] for k in self.rule.names if k not in tuned}
         towers = [levels for group in self.param_groups for levels in group["towers"]]
-        return settled(self.rule.moved(fixed), towers)
+        return mean_of(self.rule.with_values(fixed), towers)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "rule": self.rule, "per": self.per}
 
-    def _units(self) -> list[Unit]:
+    def _param_sets(self) -> Iterator[ParamSet]:
         groups = self.param_groups
-        params = [p for group in groups for p in group["params"]]
-        states = list(map(self.state.get, params))
-        flags = [group["foreach"] for group in groups]
-        if not (self._layout and self._layout.holds(groups, flags, params, states)):
-            units = divided(groups, self.per)
-            self._layout = Layout((list(groups), flags, params, states), units)
-        return self._layout.units
+        if self.per == "all":
+            yield ParamSet(groups[0], 0, [(group, group["params"]) for group in groups])
+            return
+        for group in groups:
+            if self.per == "group":
+                yield ParamSet(group, 0, [(group, group["params"])])
+            else:
+                for i, param in enumerate(group["params"]):
+                    yield ParamSet(group, i, [(group, [param])])
 
-    def _climb(self, levels: Levels, pairs: list[Pair]) -> Levels:
+    def _batches(self, group: Group, params: Sequence[Tensor]) -> list[ParamBatch]:
+        """Those that have a gradient: in one batch, unless some did not always have one."""
+        found: dict[tuple[Any, ...], ParamBatch] = {}
+        for p in params:
+            grad = p.grad
+            if grad is None:
+                continue
+            if grad.is_sparse:
+                raise ValueError(
+                    f"{type(self).__name__}(gradient=sparse): only dense gradients have a "
+                    "hypergradient here. Use Embedding(sparse=False)."
+                )
+            state = self.state[p]
+            if p.is_complex():
+                p, grad = torch.view_as_real(p), torch.view_as_real(grad)
+            if not state:
+                rule = self.rule.with_values({k: group[k] for k in self.rule.names if k != "lr"})
+                state["slots"] = rule.init(p)
+            key = state.get("seen"), state["slots"].get("step"), *state["slots"]
+            batch = found.get(key) or found.setdefault(key, ParamBatch(group))
+            batch.params.append(p)
+            batch.grads.append(-grad if group["maximize"] else grad)
+            batch.states.append(state)
+        return list(found.values())
+
+    def _updated(self, levels: Levels, batches: list[ParamBatch]) -> Levels:
         if self.rule.hyper is None:
             return levels
-        fresh = [pair for pair in pairs if pair[0].seen == pair[0].group["steps"]]
+        fresh = [b for b in batches if b.states[0].get("seen") == b.group["steps"]]
         inner = inner_products(self.rule, fresh)
         norm = norm_product(fresh) if self.rule.normalised else 0.0
         grads = {
             h: hypergradient(self.rule, h, value, inner[h], norm)
             for h, value in levels["values"].items()
         }
-        return climb(self.rule, levels, grads)
+        return updated(self.rule, levels, grads)
 
-    def _move(self, pair: Pair, tuned_values: dict[str, float]) -> None:
-        batch, grads = pair
+    def _move(self, batch: ParamBatch, tuned_values: dict[str, float]) -> None:
         group = batch.group
         values = {k: group[k] for k in self.rule.names} | tuned_values
-        if group["foreach"] and type(self.rule) in STEPS:
-            move_lists(self.rule, batch, grads, values)
-        else:
-            self._layout = None  # Its lists are of tensors that the pure rule replaces.
-            for p, g, state in zip(batch.params, grads, batch.states, strict=True):
-                move_one(self.rule, p, g, state, values)
-        batch.seen = group["steps"] + 1
+        inplace = group["foreach"] and type(self.rule) in STEPS
+        (step_inplace if inplace else step_pure)(self.rule, batch, values)
         for state in batch.states:
-            state["seen"] = batch.seen
+            state["seen"] = group["steps"] + 1
 
-    def _absorb(self, group: Group) -> None:
+    def _take_over(self, group: Group) -> None:
         """Take over what was set from outside since the last step, as schedulers do."""
         if group.get("betas") != group.get("shown_betas"):
             group |= _unpacked(group)
         for h, shown in group["shown"].items():
             if (now := group[h]) != shown:
-                group["towers"] = [
-                    {
-                        **t,
-                        "values": {
-                            **t["values"],
-                            h: t["values"][h] / shown * now if shown else now,
-                        },
-                    }
-                    for t in group["towers"]
-                ]
+                for levels in group["towers"]:
+                    value = levels["values"][h]
+                    levels["values"][h] = value / shown * now if shown else now
 
     def _show(self, group: Group) -> None:
         group["steps"] += 1
@@ -202,6 +230,10 @@ class Hypergradient(torch.optim.Optimizer):
         for h in group["shown"]:
             group[h] = group["shown"][h] = sum(t["values"][h] for t in towers) / len(towers)
         group |= betas_of(group)
+
+
+Hypergradient = HypergradientOptimizer
+"""The short name; optimizers that were pickled under it can be read."""
 
 
 def betas_of(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,18 @@
 """`Hypergradient` under the names of `torch.optim`.
 
-optimizer = HyperSGD(model.parameters(), lr=0.01, hyper=SGD(1e-3, hyper=SGD(1e-4)))
+optimizer = HyperSGD(model.parameters(), lr=0.01, hyper=SGDRule(1e-3, hyper=SGDRule(1e-4)))
 """
 
 from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
-from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.hypergradients.optimizer import Hypergradient
-from fedexp.hypergradients.rules import SGD
-from fedexp.hypergradients.units import Per
+from fedexp.hypergradients.adaptive_rules import AdagradRule, AdamRule, RMSpropRule
+from fedexp.hypergradients.optimizer import HypergradientOptimizer, Per
+from fedexp.hypergradients.rules import SGDRule
 
 
-class HyperSGD(Hypergradient):
+class HyperSGD(HypergradientOptimizer):
     """`Hypergradient` of `SGD`; further keywords are that rule's."""
 
     def __init__(
@@ -26,10 +25,10 @@ class HyperSGD(Hypergradient):
         maximize: bool = False,
         **rule: Any,
     ) -> None:
-        super().__init__(params, SGD(lr, **rule), per=per, foreach=foreach, maximize=maximize)
+        super().__init__(params, SGDRule(lr, **rule), per=per, foreach=foreach, maximize=maximize)
 
 
-class HyperAdam(Hypergradient):
+class HyperAdam(HypergradientOptimizer):
     """`Hypergradient` of `Adam`; ``betas`` are ``beta1, beta2``, further keywords that rule's.
 
     Raises:
@@ -47,11 +46,11 @@ class HyperAdam(Hypergradient):
         maximize: bool = False,
         **rule: Any,
     ) -> None:
-        tower = Adam(lr, **_with_betas("HyperAdam", betas, rule))
+        tower = AdamRule(lr, **_with_betas("HyperAdam", betas, rule))
         super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
 
 
-class HyperAdamW(Hypergradient):
+class HyperAdamW(HypergradientOptimizer):
     """AdamW: `HyperAdam` with decoupled weight decay."""
 
     def __init__(
@@ -67,11 +66,11 @@ class HyperAdamW(Hypergradient):
         **rule: Any,
     ) -> None:
         rule = _with_betas("HyperAdamW", betas, rule)
-        tower = Adam(lr, weight_decay=weight_decay, decoupled=True, **rule)
+        tower = AdamRule(lr, weight_decay=weight_decay, decoupled=True, **rule)
         super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
 
 
-class HyperRMSprop(Hypergradient):
+class HyperRMSprop(HypergradientOptimizer):
     """`Hypergradient` of `RMSprop`; further keywords are that rule's."""
 
     def __init__(
@@ -84,11 +83,11 @@ class HyperRMSprop(Hypergradient):
         maximize: bool = False,
         **rule: Any,
     ) -> None:
-        tower = RMSprop(lr, **rule)
+        tower = RMSpropRule(lr, **rule)
         super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
 
 
-class HyperAdagrad(Hypergradient):
+class HyperAdagrad(HypergradientOptimizer):
     """`Hypergradient` of `Adagrad`; further keywords are that rule's."""
 
     def __init__(
@@ -101,7 +100,7 @@ class HyperAdagrad(Hypergradient):
         maximize: bool = False,
         **rule: Any,
     ) -> None:
-        tower = Adagrad(lr, **rule)
+        tower = AdagradRule(lr, **rule)
         super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
 
 

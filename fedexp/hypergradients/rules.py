@@ -12,14 +12,15 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedexp.hypergradients.scales import Number, Scale
 
-Slots = dict[str, Number]
+Slots: TypeAlias = dict[str, Number]
+Values: TypeAlias = Mapping[str, Number]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,6 @@ class Rule:
 
     def values(self) -> dict[str, float]:
         """The hyperparameters by name."""
-        return dict(self._values)
-
-    @cached_property
-    def _values(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in self.names}
 
     def scale(self, name: str) -> Scale:
@@ -77,7 +74,12 @@ class Rule:
     def _lr_scale(self) -> Scale:
         return Scale(self.lr_form, 0.0 if self.lr_form == "additive" else 1e-12, self.max_lr)
 
-    def moved(self, values: Mapping[str, float]) -> Self:
+    @property
+    def tuned_names(self) -> tuple[str, ...]:
+        """The hyperparameters that the rule above moves; none without it."""
+        return self.tuned if self.hyper else ()
+
+    def with_values(self, values: Mapping[str, float]) -> Self:
         """The same rule at other values of its hyperparameters."""
         return replace(self, **dict[str, Any](values))
 
@@ -86,18 +88,13 @@ class Rule:
         return {}
 
     def update(
-        self, param: Number, grad: Number, slots: Slots, values: Mapping[str, Number]
+        self, param: Number, grad: Number, slots: Slots, values: Values
     ) -> tuple[Number, Slots]:
         """The parameter after one step, and its state."""
         raise NotImplementedError
 
     def slopes(
-        self,
-        param: Number,
-        grad: Number,
-        slots: Slots,
-        values: Mapping[str, Number],
-        names: Collection[str],
+        self, param: Number, grad: Number, slots: Slots, values: Values, names: Collection[str]
     ) -> dict[str, Number]:
         """``∂ new parameter / ∂ h`` for each hyperparameter named, by forward differentiation.
 
@@ -127,8 +124,8 @@ class Rule:
         if name not in self.scales:
             return 0.0, float("inf")
         # A value that does not move may sit on the end, e.g. beta1 = 0.
-        moves = self.hyper is not None and name in self.tuned
-        return (self.scales[name].low if moves else 0.0), self.scales[name].high
+        low = self.scales[name].low if name in self.tuned_names else 0.0
+        return low, self.scales[name].high
 
 
 @cache
@@ -140,11 +137,8 @@ def forward_mode() -> Callable[..., tuple[Any, ...]]:
     return torch.func.jvp
 
 
-UNIT = Scale("tanh", 1e-6, 1 - 1e-6)
-
-
 @dataclass(frozen=True)
-class SGD(Rule):
+class SGDRule(Rule):
     """Gradient descent, with momentum.
 
     ``g ← g + λw``, ``b ← μb + g``, ``w ← w - ηb``; Nesterov: ``w ← w - η(g + μb)``.
@@ -172,7 +166,7 @@ class SGD(Rule):
         return {"momentum": zero(param)} if self.momentum or "momentum" in self.tuned else {}
 
     def update(
-        self, param: Number, grad: Number, slots: Slots, values: Mapping[str, Number]
+        self, param: Number, grad: Number, slots: Slots, values: Values
     ) -> tuple[Number, Slots]:
         """One step."""
         grad = decayed(grad, param, values["weight_decay"])
@@ -183,12 +177,7 @@ class SGD(Rule):
         return param - values["lr"] * direction, {"momentum": buffer}
 
     def slopes(
-        self,
-        param: Number,
-        grad: Number,
-        slots: Slots,
-        values: Mapping[str, Number],
-        names: Collection[str],
+        self, param: Number, grad: Number, slots: Slots, values: Values, names: Collection[str]
     ) -> dict[str, Number]:
         """``∂w/∂η = -direction``; ``∂w/∂μ``, ``∂w/∂λ`` are ``-η`` times those of ``direction``."""
         lr, mu, look = values["lr"], values["momentum"], self.nesterov and bool(slots)
@@ -201,6 +190,10 @@ class SGD(Rule):
         if "weight_decay" in names:
             found["weight_decay"] = -lr * ((1 + mu) * param if look else param)
         return found
+
+
+SGD = SGDRule
+"""The short name; rules that were pickled under it can be read."""
 
 
 def zero(param: Number) -> Number:

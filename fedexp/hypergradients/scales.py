@@ -60,6 +60,9 @@ class Scale:
         return value if self.form == "log" else 2 * value * (1 - value)
 
 
+BETWEEN_0_AND_1 = Scale("tanh", 1e-6, 1 - 1e-6)
+
+
 def clip(x: Number, low: float, high: float) -> Number:
     """``x`` held inside ``[low, high]``; NaN stays NaN."""
     if isinstance(x, Tensor):

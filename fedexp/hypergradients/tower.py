@@ -27,7 +27,7 @@ Levels: TypeAlias = dict[str, Any]
 Params: TypeAlias = Mapping[str, Tensor]
 
 
-def start(rule: Rule, values: Mapping[str, Number]) -> Levels:
+def first_levels(rule: Rule, values: Mapping[str, Number]) -> Levels:
     """The state above `rule` before the first step, at the given values of what is tuned."""
     upper = rule.hyper
     if upper is None:
@@ -38,18 +38,18 @@ def start(rule: Rule, values: Mapping[str, Number]) -> Levels:
         "values": {k: values[k] for k in rule.tuned},
         "slots": {k: _numbers(upper.init(values[k]), like) for k in rule.tuned},
         "slopes": {c: {k: like * 0 for k in rule.tuned} for c in upper.tuned if upper.hyper},
-        "above": start(upper, above),
+        "above": first_levels(upper, above),
     }
 
 
-def climb(rule: Rule, levels: Levels, grads: Mapping[str, Number]) -> Levels:
+def updated(rule: Rule, levels: Levels, grads: Mapping[str, Number]) -> Levels:
     """Move what is tuned of `rule` by ``grads[h] = df/dθ_h``: the top of the tower first."""
     upper = rule.hyper
     if upper is None:
         return levels
     above, with_what = levels["above"], upper.values()
     if upper.hyper:
-        above = climb(upper, above, _lift(upper, levels, grads))
+        above = updated(upper, above, _lift(upper, levels, grads))
         with_what |= above["values"]
     values, slots, slopes = {}, {}, {c: {} for c in levels["slopes"]}  # type: ignore[var-annotated]
     for name, value in levels["values"].items():
@@ -64,13 +64,13 @@ def climb(rule: Rule, levels: Levels, grads: Mapping[str, Number]) -> Levels:
     return {"values": values, "slots": slots, "slopes": slopes, "above": above}
 
 
-def settled(rule: Rule, towers: Sequence[Levels]) -> Rule:
+def mean_of(rule: Rule, towers: Sequence[Levels]) -> Rule:
     """`rule` and the rules above it at the mean of the values reached in `towers`."""
     if rule.hyper is None:
         return rule
     means = {k: sum(float(t["values"][k]) for t in towers) / len(towers) for k in rule.tuned}
-    above = settled(rule.hyper, [levels["above"] for levels in towers])
-    return replace(rule.moved(means), hyper=above)
+    above = mean_of(rule.hyper, [levels["above"] for levels in towers])
+    return replace(rule.with_values(means), hyper=above)
 
 
 def hypergradient(rule: Rule, name: str, value: Number, inner: Number, norm: Number) -> Number:
@@ -135,7 +135,7 @@ class Tower:
         like = torch.zeros((), dtype=torch.float64, device=next(iter(params.values())).device)
         wanted: dict[str, Number] = {**self.rule.values(), **values}
         initial = {k: like + v for k, v in wanted.items()}
-        tuned = self.rule.tuned if self.rule.hyper else ()
+        tuned = self.rule.tuned_names
         return {
             "slots": {
                 # A count of steps, a float, becomes exact; tensors stay what they are.
@@ -146,7 +146,7 @@ class Tower:
                 for k, p in params.items()
             },
             "slopes": {h: {k: torch.zeros_like(p) for k, p in params.items()} for h in tuned},
-            "towers": {unit: start(self.rule, initial) for unit in self._units(params)},
+            "towers": {unit: first_levels(self.rule, initial) for unit in self._units(params)},
         }
 
     def update(self, params: Params, grads: Params, state: Levels) -> tuple[Params, Levels]:
@@ -156,7 +156,7 @@ class Tower:
         found: dict[str, dict[str, Tensor]] = {h: {} for h in slopes}
         for unit, names in self._units(params).items():
             levels = state["towers"][unit]
-            towers[unit] = climb(
+            towers[unit] = updated(
                 self.rule, levels, self._hypergradients(names, grads, state, levels)
             )
             values = {**self.rule.values(), **towers[unit]["values"]}

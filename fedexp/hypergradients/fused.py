@@ -1,13 +1,17 @@
 """The rules in place, on lists of tensors: the fast path of `HypergradientOptimizer`.
 
-A function here makes the same step as the pure rule, without a new tensor where none is needed,
-and returns the derivative of that step. The tests hold both against each other.
+A function here makes the same step as the pure rule of its name. It writes into the parameters and
+into the state of the rule, keeps what the derivative of the step needs, and returns the weights of
+that. The tests compare every function with its pure rule.
 
-The state of a parameter, in ``optimizer.state``, is a dict. ``slots`` is the state of the rule.
-``kept`` and ``weights`` are the derivative of the last step: ``∂w/∂h = Σ_j weights[j][h] · s_j``,
-where the vector ``s_j`` is ``kept[j]`` or, if there is none, ``slots[j]``. So hyperparameters
-share vectors, and the learning rate needs none but the direction of the step. ``seen`` is the
-count of the group's steps after the last that moved this parameter.
+The state of a parameter, in ``optimizer.state``, is a dict:
+
+- ``slots`` is the state of the rule.
+- ``kept`` and ``weights`` are the derivative of the last step, ``∂u/∂h = Σ_j weights[j][h] · s_j``,
+  where the vector ``s_j`` is ``kept[j]``, or ``slots[j]`` if nothing is kept under ``j``. In this
+  form the hyperparameters share vectors. That of the learning rate is the direction of the step,
+  which the step needs anyway.
+- ``seen`` is the count of the group's steps after the last one that moved this parameter.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,17 +32,25 @@ Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Weights: TypeAlias = Mapping[str, Mapping[str, float]]
 
 DESCENT: Weights = {"direction": {"lr": -1.0}}
+"""``∂u/∂η = -d``, where the direction ``d`` is kept."""
 
 
 @dataclass(slots=True)
 class ParamBatch:
-    """Parameters of one group that step together: of one age, and last moved in the same step.
+    """Parameters of one group that step together: equally old, and last moved in the same step.
 
     Attributes:
-        group: Their group.
-        params: The parameters; complex ones as pairs of real numbers.
-        grads: Their gradients, likewise.
-        states: Their states.
+        group: The group in ``optimizer.param_groups``.
+        params: The parameters; a complex one as a view of pairs of real numbers.
+        grads: Their gradients, in the same order and form.
+        states: Their states, in the same order.
+
+    Example:
+        >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
+        >>> batch.copy("direction", batch.grads)
+        [tensor([1., 1.])]
+        >>> batch.states
+        [{'slots': {}, 'kept': {'direction': tensor([1., 1.])}}]
     """
 
     group: Group
@@ -47,7 +59,7 @@ class ParamBatch:
     states: list[State] = field(default_factory=list)
 
     def slots(self, name: str) -> list[Tensor]:
-        """The tensors of the rule under a name."""
+        """The tensors of the rule's state under a name."""
         return [state["slots"][name] for state in self.states]
 
     def vectors(self, name: str) -> list[Tensor]:
@@ -55,7 +67,7 @@ class ParamBatch:
         return [state["kept" if name in state["kept"] else "slots"][name] for state in self.states]
 
     def memory(self, name: str) -> list[Tensor]:
-        """Where to write the vectors ``s_j`` of a name: over those of the last step, if any."""
+        """Where to keep the vectors of a name; if there are some of the last step, over these."""
         for param, state in zip(self.params, self.states, strict=True):
             kept = state.setdefault("kept", {})
             if name not in kept:
@@ -63,15 +75,15 @@ class ParamBatch:
         return [state["kept"][name] for state in self.states]
 
     def copy(self, name: str, tensors: Tensors) -> list[Tensor]:
-        """Copy tensors to the `memory` of a name."""
+        """Keep copies of tensors under a name."""
         memory = self.memory(name)
         torch._foreach_copy_(memory, tensors)
         return memory
 
     def write(self, name: str, op: Callable[..., Tensor], x: Tensors, y: Tensors) -> list[Tensor]:
-        """``op(x, y)`` by coordinate in the `memory` of a name; `op` is one of `INPLACE`."""
+        """Keep ``op(x, y)`` for each pair of tensors under a name; ``op`` is a key of `INPLACE`."""
         memory = self.memory(name)
-        if memory[0].is_cpu:  # Torch's lists are loops there, and would first copy `x`.
+        if memory[0].is_cpu:  # Lists are no faster there, and have no `out`.
             for a, b, out in zip(x, y, memory, strict=True):
                 op(a, b, out=out)
         else:
@@ -91,11 +103,23 @@ INPLACE: dict[Callable[..., Tensor], Callable[..., None]] = {
     torch.mul: torch._foreach_mul_,
     torch.div: torch._foreach_div_,
 }
-"""Operations on two tensors, and the same on lists, where the first list takes the result."""
+"""Operations on two tensors, and on two lists, whose result goes to the first list."""
 
 
 def step_inplace(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> None:
-    """Move a batch by a rule of `STEPS`."""
+    """Move the parameters of a batch by one of the rules in `STEPS`.
+
+    Args:
+        rule: The rule.
+        batch: The parameters, which are written to, as are their states.
+        values: All hyperparameters of the rule for this step, by name.
+
+    Example:
+        >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
+        >>> step_inplace(SGDRule(0.5), batch, SGDRule(0.5).values())
+        >>> batch.params
+        [tensor([0.5000, 0.5000])]
+    """
     for state in batch.states:
         if "step" in state["slots"]:
             state["slots"]["step"] += 1
@@ -108,20 +132,42 @@ def step_inplace(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> 
 
 
 def step_pure(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> None:
-    """Move a batch by the pure rule, one parameter after another."""
+    """Move the parameters of a batch by the pure rule, one after another.
+
+    The arguments are those of `step_inplace`; the rule may be any.
+
+    Example:
+        >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
+        >>> step_pure(SGDRule(0.5), batch, SGDRule(0.5).values())
+        >>> batch.params
+        [tensor([0.5000, 0.5000])]
+    """
     names = rule.tuned_names
     for param, grad, state in zip(batch.params, batch.grads, batch.states, strict=True):
         slots = state["slots"]
         new, state["slots"] = rule.update(param, grad, slots, values)
         slopes = rule.slopes(param, grad, slots, values, names) if names else {}
-        # No slot is named so, nor anything that the lists keep, should they take over.
+        # The prefix avoids the names of slots, and those that `step_inplace` keeps, which may
+        # make the next step.
         state["kept"] = {f"by-{name}": slope for name, slope in slopes.items()}
         state["weights"] = {f"by-{name}": {name: 1.0} for name in slopes}
         param.copy_(new)
 
 
 def inner_products(rule: Rule, batches: Sequence[ParamBatch]) -> dict[str, float]:
-    """``⟨g', ∂w/∂h⟩`` for each tuned ``h``; one transfer from the device."""
+    """The inner product ``⟨g', ∂u/∂h⟩`` for each tuned hyperparameter ``h``, by name.
+
+    Args:
+        rule: The rule.
+        batches: The new gradients ``g'``, and in the states the derivatives of the last step.
+
+    Example:
+        >>> rule = SGDRule(0.5, hyper=SGDRule(0.1))
+        >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
+        >>> step_inplace(rule, batch, rule.values())
+        >>> inner_products(rule, [batch])  # ∂u/∂η = -g
+        {'lr': -2.0}
+    """
     terms: list[Mapping[str, float]] = []
     dots: list[Tensor] = []
     for batch in batches:
@@ -137,7 +183,15 @@ def inner_products(rule: Rule, batches: Sequence[ParamBatch]) -> dict[str, float
 
 
 def norm_product(batches: Sequence[ParamBatch]) -> float:
-    """``‖g'‖ ‖∂w/∂η‖``; the derivative by the learning rate is one vector, times a number."""
+    """``‖g'‖ ‖∂u/∂η‖``, where ``∂u/∂η`` is one vector times a number, as in all rules here.
+
+    Example:
+        >>> rule = SGDRule(0.5, normalised=True, hyper=SGDRule(0.1))
+        >>> batch = ParamBatch({}, [torch.ones(4)], [torch.ones(4)], [{"slots": {}}])
+        >>> step_inplace(rule, batch, rule.values())
+        >>> norm_product([batch])
+        4.0
+    """
     grads, slopes, factors = [], [], []
     for batch in batches:
         [(name, factor)] = [(j, by["lr"]) for j, by in batch.weights.items() if "lr" in by]
@@ -157,12 +211,12 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
 def _floats(numbers: list[Tensor]) -> list[float]:
     if all([x.is_cpu for x in numbers]):
         return [x.item() for x in numbers]
-    device = numbers[0].device
+    device = numbers[0].device  # Together, since every transfer waits for the device.
     return [float(x) for x in torch.stack([x.to(device) for x in numbers]).tolist()]
 
 
 def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
-    """`SGDRule`."""
+    """One step of `SGDRule`; see the top of this file for what is kept and returned."""
     lr, mu, decay = (values[name] for name in rule.names)
     params, tuned = batch.params, rule.tuned_names
     with_momentum = "momentum" in batch.states[0]["slots"]
@@ -195,14 +249,14 @@ def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Mapping[str, float]) -
 
 
 def rmsprop_inplace(rule: RMSpropRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
-    """`RMSpropRule`."""
+    """One step of `RMSpropRule`; see the top of this file for what is kept and returned."""
     lr, alpha, decay = (values[name] for name in rule.names)
     grads, v = _decayed(batch.grads, batch.params, decay), batch.slots("v")
     torch._foreach_mul_(v, alpha)
     torch._foreach_addcmul_(v, grads, grads, 1 - alpha)
     root = torch._foreach_sqrt(v)
     if tune_alpha := "alpha" in rule.tuned_names:
-        # ∂√v/∂α = (v_old - g²) / 2√v, where v_old is gone, but v_old - g² = (v - g²) / α.
+        # ∂√v/∂α = (v_old - g²) / 2√v. By now v_old is overwritten, but v_old - g² = (v - g²) / α.
         curve = batch.write("curve", torch.mul, grads, grads)
         torch._foreach_sub_(curve, v)
         _divide_by_root(curve, root)
@@ -217,7 +271,7 @@ def rmsprop_inplace(rule: RMSpropRule, batch: ParamBatch, values: Mapping[str, f
 
 
 def adagrad_inplace(rule: AdagradRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
-    """`AdagradRule`."""
+    """One step of `AdagradRule`; see the top of this file for what is kept and returned."""
     grads, v = _decayed(batch.grads, batch.params, values["weight_decay"]), batch.slots("v")
     torch._foreach_addcmul_(v, grads, grads)
     root = torch._foreach_sqrt(v)
@@ -228,10 +282,11 @@ def adagrad_inplace(rule: AdagradRule, batch: ParamBatch, values: Mapping[str, f
 
 
 def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
-    """`AdamRule`, and AdamW where it is decoupled.
+    """One step of `AdamRule`, AdamW included; see the top of this file for what is returned.
 
-    With ``R = √v + ε√(1-β₂ᵗ)`` and ``c = √(1-β₂ᵗ) / (1-β₁ᵗ)`` the step is ``-ηc · m/R``: the
-    corrections of ``m`` and ``v`` become one number, and need no pass over the memory.
+    With ``R = √v + ε√(1-β₂ᵗ)`` and ``c = √(1-β₂ᵗ) / (1-β₁ᵗ)`` the step of the textbook is
+    ``-ηc · m/R``. The corrections of ``m`` and ``v`` are then one number, where the textbook's
+    form takes two passes over the memory.
     """
     lr, b1, b2, decay = (values[name] for name in rule.names)
     params, m, v = batch.params, batch.slots("m"), batch.slots("v")
@@ -248,7 +303,8 @@ def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float])
     torch._foreach_addcmul_(v, grads, grads, 1 - b2)
     root = torch._foreach_sqrt(v)
     if "beta2" in tuned:
-        # ∂√v̂/∂β₂ has v_old - g², where v_old is gone, but is (v - (1-β₂)g²) / β₂.
+        # ∂v̂/∂β₂ = ((v_old - g²) + t β₂ᵗ⁻¹ v / (1-β₂ᵗ)) / (1-β₂ᵗ). By now v_old is overwritten,
+        # but v = β₂ v_old + (1-β₂) g² gives v_old - g² = (v - g²) / β₂.
         curve = batch.write("beta2", torch.mul, grads, grads)
         torch._foreach_add_(curve, v, alpha=-(1 + t * b2**t / c2))
         _divide_by_root(curve, root)
@@ -265,7 +321,7 @@ def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float])
         weights["direction"]["beta1"] = -lr * c * t * b1 ** (t - 1) / c1
     if rule.decoupled and decay:
         if "beta1" in tuned:
-            # The decay is part of the direction that η scales, not of the one that β₁ moves.
+            # η scales the decay too, but β₁ moves only the direction without it.
             batch.copy("bare", direction)
             weights["bare"] = {"beta1": weights["direction"].pop("beta1")}
         torch._foreach_add_(direction, params, alpha=decay / c)
@@ -284,7 +340,10 @@ def _fusible(tensors: list[Tensor]) -> bool:
 def _fused_adam(
     rule: AdamRule, batch: ParamBatch, grads: Tensors, values: Mapping[str, float]
 ) -> Weights:
-    """``m``, ``v`` and the direction in one pass: the kernel steps from zero at a rate of one."""
+    """A step with torch's fused kernel, which makes ``m``, ``v`` and the step in one pass.
+
+    It starts from zero with a learning rate of 1, so that its result is minus the direction.
+    """
     descent, t = batch.memory("direction"), batch.states[0]["slots"]["step"]
     torch._foreach_zero_(descent)
     count = torch.full((), t, dtype=torch.float32, device=descent[0].device)
@@ -315,16 +374,16 @@ STEPS: dict[type[Rule], Callable[..., Weights]] = {
     RMSpropRule: rmsprop_inplace,
     AdagradRule: adagrad_inplace,
 }
-"""The rules that step in place; others step as pure functions."""
+"""What `step_inplace` can do. Other rules step by `step_pure`."""
 
 
 def _decayed(grads: list[Tensor], params: list[Tensor], decay: float) -> Tensors:
-    """The gradients with an L2 penalty; no work where there is none."""
+    """The gradients with those of an L2 penalty, ``g + λw``."""
     return torch._foreach_add(grads, params, alpha=decay) if decay else grads
 
 
 def _divide_by_root(x: Tensors, root: Tensors) -> None:
-    """``x /= √v``, where both are 0 by the least positive number: ``x`` stays 0."""
+    """``x /= root``, where ``x`` stays 0 if ``root`` is 0, as then ``x`` is too."""
     torch._foreach_div_(
         x, torch._foreach_clamp_min(root, [torch.finfo(r.dtype).tiny for r in root])
     )

@@ -1,6 +1,9 @@
-"""`Hypergradient` under the names of `torch.optim`.
+"""`HypergradientOptimizer` with one rule each, under the names of `torch.optim`.
 
-optimizer = HyperSGD(model.parameters(), lr=0.01, hyper=SGDRule(1e-3, hyper=SGDRule(1e-4)))
+    optimizer = HyperSGD(model.parameters(), lr=0.01, hyper=SGD(1e-3, hyper=SGD(1e-4)))
+
+The arguments ``per``, ``foreach`` and ``maximize`` are those of `HypergradientOptimizer`. Further
+keywords are attributes of the rule, of which ``hyper`` is the rule one level up.
 """
 
 from typing import Any
@@ -13,7 +16,18 @@ from fedexp.hypergradients.rules import SGDRule
 
 
 class HyperSGD(HypergradientOptimizer):
-    """`Hypergradient` of `SGD`; further keywords are that rule's."""
+    """`SGDRule`, tuned by the rules above it.
+
+    Example:
+        >>> import torch
+        >>> from fedexp.hypergradients import SGD
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = HyperSGD([w], 0.1, momentum=0.9, hyper=SGD(1e-3))
+        >>> (w @ w).backward()
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.8000, 0.8000])
+    """
 
     def __init__(
         self,
@@ -29,10 +43,25 @@ class HyperSGD(HypergradientOptimizer):
 
 
 class HyperAdam(HypergradientOptimizer):
-    """`Hypergradient` of `Adam`; ``betas`` are ``beta1, beta2``, further keywords that rule's.
+    """`AdamRule`, tuned by the rules above it.
+
+    Args:
+        params: As of `HypergradientOptimizer`.
+        lr: ``η``, the learning rate.
+        betas: ``beta1`` and ``beta2`` in one argument, as in `torch.optim`.
 
     Raises:
-        ValueError: ``betas`` and one of them are given.
+        ValueError: Both ``betas`` and one of these are given.
+
+    Example:
+        >>> import torch
+        >>> from fedexp.hypergradients import SGD
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = HyperAdam([w], 0.1, (0.9, 0.99), tuned=("lr", "beta1"), hyper=SGD(1e-3))
+        >>> (w @ w).backward()
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.9000, 0.9000])
     """
 
     def __init__(
@@ -51,7 +80,18 @@ class HyperAdam(HypergradientOptimizer):
 
 
 class HyperAdamW(HypergradientOptimizer):
-    """AdamW: `HyperAdam` with decoupled weight decay."""
+    """AdamW: `HyperAdam` with decoupled weight decay, by default 0.01.
+
+    Example:
+        >>> import torch
+        >>> from fedexp.hypergradients import SGD
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = HyperAdamW([w], 0.1, hyper=SGD(1e-3))
+        >>> (w @ w).backward()
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.8990, 0.8990])
+    """
 
     def __init__(
         self,
@@ -71,7 +111,18 @@ class HyperAdamW(HypergradientOptimizer):
 
 
 class HyperRMSprop(HypergradientOptimizer):
-    """`Hypergradient` of `RMSprop`; further keywords are that rule's."""
+    """`RMSpropRule`, tuned by the rules above it.
+
+    Example:
+        >>> import torch
+        >>> from fedexp.hypergradients import SGD
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = HyperRMSprop([w], 0.1, alpha=0.75, hyper=SGD(1e-3))
+        >>> (w @ w).backward()
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.8000, 0.8000])
+    """
 
     def __init__(
         self,
@@ -88,7 +139,18 @@ class HyperRMSprop(HypergradientOptimizer):
 
 
 class HyperAdagrad(HypergradientOptimizer):
-    """`Hypergradient` of `Adagrad`; further keywords are that rule's."""
+    """`AdagradRule`, tuned by the rules above it.
+
+    Example:
+        >>> import torch
+        >>> from fedexp.hypergradients import SGD
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = HyperAdagrad([w], 0.1, hyper=SGD(1e-3))
+        >>> (w @ w).backward()
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.9000, 0.9000])
+    """
 
     def __init__(
         self,
@@ -110,6 +172,8 @@ def _with_betas(
     if betas is None:
         return rule
     if twice := rule.keys() & {"beta1", "beta2"}:
-        raise ValueError(f"{owner}(betas={betas}): {min(twice)} is given too. Leave one out.")
+        raise ValueError(
+            f"{owner}(betas={betas}): {min(twice)} is given too. Leave one out."
+        )
     beta1, beta2 = betas
     return {**rule, "beta1": beta1, "beta2": beta2}

@@ -120,8 +120,8 @@ def step_inplace(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> 
         >>> batch.params
         [tensor([0.5000, 0.5000])]
     """
-    for state in batch.states:
-        if "step" in state["slots"]:
+    if "step" in batch.states[0]["slots"]:
+        for state in batch.states:
             state["slots"]["step"] += 1
     weights = STEPS[type(rule)](rule, batch, values)
     if not rule.hyper:
@@ -298,14 +298,19 @@ def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float])
     c = sqrt(c2) / c1
     if "beta1" in tuned:
         gap = batch.write("beta1", torch.sub, grads, m)
-    torch._foreach_lerp_(m, grads, 1 - b1)
+        torch._foreach_add_(m, gap, alpha=1 - b1)
+    else:
+        torch._foreach_lerp_(m, grads, 1 - b1)
     torch._foreach_mul_(v, b2)
-    torch._foreach_addcmul_(v, grads, grads, 1 - b2)
+    if "beta2" in tuned:
+        curve = batch.write("beta2", torch.mul, grads, grads)
+        torch._foreach_add_(v, curve, alpha=1 - b2)
+    else:
+        torch._foreach_addcmul_(v, grads, grads, 1 - b2)
     root = torch._foreach_sqrt(v)
     if "beta2" in tuned:
         # ∂v̂/∂β₂ = ((v_old - g²) + t β₂ᵗ⁻¹ v / (1-β₂ᵗ)) / (1-β₂ᵗ). By now v_old is overwritten,
         # but v = β₂ v_old + (1-β₂) g² gives v_old - g² = (v - g²) / β₂.
-        curve = batch.write("beta2", torch.mul, grads, grads)
         torch._foreach_add_(curve, v, alpha=-(1 + t * b2**t / c2))
         _divide_by_root(curve, root)
     torch._foreach_add_(root, rule.eps * sqrt(c2))
@@ -384,6 +389,9 @@ def _decayed(grads: list[Tensor], params: list[Tensor], decay: float) -> Tensors
 
 def _divide_by_root(x: Tensors, root: Tensors) -> None:
     """``x /= root``, where ``x`` stays 0 if ``root`` is 0, as then ``x`` is too."""
-    torch._foreach_div_(
-        x, torch._foreach_clamp_min(root, [torch.finfo(r.dtype).tiny for r in root])
-    )
+    floors = []
+    for r in root:
+        tiny = torch.finfo(r.dtype).tiny
+        # In place, as adding ε hides so little. In float16 it is 6e-5, which may be more than ε.
+        floors.append(r.clamp_min(tiny) if r.dtype == torch.float16 else r.clamp_min_(tiny))
+    torch._foreach_div_(x, floors)

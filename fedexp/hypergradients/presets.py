@@ -172,8 +172,6 @@ def _with_betas(
     if betas is None:
         return rule
     if twice := rule.keys() & {"beta1", "beta2"}:
-        raise ValueError(
-            f"{owner}(betas={betas}): {min(twice)} is given too. Leave one out."
-        )
+        raise ValueError(f"{owner}(betas={betas}): {min(twice)} is given too. Leave one out.")
     beta1, beta2 = betas
     return {**rule, "beta1": beta1, "beta2": beta2}

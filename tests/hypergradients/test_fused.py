@@ -1,4 +1,4 @@
-"""The fast paths of `Hypergradient`, and what could put their lists out of date."""
+"""The rules in place equal the pure rules, whatever a program does between steps."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def trained(rule, seeds=range(8), dtype=torch.float64, **settings):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("name", ADAMS)
-def test_fused_and_joined_adam_is_the_pure_rule(name, dtype, tolerance):
+def test_adam_in_place_is_the_pure_rule(name, dtype, tolerance):
     fast, pure = (trained(ADAMS[name], dtype=dtype, foreach=foreach) for foreach in (True, False))
     assert_alike(fast, pure, tolerance)
 
@@ -222,7 +222,7 @@ def test_hooks_run_and_profiles_have_the_step():
 
 
 @pytest.mark.parametrize("name", ["betas", "betas, decayed"])
-def test_joined_tensors_are_saved_at_their_own_size(name, tmp_path):
+def test_a_saved_state_is_no_larger_than_with_the_pure_rule(name, tmp_path):
     optimizer, _ = trained(RULES[name])
     sizes = []
     for foreach in (True, False):

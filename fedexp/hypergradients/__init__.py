@@ -1,50 +1,40 @@
 """Optimizers that descend on their own hyperparameters; they need PyTorch and nothing of fedexp."""
 
-from typing import TYPE_CHECKING
-
-from fedexp.extras import later as _later
-
-if TYPE_CHECKING:
-    from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
-    from fedexp.hypergradients.optimizer import Hypergradient
-    from fedexp.hypergradients.presets import (
-        HyperAdagrad,
-        HyperAdam,
-        HyperAdamW,
-        HyperRMSprop,
-        HyperSGD,
-    )
-    from fedexp.hypergradients.rules import SGD, Rule
-    from fedexp.hypergradients.tower import Tower
-else:
-    __getattr__, __dir__ = _later(
-        __name__,
-        "torch",
-        SGD="fedexp.hypergradients.rules",
-        Adagrad="fedexp.hypergradients.adaptive_rules",
-        Adam="fedexp.hypergradients.adaptive_rules",
-        HyperAdagrad="fedexp.hypergradients.presets",
-        HyperAdam="fedexp.hypergradients.presets",
-        HyperAdamW="fedexp.hypergradients.presets",
-        HyperRMSprop="fedexp.hypergradients.presets",
-        HyperSGD="fedexp.hypergradients.presets",
-        Hypergradient="fedexp.hypergradients.optimizer",
-        RMSprop="fedexp.hypergradients.adaptive_rules",
-        Rule="fedexp.hypergradients.rules",
-        Tower="fedexp.hypergradients.tower",
-    )
+from fedexp.hypergradients.adaptive_rules import (
+    Adagrad,
+    AdagradRule,
+    Adam,
+    AdamRule,
+    RMSprop,
+    RMSpropRule,
+)
+from fedexp.hypergradients.optimizer import Hypergradient, HypergradientOptimizer
+from fedexp.hypergradients.presets import (
+    HyperAdagrad,
+    HyperAdam,
+    HyperAdamW,
+    HyperRMSprop,
+    HyperSGD,
+)
+from fedexp.hypergradients.rules import SGD, Rule, SGDRule
+from fedexp.hypergradients.tower import Tower
 
 __all__ = [
     "SGD",
     "Adagrad",
+    "AdagradRule",
     "Adam",
+    "AdamRule",
     "HyperAdagrad",
     "HyperAdam",
     "HyperAdamW",
     "HyperRMSprop",
     "HyperSGD",
     "Hypergradient",
+    "HypergradientOptimizer",
     "RMSprop",
+    "RMSpropRule",
     "Rule",
+    "SGDRule",
     "Tower",
 ]

@@ -1,155 +1,397 @@
-"""The rules in place on lists of tensors: the fast path of `Hypergradient`.
+"""The rules in place, on lists of tensors: the fast path of `HypergradientOptimizer`.
 
-Each function moves the parameters and slots of a batch, writes into ``batch.kept`` the vectors
-that the derivative of this step is made of, and returns their weights, see ``batches``.
-Hyperparameters so share vectors, and the learning rate's is the direction of the step itself.
-The tests hold these against the pure rules.
+A function here makes the same step as the pure rule of its name. It writes into the parameters and
+into the state of the rule, keeps what the derivative of the step needs, and returns the weights of
+that. The tests compare every function with its pure rule.
+
+The state of a parameter, in ``optimizer.state``, is a dict:
+
+- ``slots`` is the state of the rule.
+- ``kept`` and ``weights`` are the derivative of the last step, ``∂u/∂h = Σ_j weights[j][h] · s_j``,
+  where the vector ``s_j`` is ``kept[j]``, or ``slots[j]`` if nothing is kept under ``j``. In this
+  form the hyperparameters share vectors. That of the learning rate is the direction of the step,
+  which the step needs anyway.
+- ``seen`` is the count of the group's steps after the last one that moved this parameter.
 """
 
-from collections.abc import Callable, Collection
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fedexp.hypergradients.adaptive_rules import Adagrad, RMSprop
-from fedexp.hypergradients.batches import Batch, Lists, Weights
-from fedexp.hypergradients.rules import SGD, Rule
+from fedexp.hypergradients.adaptive_rules import AdagradRule, AdamRule, RMSpropRule
+from fedexp.hypergradients.rules import Rule, SGDRule
+from fedexp.hypergradients.scales import wide
 
-Values: TypeAlias = dict[str, float]
+Group: TypeAlias = dict[str, Any]
+State: TypeAlias = dict[str, Any]
+Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
+Weights: TypeAlias = Mapping[str, Mapping[str, float]]
+
 DESCENT: Weights = {"direction": {"lr": -1.0}}
+"""``∂u/∂η = -d``, where the direction ``d`` is kept."""
 
 
-def sgd(rule: SGD, batch: Batch, grads: list[Tensor], values: Values) -> Weights:
-    """`SGD` in place."""
-    lr, mu, decay = values["lr"], values["momentum"], values["weight_decay"]
-    params, kept = batch.params, batch.kept
-    by_decay: Weights = {}
-    if "weight_decay" in tuned(rule):
-        copied(kept, "param", params)
-        look = 1 + mu if rule.nesterov and batch.slots else 1.0
-        by_decay = {"param": {"weight_decay": -lr * look}}
-    if not batch.slots:
-        if rule.hyper:  # A copy: the next backward pass may write into the gradients.
-            grads = copied(kept, "direction", grads)
-            if decay:
-                torch._foreach_add_(grads, params, alpha=decay)
+@dataclass(slots=True)
+class ParamBatch:
+    """Parameters of one group that step together: equally old, and last moved in the same step.
+
+    Attributes:
+        group: The group in ``optimizer.param_groups``.
+        params: The parameters; a complex one as a view of pairs of real numbers.
+        grads: Their gradients, in the same order and form.
+        states: Their states, in the same order.
+
+    Example:
+        >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
+        >>> batch.copy("direction", batch.grads)
+        [tensor([1., 1.])]
+        >>> batch.states
+        [{'slots': {}, 'kept': {'direction': tensor([1., 1.])}}]
+    """
+
+    group: Group
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+
+    def slots(self, name: str) -> list[Tensor]:
+        """The tensors of the rule's state under a name."""
+        return [state["slots"][name] for state in self.states]
+
+    def vectors(self, name: str) -> list[Tensor]:
+        """The vectors ``s_j`` of the last derivative under a name."""
+        return [state["kept" if name in state["kept"] else "slots"][name] for state in self.states]
+
+    def memory(self, name: str) -> list[Tensor]:
+        """Where to keep the vectors of a name; if there are some of the last step, over these."""
+        for param, state in zip(self.params, self.states, strict=True):
+            kept = state.setdefault("kept", {})
+            if name not in kept:
+                kept[name] = torch.empty_like(param)
+        return [state["kept"][name] for state in self.states]
+
+    def copy(self, name: str, tensors: Tensors) -> list[Tensor]:
+        """Keep copies of tensors under a name."""
+        memory = self.memory(name)
+        torch._foreach_copy_(memory, tensors)
+        return memory
+
+    def write(self, name: str, op: Callable[..., Tensor], x: Tensors, y: Tensors) -> list[Tensor]:
+        """Keep ``op(x, y)`` for each pair of tensors under a name; ``op`` is a key of `INPLACE`."""
+        memory = self.memory(name)
+        if memory[0].is_cpu:  # Lists are no faster there, and have no `out`.
+            for a, b, out in zip(x, y, memory, strict=True):
+                op(a, b, out=out)
         else:
-            grads = decayed(grads, params, decay)
-        torch._foreach_add_(params, grads, alpha=-lr)
-        return {**DESCENT, **by_decay} if by_decay else DESCENT
-    grads, buffer = decayed(grads, params, decay), batch.slots["momentum"]
-    weights = {"momentum": {"lr": -1.0}}
-    if tune_momentum := "momentum" in tuned(rule):
-        copied(kept, "old", buffer)
-        weights["old"] = {"momentum": -lr}
+            torch._foreach_copy_(memory, x)
+            INPLACE[op](memory, y)
+        return memory
+
+    @property
+    def weights(self) -> Weights:
+        """The weights of the last derivative; empty before the first step."""
+        weights: Weights = self.states[0].get("weights", {})
+        return weights
+
+
+INPLACE: dict[Callable[..., Tensor], Callable[..., None]] = {
+    torch.sub: torch._foreach_sub_,
+    torch.mul: torch._foreach_mul_,
+    torch.div: torch._foreach_div_,
+}
+"""Operations on two tensors, and on two lists, whose result goes to the first list."""
+
+
+def step_inplace(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> None:
+    """Move the parameters of a batch by one of the rules in `STEPS`.
+
+    Args:
+        rule: The rule.
+        batch: The parameters, which are written to, as are their states.
+        values: All hyperparameters of the rule for this step, by name.
+
+    Example:
+        >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
+        >>> step_inplace(SGDRule(0.5), batch, SGDRule(0.5).values())
+        >>> batch.params
+        [tensor([0.5000, 0.5000])]
+    """
+    if "step" in batch.states[0]["slots"]:
+        for state in batch.states:
+            state["slots"]["step"] += 1
+    weights = STEPS[type(rule)](rule, batch, values)
+    if not rule.hyper:
+        weights = {}  # Nothing above asks for the derivative.
+    for state in batch.states:
+        state["kept"] = {name: x for name, x in state.get("kept", {}).items() if name in weights}
+        state["weights"] = weights
+
+
+def step_pure(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> None:
+    """Move the parameters of a batch by the pure rule, one after another.
+
+    The arguments are those of `step_inplace`; the rule may be any.
+
+    Example:
+        >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
+        >>> step_pure(SGDRule(0.5), batch, SGDRule(0.5).values())
+        >>> batch.params
+        [tensor([0.5000, 0.5000])]
+    """
+    names = rule.tuned_names
+    for param, grad, state in zip(batch.params, batch.grads, batch.states, strict=True):
+        slots = state["slots"]
+        new, state["slots"] = rule.update(param, grad, slots, values)
+        slopes = rule.slopes(param, grad, slots, values, names) if names else {}
+        # The prefix avoids the names of slots, and those that `step_inplace` keeps, which may
+        # make the next step.
+        state["kept"] = {f"by-{name}": slope for name, slope in slopes.items()}
+        state["weights"] = {f"by-{name}": {name: 1.0} for name in slopes}
+        param.copy_(new)
+
+
+def inner_products(rule: Rule, batches: Sequence[ParamBatch]) -> dict[str, float]:
+    """The inner product ``⟨g', ∂u/∂h⟩`` for each tuned hyperparameter ``h``, by name.
+
+    Args:
+        rule: The rule.
+        batches: The new gradients ``g'``, and in the states the derivatives of the last step.
+
+    Example:
+        >>> rule = SGDRule(0.5, hyper=SGDRule(0.1))
+        >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
+        >>> step_inplace(rule, batch, rule.values())
+        >>> inner_products(rule, [batch])  # ∂u/∂η = -g
+        {'lr': -2.0}
+    """
+    terms: list[Mapping[str, float]] = []
+    dots: list[Tensor] = []
+    for batch in batches:
+        for name, weights in batch.weights.items():
+            terms += [weights] * len(batch.grads)
+            dots += map(_dot, batch.grads, batch.vectors(name))
+    sums = dict.fromkeys(rule.tuned, 0.0)
+    for weights, number in zip(terms, _floats(dots), strict=True):
+        for h, weight in weights.items():
+            if h in sums:
+                sums[h] += weight * number
+    return sums
+
+
+def norm_product(batches: Sequence[ParamBatch]) -> float:
+    """``‖g'‖ ‖∂u/∂η‖``, where ``∂u/∂η`` is one vector times a number, as in all rules here.
+
+    Example:
+        >>> rule = SGDRule(0.5, normalised=True, hyper=SGDRule(0.1))
+        >>> batch = ParamBatch({}, [torch.ones(4)], [torch.ones(4)], [{"slots": {}}])
+        >>> step_inplace(rule, batch, rule.values())
+        >>> norm_product([batch])
+        4.0
+    """
+    grads, slopes, factors = [], [], []
+    for batch in batches:
+        [(name, factor)] = [(j, by["lr"]) for j, by in batch.weights.items() if "lr" in by]
+        grads += batch.grads
+        slopes += batch.vectors(name)
+        factors += [factor] * len(batch.grads)
+    squares = _floats([_dot(x, x) for x in grads + slopes])
+    sq_slope = sum(c * c * sq for c, sq in zip(factors, squares[len(grads) :], strict=True))
+    return sqrt(sq_slope * sum(squares[: len(grads)]))
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    x, y = wide(x), wide(y)
+    return x.dot(y) if x.dim() == 1 else x.reshape(-1).dot(y.reshape(-1))
+
+
+def _floats(numbers: list[Tensor]) -> list[float]:
+    if all([x.is_cpu for x in numbers]):
+        return [x.item() for x in numbers]
+    device = numbers[0].device  # Together, since every transfer waits for the device.
+    return [float(x) for x in torch.stack([x.to(device) for x in numbers]).tolist()]
+
+
+def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
+    """One step of `SGDRule`; see the top of this file for what is kept and returned."""
+    lr, mu, decay = (values[name] for name in rule.names)
+    params, tuned = batch.params, rule.tuned_names
+    with_momentum = "momentum" in batch.states[0]["slots"]
+    weights: dict[str, dict[str, float]] = {}
+    if "weight_decay" in tuned:
+        batch.copy("param", params)
+        ahead = 1 + mu if rule.nesterov and with_momentum else 1.0
+        weights["param"] = {"weight_decay": -lr * ahead}
+    if not with_momentum:
+        direction = _decayed(batch.grads, params, decay)
+        if rule.hyper:  # A copy: the next backward pass may write into the gradients.
+            direction = batch.copy("direction", direction)
+        torch._foreach_add_(params, direction, alpha=-lr)
+        return {**DESCENT, **weights}
+    grads, buffer = _decayed(batch.grads, params, decay), batch.slots("momentum")
+    if "momentum" in tuned:
+        batch.copy("old", buffer)
+        weights["old"] = {"momentum": -lr * (mu if rule.nesterov else 1.0)}
     torch._foreach_mul_(buffer, mu)
     torch._foreach_add_(buffer, grads)
-    direction = buffer
-    if rule.nesterov:
-        direction = copied(kept, "direction", grads)
-        torch._foreach_add_(direction, buffer, alpha=mu)
-        weights = {"direction": {"lr": -1.0}}
-        if tune_momentum:
-            weights |= {"momentum": {"momentum": -lr}, "old": {"momentum": -lr * mu}}
+    if not rule.nesterov:  # The direction is in the slots, and need not be kept.
+        torch._foreach_add_(params, buffer, alpha=-lr)
+        return {"momentum": {"lr": -1.0}, **weights}
+    direction = batch.copy("direction", grads)
+    torch._foreach_add_(direction, buffer, alpha=mu)
     torch._foreach_add_(params, direction, alpha=-lr)
-    return {**weights, **by_decay}
+    if "momentum" in tuned:
+        weights["momentum"] = {"momentum": -lr}
+    return {**DESCENT, **weights}
 
 
-def rmsprop(rule: RMSprop, batch: Batch, grads: list[Tensor], values: Values) -> Weights:
-    """`RMSprop` in place."""
-    lr, alpha = values["lr"], values["alpha"]
-    grads = decayed(grads, batch.params, values["weight_decay"])
-    v, kept = batch.slots["v"], batch.kept
+def rmsprop_inplace(rule: RMSpropRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
+    """One step of `RMSpropRule`; see the top of this file for what is kept and returned."""
+    lr, alpha, decay = (values[name] for name in rule.names)
+    grads, v = _decayed(batch.grads, batch.params, decay), batch.slots("v")
     torch._foreach_mul_(v, alpha)
     torch._foreach_addcmul_(v, grads, grads, 1 - alpha)
-    root = list(torch._foreach_sqrt(v))
-    weights = DESCENT
-    if tune_alpha := "alpha" in tuned(rule):
-        curve = product(kept, "curve", grads, grads)
+    root = torch._foreach_sqrt(v)
+    if tune_alpha := "alpha" in rule.tuned_names:
+        # ∂√v/∂α = (v_old - g²) / 2√v. By now v_old is overwritten, but v_old - g² = (v - g²) / α.
+        curve = batch.write("curve", torch.mul, grads, grads)
         torch._foreach_sub_(curve, v)
-        over_root(curve, root)
-        weights = {**DESCENT, "curve": {"alpha": -lr / (2 * alpha)}}
+        _divide_by_root(curve, root)
     torch._foreach_add_(root, rule.eps)
-    direction = quotient(kept, "direction", grads, root)
-    if tune_alpha:
-        torch._foreach_mul_(curve, direction)
-        torch._foreach_div_(curve, root)
+    direction = batch.write("direction", torch.div, grads, root)
     torch._foreach_add_(batch.params, direction, alpha=-lr)
-    return weights
+    if not tune_alpha:
+        return DESCENT
+    torch._foreach_mul_(curve, direction)
+    torch._foreach_div_(curve, root)
+    return {**DESCENT, "curve": {"alpha": -lr / (2 * alpha)}}
 
 
-def adagrad(rule: Adagrad, batch: Batch, grads: list[Tensor], values: Values) -> Weights:
-    """`Adagrad` in place."""
-    grads = decayed(grads, batch.params, values["weight_decay"])
-    v = batch.slots["v"]
+def adagrad_inplace(rule: AdagradRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
+    """One step of `AdagradRule`; see the top of this file for what is kept and returned."""
+    grads, v = _decayed(batch.grads, batch.params, values["weight_decay"]), batch.slots("v")
     torch._foreach_addcmul_(v, grads, grads)
-    root = list(torch._foreach_sqrt(v))
+    root = torch._foreach_sqrt(v)
     torch._foreach_add_(root, rule.eps)
-    direction = quotient(batch.kept, "direction", grads, root)
+    direction = batch.write("direction", torch.div, grads, root)
     torch._foreach_add_(batch.params, direction, alpha=-values["lr"])
     return DESCENT
 
 
-def tuned(rule: Rule) -> Collection[str]:
-    """The hyperparameters of `rule` that move."""
-    return rule.tuned if rule.hyper else ()
+def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
+    """One step of `AdamRule`, AdamW included; see the top of this file for what is returned.
 
-
-def decayed(grads: list[Tensor], params: list[Tensor], decay: float) -> list[Tensor]:
-    """The gradients with an L2 penalty; no work where there is none."""
-    return list(torch._foreach_add(grads, params, alpha=decay)) if decay else grads
-
-
-def copied(kept: Lists, name: str, x: list[Tensor]) -> list[Tensor]:
-    """A copy of `x`, kept where the last was."""
-    if name in kept:
-        torch._foreach_copy_(kept[name], x)
+    With ``R = √v + ε√(1-β₂ᵗ)`` and ``c = √(1-β₂ᵗ) / (1-β₁ᵗ)`` the step of the textbook is
+    ``-ηc · m/R``. The corrections of ``m`` and ``v`` are then one number, where the textbook's
+    form takes two passes over the memory.
+    """
+    lr, b1, b2, decay = (values[name] for name in rule.names)
+    params, m, v = batch.params, batch.slots("m"), batch.slots("v")
+    grads = batch.grads if rule.decoupled else _decayed(batch.grads, params, decay)
+    t, tuned = batch.states[0]["slots"]["step"], rule.tuned_names
+    if tuned == ("lr",) and _fusible([*params, *grads, *m, *v]):
+        return _fused_adam(rule, batch, grads, values)
+    c1, c2 = 1 - b1**t, 1 - b2**t
+    c = sqrt(c2) / c1
+    if "beta1" in tuned:
+        gap = batch.write("beta1", torch.sub, grads, m)
+        torch._foreach_add_(m, gap, alpha=1 - b1)
     else:
-        kept[name] = [t.clone() for t in x]
-    return kept[name]
+        torch._foreach_lerp_(m, grads, 1 - b1)
+    torch._foreach_mul_(v, b2)
+    if "beta2" in tuned:
+        curve = batch.write("beta2", torch.mul, grads, grads)
+        torch._foreach_add_(v, curve, alpha=1 - b2)
+    else:
+        torch._foreach_addcmul_(v, grads, grads, 1 - b2)
+    root = torch._foreach_sqrt(v)
+    if "beta2" in tuned:
+        # ∂v̂/∂β₂ = ((v_old - g²) + t β₂ᵗ⁻¹ v / (1-β₂ᵗ)) / (1-β₂ᵗ). By now v_old is overwritten,
+        # but v = β₂ v_old + (1-β₂) g² gives v_old - g² = (v - g²) / β₂.
+        torch._foreach_add_(curve, v, alpha=-(1 + t * b2**t / c2))
+        _divide_by_root(curve, root)
+    torch._foreach_add_(root, rule.eps * sqrt(c2))
+    direction = batch.write("direction", torch.div, m, root)
+    weights: dict[str, dict[str, float]] = {"direction": {"lr": -c}}
+    if "beta2" in tuned:
+        torch._foreach_mul_(curve, direction)
+        torch._foreach_div_(curve, root)
+        weights["beta2"] = {"beta2": -lr * c / (2 * b2)}
+    if "beta1" in tuned:
+        torch._foreach_div_(gap, root)
+        weights["beta1"] = {"beta1": lr * c}
+        weights["direction"]["beta1"] = -lr * c * t * b1 ** (t - 1) / c1
+    if rule.decoupled and decay:
+        if "beta1" in tuned:
+            # η scales the decay too, but β₁ moves only the direction without it.
+            batch.copy("bare", direction)
+            weights["bare"] = {"beta1": weights["direction"].pop("beta1")}
+        torch._foreach_add_(direction, params, alpha=decay / c)
+    torch._foreach_add_(params, direction, alpha=-lr * c)
+    return weights
 
 
-def difference(kept: Lists, name: str, x: list[Tensor], y: list[Tensor]) -> list[Tensor]:
-    """``x - y``, kept where the last was."""
-    return _into(kept, name, torch.sub, torch._foreach_sub_, x, y)
+def _fusible(tensors: list[Tensor]) -> bool:
+    """Whether torch's fused kernel takes these; it reads each as one vector in memory."""
+    dtype, device = tensors[0].dtype, tensors[0].device
+    if dtype not in (torch.float32, torch.float64) or device.type not in ("cpu", "cuda"):
+        return False
+    return all([x.dtype == dtype and x.device == device and x.is_contiguous() for x in tensors])
 
 
-def product(kept: Lists, name: str, x: list[Tensor], y: list[Tensor]) -> list[Tensor]:
-    """``x · y`` by coordinate, kept where the last was."""
-    return _into(kept, name, torch.mul, torch._foreach_mul_, x, y)
+def _fused_adam(
+    rule: AdamRule, batch: ParamBatch, grads: Tensors, values: Mapping[str, float]
+) -> Weights:
+    """A step with torch's fused kernel, which makes ``m``, ``v`` and the step in one pass.
+
+    It starts from zero with a learning rate of 1, so that its result is minus the direction.
+    """
+    descent, t = batch.memory("direction"), batch.states[0]["slots"]["step"]
+    torch._foreach_zero_(descent)
+    count = torch.full((), t, dtype=torch.float32, device=descent[0].device)
+    torch._fused_adam_(
+        descent,
+        grads,
+        batch.slots("m"),
+        batch.slots("v"),
+        [],
+        [count] * len(descent),
+        lr=1.0,
+        beta1=values["beta1"],
+        beta2=values["beta2"],
+        weight_decay=0.0,
+        eps=rule.eps,
+        amsgrad=False,
+        maximize=False,
+    )
+    if rule.decoupled and values["weight_decay"]:
+        torch._foreach_add_(descent, batch.params, alpha=-values["weight_decay"])
+    torch._foreach_add_(batch.params, descent, alpha=values["lr"])
+    return {"direction": {"lr": 1.0}}
 
 
-def quotient(kept: Lists, name: str, x: list[Tensor], y: list[Tensor]) -> list[Tensor]:
-    """``x / y`` by coordinate, kept where the last was."""
-    return _into(kept, name, torch.div, torch._foreach_div_, x, y)
+STEPS: dict[type[Rule], Callable[..., Weights]] = {
+    SGDRule: sgd_inplace,
+    AdamRule: adam_inplace,
+    RMSpropRule: rmsprop_inplace,
+    AdagradRule: adagrad_inplace,
+}
+"""What `step_inplace` can do. Other rules step by `step_pure`."""
 
 
-def over_root(x: list[Tensor], root: list[Tensor]) -> None:
-    """Divide by ``√v`` in place, where that is 0, and so is `x`, by the least positive number."""
+def _decayed(grads: list[Tensor], params: list[Tensor], decay: float) -> Tensors:
+    """The gradients with those of an L2 penalty, ``g + λw``."""
+    return torch._foreach_add(grads, params, alpha=decay) if decay else grads
+
+
+def _divide_by_root(x: Tensors, root: Tensors) -> None:
+    """``x /= root``, where ``x`` stays 0 if ``root`` is 0, as then ``x`` is too."""
     floors = []
     for r in root:
         tiny = torch.finfo(r.dtype).tiny
-        # In float16 that is not so little, and `root` is still to be used: it stays as it is.
+        # In place, as adding ε hides so little. In float16 it is 6e-5, which may be more than ε.
         floors.append(r.clamp_min(tiny) if r.dtype == torch.float16 else r.clamp_min_(tiny))
     torch._foreach_div_(x, floors)
-
-
-def _into(
-    kept: Lists,
-    name: str,
-    one: Callable[..., Tensor],
-    many: Callable[..., None],
-    x: list[Tensor],
-    y: list[Tensor],
-) -> list[Tensor]:
-    if name not in kept:
-        kept[name] = [torch.empty_like(t) for t in x]
-    out = kept[name]
-    if x[0].is_cpu:  # Torch's own lists are loops there, and have no place to write to.
-        for a, b, c in zip(x, y, out, strict=True):
-            one(a, b, out=c)
-    else:
-        torch._foreach_copy_(out, x)
-        many(out, y)
-    return out

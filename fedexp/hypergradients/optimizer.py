@@ -1,21 +1,25 @@
-"""Towers as `torch.optim` optimizers: learning rates that tune themselves, without a second graph.
+"""Towers as `torch.optim` optimizers: learning rates that tune themselves.
 
     optimizer = Hypergradient(model.parameters(), SGD(0.01, hyper=SGD(1e-3, hyper=SGD(1e-4))))
 
-is used as any other optimizer. A step first takes the inner products of the new gradients with
-what the last step stored, moves the hyperparameters from the top of the tower down, then the
-weights. See `fedexp.hypergradients.tower` for why this equals the paper's hypergradient.
+is used as any other optimizer. A step first takes the inner products of the new gradients with the
+derivative of the last step. With these it moves the hyperparameters, from the top of the tower
+down, and then the weights. `fedexp.hypergradients.tower` says why this is the hypergradient of
+Chandra et al. 2022, which they get by backpropagation through the last step.
 
-``group["lr"]`` is the live learning rate: read at the start of `step`, written by it. So a
+``group["lr"]`` is the live learning rate: `step` reads it first, and writes it at the end. So a
 `torch.optim.lr_scheduler` that multiplies (`StepLR`, `ExponentialLR`, `MultiStepLR`) scales the
-tuned rate, which is tuned on from there; one that assigns (`LambdaLR`, `OneCycleLR`) replaces it.
-So it is with ``group["momentum"]``, and with ``group["betas"]``, the pair of ``beta1``, ``beta2``.
+tuned rate, and tuning goes on from there. One that assigns (`LambdaLR`, `OneCycleLR`) replaces it.
+The same holds for ``group["momentum"]`` and for ``group["betas"]``, the pair of ``beta1`` and
+``beta2``.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 from torch._C._autograd import _profiler_enabled
 from torch.optim.optimizer import (
     ParamsT,
@@ -23,42 +27,73 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,
 )
 
-from fedexp.hypergradients.batches import Group
-from fedexp.hypergradients.fused import tuned
-from fedexp.hypergradients.rules import Rule
-from fedexp.hypergradients.steps import (
+from fedexp.hypergradients.fused import (
     STEPS,
-    Pair,
+    Group,
+    ParamBatch,
     inner_products,
-    move_lists,
-    move_one,
     norm_product,
+    step_inplace,
+    step_pure,
 )
-from fedexp.hypergradients.tower import Levels, climb, hypergradient, settled, start
-from fedexp.hypergradients.units import Layout, Per, Unit, divided
+from fedexp.hypergradients.rules import Rule
+from fedexp.hypergradients.tower import Levels, first_levels, hypergradient, mean_of, updated
+
+Per: TypeAlias = Literal["all", "group", "tensor"]
 
 
-class Hypergradient(torch.optim.Optimizer):
-    """Any rule, tuned by the tower above it.
+@dataclass(frozen=True, slots=True)
+class ParamSet:
+    """Parameters that share one tower, ``owner["towers"][index]``.
 
-    Chandra et al. 2022, arXiv:1909.13371; with one level and ``tuned=("lr",)``, the rules of
-    Baydin et al. 2018, arXiv:1703.04782. Memory beyond the rule's own: one copy of the
-    parameters for the learning rate (none with heavy-ball momentum), one or two per further
-    hyperparameter. A parameter that the last step did not move has no hypergradient.
-
-    Args:
-        params: Parameters or groups; groups may set any hyperparameter of `rule`.
-        rule: How the weights move; its `hyper` is the next level.
-        per: One set of hyperparameters for ``all`` parameters, each ``group`` or each ``tensor``.
-            In the last case ``group["lr"]`` is the mean, and setting it scales every tensor's.
-        foreach: Lists of tensors at once; else, as for rules of your own, one after another.
-        maximize: Ascend.
-
-    Raises:
-        ValueError: At once for a hyperparameter outside its range, in `step` for a sparse gradient.
+    Attributes:
+        owner: The group that holds the tower.
+        index: Its place there.
+        members: The parameters, each list with the group whose settings these step with.
     """
 
-    _layout: Layout | None = None  # Of the class, so that copies start without.
+    owner: Group
+    index: int
+    members: Sequence[tuple[Group, Sequence[Tensor]]]
+
+
+class HypergradientOptimizer(torch.optim.Optimizer):
+    """Any rule, tuned by the rules above it; ``Hypergradient`` for short.
+
+    ``θ ← u'(θ, ⟨g', ∂u/∂θ⟩)``, then ``w ← u(w, g', θ)``: ``u`` is the rule, ``u'`` the rule above
+    it, ``g'`` the gradient now, and ``∂u/∂θ`` the derivative of the last step of ``w``.
+    Chandra et al. 2022, arXiv:1909.13371; with one level and ``tuned=("lr",)`` these are the rules
+    of Baydin et al. 2018, arXiv:1703.04782.
+
+    Beyond the memory of the rule, tuning takes one copy of the parameters for the learning rate
+    (none with heavy-ball momentum), and one or two for each further hyperparameter. A parameter
+    that the last step did not move has no hypergradient.
+
+    Args:
+        params: Parameters or groups. A group may set any hyperparameter of ``rule``.
+        rule: How the weights move; its ``hyper`` is the next level.
+        per: Whether ``all`` parameters share their hyperparameters, those of each ``group`` do, or
+            each ``tensor`` has its own. In the last case ``group["lr"]`` is the mean, and setting
+            it scales that of every tensor.
+        foreach: Whether to use operations on lists of tensors. Rules of your own do not have them,
+            and move one parameter after another.
+        maximize: Whether to ascend.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, or differs between groups that share it.
+            `step` raises it for a sparse gradient.
+
+    Example:
+        >>> from fedexp.hypergradients import SGD
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+        >>> optimizer = HypergradientOptimizer([w], SGD(0.1, hyper=SGD(0.01)))
+        >>> for _ in range(2):
+        ...     optimizer.zero_grad()
+        ...     (w @ w / 2).backward()
+        ...     optimizer.step()
+        >>> round(optimizer.param_groups[0]["lr"], 4)  # 0.1 + 0.01 ⟨0.9w, w⟩
+        0.145
+    """
 
     def __init__(
         self,
@@ -74,129 +109,153 @@ class Hypergradient(torch.optim.Optimizer):
         super().__init__(params, {**rule.values(), **options})
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group, with hyperparameters of its own unless shared by ``all``."""
+        """Add a group of parameters, as `torch.optim.Optimizer` does.
+
+        Raises:
+            ValueError: With ``per="all"``, a tuned hyperparameter differs from the first group's.
+        """
         super().add_param_group({**param_group, **_unpacked(param_group)})
         group = self.param_groups[-1]
         group |= betas_of(group)
-        rule = self.rule.moved({k: group[k] for k in self.rule.names})
+        rule = self.rule.with_values({k: group[k] for k in self.rule.names})
         first, mine = self.param_groups[0], rule.values()
-        if self.per == "all" and (other := [k for k in tuned(rule) if mine[k] != first[k]]):
+        if self.per == "all" and (other := [k for k in rule.tuned_names if mine[k] != first[k]]):
             self.param_groups.pop()
             raise ValueError(
                 f'{type(self).__name__}(per="all"): groups differ in {other}, which all share. '
                 'Use per="group".'
             )
         count = {"tensor": len(group["params"]), "group": 1, "all": group is first}[self.per]
-        group["towers"] = [start(rule, mine) for _ in range(count)]
-        group["shown"] = {k: mine[k] for k in tuned(rule)}
+        group["towers"] = [first_levels(rule, mine) for _ in range(count)]
+        group["shown"] = {k: mine[k] for k in rule.tuned_names}
         group["steps"] = 0
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move the hyperparameters, top of the tower first, then the weights."""
+        """Move the hyperparameters, from the top of the tower down, and then the weights."""
         hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
         if hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
             return self._recorded_step(closure)
         return self._recorded_step(closure) if _profiler_enabled() else self._step(closure)
 
-    step.hooked = True  # type: ignore[attr-defined]  # Torch then leaves it as it is.
+    step.hooked = True  # type: ignore[attr-defined]  # So that torch does not wrap it.
 
     @torch.no_grad()
     def _step(self, closure: Callable[[], float] | None) -> float | None:
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            self._absorb(group)
-        owner = type(self).__name__
-        for unit in self._units():
-            pairs = [x for part in unit.parts for x in part.batches(self.rule, owner, self.state)]
-            if pairs:
-                towers = unit.owner["towers"]
-                levels = towers[unit.index] = self._climb(towers[unit.index], pairs)
-                for pair in pairs:
-                    self._move(pair, levels["values"])
+            self._take_over(group)
+        for param_set in self._param_sets():
+            batches = [b for group, ps in param_set.members for b in self._batches(group, ps)]
+            if batches:
+                towers, i = param_set.owner["towers"], param_set.index
+                towers[i] = self._updated(towers[i], batches)
+                for batch in batches:
+                    self._move(batch, towers[i]["values"])
         for group in self.param_groups:
             self._show(group)
         return loss
 
-    # Torch wraps every step so, which costs as much as moving 100,000 weights: here only where
-    # hooks are registered or a profiler runs.
+    # Torch wraps every `step` in this, which takes as long as moving 100,000 weights. Here it is
+    # used only where hooks are registered or a profiler runs.
     _recorded_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients."""
+        """Reset the gradients, as `torch.optim.Optimizer` does but without an entry in profiles."""
         if not set_to_none:
             super().zero_grad(set_to_none=False)
             return
-        for group in self.param_groups:  # As torch does, without its entry in profiles.
+        for group in self.param_groups:
             for p in group["params"]:
                 p.grad = None
 
     def learned(self) -> Rule:
-        """The tower at its present hyperparameters, the mean of what is tuned separately.
+        """The rule, and those above it, at the present values of the hyperparameters.
 
-        ``Hypergradient(params, optimizer.learned())`` carries them to another round.
+        These are means where groups or tensors have their own. An optimizer built with the
+        result goes on from these values.
         """
-        first = self.param_groups[0]
-        fixed = {k: first[k] for k in self.rule.names if k not in tuned(self.rule)}
+        first, tuned = self.param_groups[0], self.rule.tuned_names
+        fixed = {k: first[k] for k in self.rule.names if k not in tuned}
         towers = [levels for group in self.param_groups for levels in group["towers"]]
-        return settled(self.rule.moved(fixed), towers)
+        return mean_of(self.rule.with_values(fixed), towers)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "rule": self.rule, "per": self.per}
 
-    def _units(self) -> list[Unit]:
+    def _param_sets(self) -> Iterator[ParamSet]:
         groups = self.param_groups
-        params = [p for group in groups for p in group["params"]]
-        states = list(map(self.state.get, params))
-        flags = [group["foreach"] for group in groups]
-        if not (self._layout and self._layout.holds(groups, flags, params, states)):
-            units = divided(groups, self.per)
-            self._layout = Layout((list(groups), flags, params, states), units)
-        return self._layout.units
+        if self.per == "all":
+            yield ParamSet(groups[0], 0, [(group, group["params"]) for group in groups])
+            return
+        for group in groups:
+            if self.per == "group":
+                yield ParamSet(group, 0, [(group, group["params"])])
+            else:
+                for i, param in enumerate(group["params"]):
+                    yield ParamSet(group, i, [(group, [param])])
 
-    def _climb(self, levels: Levels, pairs: list[Pair]) -> Levels:
+    # Sets and batches are made anew at every step. On an MLP, and all the more on larger models,
+    # keeping them between steps saves less than a tenth of a training step, but has to notice
+    # whatever a program may exchange: groups, parameters, their memory, their state.
+    def _batches(self, group: Group, params: Sequence[Tensor]) -> list[ParamBatch]:
+        """The parameters that have a gradient: one batch, unless some lacked one at times."""
+        found: dict[tuple[Any, ...], ParamBatch] = {}
+        for p in params:
+            grad = p.grad
+            if grad is None:
+                continue
+            if grad.is_sparse:
+                raise ValueError(
+                    f"{type(self).__name__}(gradient=sparse): only dense gradients have a "
+                    "hypergradient here. Use Embedding(sparse=False)."
+                )
+            state = self.state[p]
+            if p.is_complex():  # A view: what is written to it, the parameter has.
+                p, grad = torch.view_as_real(p), torch.view_as_real(grad)
+            if not state:
+                rule = self.rule.with_values({k: group[k] for k in self.rule.names if k != "lr"})
+                state["slots"] = rule.init(p)
+            key = state.get("seen"), state["slots"].get("step"), *state["slots"]
+            batch = found.get(key) or found.setdefault(key, ParamBatch(group))
+            batch.params.append(p)
+            batch.grads.append(-grad if group["maximize"] else grad)
+            batch.states.append(state)
+        return list(found.values())
+
+    def _updated(self, levels: Levels, batches: list[ParamBatch]) -> Levels:
         if self.rule.hyper is None:
             return levels
-        fresh = [pair for pair in pairs if pair[0].seen == pair[0].group["steps"]]
+        # A batch that sat out the last step holds the derivative of an older one.
+        fresh = [b for b in batches if b.states[0].get("seen") == b.group["steps"]]
         inner = inner_products(self.rule, fresh)
         norm = norm_product(fresh) if self.rule.normalised else 0.0
         grads = {
             h: hypergradient(self.rule, h, value, inner[h], norm)
             for h, value in levels["values"].items()
         }
-        return climb(self.rule, levels, grads)
+        return updated(self.rule, levels, grads)
 
-    def _move(self, pair: Pair, tuned_values: dict[str, float]) -> None:
-        batch, grads = pair
+    def _move(self, batch: ParamBatch, tuned_values: dict[str, float]) -> None:
         group = batch.group
         values = {k: group[k] for k in self.rule.names} | tuned_values
-        if group["foreach"] and type(self.rule) in STEPS:
-            move_lists(self.rule, batch, grads, values)
-        else:
-            self._layout = None  # Its lists are of tensors that the pure rule replaces.
-            for p, g, state in zip(batch.params, grads, batch.states, strict=True):
-                move_one(self.rule, p, g, state, values)
-        batch.seen = group["steps"] + 1
+        inplace = group["foreach"] and type(self.rule) in STEPS
+        (step_inplace if inplace else step_pure)(self.rule, batch, values)
         for state in batch.states:
-            state["seen"] = batch.seen
+            state["seen"] = group["steps"] + 1
 
-    def _absorb(self, group: Group) -> None:
-        """Take over what was set from outside since the last step, as schedulers do."""
+    def _take_over(self, group: Group) -> None:
+        """Take over values that a scheduler, or the user, set in the group since the last step."""
         if group.get("betas") != group.get("shown_betas"):
             group |= _unpacked(group)
         for h, shown in group["shown"].items():
             if (now := group[h]) != shown:
-                group["towers"] = [
-                    {
-                        **t,
-                        "values": {
-                            **t["values"],
-                            h: t["values"][h] / shown * now if shown else now,
-                        },
-                    }
-                    for t in group["towers"]
-                ]
+                for levels in group["towers"]:
+                    value = levels["values"][h]
+                    # The group shows a mean, so a change scales the value of every tensor.
+                    levels["values"][h] = value / shown * now if shown else now
 
     def _show(self, group: Group) -> None:
+        """Write the hyperparameters into the group, for schedulers and for the user."""
         group["steps"] += 1
         towers = group["towers"] if self.per != "all" else self.param_groups[0]["towers"]
         for h in group["shown"]:
@@ -204,10 +263,20 @@ class Hypergradient(torch.optim.Optimizer):
         group |= betas_of(group)
 
 
-def betas_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``betas`` as `torch.optim` has them, of a rule's ``beta1`` and ``beta2`` if it has these.
+Hypergradient = HypergradientOptimizer
+"""The short name. Pickles of earlier versions refer to it."""
 
-    Either may be set in a group; ``shown_betas`` tells who did. Schedulers set the pair.
+
+def betas_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``betas`` as in `torch.optim`, the pair of ``beta1`` and ``beta2``; empty without these.
+
+    The pair is there twice. Schedulers set ``betas``; then it differs from ``shown_betas``.
+
+    Example:
+        >>> betas_of({"lr": 0.1, "beta1": 0.9, "beta2": 0.99})
+        {'betas': (0.9, 0.99), 'shown_betas': (0.9, 0.99)}
+        >>> betas_of({"lr": 0.1})
+        {}
     """
     if "beta2" not in values:
         return {}

@@ -1,20 +1,33 @@
-"""`Hypergradient` under the names of `torch.optim`.
+"""`HypergradientOptimizer` with one rule each, under the names of `torch.optim`.
 
-optimizer = HyperSGD(model.parameters(), lr=0.01, hyper=SGD(1e-3, hyper=SGD(1e-4)))
+    optimizer = HyperSGD(model.parameters(), lr=0.01, hyper=SGD(1e-3, hyper=SGD(1e-4)))
+
+The arguments ``per``, ``foreach`` and ``maximize`` are those of `HypergradientOptimizer`. Further
+keywords are attributes of the rule, of which ``hyper`` is the rule one level up.
 """
 
 from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
-from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.hypergradients.optimizer import Hypergradient
-from fedexp.hypergradients.rules import SGD
-from fedexp.hypergradients.units import Per
+from fedexp.hypergradients.adaptive_rules import AdagradRule, AdamRule, RMSpropRule
+from fedexp.hypergradients.optimizer import HypergradientOptimizer, Per
+from fedexp.hypergradients.rules import SGDRule
 
 
-class HyperSGD(Hypergradient):
-    """`Hypergradient` of `SGD`; further keywords are that rule's."""
+class HyperSGD(HypergradientOptimizer):
+    """`SGDRule`, tuned by the rules above it.
+
+    Example:
+        >>> import torch
+        >>> from fedexp.hypergradients import SGD
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = HyperSGD([w], 0.1, momentum=0.9, hyper=SGD(1e-3))
+        >>> (w @ w).backward()
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.8000, 0.8000])
+    """
 
     def __init__(
         self,
@@ -26,14 +39,29 @@ class HyperSGD(Hypergradient):
         maximize: bool = False,
         **rule: Any,
     ) -> None:
-        super().__init__(params, SGD(lr, **rule), per=per, foreach=foreach, maximize=maximize)
+        super().__init__(params, SGDRule(lr, **rule), per=per, foreach=foreach, maximize=maximize)
 
 
-class HyperAdam(Hypergradient):
-    """`Hypergradient` of `Adam`; ``betas`` are ``beta1, beta2``, further keywords that rule's.
+class HyperAdam(HypergradientOptimizer):
+    """`AdamRule`, tuned by the rules above it.
+
+    Args:
+        params: As of `HypergradientOptimizer`.
+        lr: ``η``, the learning rate.
+        betas: ``beta1`` and ``beta2`` in one argument, as in `torch.optim`.
 
     Raises:
-        ValueError: ``betas`` and one of them are given.
+        ValueError: Both ``betas`` and one of these are given.
+
+    Example:
+        >>> import torch
+        >>> from fedexp.hypergradients import SGD
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = HyperAdam([w], 0.1, (0.9, 0.99), tuned=("lr", "beta1"), hyper=SGD(1e-3))
+        >>> (w @ w).backward()
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.9000, 0.9000])
     """
 
     def __init__(
@@ -47,12 +75,23 @@ class HyperAdam(Hypergradient):
         maximize: bool = False,
         **rule: Any,
     ) -> None:
-        tower = Adam(lr, **_with_betas("HyperAdam", betas, rule))
+        tower = AdamRule(lr, **_with_betas("HyperAdam", betas, rule))
         super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
 
 
-class HyperAdamW(Hypergradient):
-    """AdamW: `HyperAdam` with decoupled weight decay."""
+class HyperAdamW(HypergradientOptimizer):
+    """AdamW: `HyperAdam` with decoupled weight decay, by default 0.01.
+
+    Example:
+        >>> import torch
+        >>> from fedexp.hypergradients import SGD
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = HyperAdamW([w], 0.1, hyper=SGD(1e-3))
+        >>> (w @ w).backward()
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.8990, 0.8990])
+    """
 
     def __init__(
         self,
@@ -67,12 +106,23 @@ class HyperAdamW(Hypergradient):
         **rule: Any,
     ) -> None:
         rule = _with_betas("HyperAdamW", betas, rule)
-        tower = Adam(lr, weight_decay=weight_decay, decoupled=True, **rule)
+        tower = AdamRule(lr, weight_decay=weight_decay, decoupled=True, **rule)
         super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
 
 
-class HyperRMSprop(Hypergradient):
-    """`Hypergradient` of `RMSprop`; further keywords are that rule's."""
+class HyperRMSprop(HypergradientOptimizer):
+    """`RMSpropRule`, tuned by the rules above it.
+
+    Example:
+        >>> import torch
+        >>> from fedexp.hypergradients import SGD
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = HyperRMSprop([w], 0.1, alpha=0.75, hyper=SGD(1e-3))
+        >>> (w @ w).backward()
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.8000, 0.8000])
+    """
 
     def __init__(
         self,
@@ -84,12 +134,23 @@ class HyperRMSprop(Hypergradient):
         maximize: bool = False,
         **rule: Any,
     ) -> None:
-        tower = RMSprop(lr, **rule)
+        tower = RMSpropRule(lr, **rule)
         super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
 
 
-class HyperAdagrad(Hypergradient):
-    """`Hypergradient` of `Adagrad`; further keywords are that rule's."""
+class HyperAdagrad(HypergradientOptimizer):
+    """`AdagradRule`, tuned by the rules above it.
+
+    Example:
+        >>> import torch
+        >>> from fedexp.hypergradients import SGD
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = HyperAdagrad([w], 0.1, hyper=SGD(1e-3))
+        >>> (w @ w).backward()
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.9000, 0.9000])
+    """
 
     def __init__(
         self,
@@ -101,7 +162,7 @@ class HyperAdagrad(Hypergradient):
         maximize: bool = False,
         **rule: Any,
     ) -> None:
-        tower = Adagrad(lr, **rule)
+        tower = AdagradRule(lr, **rule)
         super().__init__(params, tower, per=per, foreach=foreach, maximize=maximize)
 
 

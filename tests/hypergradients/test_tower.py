@@ -11,8 +11,8 @@ from torch.func import grad, vmap
 
 from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
 from fedexp.hypergradients.optimizer import Hypergradient
-from fedexp.hypergradients.rules import SGD, UNIT, Rule
-from fedexp.hypergradients.scales import Scale
+from fedexp.hypergradients.rules import SGD, Rule
+from fedexp.hypergradients.scales import BETWEEN_0_AND_1, Scale
 from fedexp.hypergradients.tower import Tower
 
 UP = SGD(1e-3)
@@ -140,7 +140,7 @@ class Lion(Rule):
     beta2: float = 0.99
 
     names: ClassVar = ("lr", "beta1", "beta2")
-    scales: ClassVar = {"beta1": UNIT, "beta2": Scale("tanh", 1e-6, 0.999)}
+    scales: ClassVar = {"beta1": BETWEEN_0_AND_1, "beta2": Scale("tanh", 1e-6, 0.999)}
 
     def init(self, param):
         """Momentum."""
@@ -187,15 +187,15 @@ def test_the_one_step_hypergradient_is_the_finite_difference_of_the_loss():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SGD(-1.0), r"SGD\(lr=-1.0\): must lie in"),
-        (lambda: Adam(1e-3, beta1=1.0), r"Adam\(beta1=1.0\): must lie in"),
-        (lambda: SGD(0.1, tuned=("beta1",)), r"SGD\(tuned=\['beta1'\]\): not tunable"),
-        (lambda: SGD(0.0, lr_form="log"), r"SGD\(lr=0.0\): must lie in"),
+        (lambda: SGD(-1.0), r"SGDRule\(lr=-1.0\): must lie in"),
+        (lambda: Adam(1e-3, beta1=1.0), r"AdamRule\(beta1=1.0\): must lie in"),
+        (lambda: SGD(0.1, tuned=("beta1",)), r"SGDRule\(tuned=\['beta1'\]\): not tunable"),
+        (lambda: SGD(0.0, lr_form="log"), r"SGDRule\(lr=0.0\): must lie in"),
         (
             lambda: SGD(0.1, normalised=True, tuned=("lr", "momentum")),
-            r"SGD\(tuned=\('lr', 'momentum'\)\): normalised, only lr is tuned",
+            r"SGDRule\(tuned=\('lr', 'momentum'\)\): normalised, only lr is tuned",
         ),
-        (lambda: SGD(0.1, momentum=1.5), r"SGD\(momentum=1.5\): must lie in"),
+        (lambda: SGD(0.1, momentum=1.5), r"SGDRule\(momentum=1.5\): must lie in"),
     ],
 )
 def test_impossible_rules_are_refused(make, message):

@@ -103,6 +103,7 @@ class Reading:
         arrays_key: record key of what was broadcast.
         max_norm: ``C``; a longer update counts as ``Δᵢ C/‖Δᵢ‖``.
         max_weight: ``P``; a client that claims more counts with ``P``.
+        divided_by: metric by which a client's weight is divided, a positive number; empty for none.
         narrows: a client may name buffers of its own among ``trainable`` (record ``BUFFERS``).
         step_key: metric that brings ``Kind.step``, a positive number; empty for none.
     """
@@ -115,6 +116,7 @@ class Reading:
     narrows: bool = False
     step_key: str = ""
     max_weight: float = math.inf
+    divided_by: str = ""
 
     def result(
         self, node: int, content: RecordDict, before: Arrays, *, look_at_updates: bool = True
@@ -220,7 +222,16 @@ class Reading:
     def share(self, metrics: Mapping[str, Any]) -> float:
         """``pᵢ``, the client's weight in the step."""
         weight = self._weight(metrics)
-        return 1.0 if self.uniform else min(weight, self.max_weight)
+        share = 1.0 if self.uniform else min(weight, self.max_weight)
+        return share / self._divisor(metrics) if self.divided_by else share
+
+    def _divisor(self, metrics: Mapping[str, Any]) -> float:
+        value = metrics.get(self.divided_by)
+        if not isinstance(value, int | float) or not 0 < value < _MAX_WEIGHT:
+            raise BadReply(
+                f"{self.divided_by} is {value}, it must be a positive number below 1e15."
+            )
+        return float(value)
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:
         value = metrics.get(self.weighted_by)

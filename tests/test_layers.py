@@ -64,8 +64,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 MATHEMATICS = ["arrays", "sums", "stats"] + [
     f"strategies.{name}"
     for name in (
-        *("rules", "directions", "step_sizes", "extrapolation", "optimizer", "control"),
-        *("averages", "running_ratio"),
+        *("rules", "directions", "step_sizes", "extrapolation", "optimizer", "scaffold"),
+        *("averages", "running_ratio", "extensions", "rate_sharing"),
         *("robustness", "medians", "proximal"),
     )
     if (PACKAGE / "strategies" / f"{name}.py").exists()

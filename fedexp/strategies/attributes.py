@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from fedexp.records import from_record, to_record
+from fedexp.strategies.extensions import Extension
 
 
 class OfRule:
@@ -35,6 +36,27 @@ class OfRule:
 
     def __set__(self, strategy: Any, value: Any) -> None:
         strategy.optimizer = _changed(strategy.optimizer, self.kind, self.name, value)
+
+
+class OfExtension:
+    """An extension of the strategy or a field of it, None without; to be given to the constructor.
+
+    Args:
+        kind: of the extension.
+        name: of the field; the extension itself if empty.
+    """
+
+    def __init__(self, kind: type[Extension], name: str = "") -> None:
+        self.kind, self.name = kind, name
+
+    def __get__(self, strategy: Any, owner: Any = None) -> Any:
+        if strategy is None:
+            return self
+        found = strategy.extensions.find(self.kind)
+        return getattr(found, self.name) if found and self.name else found
+
+    def __set__(self, strategy: Any, value: Any) -> None:
+        raise AttributeError("is fixed when a strategy is made. Give it to the constructor.")
 
 
 class OfSettings:
@@ -86,16 +108,18 @@ class Current:
     def __get__(self, strategy: Any, owner: Any = None) -> Any:
         if strategy is None:
             return self
-        if not strategy.has_begun:
+        if strategy.round is None:
             return None
-        return to_record(strategy.params) if self.as_record else dict(strategy.params)
+        params = strategy.round.params
+        return to_record(params) if self.as_record else dict(params)
 
     def __set__(
         self, strategy: Any, value: ArrayRecord | Mapping[str, NDArray[Any]] | None
     ) -> None:
-        arrays = from_record(value) if isinstance(value, ArrayRecord) else value
-        strategy.begin(arrays or {})
-        strategy.has_begun = arrays is not None
+        if value is None:
+            strategy.round = None
+        else:
+            strategy.begin(from_record(value) if isinstance(value, ArrayRecord) else value)
 
 
 def _find(rule: Any, kind: type) -> Any:

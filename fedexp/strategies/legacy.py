@@ -1,7 +1,7 @@
 """The named strategies for Flower's older API, ``flwr.server.strategy``.
 
 Each holds its twin of ``fedexp.strategies`` and lets it do the arithmetic. SCAFFOLD has none: a
-``NumPyClient`` has no way to receive the server's variate beside the model.
+``NumPyClient`` has no way to receive the server's control variate beside the model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flwr.server.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import FedAvg as NewFedAvg
 from numpy.typing import NDArray
 
-from fedexp.arrays import Arrays, first_non_finite
+from fedexp.arrays import Arrays
 from fedexp.records import decoded, to_record
 from fedexp.strategies import adaptive_presets, fedopt, presets
 from fedexp.strategies.privacy import check_mean_is_enough, check_untouched, is_one_for_all
@@ -80,7 +80,7 @@ class FedOpt(FlowerFedAvg):
     def current_weights(self) -> list[NDArray[Any]] | None:
         """The model that a round starts from, None as long as it is not known."""
         self._begin_with_first()
-        return list(self.strategy.params.values()) if self.strategy.has_begun else None
+        return list(self.strategy.round.params.values()) if self.strategy.round else None
 
     @current_weights.setter
     def current_weights(self, arrays: Sequence[NDArray[Any]]) -> None:
@@ -99,15 +99,22 @@ class FedOpt(FlowerFedAvg):
     ) -> list[tuple[ClientProxy, FitIns]]:
         """FedAvg's instructions; remembers what is broadcast. Round 1 starts afresh."""
         if server_round == 1:
-            self.strategy.state, self._released = {}, None
+            self.strategy.restart()
+            self._released = None
         self._check_untouched(parameters)
         self._first = None
-        self.strategy.begin(self._named(parameters))
-        settings = {k.replace("-", "_"): v for k, v in self.strategy.client_config.items()}
-        return [
-            (client, FitIns(ins.parameters, {**ins.config, **settings}))
-            for client, ins in super().configure_fit(server_round, parameters, client_manager)
-        ]
+        self.strategy.begin(self._named(parameters), server_round)
+        asked = super().configure_fit(server_round, parameters, client_manager)
+        nodes = [_node(client) for client, _ in asked]
+        sent = self.strategy.ask(nodes, client_manager.num_available())
+        if sent.arrays:
+            raise ValueError(
+                f"legacy.{type(self).__name__}: clients of the older API get the model alone, and "
+                f"no {min(sent.arrays)} beside it. Use fedexp.strategies and a ClientApp."
+            )
+        settings = {**self.strategy.client_config, **sent.settings}
+        own: dict[str, Any] = {key.replace("-", "_"): value for key, value in settings.items()}
+        return [(client, FitIns(ins.parameters, {**ins.config, **own})) for client, ins in asked]
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -119,9 +126,9 @@ class FedOpt(FlowerFedAvg):
     def aggregate_fit(
         self, server_round: int, results: Results, failures: Failures
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Fold the results and take the server step.
+        """Add up the results and take the server step.
 
-        A result that cannot be used is logged with its client and left out.
+        A result that cannot be used is logged with its client and dropped.
 
         Raises:
             ValueError: the step needs more than a mean of the results, which is all there is.
@@ -129,44 +136,30 @@ class FedOpt(FlowerFedAvg):
         """
         if not results or (failures and not self.accept_failures):
             return None, {}
+        ours = self.strategy
         if is_one_for_all([result.parameters for _, result in results]):
-            self._check_mean_is_enough()
+            owner, step_size = f"legacy.{type(self).__name__}", ours.optimizer.step_size
+            check_mean_is_enough(owner, step_size, ours.extensions, weighted=ours.weighted)
         self._begin_with_first()
-        folded = self.strategy.replies()
-        folded.fold(self._decoded(results), drop_beyond=self.strategy.drop_beyond)
-        if not folded.stats.count:
+        usable = ours.replies()
+        usable.fold(self._decoded(results), ours.extensions.drop)
+        step = ours.finish(server_round, usable)
+        if step is None:
             log(WARNING, "Round %d: no usable result, the model is unchanged.", server_round)
             return None, {}
-        state = self.strategy.state
-        params, own = self.strategy.advance(folded)
-        if first_non_finite(params):
-            self.strategy.state = state
-            log(WARNING, "Round %d: the step gives a model that is not finite.", server_round)
-            return None, {}
-        self.strategy.begin(params)
+        params, own = step
         self._released = ndarrays_to_parameters([np.asarray(x) for x in params.values()])
         metrics: dict[str, Scalar] = {**own}
         if self.fit_metrics_aggregation_fn:
-            used = {node for node, _ in folded.metrics}
-            usable = [r for client, r in results if _node(client) in used]
-            sizes = [r.num_examples for r in usable]
-            if bounds := self.strategy.bounds:
-                sizes = [int(n) for n in bounds.bounded(sizes)]
-            pairs = [(n, r.metrics) for n, r in zip(sizes, usable, strict=True)]
+            used = {node for node, _ in usable.metrics}
+            sound = [result for client, result in results if _node(client) in used]
+            sizes = [result.num_examples for result in sound]
+            if ours.bounds:
+                sizes = [int(n) for n in ours.bounds.bounded(sizes)]
+            pairs = [(n, result.metrics) for n, result in zip(sizes, sound, strict=True)]
             metrics = {**(self.fit_metrics_aggregation_fn(pairs) or {}), **metrics}
-        lost = len(results) - folded.stats.count + len(failures)
+        lost = len(results) - usable.stats.count + len(failures)
         return self._released, {**metrics, "num-failures": lost}
-
-    def _check_mean_is_enough(self) -> None:
-        ours = self.strategy
-        single = {
-            "weighted=False": not ours.weighted,
-            "clip": ours.clip is not None,
-            "robust": ours.bounds is not None,
-            "drop_beyond": ours.drop_beyond is not None,
-        }
-        owner = f"legacy.{type(self).__name__}"
-        check_mean_is_enough(owner, ours.optimizer.step_size, single)
 
     def _begin_with_first(self) -> None:
         if self._first is not None:
@@ -178,7 +171,7 @@ class FedOpt(FlowerFedAvg):
             try:
                 content = self._content(result)
             except Exception as error:  # whatever bytes a client sends
-                log(WARNING, "Result of node %s left out: %s", _node(client), error)
+                log(WARNING, "Result of node %s dropped: %s", _node(client), error)
             else:
                 yield _node(client), content
 
@@ -202,16 +195,16 @@ class FedOpt(FlowerFedAvg):
         number = np.asarray(result.num_examples).item()  # a count of NumPy's is one as well
         metrics[self.strategy.weighted_by_key] = number
         arrays = _arrays(result.parameters)
-        names = list(self.strategy.params) or self.names or [str(i) for i in range(len(arrays))]
+        known = self.strategy.round.params if self.strategy.round else {}
+        names = list(known) or self.names or [str(i) for i in range(len(arrays))]
         if len(names) != len(arrays):  # to be refused: who knows which are missing
             names = [f"array {i} of {len(arrays)}" for i in range(len(arrays))]
         record = to_record(dict(zip(names, arrays, strict=True)))
         return RecordDict({"arrays": record, "metrics": MetricRecord(metrics)})
 
     def _check_untouched(self, parameters: Parameters) -> None:
-        if type(self).aggregate_fit is FedOpt.aggregate_fit:  # else it knows what it changes
-            optimizer, robust = self.strategy.optimizer, self.strategy.bounds is not None
-            check_untouched(optimizer, self._released, parameters, self._named, robust=robust)
+        ours = self.strategy
+        check_untouched(ours.optimizer, ours.extensions, self._released, parameters, self._named)
 
 
 def _arrays(parameters: Parameters) -> list[NDArray[Any]]:

@@ -6,35 +6,21 @@ The bounds of a round are known before it begins, so that workers apply them and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
-
-
-class Report(NamedTuple):
-    """What a client of a round claimed and sent.
-
-    Attributes:
-        claim: its weight as it reported it.
-        weight: ``pᵢ``, what it counts with.
-        norm: ``‖Δᵢ‖``, before any bound.
-    """
-
-    claim: float
-    weight: float
-    norm: float
-
+from fedexp.strategies.extensions import Aggregated, Extension, Received, Report
 
 _SHORT = 2.0**-100  # shorter than any update that matters; a power of two rounds nothing
 
 
 @dataclass(frozen=True)
-class MedianBounds:
+class MedianBounds(Extension):
     """Bounds ``‖Δᵢ‖ ≤ k m``, ``pᵢ ≤ l n`` and ``η ≤ s``, with running medians ``m`` and ``n``.
 
     Client ``i`` counts as ``min(1, k m/‖Δᵢ‖) Δᵢ`` with weight ``min(pᵢ, l n)``. For a rule that
@@ -54,6 +40,17 @@ class MedianBounds:
         step_norm: ``c ≥ 1``, the longest update that a step size sees, in medians of the round.
         step: ``s ≥ 1``, the largest server step of a rule that chooses it, where
             ``max_step_size`` does not say otherwise.
+
+    Raises:
+        ValueError: an attribute is less than 1.
+
+    Example:
+        After a median norm of 2 and a median weight of 10, no update counts as longer than 6:
+
+        >>> import numpy as np
+        >>> state = {"medians": {"norm": np.asarray(2.0), "weight": np.asarray(10.0)}}
+        >>> MedianBounds(norm=3.0, weight=1.5).reading(state)
+        {'max_norm': 6.0, 'max_weight': 15.0}
     """
 
     norm: float = 3.0
@@ -68,9 +65,11 @@ class MedianBounds:
                     f"MedianBounds({field.name}={value}): must be >= 1. Use {field.default}."
                 )
 
-    def limits(self, state: State) -> dict[str, Any]:
-        """The bounds of the coming round, by field of ``wire.Reading``."""
+    def reading(self, state: State) -> Mapping[str, Any]:
+        """The bounds of the coming round."""
         if "medians" not in state:
+            # No median is known yet. Every update is cut to one tiny length and ``settle`` makes
+            # the sums as long as the round's own median: they are sums of Δᵢ/‖Δᵢ‖ either way.
             return {"max_norm": _SHORT, "uniform": True}
         medians = state["medians"]
         return {
@@ -78,13 +77,17 @@ class MedianBounds:
             "max_weight": self.weight * float(medians["weight"]),
         }
 
+    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Aggregated:
+        """See ``settle``."""
+        return self.settle(stats, received.reports, state)
+
     def settle(
         self, stats: PseudoGradientStats, reports: Sequence[Report], state: State
-    ) -> tuple[PseudoGradientStats, State, dict[str, float]]:
-        """The statistics as they count, the state with the next medians, and metrics.
+    ) -> Aggregated:
+        """The statistics as they count, the next medians, and metrics.
 
         Args:
-            stats: of updates and weights within ``limits(state)``.
+            stats: of updates and weights within the bounds of ``reading(state)``.
             reports: of every client of the round.
             state: what the last round left, ``{}`` in the first.
         """
@@ -93,6 +96,8 @@ class MedianBounds:
         if "medians" in state:
             old = {name: float(x) for name, x in state["medians"].items()}
             bound = self.norm * old["norm"]
+            # Two clients that send v and -v leave the mean as it is, but not the sum of squares
+            # from which a rule may choose its step. So there the round's own median bounds them.
             longest = self.step_norm * middle
             short = math.fsum(r.weight * min(r.norm, longest) ** 2 for r in reports)
             stats = replace(stats, sq_norm=min(stats.sq_norm, short))
@@ -103,9 +108,9 @@ class MedianBounds:
             stats = _longer(stats, norm / _SHORT)
         metrics = {"max-update-norm": bound, "num-clipped": stats.num_clipped}
         if norm == 0:  # nobody has moved: the next round is the first one
-            return stats, state, metrics
+            return Aggregated(stats, {}, metrics)
         medians: State = {"medians": {"norm": np.asarray(norm), "weight": np.asarray(weight)}}
-        return stats, state | medians, metrics
+        return Aggregated(stats, medians, metrics)
 
     def bounded(self, weights: Sequence[float]) -> list[float]:
         """``min(pᵢ, l n)`` with ``n`` the median of these very weights."""
@@ -125,6 +130,7 @@ def lower_median(values: Sequence[float]) -> float:
 
 
 def _follow(old: float, new: float, k: float) -> float:
+    """``√(old · new)``, half way in logarithms, with ``new`` within a factor ``k`` of ``old``."""
     return float((old * min(max(new, old / k), old * k)) ** 0.5)
 
 

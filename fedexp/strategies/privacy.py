@@ -10,6 +10,7 @@ import numpy as np
 
 from fedexp.arrays import Arrays, same
 from fedexp.stats import PseudoGradientStats
+from fedexp.strategies.extensions import Extensions
 from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.step_sizes import StepSize
 
@@ -18,38 +19,38 @@ _Model = TypeVar("_Model")
 
 def check_untouched(
     optimizer: ServerOptimizer,
+    extensions: Extensions,
     released: _Model | None,
     given: _Model,
     arrays_of: Callable[[_Model], Arrays],
-    *,
-    robust: bool = False,
 ) -> None:
     """Raise unless the model that comes back is the one that the server step returned.
 
     Flower's differential-privacy wrappers hand the strategy clipped updates and add noise to
-    what it returns, as much as a plain mean of them needs. A longer step, or one that remembers
-    earlier rounds, needs more. A strategy does not know that it is wrapped; but it sees the noise
-    in the model that it is asked to send out next, before any node does.
+    what it returns, as much as a plain mean of them needs. A longer step, one that remembers
+    earlier rounds, or bounds that depend on what other clients sent need more. A strategy does not
+    know that it is wrapped; but it sees the noise in the model that it is asked to send out next,
+    before any node does. A subclass that changes the result of our step looks the same.
 
     Args:
-        optimizer: the server step; a mean with a step of at most 1 may be noised.
-        released: what the strategy returned last, None before round 1.
-        given: what it is asked to send out.
+        optimizer: the server step; noise may be added to a mean with a step of at most 1.
+        extensions: of the strategy; noise may be added if they keep that mean.
+        released: what our server step returned last, None if it has not been called.
+        given: what the strategy is asked to send out.
         arrays_of: decodes either.
-        robust: updates are bounded by what other clients sent, which needs more noise as well.
 
     Raises:
         ValueError: they differ.
     """
-    if released is None or released is given or (optimizer.averages and not robust):
+    if released is None or released is given or (optimizer.averages and extensions.keeps_mean):
         return
     if not same(arrays_of(released), arrays_of(given)):
         raise ValueError(
             f"ServerOptimizer(direction={optimizer.direction}, step_size={optimizer.step_size}): "
             "the model was changed after the server step, as Flower's differential-privacy "
             "wrappers do. Their noise fits a plain mean; after this step it is too small for the "
-            "privacy they state. Wrap FedAvg with a server_learning_rate of at most 1 and without "
-            "robust."
+            "privacy they state. Wrap FedAvg with a server_learning_rate of at most 1, without "
+            "robust and without extensions of your own."
         )
 
 
@@ -61,20 +62,23 @@ def is_one_for_all(results: Sequence[object]) -> bool:
     return len(results) > 1 and all(result is results[0] for result in results)
 
 
-def check_mean_is_enough(owner: str, step_size: StepSize, single: dict[str, bool]) -> None:
+def check_mean_is_enough(
+    owner: str, step_size: StepSize, extensions: Extensions, *, weighted: bool
+) -> None:
     """Raise unless a server that knows the clients' mean and nothing else can take the step.
 
     Args:
         owner: name of the strategy.
         step_size: its rule.
-        single: by name, whether a setting that looks at single updates is used.
+        extensions: of the strategy.
+        weighted: clients are weighted by what they report, as in the mean.
 
     Raises:
         ValueError: it cannot.
     """
-    used = [name for name, is_used in single.items() if is_used]
-    if _needs_norms(step_size):
-        used.insert(0, f"{type(step_size).__name__}, its step size,")
+    used = [f"{type(step_size).__name__}, its step size,"] if _needs_norms(step_size) else []
+    used += [] if weighted else ["weighted=False"]
+    used += [str(extension) for extension in extensions if extension.needs_updates]
     if used:
         raise ValueError(
             f"{owner}: under secure aggregation every result is the clients' mean, and {used[0]} "

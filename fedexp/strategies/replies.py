@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,13 +12,15 @@ from fedexp import wire
 from fedexp.arrays import Arrays, update_norm
 from fedexp.merged import Failure, Merged
 from fedexp.stats import PseudoGradientStats
-from fedexp.strategies.medians import MedianBounds, Report
+from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.reply_group import Aggregate, ReplyGroup
-from fedexp.strategies.robustness import outliers
 from fedexp.wire import ClientResult
 
 Content = tuple[int, RecordDict]
 """A node's id and what it sent."""
+
+Drop = Callable[[Sequence[float]], Mapping[int, str]]
+"""Which replies to drop, and why, by their place among the norms of all updates."""
 
 
 class Replies:
@@ -78,9 +80,9 @@ class Replies:
         return self._chosen.aggregated(aggregate)
 
     @property
-    def reports(self) -> list[Report]:
-        """Weight and norm of each client that counts, see ``ReplyGroup``."""
-        return self._chosen.reports
+    def norms(self) -> list[float]:
+        """``‖Δᵢ‖`` of each reply that counts, before any bound; 0 where there is none."""
+        return self._chosen.norms
 
     def bounded(self) -> list[Mapping[str, Any]]:
         """Metrics of each client that counts, see ``ReplyGroup``."""
@@ -102,13 +104,10 @@ class Replies:
                 yield node, content
                 del content
 
-    def take(
-        self, replies: Iterable[Message] | Merged, *, drop_beyond: float | None = None
-    ) -> None:
+    def take(self, replies: Iterable[Message] | Merged, drop: Drop | None = None) -> None:
         """Add all train replies of a round, singly or merged, or note why not.
 
-        With ``drop_beyond`` all of them are held until the last has come, and those whose update
-        is longer than this multiple of the median are left out.
+        With ``drop`` all of them are held until the last has come.
         """
         if isinstance(replies, Merged):
             for kind, sums in replies.sums.items():
@@ -116,31 +115,28 @@ class Replies:
             self.failures += replies.failures
             self._choose()
         else:
-            self.fold(self.contents(replies), drop_beyond=drop_beyond)
+            self.fold(self.contents(replies), drop)
 
-    def fold(self, contents: Iterable[Content], *, drop_beyond: float | None = None) -> None:
+    def fold(self, contents: Iterable[Content], drop: Drop | None = None) -> None:
         """As ``take``, of single replies without their messages."""
-        if drop_beyond is not None:
-            self._fold_near(contents, drop_beyond)
+        if drop is not None:
+            self._fold_held(contents, drop)
         else:
             for node, content in contents:
                 self._add(self._read(node, content), content)
                 del content
         self._choose()
 
-    def _fold_near(self, contents: Iterable[Content], k: float) -> None:
+    def _fold_held(self, contents: Iterable[Content], drop: Drop) -> None:
         held = [(self._read(node, content), content) for node, content in contents]
         sound = [(result, content) for result, content in held if not result.refused]
         for result, content in held:
             if result.refused:
                 self._add(result, content)
         norms = [update_norm(self.before, r.arrays, r.kind.trainable) for r, _ in sound if r.kind]
-        for (result, content), norm, is_out in zip(sound, norms, outliers(norms, k), strict=True):
-            if is_out:
-                reason = f"its update's norm {norm:.3g} is over {k} x the median."
-                self._add(result.refuse(reason), content)
-            else:
-                self._add(result, content)
+        reasons = drop(norms)
+        for i, (result, content) in enumerate(sound):
+            self._add(result.refuse(reasons[i]) if i in reasons else result, content)
 
     def _choose(self) -> None:
         """Let the replies of the commonest kind count, and none of the others."""

@@ -16,7 +16,7 @@ from fedexp.merged import ClientSums
 from fedexp.records import records_of
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.client_metrics import weighted_means
-from fedexp.strategies.medians import MedianBounds, Report
+from fedexp.strategies.medians import MedianBounds
 
 Aggregate = Callable[[list[RecordDict], str], MetricRecord | None]
 """Flower's form of a function that makes one record of the clients' metrics."""
@@ -60,13 +60,6 @@ class ReplyGroup:
         self.stats = self.stats + sums.stats
         self.metrics.extend(sums.metrics)
         self.norms.extend(sums.norms)
-
-    @property
-    def reports(self) -> list[Report]:
-        """What each client claims to weigh, weighs, and ``‖Δᵢ‖`` if the reading bounds it."""
-        rows = [m for _, m in self.metrics]
-        claims = [float(m[self.reading.weighted_by]) for m in rows]
-        return list(map(Report, claims, map(self.reading.share, rows), self.norms))
 
     def bounded(self) -> list[Mapping[str, Any]]:
         """The clients' metrics; with ``bounds`` no weight is far beyond the median."""

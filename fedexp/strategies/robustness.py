@@ -1,36 +1,61 @@
-"""Bounds on what one client can do to a round."""
+"""Bounds on what one client can do to a round: clipping, and the dropping of outliers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
+from fedexp.strategies.extensions import Aggregated, Extension, Received
 
 
-class Clip(Protocol):
-    """A bound ``C`` on the norm of an update; ``Δᵢ`` counts as ``min(1, C/‖Δᵢ‖) Δᵢ``."""
+class Clip(Extension):
+    """A bound ``C`` on the norm of an update; ``Δᵢ`` counts as ``min(1, C/‖Δᵢ‖) Δᵢ``.
+
+    The bound is known before the round begins, so that workers apply it and merge their replies.
+    Metrics: ``max-update-norm`` (``C``) and ``num-clipped``.
+    """
+
+    keeps_mean = True
 
     def bound(self, state: State) -> float:
         """``C`` of the coming round."""
-        ...
+        raise NotImplementedError
 
     def adapt(self, stats: PseudoGradientStats, state: State) -> State:
-        """The state after a round of ``stats``."""
-        ...
+        """The state after a round of ``stats``; as it is for a bound that is always the same."""
+        return state
+
+    def reading(self, state: State) -> Mapping[str, Any]:
+        """Longer updates are scaled down as they are read."""
+        return {"max_norm": self.bound(state)}
+
+    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Aggregated:
+        """The sums are of clipped updates already; the next bound follows from how many were."""
+        clipped = received.stats.num_clipped
+        metrics = {"max-update-norm": self.bound(state), "num-clipped": clipped}
+        return Aggregated(stats, self.adapt(received.stats, state), metrics)
 
 
 @dataclass(frozen=True)
-class FixedClip:
+class FixedClip(Clip):
     """The same bound every round: ``sᵢ = min(1, C/‖Δᵢ‖)``.
 
     Attributes:
         max_norm: ``C > 0``, in parameter units.
+
+    Raises:
+        ValueError: the bound is not positive.
+
+    Example:
+        >>> from fedexp.strategies import FedExP
+        >>> FedExP(clip=FixedClip(0.5)).reading().max_norm
+        0.5
     """
 
     max_norm: float
@@ -43,13 +68,9 @@ class FixedClip:
         """``max_norm``."""
         return self.max_norm
 
-    def adapt(self, stats: PseudoGradientStats, state: State) -> State:
-        """``state`` as it is."""
-        return state
-
 
 @dataclass(frozen=True)
-class QuantileClip:
+class QuantileClip(Clip):
     """A bound that follows a quantile of the norms: ``C ← C exp(-κ (b - q))``.
 
     ``b`` is the share of the round's clients with ``‖Δᵢ‖ ≤ C``. Andrew, Thakkar, McMahan &
@@ -59,6 +80,17 @@ class QuantileClip:
         initial: ``C`` of round 1, > 0, in parameter units.
         quantile: ``q``, in [0, 1]; 0.5 follows the median.
         rate: ``κ > 0``; ``C`` changes by at most a factor ``exp(κ)`` a round.
+
+    Raises:
+        ValueError: an attribute is out of its range.
+
+    Example:
+        All four updates are longer than the bound, so it grows by ``exp(0.2 · 0.5)``:
+
+        >>> clip = QuantileClip(initial=1.0, quantile=0.5, rate=0.2)
+        >>> state = clip.adapt(PseudoGradientStats(count=4, num_clipped=4), {})
+        >>> round(clip.bound(state), 4)
+        1.1052
     """
 
     initial: float = 0.1
@@ -79,12 +111,43 @@ class QuantileClip:
 
     def adapt(self, stats: PseudoGradientStats, state: State) -> State:
         """The state with the next ``C``."""
+        # If more clients are within C than the quantile asks for, C is too large and shrinks. It
+        # does so by a factor, so that a start that is far off is corrected in a few rounds.
         within = 1 - stats.num_clipped / stats.count
         bound = self.bound(state) * math.exp(-self.rate * (within - self.quantile))
         return state | {"clip": {"max-norm": np.asarray(bound)}}
 
 
-def outliers(norms: Sequence[float], k: float) -> list[bool]:
-    """Which of ``norms`` are beyond ``k`` times their median."""
-    limit = k * float(np.median(norms)) if norms else 0.0
-    return [norm > limit for norm in norms]
+@dataclass(frozen=True)
+class DropBeyond(Extension):
+    """Drop updates that are longer than ``k`` times the round's median norm.
+
+    The median is known when the last reply has come, so the server holds all of a round.
+
+    Attributes:
+        multiple: ``k ≥ 1``, in medians.
+
+    Raises:
+        ValueError: ``k`` is less than 1, so that half of the clients would be dropped.
+
+    Example:
+        >>> DropBeyond(3.0).drop([1.0, 2.0, 30.0])
+        {2: "its update's norm 30 is over 3.0 x the median."}
+    """
+
+    keeps_mean = True
+    holds_replies = True
+
+    multiple: float
+
+    def __post_init__(self) -> None:
+        if not self.multiple >= 1:
+            raise ValueError(f"FedOpt(drop_beyond={self.multiple}): must be >= 1. Use 5.0.")
+
+    def drop(self, norms: Sequence[float]) -> dict[int, str]:
+        """The places of norms that are too long, with the reason."""
+        limit = self.multiple * float(np.median(norms)) if norms else 0.0
+        reason = "its update's norm {:.3g} is over {} x the median."
+        return {
+            i: reason.format(norm, self.multiple) for i, norm in enumerate(norms) if norm > limit
+        }

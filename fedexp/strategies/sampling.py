@@ -134,6 +134,31 @@ def sample(nodes: Sequence[int], size: int, *, seed: int, server_round: int, use
     """Draw ``size`` of ``nodes`` uniformly without replacement, in their order.
 
     The draw is a pure function of its arguments; ``use`` keeps training and evaluation apart.
+
+    Example:
+        >>> sample([2, 3, 4, 5], 2, seed=0, server_round=1, use="train")
+        [2, 3]
     """
     rng = np.random.default_rng([seed, server_round, crc32(use.encode())])
     return [nodes[i] for i in sorted(rng.choice(len(nodes), size, replace=False).tolist())]
+
+
+def draw(
+    grid: Grid, fraction: float, least: int, available: int, seed: int, server_round: int, use: str
+) -> list[int]:
+    """A ``sample`` of the connected nodes, as many as Flower's FedAvg would ask.
+
+    Args:
+        grid: of the nodes.
+        fraction: of the nodes, to be asked.
+        least: how many are asked at least.
+        available: how many have to be connected before any is asked.
+        seed: of the draw.
+        server_round: the number of the round.
+        use: ``train`` or ``evaluate``.
+    """
+    nodes = wait_for_nodes(grid, available)
+    # A product such as 0.29 · 100 comes out as 28.999999999999996, which must not become 28.
+    size = max(int(len(nodes) * fraction + 1e-9), least)
+    log(INFO, "%s: Sampled %s nodes (out of %s)", use, size, len(nodes))
+    return sample(nodes, size, seed=seed, server_round=server_round, use=use)

@@ -18,7 +18,7 @@ from fedexp.simulation import SerialGrid
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies import STRATEGIES, FedAvg, FedExP, FedExProx, FixedClip, legacy
 from fedexp.strategies.medians import MedianBounds, Report, lower_median
-from fedexp.strategies.tuning import cohort_rates
+from fedexp.strategies.rate_sharing import cohort_rates
 
 W = {"w": np.linspace(-1, 1, 6).reshape(2, 3), "b": np.asarray(0.5)}
 BOUNDS = MedianBounds()

@@ -8,8 +8,8 @@ from flwr.clientapp import ClientApp
 
 from fedexp.simulation import SerialGrid
 from fedexp.strategies import FedExP, FedExProx
+from fedexp.strategies.rate_sharing import cohort_rates
 from fedexp.strategies.robustness import FixedClip
-from fedexp.strategies.tuning import cohort_rates
 
 START = np.zeros(3, np.float32)
 

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from flwr.serverapp.strategy import (
@@ -9,7 +11,19 @@ from test_presets import arrays_of, drawn, grid_of
 
 from fedexp.records import from_record, to_record
 from fedexp.rounds import rounds
-from fedexp.strategies import STRATEGIES, FedAvg, FedAvgM, FedExP
+from fedexp.strategies import (
+    STRATEGIES,
+    FedAvg,
+    FedAvgM,
+    FedExP,
+    FixedClip,
+    MedianBounds,
+    QuantileClip,
+)
+from fedexp.strategies.extensions import Extension
+from fedexp.strategies.rate_sharing import RateSharing
+from fedexp.strategies.robustness import DropBeyond
+from fedexp.strategies.scaffold import ServerControlVariate
 
 W = {"w": np.zeros(5), "b": np.zeros((2, 2))}
 EVERYBODY = {"fraction_evaluate": 0.0, "min_train_nodes": 4, "min_available_nodes": 4}
@@ -76,14 +90,73 @@ def test_only_a_mean_with_a_step_of_at_most_one_counts_as_one(key):
     assert STRATEGIES[key].strategy().optimizer.averages == (key in means)
 
 
-def test_a_subclass_may_change_its_own_result():
-    class Rounded(FedExP):
-        def aggregate_train(self, server_round, replies):
-            arrays, metrics = super().aggregate_train(server_round, replies)
-            return to_record({k: x.round(2) for k, x in from_record(arrays).items()}), metrics
+class Logging(FedExP):
+    """Looks at what our step returns, and leaves it as it is."""
 
-    result = Rounded(**EVERYBODY).start(grid_of(drawn), to_record(W), num_rounds=2)
-    assert (arrays_of(result)["w"] * 100 % 1).round(6).sum() in range(6)
+    def aggregate_train(self, server_round, replies):
+        self.seen = super().aggregate_train(server_round, replies)
+        return self.seen
+
+
+class Rounded(FedExP):
+    """Changes what our step returns."""
+
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        return to_record({k: x.round(2) for k, x in from_record(arrays).items()}), metrics
+
+
+class Own(FedExP):
+    """Takes a step of its own and never calls ours."""
+
+    def aggregate_train(self, server_round, replies):
+        assert self.released is None
+        return to_record({k: np.full(x.shape, server_round / 3) for k, x in W.items()}), None
+
+
+def test_a_subclass_that_only_looks_at_the_result_goes_on():
+    strategy = Logging(**EVERYBODY)
+    result = strategy.start(grid_of(drawn), to_record(W), num_rounds=3)
+    np.testing.assert_array_equal(arrays_of(result)["w"], from_record(strategy.seen[0])["w"])
+
+
+def test_looking_at_the_result_does_not_lift_the_guard():
+    with pytest.raises(ValueError, match="the model was changed after the server step"):
+        private(Logging(**EVERYBODY)).start(grid_of(drawn), to_record(W), num_rounds=1)
+
+
+def test_a_subclass_that_changes_the_result_of_our_step_is_refused_as_a_wrapper_is():
+    with pytest.raises(ValueError, match="the model was changed after the server step"):
+        Rounded(**EVERYBODY).start(grid_of(drawn), to_record(W), num_rounds=2)
+
+
+def test_a_subclass_that_never_calls_our_step_is_not_guarded():
+    result = Own(**EVERYBODY).start(grid_of(drawn), to_record(W), num_rounds=3)
+    np.testing.assert_array_equal(arrays_of(result)["w"], np.ones(5))
+    noised = private(Own(**EVERYBODY)).start(grid_of(drawn), to_record(W), num_rounds=2)
+    assert np.isfinite(arrays_of(noised)["w"]).all()
+
+
+@pytest.mark.parametrize(
+    ("extension", "is_mean"),
+    [
+        (FixedClip(1.0), True),
+        (QuantileClip(), True),
+        (DropBeyond(2.0), True),
+        (ServerControlVariate(), True),
+        (RateSharing(), True),
+        (MedianBounds(), False),
+        (Extension(), False),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_only_what_keeps_the_mean_goes_with_flowers_noise(extension, is_mean):
+    assert extension.keeps_mean is is_mean
+    if isinstance(extension, ServerControlVariate):
+        return  # needs clients that use them
+    strategy = private(FedAvg(extensions=[extension], **EVERYBODY))
+    with nullcontext() if is_mean else pytest.raises(ValueError, match="extensions of your own"):
+        strategy.start(grid_of(drawn), to_record(W), num_rounds=1)
 
 
 def test_a_copy_of_the_model_is_the_same_model():

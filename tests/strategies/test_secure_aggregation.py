@@ -78,8 +78,8 @@ def test_a_step_that_needs_single_updates_is_refused_with_what_to_do(key):
     ("options", "named"),
     [
         ({"weighted": False}, "weighted=False"),
-        ({"clip": FixedClip(1.0)}, "clip"),
-        ({"drop_beyond": 3.0}, "drop_beyond"),
+        ({"clip": FixedClip(1.0)}, r"FixedClip\(max_norm=1.0\)"),
+        ({"drop_beyond": 3.0}, r"DropBeyond\(multiple=3.0\)"),
     ],
 )
 def test_settings_that_look_at_single_updates_are_refused(options, named):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedexp.rounds import rounds
 from fedexp.strategies import FedAvg, FedExP
-from fedexp.strategies.tuning import cohort_rates, spread
+from fedexp.strategies.rate_sharing import cohort_rates, spread
 
 ARRAYS = {"w": np.zeros(3, np.float32)}
 AVERAGE = {"hyper-between-rounds": "average"}

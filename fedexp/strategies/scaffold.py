@@ -1,20 +1,37 @@
-"""SCAFFOLD's server half: the mean of the clients' control variates, and whose are in it."""
+"""SCAFFOLD's server half: the mean of the clients' control variates, and whose are in it.
+
+Every client ``i`` keeps a control variate ``cᵢ``, an estimate of its own gradient, and the server
+keeps their mean ``c``. A local step along ``g - cᵢ + c`` then follows the gradient of all clients,
+however far client ``i`` has gone. Karimireddy et al. 2020, arXiv:1910.06378.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from fedexp.arrays import Arrays, Float64s, cast_like
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
+from fedexp.strategies.extensions import (
+    Aggregated,
+    Extension,
+    Received,
+    RoundInProgress,
+    Sent,
+    run_number,
+)
+from fedexp.strategies.medians import MedianBounds
 
-VARIATE, STEP = "control-variate", "control-step"
+CONTROL = "control-variate"
+"""Record of the server's control variate; the state's entry for it."""
 
-_CLIENTS = "control-clients"
+STEP = "control-step"
+"""Metric of a client: ``K η_l``, the number of its local steps times their size."""
 
 NODES, ROUNDS = "control-nodes", "control-rounds"
 """Settings: nodes of which a reply was not applied since, and the last round that was (0: none)."""
@@ -22,16 +39,81 @@ NODES, ROUNDS = "control-nodes", "control-rounds"
 MAX_NORM, MAX_WEIGHT = "max-update-norm", "max-weight"
 """Settings: the bounds ``C`` and ``P`` on updates and weights."""
 
+_CLIENTS = "control-clients"
+
+
+@dataclass(frozen=True)
+class ServerControlVariate(Extension):
+    """Send the server's control variate to the clients, and move it by their replies.
+
+    The state has two entries: ``control-variate``, and ``control-clients``, what is known of each.
+
+    Attributes:
+        bounds: bounds on the weights; None for weights as the clients report them, or all equal.
+
+    Example:
+        In round 1 the server's control variate is zero, and no client has lost a reply:
+
+        >>> import numpy as np
+        >>> from fedexp.strategies import Scaffold
+        >>> strategy = Scaffold()
+        >>> strategy.begin({"w": np.ones(2)}, server_round=1)
+        >>> sent = strategy.ask([7, 8], num_nodes=5)
+        >>> sent.arrays, sorted(sent.settings)
+        ({'control-variate': {'w': array([0., 0.])}}, ['run-id'])
+    """
+
+    keeps_mean = True
+
+    bounds: MedianBounds | None = None
+
+    def reading(self, state: State) -> Mapping[str, Any]:
+        """Only clients of equal ``K η_l`` add up, see ``next_control``."""
+        return {"step_key": STEP}
+
+    def send(self, round_: RoundInProgress, state: State) -> Sent:
+        """The server's control variate, and what clients need to know to keep their own."""
+        clients, reading = Clients.of(state), round_.reading
+        lost = clients.ask(round_.nodes, round_.server_round)
+        bounds = limits(reading.max_norm, reading.max_weight, reading.uniform)
+        control = server_control(round_.params, reading.trainable, state)
+        return run_number(state) | Sent({**bounds, **lost}, {CONTROL: control}, clients.entry())
+
+    def check(self, received: Received, state: State) -> None:
+        """In the first round, refuse clients that are not made for control variates."""
+        if CONTROL not in state:
+            check_steps(received.stats.count, received.unlike, received.without_step)
+
+    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Aggregated:
+        """The sums as they are; the control variate for the next round."""
+        clients = Clients.of(state)
+        before = clients.total
+        weights = dict(zip(received.nodes, self._weights(received), strict=True))
+        clients.apply(weights, received.round.server_round, received.round.num_nodes)
+        # Of the sums as they came: clients know the bounds that they were read with, and move their
+        # own control variates by the same updates.
+        moved = next_control(
+            received.stats, state, step=received.step, before=before, total=clients.total
+        )
+        return Aggregated(stats, {**moved, **clients.entry()})
+
+    def _weights(self, received: Received) -> list[float]:
+        if self.bounds and received.round.reading.uniform:
+            # The first round of the bounds, in which all count alike. What is remembered of the
+            # clients is what they will weigh later.
+            return self.bounds.bounded(received.claims)
+        return received.weights
+
 
 @dataclass
 class Clients:
-    """What the server knows of the clients and their variates, by node.
+    """What the server knows of the clients and their control variates, by node.
 
     Attributes:
         weight: ``pᵢ`` as last reported.
-        applied: the last round whose reply is in the server's variate.
+        applied: the last round whose reply is in the server's control variate.
         asked: the last round in which the client was asked to train.
-        total: ``Σ pᵢ`` over all clients, for which the server's variate was computed.
+        total: ``Σ pᵢ`` over all clients, for which the server's control variate was computed.
     """
 
     weight: dict[int, float] = field(default_factory=dict)
@@ -71,7 +153,7 @@ class Clients:
     def ask(self, nodes: Sequence[int], server_round: int) -> dict[str, list[int]]:
         """Note that ``nodes`` are asked to train; settings that say whose last reply was lost.
 
-        A client keeps the variate of its last reply only if the server applied that reply.
+        A client keeps the control variate of its last reply only if the server applied that reply.
         """
         lost = [i for i in nodes if self.asked.get(i, 0) != self.applied.get(i, 0)]
         self.asked |= dict.fromkeys(nodes, server_round)
@@ -85,7 +167,7 @@ class Clients:
             weights: ``pᵢ`` by node.
             server_round: the round.
             num_nodes: how many clients there are. One that has never taken part counts with the
-                mean weight of the others; its own variate is zero.
+                mean weight of the others; its own control variate is zero.
         """
         self.weight |= weights
         self.asked |= dict.fromkeys(weights, server_round)
@@ -96,30 +178,30 @@ class Clients:
 def limits(max_norm: float, max_weight: float, uniform: bool) -> dict[str, float]:
     """Settings that say to what the server bounds a client's update and weight.
 
-    A client's own variate has to be what the server makes of its reply. Weights are all 1 if
-    ``uniform``: a client has at least one example.
+    A client's own control variate has to be what the server makes of its reply. Weights are all 1
+    if ``uniform``: a client has at least one example.
     """
     bounds = {MAX_NORM: max_norm, MAX_WEIGHT: 1.0 if uniform else max_weight}
     return {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
 
 
-def server_variate(params: Arrays, trainable: frozenset[str], state: State) -> Arrays:
+def server_control(params: Arrays, trainable: frozenset[str], state: State) -> Arrays:
     """``c`` as the clients get it: by name, in the dtypes of ``params``; zero in round 1."""
-    variate = state.get(VARIATE, {})
+    control = state.get(CONTROL, {})
     return {
-        name: cast_like(variate[name], w) if name in variate else np.zeros_like(w)
+        name: cast_like(control[name], w) if name in control else np.zeros_like(w)
         for name, w in params.items()
         if name in trainable
     }
 
 
-def next_variate(
+def next_control(
     stats: PseudoGradientStats, state: State, *, step: float, before: float, total: float
 ) -> dict[str, Float64s]:
     """``c = Σ pᵢ cᵢ / Σ pᵢ`` over all clients after a round, the state's new entry.
 
-    By option II a client's variate moves by ``cᵢ⁺ - cᵢ = Δᵢ/(K η_l) - c``, so that with the sums
-    over the round ``c ← (P c + Σ pᵢ (Δᵢ/(K η_l) - c)) / P⁺``: clients send nothing more than
+    By option II a client's control variate moves by ``cᵢ⁺ - cᵢ = Δᵢ/(K η_l) - c``. With the sums
+    over the round, ``c ← (P c + Σ pᵢ (Δᵢ/(K η_l) - c)) / P⁺``: clients send nothing more than
     FedAvg's do, and sums of replies serve as well as the replies. Karimireddy et al. 2020,
     arXiv:1910.06378, alg. 1, where ``pᵢ = 1``. A clipped update counts with what is left of it.
 
@@ -129,15 +211,21 @@ def next_variate(
         step: ``K η_l``, the number of local steps times their size; the same at every client.
         before: ``P``, the weight of all clients as the last round knew it.
         total: ``P⁺``, as this round knows it.
+
+    Example:
+        >>> stats = PseudoGradientStats(1, 1.0, {"w": np.array([0.5])})
+        >>> next_control(stats, {}, step=0.25, before=0.0, total=4.0)  # one of four clients
+        {'control-variate': {'w': array([0.5])}}
     """
-    old = state.get(VARIATE, {})
+    old = state.get(CONTROL, {})
     new = dict(old)
     for name, update in stats.update.items():
+        # The two terms with c are one: (P c - Σ pᵢ c) / P⁺ = c (P - Σ pᵢ) / P⁺.
         c = np.asarray(update / (step * total))
         if name in old:
             c += old[name] * ((before - stats.weight) / total)
         new[name] = c
-    return {VARIATE: new}
+    return {CONTROL: new}
 
 
 def check_steps(num_alike: int, unlike: Sequence[int], without: Sequence[int]) -> None:

@@ -1,0 +1,189 @@
+"""The arithmetic of a round: what is sent, how replies are read, and the server step.
+
+``FedOpt`` is this behind Flower's Message API, ``legacy.FedOpt`` behind the older one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from logging import INFO, WARNING
+from typing import Any, Literal, cast
+
+import numpy as np
+from flwr.common.logger import log
+from flwr.serverapp.exception import AggregationError
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+from fedexp import wire
+from fedexp.arrays import Arrays, first_non_finite, has_batch_norm, sq_norm, trainable_names
+from fedexp.stats import PseudoGradientStats
+from fedexp.strategies.attendance import Attendance
+from fedexp.strategies.attributes import OfExtension
+from fedexp.strategies.directions import State
+from fedexp.strategies.extensions import Extensions, Received, RoundInProgress, Sent
+from fedexp.strategies.medians import MedianBounds
+from fedexp.strategies.optimizer import ServerOptimizer, limited
+from fedexp.strategies.replies import Replies
+
+_BUFFERS = "buffers"
+_BATCH_NORM_MAX_STEP = 1.5  # the best of those tried in experiments/batch_norm.py
+
+
+class Aggregation(FlowerFedAvg):
+    """A round as ``begin``, ``ask``, ``replies`` and ``finish``; ``FedOpt`` is what users make.
+
+    Attributes:
+        optimizer, weighted, trainable, buffers, client_config: as ``FedOpt`` takes them.
+        extensions: all additions to a round.
+        state: all that rules and extensions remember.
+        round: what is held while clients train; None before the first model is known.
+        attendance: who contributed, and whose replies were dropped.
+    """
+
+    optimizer: ServerOptimizer
+    weighted: bool
+    trainable: frozenset[str] | None
+    buffers: Literal["average", "keep"]
+    client_config: dict[str, Any]
+    extensions: Extensions
+    state: State
+    round: RoundInProgress | None
+    attendance: Attendance
+    bounds = OfExtension(MedianBounds)
+
+    _limits_batch_norm: bool
+    _warned = False
+
+    def begin(self, params: Arrays, server_round: int = 0) -> None:
+        """Take ``params`` as the model of the coming round; name its buffers in the log, once."""
+        reading = self._reading(params)
+        self.round = RoundInProgress(params, reading, server_round, dict(self.client_config))
+        names = [name for name in params if name not in reading.trainable]
+        if names and not self._warned:
+            self._warned = True
+            log(WARNING, "Not moved by the server step (buffers=%r): %s", self.buffers, names)
+            if self._limits_batch_norm and has_batch_norm(params):
+                log(WARNING, "Step at most %s: the model has batch norm.", _BATCH_NORM_MAX_STEP)
+
+    def ask(self, nodes: Sequence[int], num_nodes: int) -> Sent:
+        """What goes to ``nodes`` beside the model, of ``num_nodes`` connected ones."""
+        self.round = replace(self._round(), nodes=tuple(nodes), num_nodes=num_nodes)
+        self.attendance.ask(nodes)
+        sent = self.extensions.send(self.round, self.state)
+        self.state = self.state | sent.state
+        return sent
+
+    def reading(self) -> wire.Reading:
+        """How the replies of this round are read."""
+        return self._reading(self.round.params if self.round else {})
+
+    def replies(self) -> Replies:
+        """Where the replies of this round are added up.
+
+        Raises:
+            AggregationError: the model of the round is not known, and the step depends on it.
+        """
+        needed = self.extensions.needs_updates or not self.optimizer.is_mean
+        if self.round is None and needed:
+            raise AggregationError(
+                f"{type(self).__name__}.aggregate_train: the model that the clients started from "
+                "is not known. Call configure_train first, or set current_arrays."
+            )
+        params, reading = self._round().params, cast(wire.Reading, self._round().reading)
+        whole = self.train_metrics_aggr_fn is not aggregate_metricrecords
+        return Replies(params, reading, whole=whole, bounds=self.bounds)
+
+    def finish(
+        self, server_round: int, replies: Replies
+    ) -> tuple[Arrays, dict[str, int | float]] | None:
+        """Take the server step: the new model, and what there is to report of the round.
+
+        Both of Flower's APIs come here. Without a usable reply, or if the new model is not finite,
+        the answer is None, and the state is what it was.
+
+        Raises:
+            ValueError: the clients do not fit an extension.
+        """
+        kind, stats = replies.kind, replies.stats
+        received = Received(
+            replace(self._round(), server_round=server_round),
+            stats,
+            nodes=[node for node, _ in replies.metrics],
+            metrics=[metrics for _, metrics in replies.metrics],
+            norms=replies.norms,
+            step=kind.step,
+            unlike=replies.unlike,
+            without_step=replies.without_step,
+        )
+        self.attendance.fail(replies.failures)
+        self.extensions.check(received, self.state)
+        if not stats.count:
+            return None
+        self._learn_buffers(kind)
+        params, state, metrics = self._step(received, replies.with_loss(), kind)
+        eta = metrics.get("server-step-size", 1.0)
+        if not math.isfinite(eta) or first_non_finite(params):
+            reason = f"the server step {eta:.3g} gives a model that is not finite."
+            self.attendance.fail([(node, reason) for node in received.nodes])
+            return None
+        self.attendance.came(received.nodes)
+        self.state = state
+        self.begin(params)
+        return params, metrics
+
+    def _step(
+        self, received: Received, stats: PseudoGradientStats, kind: wire.Kind
+    ) -> tuple[Arrays, State, dict[str, Any]]:
+        # As with Flower's FedAvg, arrays that the clients do not send back leave the model.
+        params, extensions = kind.part(received.round.params), self.extensions
+        if kind.form:
+            # The model was empty or is not known. What the clients give is the first one: there is
+            # nothing to measure updates from, and their mean is taken as it is.
+            extensions = extensions.without_updates()
+            _, state, own = extensions.aggregate(received, stats, self.state)
+            params, _, _ = ServerOptimizer().step(params, stats, {})
+            return params, state, {"num-clients": stats.count, **own}
+        if self.buffers == "keep":
+            stats = replace(stats, buffers={})
+        stats, state, own = extensions.aggregate(received, stats, self.state)
+        optimizer = self.optimizer
+        if self._limits_batch_norm and has_batch_norm(params):
+            optimizer = limited(optimizer, max_step_size=_BATCH_NORM_MAX_STEP)
+        params, state, eta = optimizer.step(params, stats, state)
+        metrics = {
+            "server-step-size": eta,
+            "update-norm": sq_norm(stats.mean_update) ** 0.5,
+            "mean-update-norm": stats.mean_norm,
+            "num-clients": stats.count,
+        }
+        return params, state, {**metrics, **own}
+
+    def _round(self) -> RoundInProgress:
+        return self.round or RoundInProgress({}, self.reading(), settings=self.client_config)
+
+    def _reading(self, params: Arrays) -> wire.Reading:
+        trainable = trainable_names(params).difference(self.state.get(_BUFFERS, {}))
+        reading = wire.Reading(
+            self.weighted_by_key,
+            not self.weighted,
+            trainable if self.trainable is None else self.trainable,
+            self.arrayrecord_key,
+            narrows=self.trainable is None and _BUFFERS not in self.state,
+        )
+        return replace(reading, **self.extensions.reading(self.state))
+
+    def _learn_buffers(self, kind: wire.Kind) -> None:
+        """Remember which arrays the clients of the first round name as buffers, and say so."""
+        reading = cast(wire.Reading, self._round().reading)
+        if not reading.narrows or kind.form:
+            return
+        buffers = sorted(reading.trainable - kind.trainable - kind.absent)
+        learned: State = {_BUFFERS: {name: np.zeros(0) for name in buffers}}
+        self.state = self.state | learned
+        if buffers:
+            log(WARNING, "Not moved by the server step, as the clients say: %s", buffers)
+        else:
+            log(INFO, "Moved by the server step: %d arrays, by name.", len(kind.trainable))

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from fedexp.clients.delta_sgd import (
         DeltaSGD,
     )
+    from fedexp.clients.fedhyper_sgd import (
+        FedHyperSGD,
+        ScheduledSGD,
+    )
     from fedexp.clients.local_optimizers import (
         LOCAL_OPTIMIZERS,
         LocalOptimizer,
@@ -38,10 +42,6 @@ if TYPE_CHECKING:
     )
     from fedexp.clients.named import (
         as_optimizer,
-    )
-    from fedexp.clients.scheduled_sgd import (
-        FedHyperSGD,
-        ScheduledSGD,
     )
     from fedexp.clients.schedules import (
         Schedule,
@@ -77,7 +77,7 @@ else:  # so that the settings can be read without PyTorch
         ClientSettings="fedexp.clients.settings",
         DeltaSGD="fedexp.clients.delta_sgd",
         Examples="fedexp.clients.data",
-        FedHyperSGD="fedexp.clients.scheduled_sgd",
+        FedHyperSGD="fedexp.clients.fedhyper_sgd",
         HyperAdagrad="fedexp.hypergradients",
         HyperAdam="fedexp.hypergradients",
         HyperAdamW="fedexp.hypergradients",
@@ -90,7 +90,7 @@ else:  # so that the settings can be read without PyTorch
         RMSprop="fedexp.hypergradients",
         Rule="fedexp.hypergradients",
         Schedule="fedexp.clients.schedules",
-        ScheduledSGD="fedexp.clients.scheduled_sgd",
+        ScheduledSGD="fedexp.clients.fedhyper_sgd",
         Tower="fedexp.hypergradients",
         Trainer="fedexp.clients.client",
         as_optimizer="fedexp.clients.named",

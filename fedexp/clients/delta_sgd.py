@@ -1,16 +1,52 @@
 """Delta-SGD: a client's step size from the smoothness it meets, nothing to tune per client."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from fedexp.hypergradients.scales import wide
+from fedexp.clients.optimizers import AdaptiveSGD, FunctionalAdaptiveSGD, Tensors
+from fedexp.hypergradients.scales import no_zero, wide
 
 
-class DeltaSGD(torch.optim.Optimizer):
+@dataclass(frozen=True)
+class FunctionalDeltaSGD(FunctionalAdaptiveSGD):
+    """``DeltaSGD`` as pure functions; attributes as there.
+
+    Attributes:
+        gamma: ``γ``.
+        delta: ``δ``.
+        same_batch: take ``g_{k-1}`` on the present minibatch.
+    """
+
+    gamma: float = 2.0
+    delta: float = 0.02
+    same_batch: bool = True
+
+    def init(self, params: Tensors, lr: Tensor) -> dict[str, Any]:
+        """``θ = 1``, no iterate yet."""
+        begun, old = torch.zeros_like(lr), {"params": params, "grads": params}
+        return {"lr": lr, "theta": torch.ones_like(lr), "begun": begun, **old}
+
+    def adapt(self, params: Tensors, grads: Tensors, state: Mapping[str, Any]) -> dict[str, Any]:
+        """``η_k`` from the last two iterates and their gradients."""
+        last = state["lr"]
+        dx, dg = _distance(params, state["params"]), _distance(grads, state["grads"])
+        grown = last * (1 + self.delta * state["theta"]) ** 0.5
+        # A vanished or non-finite difference says nothing of the smoothness.
+        usable = (dx > 0) & (dg > 0) & dx.isfinite() & dg.isfinite()
+        smooth = torch.where(usable, self.gamma * dx / (2 * no_zero(dg)), grown)
+        lr = torch.where(state["begun"] > 0, torch.minimum(smooth, grown), last)
+        begun = torch.ones_like(lr)
+        return {"lr": lr, "theta": lr / last, "begun": begun, "params": params, "grads": grads}
+
+
+class DeltaSGD(AdaptiveSGD):
     """SGD with the locality-adaptive step of Kim et al. 2024, arXiv:2306.11201, algorithm 1.
 
     ``η_k = min( γ‖x_k - x_{k-1}‖ / (2‖g_k - g_{k-1}‖), √(1 + δθ_{k-1}) η_{k-1} )``,
@@ -20,18 +56,27 @@ class DeltaSGD(torch.optim.Optimizer):
     defaults. A round starts afresh: make the optimizer anew, or call `reset`.
 
     Args:
-        params: Parameters or groups; all share the step size.
+        params: Parameters or groups; the method moves all their rates by one factor.
         lr: ``η_0``, the first step of a round.
         gamma: ``γ``.
         delta: ``δ``, how fast the step may grow.
         same_batch: Take ``g_{k-1}`` on the present minibatch, as the paper's code, for one more
             backward pass. `step` then needs a closure, which must give the same loss at the same
-            parameters. Else it is the gradient that the last step had: with minibatches, their
-            noise then enters the difference, and the step shrinks until nothing moves.
+            parameters. Otherwise ``g_{k-1}`` is the gradient that the last step had: the noise of
+            the minibatches then enters the difference, and the step shrinks towards 0.
 
     Raises:
         ValueError: For a step, ``γ`` or ``δ`` that is not positive; for `same_batch` without a
             closure; for a sparse gradient.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = DeltaSGD([w], lr=0.2, same_batch=False)
+        >>> for _ in range(2):
+        ...     w.grad = 5 * w.detach()  # of 5/2 w², whose smoothness is 5
+        ...     optimizer.step()
+        >>> round(optimizer.param_groups[0]["lr"], 4)  # the first step lands on the minimum
+        0.2
     """
 
     def __init__(
@@ -43,73 +88,14 @@ class DeltaSGD(torch.optim.Optimizer):
         delta: float = 0.02,
         same_batch: bool = True,
     ) -> None:
-        for name, value in (("lr", lr), ("gamma", gamma), ("delta", delta)):
+        for name, value in (("gamma", gamma), ("delta", delta)):
             if not 0 < value < float("inf"):
                 raise ValueError(f"DeltaSGD({name}={value}): must be positive and finite.")
-        rates = {"lr": lr, "first_lr": lr, "theta": 1.0, "gamma": gamma, "delta": delta}
-        super().__init__(params, {**rates, "same_batch": same_batch})
-
-    @property
-    def same_batch(self) -> bool:
-        """Whether `step` needs a closure."""
-        return bool(self.defaults["same_batch"])
-
-    def reset(self) -> None:
-        """Begin a round: the first step size, no past."""
-        self.state.clear()
-        for group in self.param_groups:
-            group["lr"], group["theta"] = group["first_lr"], 1.0
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Set the step size from the last two iterates, and step."""
-        same_batch = self.same_batch
-        if same_batch and closure is None:
-            raise ValueError(
-                "DeltaSGD(same_batch=True): `step` needs a closure. Pass one, or same_batch=False "
-                "for gradients of all examples."
-            )
-        evaluate = torch.enable_grad()(closure) if closure else None
-        loss = evaluate() if evaluate else None
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        grads = [p.grad.clone() for p in params]
-        if any(g.is_sparse for g in grads):
-            raise ValueError("DeltaSGD(gradient=sparse): only dense gradients. Use sparse=False.")
-        if params and all(self.state[p] for p in params):
-            before = [self.state[p]["param"] for p in params]
-            dx = torch._foreach_sub(params, before)
-            if same_batch and evaluate:
-                self._at(before, params, evaluate)
-                old = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-            else:
-                old = [self.state[p]["grad"] for p in params]
-            self._resize(norm(dx), norm(torch._foreach_sub(grads, old)))
-        for p, g in zip(params, grads, strict=True):
-            self.state[p] = {"param": p.clone(), "grad": g}
-            if same_batch:
-                p.grad = g.clone()
-        if params:
-            torch._foreach_add_(params, grads, alpha=-self.param_groups[0]["lr"])
-        return loss
-
-    def _at(self, before: list[Tensor], params: list[Tensor], evaluate: Callable[[], Any]) -> None:
-        """Gradients of the present batch at the last iterate."""
-        here = [p.clone() for p in params]
-        torch._foreach_copy_(params, before)
-        evaluate()
-        torch._foreach_copy_(params, here)
-
-    def _resize(self, dx: float, dg: float) -> None:
-        first = self.param_groups[0]
-        lr, gamma = first["lr"], first["gamma"]
-        grown = lr * (1 + first["delta"] * first["theta"]) ** 0.5
-        # A vanished or non-finite difference says nothing of the smoothness.
-        smooth = gamma * dx / (2 * dg) if 0 < dx < float("inf") and 0 < dg < float("inf") else grown
-        new = min(smooth, grown)
-        for group in self.param_groups:
-            group["lr"], group["theta"] = new, new / lr
+        super().__init__(params, lr, FunctionalDeltaSGD(gamma, delta, same_batch))
 
 
-def norm(tensors: Any) -> float:
-    """Euclidean norm of all together."""
-    return float(torch.stack(torch._foreach_norm([wide(x) for x in tensors])).norm())
+def _distance(a: Tensors, b: Tensors) -> Tensor:
+    """``‖a - b‖`` over all parameters together, float64."""
+    norms = [torch.linalg.vector_norm(wide(a[k] - b[k])) for k in a]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm.double()

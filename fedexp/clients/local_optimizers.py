@@ -9,17 +9,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from fedexp.clients.delta_sgd import DeltaSGD
-from fedexp.clients.descent import PlainSGD
-from fedexp.clients.functional_optimizers import (
-    Functional,
-    FunctionalDeltaSGD,
-    FunctionalFedHyperSGD,
-    FunctionalSGD,
-    FunctionalTower,
-)
+from fedexp.clients.delta_sgd import DeltaSGD, FunctionalDeltaSGD
+from fedexp.clients.fedhyper_sgd import FedHyperSGD, FunctionalFedHyperSGD
 from fedexp.clients.loop import Optimizer
-from fedexp.clients.scheduled_sgd import FedHyperSGD
+from fedexp.clients.optimizers import Functional, FunctionalSGD, FunctionalTower, PlainSGD
 from fedexp.clients.settings import KEYS, ClientSettings
 from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
 from fedexp.hypergradients.optimizer import Hypergradient
@@ -60,7 +53,7 @@ class LocalOptimizer:
     @property
     def is_plain(self) -> bool:
         """Whether every step is along the gradient, at one learning rate."""
-        return self.functional is FunctionalSGD
+        return self.functional == FunctionalSGD.of
 
     def reads(self) -> dict[str, str]:
         """The settings of the clients that making it reads: kebab-case key to attribute."""
@@ -119,7 +112,7 @@ def _undecayed(name: str, settings: ClientSettings) -> float:
 plain_sgd = LocalOptimizer(
     "plain SGD, one fixed learning rate",
     lambda params, s: PlainSGD(params, s.lr, s.weight_decay),
-    FunctionalSGD,
+    FunctionalSGD.of,
     adapts_lr=False,
     shares_memory=True,
 )

@@ -1,11 +1,14 @@
 """Delta-SGD on quadratics, where smoothness is known."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedexp.clients.delta_sgd import DeltaSGD
+from fedexp.clients.fedhyper_sgd import FedHyperSGD
 
 
 def quadratic(curvature, w, optimizer, num_steps):
@@ -121,3 +124,62 @@ def test_halves_whose_norm_no_half_can_hold(dtype):
     rates = quadratic(200.0, w, DeltaSGD([w], lr=1e-3, gamma=1.0), 2)
     assert rates[1] == pytest.approx(1e-3 * 1.02**0.5)
     assert w.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [DeltaSGD, FedHyperSGD])
+def test_saved_and_loaded_it_goes_on_as_if_it_had_not_been(kind):
+    own = {"same_batch": False} if kind is DeltaSGD else {}
+
+    def steps(w, optimizer, num):
+        for _ in range(num):
+            w.grad = 3 * w.detach() + w.detach() ** 2
+            optimizer.step()
+        return w.detach().clone(), optimizer.param_groups[0]["lr"]
+
+    w = weight(1.0, -0.5)
+    optimizer = kind([w], lr=0.01, **own)
+    steps(w, optimizer, 3)
+    again = weight(*w.tolist())
+    loaded = kind([again], lr=0.5, **own)
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    (x, rate), (y, same) = steps(w, optimizer, 3), steps(again, loaded, 3)
+    assert torch.equal(x, y)
+    assert rate == same != 0.01
+
+
+@pytest.mark.parametrize("kind", [DeltaSGD, FedHyperSGD])
+def test_groups_keep_the_ratio_of_their_rates(kind):
+    own = {"same_batch": False} if kind is DeltaSGD else {}
+    w, v = weight(1.0), weight(1.0)
+    optimizer = kind([{"params": [w]}, {"params": [v], "lr": 0.03}], lr=0.01, **own)
+    for _ in range(3):
+        before = w.item(), v.item()
+        w.grad, v.grad = torch.ones(1).double(), torch.ones(1).double()
+        optimizer.step()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates[1] == pytest.approx(3 * rates[0])
+    assert rates[0] > 0.01
+    assert [before[0] - w.item(), before[1] - v.item()] == pytest.approx(rates)
+    optimizer.reset()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.03]
+
+
+@pytest.mark.parametrize("kind", [DeltaSGD, FedHyperSGD])
+def test_parameters_added_later_begin_without_a_past(kind):
+    own = {"same_batch": False} if kind is DeltaSGD else {}
+    w, v = weight(1.0), weight(2.0)
+    optimizer = kind([w], lr=0.01, **own)
+    w.grad = torch.ones(1).double()
+    optimizer.step()
+    optimizer.add_param_group({"params": [v]})
+    v.grad = torch.ones(1).double()
+    optimizer.step()
+    assert v.item() == pytest.approx(1.99)
+    assert optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_without_any_gradient_nothing_moves():
+    w = weight(1.0)
+    optimizer = DeltaSGD([w], same_batch=False)
+    assert optimizer.step() is None
+    assert w.item() == 1.0

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from fedexp.clients import ClientSettings, Examples, client_app, default_loss
-from fedexp.clients.descent import PlainSGD
 from fedexp.clients.loop import train
 from fedexp.clients.module import copies, layout_of, lend, load_arrays, module_arrays
+from fedexp.clients.optimizers import PlainSGD
 from fedexp.models import resnet18
 from fedexp.simulation.grid import context_of
 

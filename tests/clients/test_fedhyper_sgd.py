@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedexp.clients.scheduled_sgd import FedHyperSGD
+from fedexp.clients.fedhyper_sgd import FedHyperSGD
 
 
 def weight(*values):

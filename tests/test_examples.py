@@ -19,6 +19,7 @@ DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 COMPLETE: dict[str, set[str]] = {
     "fedexp": {"load_run"},
     "fedexp.datasets": set(),
+    "fedexp.models": set(),
     "fedexp.strategies": {"FedOpt", "FixedClip", "MedianBounds", "QuantileClip"},
 }
 

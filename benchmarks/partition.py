@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fedexp.datasets import PARTITIONERS, Dataset, Parts, load
-from fedexp.datasets.partition import named
+from fedexp.datasets import PARTITIONERS, Dataset, Partition, load
+from fedexp.datasets.partition import partition_named
 
 SETTINGS = {"alpha": 0.3, "sigma": 1.0, "shards_per_client": 2, "classes_per_client": 2}
 
 
-def measured(make: Callable[[], Parts], num_bytes: int) -> tuple[float, float]:
+def measured(make: Callable[[], Partition], num_bytes: int) -> tuple[float, float]:
     """Best of three in seconds, and peak memory beside the result in units of ``num_bytes``."""
     seconds = []
     for _ in range(3):
@@ -46,8 +46,8 @@ def report(num_clients: int, num_examples: int) -> None:
     print(f"{num_clients:,} clients, {num_examples:,} labels")
     for name in PARTITIONERS:
 
-        def make(name: str = name) -> Parts:
-            return named(name, data, num_clients=num_clients, seed=0, **SETTINGS)
+        def make(name: str = name) -> Partition:
+            return partition_named(name, data, num_clients=num_clients, seed=0, **SETTINGS)
 
         try:
             seconds, units = measured(make, labels.nbytes)
@@ -66,7 +66,7 @@ def mnist_memory(data_dir: str) -> None:
     before = resident()
     data = load("mnist", data_dir=data_dir)
     loaded = resident()
-    parts = named("dirichlet", data, num_clients=1_000, seed=0, alpha=0.3)
+    parts = partition_named("dirichlet", data, num_clients=1_000, seed=0, alpha=0.3)
     clients = [(data.train, part) for part in parts]  # what a client app holds
     for (x, y), part in clients:
         x[part[:20]], y[part[:20]]

@@ -29,11 +29,12 @@ from fedexp.clients.metrics import Metrics
 from fedexp.clients.named import named as named_optimizer
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
-from fedexp.datasets import Dataset, Parts, from_files, load
+from fedexp.datasets import Dataset, Partition, from_files, load
 from fedexp.datasets.dataset import Pair
+from fedexp.datasets.dealing import Indices
+from fedexp.datasets.holdout import own_test_rows, split
 from fedexp.datasets.own_files import found
-from fedexp.datasets.partition import named, own_test_rows, split
-from fedexp.datasets.parts import Indices
+from fedexp.datasets.partition import partition_named
 from fedexp.datasets.sources import read_npz_once
 from fedexp.models import build, suited
 
@@ -69,7 +70,7 @@ def reread_changed(config: Config) -> None:
         _seen[path] = now
 
 
-def partition_of(config: Config) -> Parts:
+def partition_of(config: Config) -> Partition:
     """Every client's rows; computed once per process.
 
     Raises:
@@ -105,18 +106,18 @@ _NO_PARTITION = {
 
 
 @lru_cache(maxsize=4)
-def _partition(config: Config) -> Parts:
+def _partition(config: Config) -> Partition:
     return split_among_clients(config, loaded(config))
 
 
-def split_among_clients(config: Config, dataset: Dataset) -> Parts:
+def split_among_clients(config: Config, dataset: Dataset) -> Partition:
     """Every client's rows of ``dataset``.
 
     Raises:
         ValueError: it cannot be split so.
     """
     name = partitioner_of(config, dataset)
-    return named(
+    return partition_named(
         name,
         dataset,
         num_clients=config.num_clients or (0 if name == "natural" else _NUM_CLIENTS),

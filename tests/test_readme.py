@@ -67,7 +67,7 @@ def test_every_flag_in_the_commands_is_known(file):
 
 
 def test_the_table_of_strategies_is_the_table():
-    from fedexp.strategies.table import STRATEGIES, markdown
+    from fedexp.strategies.table import STRATEGIES, strategies_table
 
-    assert markdown() in (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
+    assert strategies_table() in (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
     assert len(STRATEGIES) == 14  # as the text says

@@ -6,7 +6,10 @@ from fedexp.extras import later as _later
 
 if TYPE_CHECKING:
     from fedexp.datasets.dataset import Dataset, from_arrays, from_torch
-    from fedexp.datasets.hub import flower_partitioner, from_hub, from_table, parts_by
+    from fedexp.datasets.dealing import Partition
+    from fedexp.datasets.flower_partitioners import flower_partitioner, parts_by
+    from fedexp.datasets.holdout import split
+    from fedexp.datasets.hub import from_hub, from_table
     from fedexp.datasets.own import data, from_files
     from fedexp.datasets.partition import (
         PARTITIONERS,
@@ -18,25 +21,26 @@ if TYPE_CHECKING:
         quantity_dirichlet,
         quantity_lognormal,
         shards,
-        split,
     )
-    from fedexp.datasets.parts import Parts
     from fedexp.datasets.skew import heterogeneity, label_counts, plot
     from fedexp.datasets.sources import SOURCES, load
-else:
+
+    Parts = Partition
+else:  # so that partitions can be made without PyTorch; Parts is the name of earlier versions
     __getattr__, __dir__ = _later(
         __name__,
         "torch",
         PARTITIONERS="fedexp.datasets.partition",
         SOURCES="fedexp.datasets.sources",
         Dataset="fedexp.datasets.dataset",
-        Parts="fedexp.datasets.parts",
+        Partition="fedexp.datasets.dealing",
+        Parts="fedexp.datasets.dealing:Partition",
         by_key="fedexp.datasets.partition",
         classes_per_client="fedexp.datasets.partition",
         data="fedexp.datasets.own",
         dirichlet="fedexp.datasets.partition",
         dirichlet_equal="fedexp.datasets.partition",
-        flower_partitioner="fedexp.datasets.hub",
+        flower_partitioner="fedexp.datasets.flower_partitioners",
         from_arrays="fedexp.datasets.dataset",
         from_files="fedexp.datasets.own",
         from_hub="fedexp.datasets.hub",
@@ -46,18 +50,19 @@ else:
         iid="fedexp.datasets.partition",
         label_counts="fedexp.datasets.skew",
         load="fedexp.datasets.sources",
-        parts_by="fedexp.datasets.hub",
+        parts_by="fedexp.datasets.flower_partitioners",
         plot="fedexp.datasets.skew",
         quantity_dirichlet="fedexp.datasets.partition",
         quantity_lognormal="fedexp.datasets.partition",
         shards="fedexp.datasets.partition",
-        split="fedexp.datasets.partition",
+        split="fedexp.datasets.holdout",
     )
 
 __all__ = [
     "PARTITIONERS",
     "SOURCES",
     "Dataset",
+    "Partition",
     "Parts",
     "by_key",
     "classes_per_client",

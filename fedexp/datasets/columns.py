@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fedexp.datasets.parts import Array
+from fedexp.datasets.dealing import Array
 
 MISSING = ("", "?", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None", "<NA>")
 MOST_LEVELS = 50
@@ -110,7 +110,7 @@ def _check_levels(name: str, column: Any) -> None:
         return
     raise ValueError(
         f"data(source): column {name!r} holds {len(levels)} different texts in {len(column)} rows "
-        f"({listed(levels[:2])}, ...), too many to become columns of 0 and 1. "
+        f"({quoted(levels[:2])}, ...), too many to become columns of 0 and 1. "
         f"{_leave_out([name])} if it is an id, or group its levels."
     )
 
@@ -127,7 +127,7 @@ def alike(levels: Iterable[str]) -> list[str]:
 def _warn_of_cases(name: str, levels: list[str]) -> None:
     if pair := alike(levels):
         logging.getLogger("flwr").warning(
-            "Column %r: %s differ in case alone, and are inputs of their own", name, listed(pair)
+            "Column %r: %s differ in case alone, and are inputs of their own", name, quoted(pair)
         )
 
 
@@ -148,7 +148,7 @@ def drop_flag(names: Iterable[str]) -> str:
     return f"--drop {','.join(some[:8])}{',...' * (len(some) > 8)}"
 
 
-def listed(names: Iterable[str], most: int = 12) -> str:
+def quoted(names: Iterable[str], most: int = 12) -> str:
     """The first names in words."""
     names = list(names)
     shown = ", ".join(map(repr, names[:most]))

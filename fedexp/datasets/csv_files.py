@@ -12,10 +12,10 @@ from unicodedata import normalize
 import numpy as np
 
 from fedexp.datasets.columns import MISSING
+from fedexp.datasets.dealing import Array
 from fedexp.datasets.formats import DamagedFile, damaged, parsing
 from fedexp.datasets.frames import differing
 from fedexp.datasets.own_files import short_names
-from fedexp.datasets.parts import Array
 from fedexp.extras import need
 
 _SEPARATORS = ",;\t|"

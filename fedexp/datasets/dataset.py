@@ -1,4 +1,4 @@
-"""The one form in which every source hands over its data, and the check that all of it passes."""
+"""The data of a run: the one form that every source returns, and the checks that it passes."""
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedexp.datasets.dealing import Array
 from fedexp.datasets.inputs import check_exact, check_finite, inputs_of
-from fedexp.datasets.parts import Array
 from fedexp.datasets.targets import targets_of
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -16,7 +16,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Train and test tensors, shared by all clients of a process; clients index, never write.
+    """Train and test tensors. All clients of a process share them: they index and never write.
 
     Attributes:
         train: inputs ``[num_examples, ...]`` (floats, or tokens as uint8 or int64) and targets
@@ -32,6 +32,14 @@ class Dataset:
 
     Raises:
         ValueError: no rows, a test set of another shape, NaN, or targets out of range.
+
+    Example:
+        >>> import torch
+        >>> from fedexp.datasets import Dataset
+        >>> pair = torch.zeros(4, 2), torch.tensor([0, 1, 2, 1])
+        >>> data = Dataset(train=pair, test=pair, num_classes=3)
+        >>> data.train[0].shape, data.num_classes
+        (torch.Size([4, 2]), 3)
     """
 
     train: Pair
@@ -78,10 +86,10 @@ class Dataset:
             )
 
     def as_numbers(self) -> "Dataset":
-        """The same with integer inputs as float32.
+        """The same dataset with integer inputs as float32.
 
         Raises:
-            ValueError: integers that float32 would round.
+            ValueError: float32 would round an integer.
         """
         if self.train[0].is_floating_point():
             return self
@@ -104,25 +112,35 @@ def from_arrays(
     targets: str = "auto",
     columns: Sequence[str] = (),
 ) -> Dataset:
-    """A dataset of the user's own arrays or tensors.
+    """Make a dataset of the user's own arrays or tensors.
 
     Args:
-        x_train: ``[num_examples, ...]``: images if uint8 with 3 or 4 dimensions, tokens or numbers
-            if other integers, else float32. `fedexp.datasets.inputs` has the rules.
-        y_train: ``[num_examples]``: classes if integers, text or one-hot rows, values of a
-            regression if floats. `fedexp.datasets.targets` has the rules.
+        x_train: ``[num_examples, ...]``. uint8 with 3 or 4 dimensions are images, other integers
+            are tokens or numbers, everything else becomes float32. `fedexp.datasets.inputs` has
+            the rules.
+        y_train: ``[num_examples]``. Integers, text or one-hot rows are classes, floats are values
+            of a regression. `fedexp.datasets.targets` has the rules.
         x_test: as ``x_train``.
         y_test: as ``y_train``.
         keys: natural client of each training row, of any type that sorts.
         test_keys: natural client of each test row, if known.
-        impute: ``mean``, ``median`` or ``zero`` for missing inputs (NaN), over the training rows.
-        standardize: inputs to mean 0 and standard deviation 1 over the training rows, each feature
-            (of images each channel) alone; or which features.
+        impute: ``mean``, ``median`` or ``zero`` of the training rows in place of missing inputs
+            (NaN).
+        standardize: whether, or which features, get mean 0 and standard deviation 1 over the
+            training rows; of images, each channel.
         targets: ``classes`` or ``values`` if ``y_train`` could be both.
         columns: names of the features, for messages.
 
     Raises:
-        ValueError: what cannot be trained on, with the array or column and what to do.
+        ValueError: data that cannot be trained on; it names the array or column and the remedy.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets import from_arrays
+        >>> x, y = np.array([[1.0], [3.0], [5.0]]), np.array(["no", "yes", "no"])
+        >>> data = from_arrays(x, y, x, y, standardize=True)
+        >>> data.class_names, data.train[1].tolist(), data.train[0].mean().item()
+        (('no', 'yes'), [0, 1, 0], 0.0)
     """
     train, test, num_classes, class_names = targets_of(y_train, y_test, targets)
     x, x_test = inputs_of(x_train, x_test, impute=impute, standardize=standardize, columns=columns)
@@ -142,17 +160,25 @@ def from_arrays(
 def from_torch(
     train: Any, test: Any, *, keys: Any = None, impute: str = "", targets: str = "auto"
 ) -> Dataset:
-    """A dataset of two map-style ``torch.utils.data.Dataset`` of (input, target) pairs.
+    """Make a dataset of two map-style ``torch.utils.data.Dataset`` of (input, target) pairs.
 
     Args:
-        train: gives the training rows.
-        test: gives the test rows.
+        train: the training rows.
+        test: the test rows.
         keys: as in `from_arrays`.
         impute: as in `from_arrays`.
         targets: as in `from_arrays`.
 
     Raises:
-        ValueError: as in `from_arrays`, and for rows that are no pairs.
+        ValueError: as in `from_arrays`, and for rows that are not pairs.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from fedexp.datasets import from_torch
+        >>> rows = TensorDataset(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]))
+        >>> from_torch(rows, rows).num_classes
+        2
     """
     pairs = *stacked("train", train), *stacked("test", test)
     return from_arrays(*pairs, keys=keys, impute=impute, targets=targets)

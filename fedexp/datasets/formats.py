@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from fedexp.datasets.parts import Array
+from fedexp.datasets.dealing import Array
 from fedexp.datasets.pickles import read_batch
 from fedexp.extras import need
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedexp.datasets.columns import alike, drop_flag, features, listed, typed, typed_alike
-from fedexp.datasets.parts import Array
+from fedexp.datasets.columns import alike, drop_flag, features, quoted, typed, typed_alike
+from fedexp.datasets.dealing import Array
 from fedexp.datasets.rows import Rows
 
 
@@ -67,7 +67,7 @@ def table_rows(
     y = whole(frame, "target", str(target))
     if y.dtype.kind == "U" and (pair := alike(np.unique(y).tolist())):
         raise ValueError(
-            f"data(target={target!r}): {listed(pair)} differ in case alone. Write them alike."
+            f"data(target={target!r}): {quoted(pair)} differ in case alone. Write them alike."
         )
     return Rows(inputs, y, keys)
 
@@ -144,7 +144,7 @@ def differing(names: Iterable[str], expected: Iterable[str]) -> str:
     lacks = [name for name in expected if name not in names]
     has = [name for name in names if name not in expected]
     words = (("lacks", lacks), ("has the extra", has))
-    return " and ".join(f"{verb} {listed(some)}" for verb, some in words if some)
+    return " and ".join(f"{verb} {quoted(some)}" for verb, some in words if some)
 
 
 def _check_exact(pairs: dict[str, tuple[Any, Any]]) -> None:
@@ -174,7 +174,7 @@ def _check_whole(pairs: dict[str, tuple[Any, Any]]) -> None:
 
 
 def _known(names: Iterable[str]) -> str:
-    return f"Columns: {listed(names)}"
+    return f"Columns: {quoted(names)}"
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

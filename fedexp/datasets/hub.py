@@ -1,4 +1,4 @@
-"""The Hugging Face Hub through ``flwr-datasets``, and partitioners across that border."""
+"""Datasets of Hugging Face: from the Hub through ``flwr-datasets``, and tables in memory."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from fedexp.datasets.dataset import Dataset, from_arrays
+from fedexp.datasets.dealing import Array
 from fedexp.datasets.frames import check_named, table_rows, whole
+from fedexp.datasets.holdout import held_out
 from fedexp.datasets.image_files import pixels, stacked_images
-from fedexp.datasets.partition import PARTITIONERS
-from fedexp.datasets.parts import Array, Parts, held_out
 from fedexp.datasets.rows import Rows
 from fedexp.extras import need
 
@@ -18,11 +18,11 @@ from fedexp.extras import need
 def from_hub(
     spec: str, *, impute: str = "", standardize: bool = False, targets: str = "auto"
 ) -> Dataset:
-    """Any dataset of the Hub: ``owner/name``, ``owner/name:target`` or ``owner/name:target:key``.
+    """Download a dataset of the Hub: ``owner/name``, with ``:target`` or ``:target:key`` behind it.
 
     Args:
-        spec: repository, then the columns of the target (else the only column of classes) and of
-            the natural client (else there are none).
+        spec: the repository, then the column of the target (by default the only column of classes)
+            and the column of the natural client (by default there are no natural clients).
         impute: as in `from_arrays`.
         standardize: as in `from_arrays`.
         targets: as in `from_arrays`.
@@ -30,6 +30,11 @@ def from_hub(
     Raises:
         ModuleNotFoundError: flwr-datasets is not installed.
         ValueError: columns that are not there.
+
+    Example:
+        >>> from fedexp.datasets import from_hub
+        >>> from_hub("ylecun/mnist:label").num_classes  # doctest: +SKIP
+        10
     """
     need("flwr_datasets", "hub")
     from flwr_datasets import FederatedDataset
@@ -62,11 +67,12 @@ def from_table(
     standardize: bool = False,
     targets: str = "auto",
 ) -> Dataset:
-    """A dataset of ``datasets.Dataset`` tables; all other columns than these two are inputs.
+    """Make a dataset of ``datasets.Dataset`` tables; columns but target and key are inputs.
 
     Args:
-        train: one column of images or token lists, or any number of numeric columns.
-        test: the same columns; None holds out a fifth of the rows.
+        train: a table whose inputs are one column of images or token lists, or any number of
+            numeric columns.
+        test: a table of the same columns; None holds out a fifth of the rows.
         target: column of classes or numbers; by default the only ``ClassLabel`` column.
         key: column of natural clients, or none.
         impute: as in `from_arrays`.
@@ -75,6 +81,15 @@ def from_table(
 
     Raises:
         ValueError: as in `from_arrays`, and for columns that are not there.
+
+    Example:
+        >>> import datasets
+        >>> from fedexp.datasets import from_table
+        >>> columns = {"age": range(10), "sick": [0, 1] * 5, "hospital": ["a"] * 6 + ["b"] * 4}
+        >>> table = datasets.Dataset.from_dict(columns)
+        >>> data = from_table(table, target="sick", key="hospital")
+        >>> len(data.train[1]), len(data.test[1]), data.names
+        (8, 2, ('a', 'b'))
     """
     need("flwr_datasets", "hub")
     from datasets import concatenate_datasets
@@ -106,7 +121,7 @@ def hf_rows(
     drop: Collection[str] = (),
     image_size: int = 0,
 ) -> Rows:
-    """The rows of a ``datasets.Dataset``: a table, or one column of images, arrays or tokens.
+    """Read a ``datasets.Dataset``: a table, or one column of images, arrays or tokens.
 
     Args:
         table: its columns of classes give their names.
@@ -149,60 +164,6 @@ def _images_or_inputs(table: Any, columns: list[str], size: int) -> Array:
         images = [pixels(image, size) for image in images]
         return stacked_images(images, [f"row {i}" for i in range(len(images))])
     return _inputs(table, columns)
-
-
-def parts_by(partitioner: Any, dataset: Dataset) -> Parts:
-    """Partition our data with any ``flwr_datasets.partitioner.Partitioner``.
-
-    Args:
-        partitioner: not yet given a dataset. It sees the columns ``row``, ``label`` and, if the
-            data has natural clients, ``key``; so ``partition_by`` is one of the last two.
-        dataset: whose training rows are partitioned.
-    """
-    need("flwr_datasets", "hub")
-    import datasets
-
-    columns = {"row": np.arange(len(dataset.train[1])), "label": dataset.train[1].numpy()}
-    if dataset.keys is not None:
-        columns["key"] = dataset.keys
-    partitioner.dataset = datasets.Dataset.from_dict(columns)
-    rows = [
-        np.sort(np.asarray(partitioner.load_partition(i)["row"][:], np.int64))
-        for i in range(partitioner.num_partitions)
-    ]
-    offsets = np.cumsum([0, *map(len, rows)])
-    return Parts(np.concatenate(rows), offsets)
-
-
-def flower_partitioner(name: str, *, partition_by: str, **settings: Any) -> Any:
-    """One of our partitioners as a ``flwr_datasets`` one, e.g. for a ``FederatedDataset``.
-
-    Args:
-        name: a key of `PARTITIONERS`.
-        partition_by: column of the labels, or of the keys for ``natural``.
-        settings: ``num_clients``, ``seed`` and what else the partitioner takes.
-    """
-    need("flwr_datasets", "hub")
-    from flwr_datasets.partitioner import Partitioner
-
-    class OurPartitioner(Partitioner):  # type: ignore[misc]
-        _parts: Parts | None = None
-
-        def load_partition(self, partition_id: int) -> Any:
-            return self.dataset.select(self.parts[partition_id])
-
-        @property
-        def num_partitions(self) -> int:
-            return len(self.parts)
-
-        @property
-        def parts(self) -> Parts:
-            if self._parts is None:
-                labels = np.asarray(self.dataset[partition_by][:])
-                self._parts = PARTITIONERS[name](labels, **settings)
-            return self._parts
-
-    return OurPartitioner()
 
 
 def _only_class_column(table: Any) -> str:

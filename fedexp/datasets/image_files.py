@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from fedexp.datasets.dealing import Array
 from fedexp.datasets.formats import parsing
-from fedexp.datasets.parts import Array
 from fedexp.datasets.rows import Rows
 from fedexp.extras import need
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from fedexp.datasets.dataset import Dataset
+from fedexp.datasets.dealing import Array
 from fedexp.datasets.formats import damaged, parsing, read_cifar, read_idx, read_leaf
-from fedexp.datasets.parts import Array
 
 EMNIST_CLASSES = {
     "balanced": 47,

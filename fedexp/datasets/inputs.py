@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedexp.datasets.parts import Array
+from fedexp.datasets.dealing import Array
 
 IMPUTATIONS = ("mean", "median", "zero")
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA

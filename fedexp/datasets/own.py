@@ -1,4 +1,4 @@
-"""A user's own data, in whatever form it is, as a `Dataset`."""
+"""Datasets of a user's own data: `data` of many forms, `from_files` of the command line."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from fedexp.datasets.dataset import Dataset, from_arrays
+from fedexp.datasets.dealing import Array
 from fedexp.datasets.frames import encoded, is_frame
 from fedexp.datasets.inputs import IMPUTATIONS
 from fedexp.datasets.own_files import READS, found
-from fedexp.datasets.own_rows import OPTIONS, one_each, read_rows
-from fedexp.datasets.parts import Array
+from fedexp.datasets.own_rows import OPTIONS, one_each, read_source
 from fedexp.datasets.rows import Rows
 from fedexp.datasets.targets import KINDS
 
-_SHARE = 0.2
+_TEST_FRACTION = 0.2
 
 
 def data(
@@ -33,31 +33,40 @@ def data(
     image_size: int = 0,
     seed: int = 0,
 ) -> Dataset:
-    """A dataset of the user's own data.
+    """Make a dataset of your own data.
 
     Args:
         source: a DataFrame or a dict of columns; arrays ``(x, y)``, ``(x, y, keys)`` or
             ``(x_train, y_train, x_test, y_test)``; a map-style ``torch.utils.data.Dataset`` or a
             ``datasets.Dataset``, or a pair of either that trains and tests; or a path: CSV files
             (one, a pattern or a folder), a folder of images, an ``.npz`` file, or a dataset saved
-            by ``save_to_disk``. A `Dataset` is handed back as it is.
+            by ``save_to_disk``. A `Dataset` is returned as it is.
         target: column to learn, for tables.
-        client: whose a row is: a column, ``file`` or ``folder`` (by whose name a client goes), or
-            the keys of all rows.
-        test: the share of rows held out, 0.2 if there is no test set: of each client and class, up
-            to one row, and of each client at least one row unless it has one alone. Or the test
-            set, in any form of ``source``.
-        drop: columns to leave out.
-        impute: ``mean``, ``median`` or ``zero`` for missing numbers, over the training rows; a
-            missing category becomes one of its own.
-        standardize: numbers to mean 0 and standard deviation 1 over the training rows.
+        client: the client that a row belongs to: a column; ``file`` or ``folder``, whose name is
+            then the client's; or the keys of all rows.
+        test: the fraction of rows that is held out, 0.2 if there is no test set. It holds for each
+            client and class, up to one row; each client gives at least one row if it has two.
+            Or the test set itself, in any form of ``source``.
+        drop: columns that are not used.
+        impute: ``mean``, ``median`` or ``zero`` of the training rows in place of missing numbers; a
+            missing category becomes a category of its own.
+        standardize: whether numbers get mean 0 and standard deviation 1 over the training rows.
         targets: ``classes`` or ``values`` if the target could be both.
         image_size: images are scaled to this many pixels square.
         seed: of the held-out rows, which are the same on every machine.
 
     Raises:
         ModuleNotFoundError: a library that reads the source is not installed.
-        ValueError: what cannot be trained on, or an option that the source does not read.
+        ValueError: data that cannot be trained on, or an option that the source does not use.
+
+    Example:
+        Six of each client's ten rows are of class "no"; a fifth of the rows are held out.
+
+        >>> import fedexp
+        >>> columns = {"age": range(20), "sick": (["no"] * 6 + ["yes"] * 4) * 2}
+        >>> data = fedexp.data(columns, target="sick", client=["a"] * 10 + ["b"] * 10)
+        >>> len(data.train[1]), len(data.test[1]), data.class_names, data.names
+        (16, 4, ('no', 'yes'), ('a', 'b'))
     """
     for option, value, known in (
         ("impute", impute or IMPUTATIONS[0], IMPUTATIONS),
@@ -73,7 +82,7 @@ def data(
     if isinstance(source, Dataset):
         _check_read("a Dataset", options | {"test_fraction": test}, frozenset())
         return source
-    read = partial(read_rows, target=target, drop=drop, image_size=image_size)
+    read = partial(read_source, target=target, drop=drop, image_size=image_size)
     kind, (train, own_test) = read(source, client)
     _check_read(kind, options, OPTIONS[kind])
     if own_test is not None and test is not None:
@@ -83,11 +92,13 @@ def data(
     if client is not None and train.keys is None:
         raise ValueError(f"data(client={client!r}): {kind} have no columns. Give a key per row.")
     if own_test is not None:
-        return _settled(train, own_test, options)
+        return _dataset_of(train, own_test, options)
     if test is None or isinstance(test, int | float):
-        return _settled(*train.split(_SHARE if test is None else test, targets, seed), options)
+        return _dataset_of(
+            *train.split(_TEST_FRACTION if test is None else test, targets, seed), options
+        )
     in_test = client if isinstance(client, str) else None
-    return _settled(train, read(test, in_test)[1][0], options)
+    return _dataset_of(train, read(test, in_test)[1][0], options)
 
 
 @lru_cache(maxsize=4)
@@ -96,30 +107,41 @@ def from_files(
     *,
     target: str = "",
     client_from: str = "",
-    test_fraction: float = _SHARE,
+    test_fraction: float = _TEST_FRACTION,
     drop: str = "",
     impute: str = "",
     standardize: bool = False,
     targets: str = "auto",
     image_size: int = 0,
 ) -> Dataset:
-    """`data` of files, by the keys of the command line; one copy per process.
+    """Make a dataset of files as `data` does, from the keys of the command line.
 
-    The held-out rows are the same for every seed of a run, so that seeds can be compared.
+    There is one copy per process. The held-out rows are the same for every seed of a run, so that
+    seeds can be compared.
 
     Args:
-        path: as ``source``.
-        target: as there.
+        path: ``source`` of `data`.
+        target: as in `data`.
         client_from: ``file``, ``folder`` or ``column:NAME``.
-        test_fraction: as ``test``, for files without a test set.
-        drop: columns, by comma.
-        impute: as there.
-        standardize: as there.
-        targets: as there.
-        image_size: as there.
+        test_fraction: ``test`` of `data`, for files without a test set.
+        drop: columns, separated by commas.
+        impute: as in `data`.
+        standardize: as in `data`.
+        targets: as in `data`.
+        image_size: as in `data`.
 
     Raises:
-        ValueError: as there.
+        ModuleNotFoundError: a library that reads the files is not installed.
+        ValueError: as in `data`.
+
+    Example:
+        >>> import pandas as pd
+        >>> from fedexp.datasets import from_files
+        >>> columns = {"age": range(10), "sick": ["no"] * 5 + ["yes"] * 5}
+        >>> pd.DataFrame(columns).to_csv("patients.csv", index=False)
+        >>> data = from_files("patients.csv", target="sick")
+        >>> data.columns, data.class_names, len(data.test[1])
+        (('age',), ('no', 'yes'), 2)
     """
     kind, name, column = found(path)[0], *client_from.partition(":")[::2]
     if client_from not in ("", "file", "folder") and not (name == "column" and column):
@@ -141,7 +163,7 @@ def from_files(
 
 
 def _check_read(kind: str, options: Mapping[str, Any], read: frozenset[str]) -> None:
-    """Raise ``ValueError`` for an option that is given in vain."""
+    """Raise ``ValueError`` for an option that the source does not use."""
     names = {"client_from": "client", "test_fraction": "test"}
     for option, value in options.items():
         is_plain = isinstance(value, str | int | list | None)
@@ -155,8 +177,8 @@ def _check_read(kind: str, options: Mapping[str, Any], read: frozenset[str]) -> 
 _NOT_GIVEN: tuple[Any, ...] = (None, "", "auto", 0, [])
 
 
-def _settled(train: Rows, test: Rows, options: Mapping[str, Any]) -> Dataset:
-    """The dataset of the rows that train and those that test."""
+def _dataset_of(train: Rows, test: Rows, options: Mapping[str, Any]) -> Dataset:
+    """The dataset of training and test rows."""
     x, x_test, standardize = train.x, test.x, options["standardize"]
     columns: tuple[str, ...] = ()
     if is_frame(x):

@@ -69,7 +69,7 @@ def found(path: str) -> tuple[str, list[Path]]:
             "fedexp.data the DataFrame."
         )
     kind = kinds.pop()
-    parts = set(split(folder, files)) if folder and kind in _SPLIT else set()
+    parts = set(by_subfolder(folder, files)) if folder and kind in _SPLIT else set()
     if "train" in parts and parts & _HELD_OUT:
         raise ValueError(
             f"data({path!r}): holds {', '.join(sorted(parts))}. Leave train and test alone there."
@@ -85,7 +85,7 @@ def _is_hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+def by_subfolder(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """The files by the folder, or the file, directly in ``folder`` that they belong to."""
     parts: dict[str, list[Path]] = {}
     for file in files:

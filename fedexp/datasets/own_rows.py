@@ -10,6 +10,7 @@ import torch
 
 from fedexp.datasets.csv_files import read_csvs
 from fedexp.datasets.dataset import stacked
+from fedexp.datasets.dealing import Array
 from fedexp.datasets.formats import parsing, read_npz
 from fedexp.datasets.frames import is_frame, table_rows
 from fedexp.datasets.hub import hf_rows
@@ -24,10 +25,9 @@ from fedexp.datasets.own_files import (
     SPLIT_CSV,
     SPLIT_IMAGES,
     SPLIT_SAVED,
+    by_subfolder,
     found,
-    split,
 )
-from fedexp.datasets.parts import Array
 from fedexp.datasets.rows import Rows
 from fedexp.extras import need
 
@@ -41,7 +41,7 @@ OPTIONS = {
 """Options by the kind of source that reads them, named as fields of ``Config``."""
 
 
-def read_rows(source: Any, client: Any, **options: Any) -> tuple[str, Found]:
+def read_source(source: Any, client: Any, **options: Any) -> tuple[str, Found]:
     """The kind of a source, a key of `OPTIONS`, its rows, and its test rows if it has them apart.
 
     Args:
@@ -88,7 +88,7 @@ def _read_path(path: str, client: str | None, **options: Any) -> tuple[str, Foun
         below = root if root.is_dir() else None
         return kind, (reader(files, client=client, root=below, **options), None)
     train, test = (
-        reader(split(root, files)[name], client=client, root=root / name, **options)
+        reader(by_subfolder(root, files)[name], client=client, root=root / name, **options)
         for name in ("train", "test")
     )
     return kind, (train, test)
@@ -139,7 +139,7 @@ def _read_hf(source: Any, client: str | None, **options: Any) -> tuple[str, Foun
 def _read_parts(source: Any, client: Any, **options: Any) -> tuple[str, Found]:
     """Of a pair that trains and tests, or of arrays."""
     if len(source) == 2 and all(_is_whole(x, options["target"]) for x in source):
-        (kind, (train, _)), (_, (test, _)) = (read_rows(x, client, **options) for x in source)
+        (kind, (train, _)), (_, (test, _)) = (read_source(x, client, **options) for x in source)
         return kind, (train, test)
     if len(source) not in (2, 3, 4):
         raise ValueError(

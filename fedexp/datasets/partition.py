@@ -1,8 +1,8 @@
-"""Who holds which example: pure functions of (labels or keys, parameters, seed).
+"""Partitioners: pure functions of (labels or keys, parameters, seed) to the rows of each client.
 
-Each takes the label of every example (`by_key` a key) and returns `Parts`, one ascending index
-array per client. The clients are disjoint, none is empty, and together they hold everything
-(`by_key` with fewer clients than keys aside).
+Each takes the label of every example (`by_key` takes a key) and returns a `Partition`, one
+ascending array of rows per client. The clients are disjoint and none is empty. Together they hold
+all examples, except with `by_key` and fewer clients than keys.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedexp.datasets.parts import (
+from fedexp.datasets.dealing import (
     Array,
-    Indices,
-    Parts,
+    Partition,
     apportioned,
-    check,
+    by_owner,
+    check_arguments,
     classes,
     dealt,
     even_sizes,
     generator,
-    grouped,
     in_order_of_class,
 )
 
@@ -31,60 +30,99 @@ if TYPE_CHECKING:
     from fedexp.datasets.dataset import Dataset  # which needs PyTorch
 
 
-def iid(labels: Array, *, num_clients: int, seed: int) -> Parts:
-    """Equal shares of a random permutation; sizes differ by at most one."""
-    check("iid", labels, num_clients)
-    return grouped(generator(seed).permutation(np.arange(len(labels)) % num_clients), num_clients)
+def iid(labels: Array, *, num_clients: int, seed: int) -> Partition:
+    """Deal the examples at random; the sizes of the clients differ by at most one.
+
+    Args:
+        labels: label of every example, of which only the number ``[num_examples]`` matters.
+        num_clients: at most ``num_examples``.
+        seed: of this partition's own generator.
+
+    Raises:
+        ValueError: more clients than examples.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets import iid
+        >>> iid(np.zeros(7, int), num_clients=3, seed=0).sizes.tolist()
+        [3, 2, 2]
+    """
+    check_arguments("iid", labels, num_clients)
+    return by_owner(generator(seed).permutation(np.arange(len(labels)) % num_clients), num_clients)
 
 
-def dirichlet(labels: Array, *, num_clients: int, alpha: float, seed: int) -> Parts:
+def dirichlet(labels: Array, *, num_clients: int, alpha: float, seed: int) -> Partition:
     """Dirichlet label skew that skews the sizes too.
 
-    Class ``k`` is shared out among the clients in proportions ``pₖ ~ Dir(α, …, α)``.
+    Class ``k`` is divided among the clients in proportions ``pₖ ~ Dir(α, …, α)``. Source: Yurochkin
+    et al. 2019, arXiv:1905.12022, section 4.
 
     Args:
         labels: class of every example, ``[num_examples]``.
         num_clients: ``M``, length of each ``pₖ``.
-        alpha: ``α > 0``; a share has mean ``1/M`` and variance ``(1/M)(1 - 1/M)/(Mα + 1)``.
+        alpha: ``α > 0``; an entry of ``pₖ`` has the mean ``1/M`` and the variance
+            ``(1/M)(1 - 1/M)/(Mα + 1)``.
         seed: of this partition's own generator.
 
     Raises:
-        ValueError: a client gets nothing, which a small ``α`` makes likely.
+        ValueError: a client gets no example, which a small ``α`` makes likely.
 
-    Source: Yurochkin et al. 2019, arXiv:1905.12022, section 4.
+    Example:
+        A large ``α`` gives every client the same number of each class.
+
+        >>> import numpy as np
+        >>> from fedexp.datasets import dirichlet, label_counts
+        >>> labels = np.repeat([0, 1], 30)
+        >>> parts = dirichlet(labels, num_clients=3, alpha=1e9, seed=0)
+        >>> label_counts(labels, parts).tolist()
+        [[10, 10], [10, 10], [10, 10]]
     """
-    check("dirichlet", labels, num_clients, alpha=alpha)
+    check_arguments("dirichlet", labels, num_clients, alpha=alpha)
     rng = generator(seed)
     class_sizes = np.bincount(classes(labels))
     shares = rng.dirichlet(np.full(num_clients, alpha), size=len(class_sizes)).T
     return dealt(labels, apportioned(class_sizes, shares), rng)
 
 
-def dirichlet_equal(labels: Array, *, num_clients: int, alpha: float, seed: int) -> Parts:
-    """Dirichlet label skew, the same number of examples for every client (up to one).
+def dirichlet_equal(labels: Array, *, num_clients: int, alpha: float, seed: int) -> Partition:
+    """Dirichlet label skew with the same number of examples for every client (up to one).
 
     Client ``i`` draws its examples from ``qᵢ ~ Dir(α, …, α)`` over the classes, without
-    replacement; a draw of a class that has run out is repeated. So the last clients to fill up
-    take what is left, no client is ever empty and no example unused.
+    replacement; it draws again when a class has run out. So no client is ever empty, no example is
+    unused, and the clients that fill up last take the remaining examples. The experiments of
+    Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604, split by this scheme.
 
     Args:
         labels: class of every example, ``[num_examples]``.
         num_clients: at most ``num_examples``.
-        alpha: ``α > 0``; small is one class per client, large is `iid`.
+        alpha: ``α > 0``; a small one gives one class per client, a large one is `iid`.
         seed: of this partition's own generator.
 
-    The experiments of Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604, split by this scheme.
+    Raises:
+        ValueError: more clients than examples, or ``alpha`` is not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets import dirichlet_equal, heterogeneity
+        >>> labels = np.repeat([0, 1], 30)
+        >>> parts = dirichlet_equal(labels, num_clients=2, alpha=0.3, seed=0)
+        >>> parts.sizes.tolist(), heterogeneity(labels, parts) > 0
+        ([30, 30], True)
     """
-    check("dirichlet_equal", labels, num_clients, alpha=alpha)
+    check_arguments("dirichlet_equal", labels, num_clients, alpha=alpha)
     rng = generator(seed)
     capacity = np.bincount(classes(labels))
     missing = even_sizes(len(labels), num_clients)
     shares = rng.dirichlet(np.full(len(capacity), alpha), size=num_clients)
     counts = np.zeros(shares.shape, np.int64)
     while missing.any():  # each pass fills every client or exhausts a class
-        open_shares = (shares + 1e-12) * (capacity > 0)  # the floor lets a client take leftovers
+        # q, restricted to the classes that are left. A tiny floor keeps it positive where a small
+        # α has made q exactly 0: the client then takes what the others have left over.
+        open_shares = (shares + 1e-12) * (capacity > 0)
         wanted = rng.multinomial(missing, open_shares / open_shares.sum(1, keepdims=True))
-        for k in np.flatnonzero(wanted.sum(0) > capacity):  # a random subset of these draws stays
+        # Of a class that is wanted more often than it is there, a random subset of the draws stays,
+        # so that no client is served first.
+        for k in np.flatnonzero(wanted.sum(0) > capacity):
             wanted[:, k] = rng.multivariate_hypergeometric(
                 wanted[:, k], capacity[k], method="marginals"
             )
@@ -94,32 +132,64 @@ def dirichlet_equal(labels: Array, *, num_clients: int, alpha: float, seed: int)
     return dealt(labels, counts, rng)
 
 
-def shards(labels: Array, *, num_clients: int, shards_per_client: int = 2, seed: int) -> Parts:
-    """Sort by label, cut into equal shards, deal each client some: few classes per client.
+def shards(labels: Array, *, num_clients: int, shards_per_client: int = 2, seed: int) -> Partition:
+    """Sort by label, cut into equal shards, and deal each client some: few classes per client.
 
     Source: McMahan et al. 2017, arXiv:1602.05629, section 3 (two shards per client).
+
+    Args:
+        labels: class of every example, ``[num_examples]``.
+        num_clients: number of clients.
+        shards_per_client: shards that each client gets, > 0.
+        seed: of this partition's own generator.
+
+    Raises:
+        ValueError: more clients than examples, or an empty client.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets import label_counts, shards
+        >>> labels = np.repeat([0, 1], 4)
+        >>> parts = shards(labels, num_clients=2, shards_per_client=1, seed=0)
+        >>> sorted(label_counts(labels, parts).tolist())
+        [[0, 4], [4, 0]]
     """
     num_shards = num_clients * shards_per_client
-    check("shards", labels, num_clients, shards_per_client=shards_per_client)
+    check_arguments("shards", labels, num_clients, shards_per_client=shards_per_client)
     client_of_shard = generator(seed).permutation(num_shards) // shards_per_client
     sizes = even_sizes(len(labels), num_shards)
     owner_sorted = np.repeat(client_of_shard.astype(np.int32), sizes)
-    return grouped(in_order_of_class(labels, owner_sorted), num_clients)
+    return by_owner(in_order_of_class(labels, owner_sorted), num_clients)
 
 
 def classes_per_client(
     labels: Array, *, num_clients: int, classes_per_client: int = 2, seed: int
-) -> Parts:
-    """Each client holds exactly ``classes_per_client`` classes; holders share a class equally.
+) -> Partition:
+    """Give each client exactly ``classes_per_client`` classes, and divide each class equally.
 
-    Every class has a holder. The first class of each client goes round, the others are random.
+    Every class belongs to at least one client. The first class of each client goes round, the
+    others are random. Source: Li et al. 2022, arXiv:2102.02079, "quantity-based label imbalance".
+
+    Args:
+        labels: class of every example, ``[num_examples]``.
+        num_clients: number of clients.
+        classes_per_client: classes that each client holds.
+        seed: of this partition's own generator.
 
     Raises:
         ValueError: too few clients to hold every class, or more classes than there are.
 
-    Source: Li et al. 2022, arXiv:2102.02079, "quantity-based label imbalance".
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets import classes_per_client, label_counts
+        >>> labels = np.repeat([0, 1, 2, 3], 6)
+        >>> parts = classes_per_client(labels, num_clients=4, classes_per_client=2, seed=0)
+        >>> (label_counts(labels, parts) > 0).sum(axis=1).tolist()
+        [2, 2, 2, 2]
     """
-    check("classes_per_client", labels, num_clients, classes_per_client=classes_per_client)
+    check_arguments(
+        "classes_per_client", labels, num_clients, classes_per_client=classes_per_client
+    )
     rng = generator(seed)
     class_sizes = np.bincount(classes(labels))
     num_all = len(class_sizes)
@@ -128,6 +198,9 @@ def classes_per_client(
             f"classes_per_client(classes_per_client={classes_per_client}): {num_clients} clients "
             f"must hold all {num_all} classes, each at most once. Use more clients."
         )
+    # Each client holds the classes of its lowest ranks. The rank -1 is given to the class that goes
+    # round: client and class in step, as often as the larger of both numbers, so that every client
+    # and every class has one.
     rank = rng.random((num_clients, num_all))
     slot = np.arange(max(num_clients, num_all))
     rank[slot % num_clients, rng.permutation(num_all)[slot % num_all]] = -1
@@ -135,33 +208,75 @@ def classes_per_client(
     return dealt(labels, apportioned(class_sizes, holds / holds.sum(0)), rng)
 
 
-def quantity_lognormal(labels: Array, *, num_clients: int, sigma: float = 1.0, seed: int) -> Parts:
-    """IID labels, sizes in proportion to ``exp(σ z)``, ``z ~ N(0, 1)``, and at least one."""
-    check("quantity_lognormal", labels, num_clients, sigma=sigma)
+def quantity_lognormal(
+    labels: Array, *, num_clients: int, sigma: float = 1.0, seed: int
+) -> Partition:
+    """IID labels, and sizes in proportion to ``exp(σ z)`` with ``z ~ N(0, 1)``, at least one.
+
+    Args:
+        labels: label of every example, of which only the number ``[num_examples]`` matters.
+        num_clients: at most ``num_examples``.
+        sigma: ``σ > 0``; a small one gives equal sizes.
+        seed: of this partition's own generator.
+
+    Raises:
+        ValueError: more clients than examples, or ``sigma`` is not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets import quantity_lognormal
+        >>> parts = quantity_lognormal(np.zeros(30, int), num_clients=3, sigma=1e-9, seed=0)
+        >>> parts.sizes.tolist()
+        [10, 10, 10]
+    """
+    check_arguments("quantity_lognormal", labels, num_clients, sigma=sigma)
     rng = generator(seed)
     return _of_shares(labels, rng.lognormal(0, sigma, num_clients), rng)
 
 
-def quantity_dirichlet(labels: Array, *, num_clients: int, alpha: float, seed: int) -> Parts:
-    """IID labels, sizes in proportion to ``Dir(α, …, α)`` over the clients, and at least one.
+def quantity_dirichlet(labels: Array, *, num_clients: int, alpha: float, seed: int) -> Partition:
+    """IID labels, and sizes in proportion to ``Dir(α, …, α)`` over the clients, at least one.
 
     Source: Li et al. 2022, arXiv:2102.02079, "quantity skew".
+
+    Args:
+        labels: label of every example, of which only the number ``[num_examples]`` matters.
+        num_clients: at most ``num_examples``.
+        alpha: ``α > 0``; a large one gives equal sizes.
+        seed: of this partition's own generator.
+
+    Raises:
+        ValueError: more clients than examples, or ``alpha`` is not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets import quantity_dirichlet
+        >>> parts = quantity_dirichlet(np.zeros(30, int), num_clients=3, alpha=1e9, seed=0)
+        >>> parts.sizes.tolist()
+        [10, 10, 10]
     """
-    check("quantity_dirichlet", labels, num_clients, alpha=alpha)
+    check_arguments("quantity_dirichlet", labels, num_clients, alpha=alpha)
     rng = generator(seed)
     return _of_shares(labels, rng.dirichlet(np.full(num_clients, alpha)), rng)
 
 
-def by_key(keys: Array, *, num_clients: int = 0, seed: int) -> Parts:
+def by_key(keys: Array, *, num_clients: int = 0, seed: int) -> Partition:
     """One client per distinct key (writer, role, hospital, user), in the order of the keys.
 
     Args:
         keys: of every example, ``[num_examples]``.
-        num_clients: 0 takes every key; fewer than there are, a random subset of them.
+        num_clients: 0 takes every key; a smaller number than there are takes a random subset.
         seed: of that subset.
 
     Raises:
         ValueError: more clients than keys.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets import by_key
+        >>> parts = by_key(np.array(["ann", "bob", "ann"]), seed=0)
+        >>> [part.tolist() for part in parts]
+        [[0, 2], [1]]
     """
     distinct = np.unique(keys)
     if not 0 <= num_clients <= len(distinct):
@@ -173,10 +288,10 @@ def by_key(keys: Array, *, num_clients: int = 0, seed: int) -> Parts:
     chosen = generator(seed).permutation(len(distinct))[:num_clients]
     number = np.full(len(distinct), -1, np.int32)
     number[np.sort(chosen)] = np.arange(num_clients)
-    return grouped(number[np.searchsorted(distinct, keys)], num_clients)
+    return by_owner(number[np.searchsorted(distinct, keys)], num_clients)
 
 
-PARTITIONERS: dict[str, Callable[..., Parts]] = {
+PARTITIONERS: dict[str, Callable[..., Partition]] = {
     "iid": iid,
     "dirichlet": dirichlet_equal,
     "dirichlet-unequal": dirichlet,
@@ -188,27 +303,37 @@ PARTITIONERS: dict[str, Callable[..., Parts]] = {
 }
 
 
-def named(name: str, dataset: Dataset, *, num_clients: int, seed: int, **settings: float) -> Parts:
-    """Partition a dataset's training rows by the name of a partitioner.
+def partition_named(
+    name: str, dataset: Dataset, *, num_clients: int, seed: int, **settings: float
+) -> Partition:
+    """Partition the training rows of a dataset with the partitioner of that name.
 
     Args:
         name: a key of `PARTITIONERS`; ``dirichlet`` is the equal-size form.
-        dataset: its labels, or its keys for ``natural``.
+        dataset: gives the labels, or the keys for ``natural``.
         num_clients: 0 with ``natural`` takes all natural clients.
         seed: of the partition's own generator.
-        settings: ``alpha``, ``sigma``, ``shards_per_client``, ``classes_per_client``; each takes
-            what it knows, so that one configuration serves all.
+        settings: ``alpha``, ``sigma``, ``shards_per_client``, ``classes_per_client``; a partitioner
+            gets those that are arguments of it, so that one configuration serves all.
 
     Raises:
-        ValueError: unknown name, no natural clients, more clients than examples, a client left
-            empty, a setting out of range.
+        ValueError: unknown name, no natural clients, more clients than examples, an empty client,
+            or a setting out of range.
+
+    Example:
+        >>> from fedexp.datasets import load
+        >>> from fedexp.datasets.partition import partition_named
+        >>> data = load("synthetic-regression")
+        >>> parts = partition_named("natural", data, num_clients=0, seed=0, alpha=0.3)
+        >>> len(parts), parts[0].tolist() == list(range(30))
+        (20, True)
     """
     if name not in PARTITIONERS:
         known = ", ".join(PARTITIONERS)
-        raise ValueError(f"named(name={name!r}): unknown partitioner. Known: {known}.")
+        raise ValueError(f"partition_named(name={name!r}): unknown partitioner. Known: {known}.")
     if name == "natural" and dataset.keys is None:
         raise ValueError(
-            "named(name='natural'): this dataset has no natural clients. "
+            "partition_named(name='natural'): this dataset has no natural clients. "
             "Use another partitioner, or a dataset with keys (MNIST needs qmnist/ beside it)."
         )
     function = PARTITIONERS[name]
@@ -219,35 +344,14 @@ def named(name: str, dataset: Dataset, *, num_clients: int, seed: int, **setting
     )
 
 
-def names_of(dataset: Dataset, parts: Parts) -> tuple[str, ...]:
+def names_of(dataset: Dataset, parts: Partition) -> tuple[str, ...]:
     """The names of the clients of a natural partition; empty if they have none."""
     if dataset.keys is None or not dataset.names:
         return ()
     return tuple(dataset.names[key] for key in dataset.keys[parts.indices[parts.offsets[:-1]]])
 
 
-def own_test_rows(dataset: Dataset, part: Indices) -> Indices:
-    """The rows of the test set that belong to the natural client whose rows are ``part``."""
-    if dataset.keys is None or dataset.test_keys is None:
-        return part[:0]
-    return np.flatnonzero(dataset.test_keys == dataset.keys[part[0]])
-
-
-def split(part: Indices, *, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """A client's own train and test rows, at random; at least one row stays for training.
-
-    Args:
-        part: rows of the client.
-        fraction: of the rows that become the test, in [0, 1).
-        seed: of the draw; give each client its own.
-    """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"split(fraction={fraction}): must be in [0, 1).")
-    num_test = min(round(fraction * len(part)), len(part) - 1)
-    order = generator(seed).permutation(len(part))
-    return part[np.sort(order[num_test:])], part[np.sort(order[:num_test])]
-
-
-def _of_shares(labels: Array, shares: Array, rng: np.random.Generator) -> Parts:
+def _of_shares(labels: Array, shares: Array, rng: np.random.Generator) -> Partition:
+    # One example each before the rest is divided, so that no client is empty.
     sizes = 1 + apportioned(len(labels) - len(shares), shares / shares.sum())
-    return grouped(rng.permutation(np.repeat(np.arange(len(shares)), sizes)), len(shares))
+    return by_owner(rng.permutation(np.repeat(np.arange(len(shares)), sizes)), len(shares))

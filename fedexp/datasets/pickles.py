@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from fedexp.datasets.parts import Array
+from fedexp.datasets.dealing import Array
 
 
 @dataclass(frozen=True)

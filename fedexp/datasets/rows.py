@@ -5,7 +5,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from fedexp.datasets.parts import Array, stratified
+from fedexp.datasets.dealing import Array
+from fedexp.datasets.holdout import stratified
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""How unlike the clients of a partition are, as numbers and as a picture."""
+"""How much the clients of a partition differ, as numbers and as a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,23 +6,51 @@ from typing import Any
 
 import numpy as np
 
-from fedexp.datasets.parts import Array, Indices, Parts, classes
+from fedexp.datasets.dealing import Array, Indices, Partition, classes
 from fedexp.extras import need
 
 
-def label_counts(labels: Array, parts: Parts) -> Indices:
-    """Examples of each class at each client, ``[num_clients, num_classes]``."""
+def label_counts(labels: Array, parts: Partition) -> Indices:
+    """Count the examples of each class at each client, ``[num_clients, num_classes]``.
+
+    Args:
+        labels: class of every example, ``[num_examples]``.
+        parts: the examples of every client.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets import by_key, label_counts
+        >>> labels, writers = np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])
+        >>> label_counts(labels, by_key(writers, seed=0)).tolist()
+        [[2, 1], [0, 1]]
+    """
+    # One count over the pairs (client, class), numbered row by row.
     num_classes = int(labels.max()) + 1
     client = np.repeat(np.arange(len(parts)), parts.sizes)
     cells = client * num_classes + classes(labels)[parts.indices]
     return np.bincount(cells, minlength=len(parts) * num_classes).reshape(-1, num_classes)
 
 
-def heterogeneity(labels: Array, parts: Parts) -> float:
+def heterogeneity(labels: Array, parts: Partition) -> float:
     """Mean total-variation distance of the clients' label distributions to that of all.
 
-    ``(1/M) Σᵢ ½ Σₖ |qᵢₖ - qₖ|``: 0 if all clients look alike; ``1 - 1/K`` for ``K`` equal classes
-    of which each client holds one.
+    ``(1/M) Σᵢ ½ Σₖ |qᵢₖ - qₖ|`` with the frequencies ``qᵢₖ`` of class ``k`` at client ``i``, and
+    ``qₖ`` over all clients. It is 0 if all clients have the same distribution, and ``1 - 1/K``
+    for ``K`` equal classes of which each client holds one.
+
+    Args:
+        labels: class of every example, ``[num_examples]``.
+        parts: the examples of every client.
+
+    Returns:
+        A number in [0, 1).
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets import by_key, heterogeneity
+        >>> labels = np.array([0, 0, 1, 1])
+        >>> heterogeneity(labels, by_key(labels, seed=0))  # one client per class: 1 - 1/2
+        0.5
     """
     counts = label_counts(labels, parts)
     shares = counts / counts.sum(1, keepdims=True)
@@ -31,24 +59,36 @@ def heterogeneity(labels: Array, parts: Parts) -> float:
 
 def plot(
     labels: Array,
-    parts: Parts,
+    parts: Partition,
     path: str | Path,
     *,
     names: Sequence[str] = (),
     class_names: Sequence[str] = (),
 ) -> None:
-    """Write the picture people know: a bubble for every client and class, area by count.
+    """Draw a bubble for every client and class whose area is the number of examples.
 
-    Above 60 clients, the classes are stacked in colours instead, one thin bar per client, in the
-    order of their largest class and then of their size. Values of a regression have no classes: the
-    sizes of the clients are drawn.
+    With more than 60 clients the picture has one thin bar per client instead, with the classes
+    stacked in colours. The clients are then in the order of their largest class, and of their size.
+    Values of a regression have no classes: the picture has the sizes of the clients.
 
     Args:
         labels: target of every example, ``[num_examples]``.
         parts: the examples of every client.
-        path: of the picture.
+        path: of the picture; its ending chooses the format.
         names: of the clients, if they have any.
         class_names: of the classes, if they have any.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from fedexp.datasets import dirichlet_equal, plot
+        >>> labels = np.repeat([0, 1, 2], 20)
+        >>> plot(labels, dirichlet_equal(labels, num_clients=4, alpha=0.3, seed=0), "skew.svg")
+        >>> Path("skew.svg").exists()
+        True
     """
     need("matplotlib", "simulation")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -82,7 +122,7 @@ def plot(
 
 _MOST_BUBBLES = 60  # clients
 _MOST_NAMES = 30  # classes
-_LINE = 80  # characters side by side
+_LINE = 80  # characters that fit side by side
 
 
 def _bubbles(axes: Any, counts: Indices, class_names: Sequence[str]) -> None:
@@ -99,7 +139,7 @@ def _bubbles(axes: Any, counts: Indices, class_names: Sequence[str]) -> None:
 
 
 def _thin_bars(axes: Any, counts: Indices, class_names: Sequence[str]) -> None:
-    """A bar per client, without gaps, of its examples by class."""
+    """Draw a bar per client, without gaps, of its examples by class."""
     num_clients, num_classes = counts.shape
     counts = counts[np.lexsort((-counts.sum(1), counts.argmax(1)))]
     axes.set_xlabel(f"clients, by {'largest class and ' * (num_classes > 1)}size")

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from fedexp.datasets.dataset import Dataset
+from fedexp.datasets.dealing import Array
 from fedexp.datasets.formats import damaged, parsing, read_libsvm, read_table
-from fedexp.datasets.parts import Array, held_out
+from fedexp.datasets.holdout import held_out
 
 HOSPITALS = {"cleveland": 303, "hungarian": 294, "switzerland": 123, "va": 200}
 ADULT_ROWS = {"adult.data": 32_561, "adult.test": 16_281}

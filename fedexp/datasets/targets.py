@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 
+from fedexp.datasets.dealing import Array
 from fedexp.datasets.inputs import array_of
-from fedexp.datasets.parts import Array
 
 KINDS = ("auto", "classes", "values")
 _FEW = 20  # whole floats, up to which they look like classes

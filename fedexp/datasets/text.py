@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from fedexp.datasets.dataset import Dataset
+from fedexp.datasets.dealing import Array
 from fedexp.datasets.formats import damaged, parsing, read_leaf
-from fedexp.datasets.parts import Array
 
 CONTEXT = 80
 STRIDE = 10  # characters from one training example of a role to its next

@@ -31,7 +31,7 @@ from fedexp.clients.named import named as named_optimizer
 from fedexp.clients.schedules import Schedule
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
-from fedexp.datasets import Dataset, Parts
+from fedexp.datasets import Dataset, Partition
 from fedexp.datasets.partition import names_of
 from fedexp.files import fitted
 from fedexp.models import build, suited
@@ -118,7 +118,7 @@ class Federation:
         return suited(self.own.model or self.config.model, data)
 
     @cached_property
-    def parts(self) -> Parts:
+    def parts(self) -> Partition:
         """Every client's rows."""
         if self.own.data is None:
             return factories.partition_of(self.config)

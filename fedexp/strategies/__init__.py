@@ -25,11 +25,14 @@ from fedexp.strategies.presets import (
     FedYogi,
     Scaffold,
 )
-from fedexp.strategies.proximal import Diversity, Polyak, proximal_step
+from fedexp.strategies.proximal import GradientDiversity, StochasticPolyak, proximal_step
 from fedexp.strategies.robustness import FixedClip, QuantileClip
 from fedexp.strategies.running_ratio import RunningRatio
-from fedexp.strategies.step_sizes import Capped, Constant, Hypergradient, Relaxed
+from fedexp.strategies.step_sizes import Capped, Constant, HypergradientStep, Relaxed
 from fedexp.strategies.table import STRATEGIES
+
+# Names of earlier versions; each is the same object.
+Diversity, Hypergradient, Polyak = GradientDiversity, HypergradientStep, StochasticPolyak
 
 __all__ = [
     "STRATEGIES",
@@ -53,7 +56,9 @@ __all__ = [
     "FedProxExP",
     "FedYogi",
     "FixedClip",
+    "GradientDiversity",
     "Hypergradient",
+    "HypergradientStep",
     "Identity",
     "MeanOfIterates",
     "MeanOfLast",
@@ -70,6 +75,7 @@ __all__ = [
     "Scaffold",
     "ScaffoldExP",
     "ServerOptimizer",
+    "StochasticPolyak",
     "Yogi",
     "average_named",
     "proximal_step",

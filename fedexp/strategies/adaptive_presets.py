@@ -1,4 +1,4 @@
-"""Named strategies that choose their step by themselves: ``FedOpt`` with its rule filled in."""
+"""Named strategies that choose their own step: each is ``FedOpt`` with a rule."""
 
 from __future__ import annotations
 
@@ -9,33 +9,47 @@ from fedexp.strategies.extrapolation import Extrapolation, RunningExtrapolation
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.presets import proximal, sending
-from fedexp.strategies.proximal import Diversity, Polyak
+from fedexp.strategies.proximal import GradientDiversity, StochasticPolyak
 from fedexp.strategies.running_ratio import RunningRatio
-from fedexp.strategies.step_sizes import Constant, Hypergradient, StepSize
+from fedexp.strategies.step_sizes import Constant, HypergradientStep, StepSize
 
 
 class FedExP(FedOpt):
     """FedAvg with the FedExP server step: ``w ← w - η Δ̄``, ``η ≥ 1`` from the updates.
 
     ``η = max(1, Σ pᵢ‖Δᵢ‖²/Σ pᵢ / (2 (‖Δ̄‖² + ε)))``
-    Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604. See ``Extrapolation``. With ``smoothing``
-    the sums are running means and there is no ``ε``, see ``RunningRatio``; this is not the
-    paper's. The paper averages clients uniformly, ``weighted=False``; by default we weigh them by
-    their examples, as Flower's FedAvg does.
+    Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604. See ``Extrapolation``. With ``smoothing`` the
+    rule uses running means and no ``ε``, see ``RunningRatio``; this is not the paper's rule. The
+    paper averages clients uniformly, which is ``weighted=False``; by default clients are weighted
+    by their examples, as in Flower's FedAvg.
 
     Args:
         *args: those of Flower's FedAvg.
-        epsilon: ``ε ≥ 0``, in squared parameter units. It acts as a limit of the step.
-        smoothing: ``b`` in [0, 1), the share of the old in the running means; 0 is the paper's
+        epsilon: ``ε ≥ 0``, in squared parameter units. It bounds the step when ``Δ̄`` is short.
+        smoothing: ``b`` in [0, 1), the weight of the past in the running means; 0 is the paper's
             rule.
         epsilon_decay: factor per round of the clients' learning rate, squared for ``ε``.
         epsilon_per_client: ``M·ε`` in place of ``ε``, as in the authors' code.
-        max_step_size: a cap on ``η``; none by default.
+        max_step_size: an upper bound on ``η``; none by default.
         proximal_mu: ``μ ≥ 0`` of the clients' proximal term, see ``FedProx``.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
 
     Raises:
         ValueError: an argument is out of its range.
+
+    Example:
+        Two clients send ``Δ₁ = (3, 1)`` and ``Δ₂ = (-1, 1)``. The mean of the squared norms is
+        ``(10 + 2)/2 = 6`` and ``‖Δ̄‖² = 2``, so ``η = 6/(2 · 2)`` and ``w = 0 - 1.5 · (1, 1)``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import FedExP
+        >>> update = {"w": np.array([2.0, 2.0])}  # Δ₁ + Δ₂
+        >>> stats = PseudoGradientStats(count=2, weight=2.0, update=update, sq_norm=12.0)
+        >>> rule = FedExP(epsilon=0.0).optimizer
+        >>> params, _, eta = rule.step({"w": np.zeros(2)}, stats, {})
+        >>> eta, params["w"].tolist()
+        (1.5, [-1.5, -1.5])
     """
 
     def __init__(
@@ -54,7 +68,7 @@ class FedExP(FedOpt):
             if step != Extrapolation():
                 raise ValueError(
                     f"FedExP(smoothing={smoothing}, epsilon={epsilon}): the running ratio has no "
-                    "epsilon. Leave out smoothing, or all settings of epsilon."
+                    "epsilon. Give smoothing, or the settings of epsilon, but not both."
                 )
             step = RunningRatio(smoothing)
         rule = ServerOptimizer(step_size=step)
@@ -75,6 +89,25 @@ class FedExPM(FedOpt):
         epsilon_decay: factor per round of the clients' learning rate, squared for ``ε``.
         epsilon_per_client: ``M·ε`` in place of ``ε``, as in the authors' code.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        Two equal rounds have ``Δ̄ = (1, 1)`` and the mean squared norm 6. First ``m = (1, 1)``,
+        ``r = 6`` and ``η = 6/(2 · 2)``.
+        Then ``m = (1.5, 1.5)``, ``r = 7.5`` and ``η = 7.5/(2 · 4.5)``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import FedExPM
+        >>> update = {"w": np.array([2.0, 2.0])}  # Δ₁ + Δ₂
+        >>> stats = PseudoGradientStats(count=2, weight=2.0, update=update, sq_norm=12.0)
+        >>> rule = FedExPM(server_momentum=0.5, epsilon=0.0).optimizer
+        >>> params, state, first = rule.step({"w": np.zeros(2)}, stats, {})
+        >>> params, state, second = rule.step(params, stats, state)
+        >>> first, round(second, 4)
+        (1.5, 0.8333)
     """
 
     def __init__(
@@ -95,21 +128,33 @@ class NesterovExP(FedOpt):
     """Nesterov's direction with FedExP's step: ``m ← Δ̄ + μ m``, ``w ← w - η (Δ̄ + μ m)``.
 
     ``η = κ max(1, N/(2Q))`` with ``N`` and ``Q`` the running means of ``Σ pᵢ‖Δᵢ‖²/Σ pᵢ`` and
-    ``‖Δ̄‖²``, see ``RunningRatio``. The combination is ours; its parts are the outer step of
+    ``‖Δ̄‖²``, see ``RunningRatio``. The combination is our own. Its parts are the outer step of
     DiLoCo (Douillard et al. 2023, arXiv:2311.08105) and the ratio of FedExP (Jhunjhunwala, Wang &
-    Joshi 2023, arXiv:2301.09604). Its last iterate swings: evaluate an average of the iterates,
-    see ``BothIterates``. Like every long step it can diverge where the clients' own learning rate
-    is too large.
+    Joshi 2023, arXiv:2301.09604). The iterates swing around the solution: evaluate an average of
+    them, see ``BothIterates``. Like every rule with long steps it can diverge if the clients' own
+    learning rate is too large.
 
     Args:
         *args: those of Flower's FedAvg.
         server_momentum: ``μ``, in [0, 1).
-        smoothing: ``b``, in [0, 1), the share of the old in the running means.
+        smoothing: ``b``, in [0, 1), the weight of the past in the running means.
         relaxation: ``κ > 0``, a factor of the step.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
 
     Raises:
         ValueError: an argument is out of its range.
+
+    Example:
+        ``Δ̄ = (1, 1)`` gives ``η = 0.5 · 6/(2 · 2)`` along ``Δ̄ + 0.9 · Δ̄``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import NesterovExP
+        >>> update = {"w": np.array([2.0, 2.0])}  # Δ₁ + Δ₂
+        >>> stats = PseudoGradientStats(count=2, weight=2.0, update=update, sq_norm=12.0)
+        >>> params, _, eta = NesterovExP().optimizer.step({"w": np.zeros(2)}, stats, {})
+        >>> eta, params["w"].round(6).tolist()
+        (0.75, [-1.425, -1.425])
     """
 
     def __init__(
@@ -131,6 +176,15 @@ class FedProxExP(FedExP):
         *args: those of Flower's FedAvg.
         proximal_mu: ``μ ≥ 0``.
         **kwargs: those of ``FedExP``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> from fedexp.strategies import FedProxExP
+        >>> strategy = FedProxExP(proximal_mu=0.5)
+        >>> strategy.client_config, strategy.optimizer.step_size.epsilon
+        ({'proximal-mu': 0.5}, 0.001)
     """
 
     def __init__(self, *args: Any, proximal_mu: float = 0.1, **kwargs: Any) -> None:
@@ -143,6 +197,15 @@ class ScaffoldExP(FedExP):
     Args:
         *args: those of Flower's FedAvg.
         **kwargs: those of ``FedExP``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> from fedexp.strategies import ScaffoldExP
+        >>> strategy = ScaffoldExP(epsilon=0.1)
+        >>> strategy.control_variates, strategy.optimizer.step_size.epsilon
+        (True, 0.1)
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -152,19 +215,32 @@ class ScaffoldExP(FedExP):
 class FedExProx(FedOpt):
     """Extrapolated proximal points: ``w ← w - η Δ̄``, clients return ``prox_{γ fᵢ}(w)``.
 
-    Li, Acharya & Richtárik 2024, arXiv:2405.13766. Our clients approach the proximal point by
+    Li, Acharya & Richtárik 2024, arXiv:2405.13766. Our clients approximate the proximal point by
     their local steps on ``fᵢ(y) + ‖y - w‖²/(2γ)``.
 
     Args:
         *args: those of Flower's FedAvg.
         gamma: ``γ > 0``; clients get ``proximal-mu`` ``1/γ``.
-        step_size: ``"grads"`` for ``Diversity``, ``"stops"`` for ``Polyak``, or the constant
-            ``η``, see ``proximal_step``.
-        minimum: ``M*`` of ``Polyak``.
+        step_size: ``"grads"`` for ``GradientDiversity``, ``"stops"`` for ``StochasticPolyak``, or a
+            number, the constant ``η``; ``proximal_step`` computes one.
+        minimum: ``M*`` of ``StochasticPolyak``.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
 
     Raises:
         ValueError: an argument is out of its range.
+
+    Example:
+        The clients get ``1/γ``. Updates with the mean squared norm 6 and ``‖Δ̄‖² = 2`` give 6/2.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import FedExProx
+        >>> update = {"w": np.array([2.0, 2.0])}  # Δ₁ + Δ₂
+        >>> stats = PseudoGradientStats(count=2, weight=2.0, update=update, sq_norm=12.0)
+        >>> strategy = FedExProx(gamma=4.0)
+        >>> _, _, eta = strategy.optimizer.step({"w": np.zeros(2)}, stats, {})
+        >>> strategy.client_config, eta
+        ({'proximal-mu': 0.25}, 3.0)
     """
 
     def __init__(
@@ -175,8 +251,8 @@ class FedExProx(FedOpt):
         minimum: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        polyak = Polyak(gamma, minimum)
-        named: dict[object, StepSize] = {"grads": Diversity(), "stops": polyak}
+        polyak = StochasticPolyak(gamma, minimum)
+        named: dict[object, StepSize] = {"grads": GradientDiversity(), "stops": polyak}
         if isinstance(step_size, str) and step_size not in named:
             raise ValueError(
                 f"FedExProx(step_size={step_size!r}): unknown. Use 'grads', 'stops' or a number."
@@ -188,18 +264,36 @@ class FedExProx(FedOpt):
 
 
 class FedHyper(FedOpt):
-    """A server step that descends on itself: ``w ← w - (1 + a) Δ̄``, ``a ← a + κ⟨Δ̄, Δ̄₋₁⟩``.
+    """A server step that gradient descent adapts: ``w ← w - (1 + a) Δ̄``, ``a ← a + κ⟨Δ̄, Δ̄₋₁⟩``.
 
-    Wang, Wang & Li 2024, arXiv:2310.03156, the global scheduler. See ``Hypergradient``.
+    This is the global scheduler of Wang, Wang & Li 2024, arXiv:2310.03156. See
+    ``HypergradientStep``.
 
     Args:
         *args: those of Flower's FedAvg.
         rate: ``κ > 0``.
         low: lower bound of ``a``.
         high: upper bound of ``a``.
-        normalised: the cosine of the two in place of their product, so that neither the model's
-            size nor the clients' learning rate matters. The authors' code does without.
+        normalised: whether to use the cosine of the two updates in place of their product, so that
+            neither the model's size nor the clients' learning rate matters. The authors' code uses
+            the product.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        Two rounds with ``Δ̄ = 2``: the second step is ``1 + 0.1 · 2 · 2``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import FedHyper
+        >>> stats = PseudoGradientStats(1, 1.0, {"w": np.array([2.0])}, sq_norm=4.0)
+        >>> rule = FedHyper(rate=0.1).optimizer
+        >>> params, state, first = rule.step({"w": np.array([0.0])}, stats, {})
+        >>> params, state, second = rule.step(params, stats, state)
+        >>> first, second
+        (1.0, 1.4)
     """
 
     def __init__(
@@ -211,5 +305,5 @@ class FedHyper(FedOpt):
         normalised: bool = False,
         **kwargs: Any,
     ) -> None:
-        rule = ServerOptimizer(step_size=Hypergradient(rate, low, high, normalised))
+        rule = ServerOptimizer(step_size=HypergradientStep(rate, low, high, normalised))
         super().__init__(*args, optimizer=rule, **kwargs)

@@ -1,4 +1,4 @@
-"""Which clients have contributed to a run, which were left out, and why."""
+"""Which clients have contributed to a run, whose replies were dropped, and why."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from fedexp.arrays import Arrays
 from fedexp.merged import Failure
 
 Reasons = dict[str, list[int]]
-"""Nodes by the reason why their replies were left out."""
+"""Nodes by the reason why their replies were dropped."""
 
-_MOST_NODES = 5  # that a line names
+_MOST_NODES = 5  # so many are named in one line of the log
 
 
 class Attendance:
@@ -24,7 +24,15 @@ class Attendance:
     Attributes:
         contributed: nodes with a reply that has entered a server step.
         missing: nodes that were asked to train and have never contributed.
-        reasons: of the last round's failures.
+        reasons: why replies of the last round were dropped.
+
+    Example:
+        >>> from fedexp.strategies.attendance import Attendance
+        >>> attendance = Attendance()
+        >>> attendance.ask([1, 2])
+        >>> attendance.came([1])
+        >>> attendance.contributed, attendance.missing
+        ({1}, {2})
     """
 
     def __init__(self) -> None:
@@ -34,40 +42,48 @@ class Attendance:
         self._told: set[str] = set()
 
     def ask(self, nodes: Iterable[int]) -> None:
-        """A round begins in which ``nodes`` are asked to train."""
+        """Note that a round begins in which ``nodes`` are asked to train."""
         self.missing.update(set(nodes) - self.contributed)
         self.reasons = {}
 
     def came(self, nodes: Iterable[int]) -> None:
-        """Replies of ``nodes`` have entered the server step."""
+        """Note that replies of ``nodes`` have entered the server step."""
         self.contributed.update(nodes)
         self.missing -= self.contributed
 
     def fail(self, failures: Sequence[Failure]) -> None:
-        """Note why replies of this round are left out, and log it."""
-        self.reasons = merged([self.reasons, grouped(failures)])
+        """Note why replies of this round are dropped, and log it."""
+        self.reasons = merged([self.reasons, by_reason(failures)])
         self.tell(failures)
 
     def tell(self, failures: Sequence[Failure]) -> None:
-        """Log failures, one line per reason; a reason that was told before at level INFO."""
-        for reason, nodes in grouped(failures).items():
+        """Log failures, one line per reason; a reason that was logged before is at level INFO."""
+        for reason, nodes in by_reason(failures).items():
             log(INFO if _pattern(reason) in self._told else WARNING, "%s", line(reason, nodes))
             self._told.add(_pattern(reason))
 
     def state(self) -> Arrays:
-        """For a checkpoint."""
+        """The attendance as arrays, for a checkpoint."""
         sets = {"contributed": self.contributed, "missing": self.missing}
         return {name: np.array(sorted(nodes), np.uint64) for name, nodes in sets.items()}
 
     def restore(self, state: Arrays) -> None:
-        """The inverse of ``state``."""
+        """Read what ``state`` returned."""
         self.contributed, self.missing = (
             set(state[name].tolist()) for name in ("contributed", "missing")
         )
 
 
-def grouped(failures: Iterable[Failure]) -> Reasons:
-    """Nodes by reason; reasons that differ in their numbers alone are one, the first's."""
+def by_reason(failures: Iterable[Failure]) -> Reasons:
+    """Nodes by reason, in ascending order.
+
+    Reasons that differ only in their numbers count as one, under the words of the first.
+
+    Example:
+        >>> from fedexp.strategies.attendance import by_reason
+        >>> by_reason([(7, "norm 3.5 is too long"), (2, "norm 4 is too long")])
+        {'norm 3.5 is too long': [2, 7]}
+    """
     first: dict[str, str] = {}
     nodes: dict[str, set[int]] = {}
     for node, reason in failures:
@@ -76,18 +92,19 @@ def grouped(failures: Iterable[Failure]) -> Reasons:
 
 
 def merged(rounds: Iterable[Mapping[str, Iterable[int]]]) -> Reasons:
-    """The reasons of several rounds, those of most nodes first."""
+    """The reasons of several rounds, the reason of most nodes first."""
     failures = [(n, reason) for reasons in rounds for reason, ns in reasons.items() for n in ns]
-    return dict(sorted(grouped(failures).items(), key=lambda item: -len(item[1])))
+    return dict(sorted(by_reason(failures).items(), key=lambda item: -len(item[1])))
 
 
 def line(reason: str, nodes: list[int]) -> str:
-    """One line of the log."""
+    """The line of the log for the nodes whose replies are dropped for one reason."""
     if len(nodes) == 1:
-        return f"Reply of node {nodes[0]} left out: {reason}"
+        return f"Reply of node {nodes[0]} dropped: {reason}"
     shown = [*map(str, nodes[:_MOST_NODES]), *["..."][: len(nodes) > _MOST_NODES]]
-    return f"Replies of {len(nodes)} clients left out (nodes {', '.join(shown)}): {reason}"
+    return f"Replies of {len(nodes)} clients dropped (nodes {', '.join(shown)}): {reason}"
 
 
 def _pattern(reason: str) -> str:
+    # Numbers inside a name, such as layer1, are part of the reason.
     return re.sub(r"(?<![A-Za-z_])[-+]?\d+(\.\d+)?([eE][-+]?\d+)?|\b(nan|inf)\b", "#", reason)

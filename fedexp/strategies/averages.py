@@ -1,7 +1,7 @@
-"""Averages of the server's iterates: what is evaluated beside the last one.
+"""Averages of the server's iterates, which are evaluated beside the last iterate.
 
-A long server step makes the iterates swing around the solution; their average does not. It is for
-evaluation only and never enters training.
+A long server step makes the iterates swing around the solution; their average does not. Averages
+are for evaluation only and never enter training.
 """
 
 from __future__ import annotations
@@ -31,12 +31,25 @@ class Average(Protocol):
 
 @dataclass(frozen=True)
 class MeanOfLast:
-    """The mean of the last iterates: ``(w_{t-k+1} + … + w_t)/k``, of all there are before.
+    """The mean of the last iterates, ``(w_{t-k+1} + … + w_t)/k``.
 
-    ``k = 2`` is what the FedExP paper reports: Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604.
+    Before round ``k`` it is the mean of all iterates so far. The FedExP paper reports ``k = 2``:
+    Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604.
 
     Attributes:
         count: ``k``, at least 1.
+
+    Raises:
+        ValueError: ``count`` is less than 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.strategies import MeanOfLast
+        >>> average, memory = MeanOfLast(count=2), {}
+        >>> for w in (9.0, 1.0, 3.0):
+        ...     memory = average.update(memory, {"w": np.array([w])})
+        >>> average.mean(memory, trainable=frozenset({"w"}))["w"].tolist()
+        [2.0]
     """
 
     count: int = 2
@@ -46,12 +59,13 @@ class MeanOfLast:
             raise ValueError(f"MeanOfLast(count={self.count}): must be at least 1. Use 2.")
 
     def update(self, memory: Memory, params: Arrays) -> Memory:
-        """The last ``k`` iterates, the oldest first."""
+        """The memory with the last ``k`` iterates, the oldest first."""
         kept = [*memory.values(), params][-self.count :]
         return {f"iterate-{i}": iterate for i, iterate in enumerate(kept)}
 
     def mean(self, memory: Memory, trainable: frozenset[str]) -> Arrays:
-        """Their mean, in the dtypes of the last."""
+        """The mean of the iterates in ``memory``, in the dtypes of the last one."""
+        # Summed in float64: halves and floats of 32 bits would lose what the average is for.
         *_, last = memory.values()
         return {
             name: np.mean([w[name] for w in memory.values()], axis=0, dtype=np.float64).astype(
@@ -65,10 +79,24 @@ class MeanOfLast:
 
 @dataclass(frozen=True)
 class MovingAverage:
-    """An exponential moving average: ``x̄ ← b x̄ + (1 - b) w_t``, at first ``w_1`` itself.
+    """An exponential moving average, ``x̄ ← b x̄ + (1 - b) w_t``, which starts at ``w_1``.
 
     Attributes:
-        decay: ``b``, in [0, 1).
+        decay: ``b``, in [0, 1), the weight of the past.
+
+    Raises:
+        ValueError: ``decay`` is out of its range.
+
+    Example:
+        ``0.75 · 4 + 0.25 · 8 = 5``.
+
+        >>> import numpy as np
+        >>> from fedexp.strategies import MovingAverage
+        >>> average, memory = MovingAverage(decay=0.75), {}
+        >>> for w in (4.0, 8.0):
+        ...     memory = average.update(memory, {"w": np.array([w])})
+        >>> average.mean(memory, trainable=frozenset({"w"}))["w"].tolist()
+        [5.0]
     """
 
     decay: float = 0.7
@@ -78,11 +106,11 @@ class MovingAverage:
             raise ValueError(f"MovingAverage(decay={self.decay}): must be in [0, 1). Use 0.7.")
 
     def update(self, memory: Memory, params: Arrays) -> Memory:
-        """``x̄`` in float64, and the last iterate."""
+        """The memory with ``x̄`` in float64, and the last iterate."""
         old = memory.get("average", params)
         b = self.decay
         return {
-            # Integers are counters, which no mean has a use for: they stay exact in "last".
+            # Integers are counters: a mean of them is of no use, and "last" keeps them exact.
             "average": {
                 name: np.asarray(b * old[name].astype(np.float64) + (1 - b) * x.astype(np.float64))
                 for name, x in params.items()
@@ -101,10 +129,19 @@ class MovingAverage:
 
 
 def average_named(name: str) -> Average:
-    """The average that ``--average`` names: ``last-2``, ``last-5``, ``ema-0.7``.
+    """The average that ``--average`` names, such as ``last-2`` or ``ema-0.7``.
+
+    Args:
+        name: ``last-K`` for `MeanOfLast` of ``K`` iterates, or ``ema-B`` for `MovingAverage` with
+            the decay ``B``.
 
     Raises:
-        ValueError: no such name, or a number out of its range.
+        ValueError: the name is unknown, or its number is out of range.
+
+    Example:
+        >>> from fedexp.strategies import average_named
+        >>> average_named("last-5"), average_named("ema-0.7")
+        (MeanOfLast(count=5), MovingAverage(decay=0.7))
     """
     kind, _, number = name.partition("-")
     try:
@@ -117,5 +154,5 @@ def average_named(name: str) -> Average:
         reason = str(error).rstrip(".")
         raise ValueError(
             f"Config(average={name!r}): {reason}. Use last-K, the mean of the last K iterates, or "
-            "ema-B, their moving average with the share B of the old; such as last-2 or ema-0.7."
+            "ema-B, their moving average with the decay B; for example last-2 or ema-0.7."
         ) from None

@@ -1,4 +1,4 @@
-"""The clients' metrics of a round as one."""
+"""The mean of the clients' metrics of a round."""
 
 from __future__ import annotations
 
@@ -21,19 +21,27 @@ def weighted_means(
 ) -> MetricRecord:
     """The weighted mean of every metric, over the clients that report it: ``Σ pᵢxᵢ / Σ pᵢ``.
 
-    A value that is not finite, or a list of another length than most clients', does not count: no
-    client decides for the others. With the same metrics at all clients these are the means of
-    Flower's ``aggregate_metricrecords``.
+    A value that is not finite does not count, and neither does a list whose length differs from
+    that of most clients, so that no client can spoil the mean of the others. If all clients report
+    the same metrics, these are the means of Flower's ``aggregate_metricrecords``.
 
     Args:
         rows: the metrics of each client.
-        weighted_by: key of ``pᵢ``; not among the means.
-        nodes: of the clients, to name those whose value does not count in the log.
+        weighted_by: key of ``pᵢ``, which is not among the means.
+        nodes: ids of the clients; the log names those whose value does not count.
+
+    Example:
+        ``(1 · 4 + 3 · 8)/(1 + 3) = 7``; the third client has no usable loss.
+
+        >>> from fedexp.strategies.client_metrics import weighted_means
+        >>> rows = [{"n": 1, "loss": 4.0}, {"n": 3, "loss": 8.0}, {"n": 9, "loss": float("nan")}]
+        >>> dict(weighted_means(rows, weighted_by="n"))
+        {'loss': 7.0}
     """
     names = dict.fromkeys(name for row in rows for name in row if name != weighted_by)
     means = {}
     for name in names:
-        try:
+        try:  # the usual case, all clients at once: no loop over clients
             used, values = rows, np.array([row[name] for row in rows], np.float64)
         except (KeyError, ValueError, TypeError, OverflowError):
             used, values = [], np.array(np.nan)
@@ -54,7 +62,7 @@ def _sound(name: str, rows: Sequence[Row], nodes: Sequence[int]) -> list[Row]:
     good = [(_is_finite(row[name]) and _length(row[name]) == most) for _, row in told]
     for (node, row), is_good in zip(told, good, strict=True):
         if not is_good:
-            log(WARNING, "Metric %r of node %s left out: %.60s.", name, node, row[name])
+            log(WARNING, "Metric %r of node %s dropped: %.60s.", name, node, row[name])
     return [row for (_, row), is_good in zip(told, good, strict=True) if is_good]
 
 

@@ -1,7 +1,7 @@
 """Step sizes from the clients' disagreement: FedExP, alone and with momentum.
 
-They read the mean of the squared norms against the squared norm of the mean, which is at least 1
-and grows with the angle between the clients' updates.
+They divide the mean of the squared norms ``‖Δᵢ‖²`` by the squared norm of the mean ``Δ̄``. By
+Jensen's inequality this ratio is at least 1; it grows with the angles between the clients' updates.
 """
 
 from __future__ import annotations
@@ -51,11 +51,27 @@ class Extrapolation(_Regularised):
     Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604, alg. 1.
 
     Attributes:
-        epsilon: ``ε``, in squared parameter units; caps ``η`` when ``Δ̄`` vanishes.
+        epsilon: ``ε ≥ 0``, in squared parameter units; it bounds ``η`` when ``Δ̄`` vanishes.
         decay: factor per round of the clients' learning rate; ``Δ`` shrinks with it, and so must
             ``√ε``. The authors' code uses 0.998.
         epsilon_per_client: use ``M·ε`` in place of ``ε``, as the authors' code does (the paper
             does not); ``M`` is the number of clients of the round.
+
+    Raises:
+        ValueError: an attribute is out of its range.
+
+    Example:
+        Two clients send ``Δ₁ = (3, 1)`` and ``Δ₂ = (-1, 1)``. The mean of the squared norms is
+        ``(10 + 2)/2 = 6``, and ``Δ̄ = (1, 1)`` has the squared norm 2, so ``η = ½ · 6/2``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import Extrapolation
+        >>> update = {"w": np.array([2.0, 2.0])}  # Δ₁ + Δ₂
+        >>> stats = PseudoGradientStats(count=2, weight=2.0, update=update, sq_norm=12.0)
+        >>> eta, state = Extrapolation(epsilon=0.0)(stats, stats.mean_update, {})
+        >>> eta
+        1.5
     """
 
     def check(self, direction: Direction) -> None:
@@ -65,8 +81,11 @@ class Extrapolation(_Regularised):
     def __call__(
         self, stats: PseudoGradientStats, direction: Float64s, state: State
     ) -> tuple[float, State]:
-        """``η`` of this round."""
+        """The step ``η`` of this round, and the state with its number."""
         epsilon, state = self._epsilon(stats, state)
+        # Let wᵢ be no further from a solution w* than w is. Then 2⟨Δᵢ, w - w*⟩ ≥ ‖Δᵢ‖², and the
+        # step along Δ̄ that ends closest to w*, ⟨Δ̄, w - w*⟩/‖Δ̄‖², is at least half the ratio. If the
+        # clients agree, the half is ½ and shorter than FedAvg's step: hence at least 1.
         return max(1.0, 0.5 * ratio(stats.mean_sq_norm, direction, epsilon)), state
 
 
@@ -74,9 +93,9 @@ class Extrapolation(_Regularised):
 class RunningExtrapolation(_Regularised):
     """FedExP with server momentum: ``η = ½ rₜ / (‖mₜ‖² + εₜ)``, not bounded below.
 
-    ``rₜ = Σ pᵢ‖Δᵢ‖²/Σ pᵢ + ½ β rₜ₋₁`` goes with the direction ``mₜ = Δ̄ₜ + β mₜ₋₁``, that is with
-    ``Momentum(beta)``. The authors' published code means this rule, but a mistyped name in it
-    leaves the momentum out of the direction: to have their numbers, use ``Identity``.
+    ``rₜ = Σ pᵢ‖Δᵢ‖²/Σ pᵢ + ½ β rₜ₋₁`` belongs to the direction ``mₜ = Δ̄ₜ + β mₜ₋₁``, that is to
+    ``Momentum(beta)``. The authors' published code means this rule, but because of a mistyped name
+    it steps along ``Δ̄`` without momentum. Use ``Identity`` to reproduce its numbers.
     Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604, experiments.
 
     Attributes:
@@ -84,6 +103,24 @@ class RunningExtrapolation(_Regularised):
         decay: as in ``Extrapolation``.
         epsilon_per_client: as in ``Extrapolation``.
         beta: ``β``, in [0, 1).
+
+    Raises:
+        ValueError: an attribute is out of its range.
+
+    Example:
+        ``r = 6`` in the first round and ``6 + ½ · 0.5 · 6`` in the second. Along
+        ``Δ̄ = (1, 1)`` that gives ``½ · 6/2`` and ``½ · 7.5/2``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import RunningExtrapolation
+        >>> update = {"w": np.array([2.0, 2.0])}
+        >>> stats = PseudoGradientStats(count=2, weight=2.0, update=update, sq_norm=12.0)
+        >>> rule = RunningExtrapolation(epsilon=0.0, beta=0.5)
+        >>> first, state = rule(stats, stats.mean_update, {})
+        >>> second, state = rule(stats, stats.mean_update, state)
+        >>> first, second
+        (1.5, 1.875)
     """
 
     beta: float = 0.9
@@ -100,30 +137,32 @@ class RunningExtrapolation(_Regularised):
         """Raise ``ValueError`` unless ``direction`` is ``Momentum(beta)`` or ``Identity``."""
         if direction not in (Momentum(self.beta), Identity()):
             raise ValueError(
-                f"RunningExtrapolation(beta={self.beta}): has no meaning along {direction}. "
+                f"RunningExtrapolation(beta={self.beta}): cannot step along {direction}. "
                 f"Use Momentum({self.beta}), or Identity for the authors' released code."
             )
 
     def __call__(
         self, stats: PseudoGradientStats, direction: Float64s, state: State
     ) -> tuple[float, State]:
-        """``η`` of this round."""
+        """The step ``η`` of this round, and the state with the new ``r``."""
         before = float(state["running"]["sq-norm"]) if "running" in state else 0.0
         running = stats.mean_sq_norm + 0.5 * self.beta * before
         epsilon, state = self._epsilon(stats, state)
+        # empty=2 gives η = 1, FedAvg's step, after the factor ½.
         memory: State = {"running": {"sq-norm": np.asarray(running)}}
         return 0.5 * ratio(running, direction, epsilon, empty=2.0), state | memory
 
 
 def ratio(numerator: float, direction: Float64s, epsilon: float, *, empty: float = 1.0) -> float:
-    """``numerator / (‖d‖² + ε)``, or ``empty`` if that is 0: there is nothing to extrapolate."""
+    """``numerator / (‖d‖² + ε)``, or ``empty`` if the denominator is 0 and there is no step."""
     denominator = sq_norm(direction) + epsilon
     return numerator / denominator if denominator > 0 else empty
 
 
 def only_identity(owner: object, direction: Direction, hint: str) -> None:
-    """Raise ``ValueError`` for our directions other than the mean update."""
+    """Raise ``ValueError`` for a direction of this package other than the mean update."""
+    # A direction of the user's own may well be the mean update under another name.
     if isinstance(direction, Momentum | Adagrad | Adam | Yogi):
         raise ValueError(
-            f"{type(owner).__name__}: has no meaning along {direction}. Use Identity; {hint}."
+            f"{type(owner).__name__}: cannot step along {direction}. Use Identity; {hint}."
         )

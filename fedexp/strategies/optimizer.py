@@ -7,30 +7,46 @@ from dataclasses import dataclass, field, replace
 from fedexp.arrays import Arrays, cast_like, moved
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import Direction, Identity, Momentum, State
-from fedexp.strategies.step_sizes import Capped, Constant, Relaxed, StepSize, check
+from fedexp.strategies.step_sizes import Capped, Constant, Relaxed, StepSize, check_direction
 
 
 @dataclass(frozen=True)
 class ServerOptimizer:
-    """A server step: ``w ← w - η d`` on trainable arrays, the clients' mean on all others.
+    """A server step: ``w ← w - η d`` for trainable arrays, the clients' mean for all others.
 
     Attributes:
-        direction: gives ``d``.
-        step_size: gives ``η``.
+        direction: the rule that gives ``d``.
+        step_size: the rule that gives ``η``.
 
     Raises:
-        ValueError: the step size has no meaning along the direction.
+        ValueError: the step size cannot be used with the direction.
+
+    Example:
+        Two clients send ``Δ₁ = (3, 1)`` and ``Δ₂ = (-1, 1)``, so ``Δ̄ = (1, 1)``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import Extrapolation, ServerOptimizer
+        >>> update = {"w": np.array([2.0, 2.0])}
+        >>> stats = PseudoGradientStats(count=2, weight=2.0, update=update, sq_norm=12.0)
+        >>> rule = ServerOptimizer(step_size=Extrapolation(epsilon=0.0))
+        >>> params, state, eta = rule.step({"w": np.array([1.0, 0.0])}, stats, {})
+        >>> eta, params["w"].tolist()
+        (1.5, [-0.5, -1.5])
     """
 
     direction: Direction = field(default_factory=Identity)
     step_size: StepSize = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
-        check(self.step_size, self.direction)
+        check_direction(self.step_size, self.direction)
 
     @property
     def averages(self) -> bool:
-        """Whether ``w ← w - η Δ̄`` with a constant ``η ≤ 1``, so that no update counts more."""
+        """Whether the step is ``w ← w - η Δ̄`` with a constant ``η ≤ 1``.
+
+        No update then counts more than in FedAvg, as differential privacy assumes.
+        """
         step = self.step_size
         return self.direction == Identity() and isinstance(step, Constant) and step.value <= 1
 
@@ -43,11 +59,12 @@ class ServerOptimizer:
     def step(
         self, params: Arrays, stats: PseudoGradientStats, state: State
     ) -> tuple[Arrays, State, float]:
-        """New parameters in the dtypes of ``params``, new state, and ``η``.
+        """Take one step: new parameters in the dtypes of ``params``, new state, and ``η``.
 
         Args:
-            params: ``w``, what was broadcast; not changed. Those in neither sum of ``stats`` stay.
-            stats: the sums of the round, of at least one client.
+            params: ``w``, what was broadcast. It is not changed; arrays that neither sum of
+                ``stats`` holds are returned as they are.
+            stats: the sums of the round, over at least one client.
             state: what the last call returned, ``{}`` in round 1.
         """
         direction, state = self.direction(stats.mean_update, state)

@@ -1,10 +1,10 @@
-"""Named strategies with a constant step: ``FedOpt`` with its rule filled in.
+"""Named strategies with a constant step: each is ``FedOpt`` with a rule.
 
-Every one takes the arguments of Flower's FedAvg, in their order, then those of ``FedOpt`` by
-keyword. Those that Flower has too take Flower's own arguments with Flower's defaults, and have
-its attributes; setting one, as in ``strategy.eta /= 2``, holds from the next step on. Flower's
-step moves every array, batch-norm statistics and counters too; ours leaves those at the clients'
-mean, unless ``trainable`` names them.
+Every strategy takes the arguments of Flower's FedAvg in their order, then those of ``FedOpt`` by
+keyword. A strategy that Flower has too takes Flower's own arguments with Flower's defaults, and has
+Flower's attributes; one that is set, as in ``strategy.eta /= 2``, holds from the next step on.
+Flower's step moves every array, also batch-norm statistics and counters. Ours sets those to the
+clients' mean, unless ``trainable`` names them.
 """
 
 from __future__ import annotations
@@ -36,6 +36,21 @@ class FedAvg(FedOpt):
         *args: those of Flower's FedAvg.
         server_learning_rate: ``η > 0``.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        With ``w = 1`` and ``Δ̄ = 2``, half a step ends at ``1 - ½ · 2``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import FedAvg
+        >>> stats = PseudoGradientStats(1, 1.0, {"w": np.array([2.0])}, sq_norm=4.0)
+        >>> rule = FedAvg(server_learning_rate=0.5).optimizer
+        >>> params, _, _ = rule.step({"w": np.array([1.0])}, stats, {})
+        >>> params["w"].item()
+        0.0
     """
 
     server_learning_rate = OfRule(Constant, "value")
@@ -48,14 +63,30 @@ class FedAvg(FedOpt):
 class FedAvgM(FedOpt):
     """Server momentum: ``m ← Δ̄ + β m``, ``w ← w - η m``. Hsu, Qi & Brown 2019, arXiv:1909.06335.
 
-    The same numbers as Flower's FedAvgM, of floating-point arrays.
+    For floating-point arrays the numbers are those of Flower's FedAvgM.
 
     Args:
         *args: those of Flower's FedAvg, then ``server_learning_rate`` and ``server_momentum``.
         server_learning_rate: ``η > 0``; ``1 - β`` for steps of FedAvg's length.
         server_momentum: ``β``, in [0, 1). 0, Flower's default, is FedAvg; 0.9 is usual.
-        nesterov: step along ``Δ̄ + β m``.
+        nesterov: whether to step along ``Δ̄ + β m``.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        With ``Δ̄ = 2`` twice, ``m`` is 2 and then ``2 + 0.5 · 2``, so ``w`` ends at ``5 - 2 - 3``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import FedAvgM
+        >>> stats = PseudoGradientStats(1, 1.0, {"w": np.array([2.0])}, sq_norm=4.0)
+        >>> rule = FedAvgM(server_momentum=0.5).optimizer
+        >>> params, state, _ = rule.step({"w": np.array([5.0])}, stats, {})
+        >>> params, state, _ = rule.step(params, stats, state)
+        >>> params["w"].item()
+        0.0
     """
 
     server_learning_rate = OfRule(Constant, "value")
@@ -77,7 +108,7 @@ class FedAvgM(FedOpt):
 
     @property
     def server_opt(self) -> bool:
-        """Whether the step is another than FedAvg's."""
+        """Whether the step differs from FedAvg's."""
         return bool(self.server_momentum != 0.0 or self.server_learning_rate != 1.0)
 
 
@@ -91,6 +122,21 @@ class FedAdagrad(FedOpt):
         tau: ``τ > 0``, in parameter units.
         flower_compatible: ``v₀ = 0`` as Flower has it, in place of ``τ²``.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        With ``v₀ = 0``, ``Δ̄ = 3`` steps by ``2 · 3/(3 + 1)``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import FedAdagrad
+        >>> stats = PseudoGradientStats(1, 1.0, {"w": np.array([3.0])}, sq_norm=9.0)
+        >>> rule = FedAdagrad(eta=2.0, tau=1.0, flower_compatible=True).optimizer
+        >>> params, _, _ = rule.step({"w": np.array([0.0])}, stats, {})
+        >>> params["w"].item()
+        -1.5
     """
 
     eta = OfRule(Constant, "value")
@@ -126,6 +172,21 @@ class FedAdam(FedOpt):
         tau: ``τ > 0``, in parameter units.
         flower_compatible: ``v₀ = 0`` and Flower's bias correction, in place of ``τ²`` and none.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        With ``β₁ = β₂ = 0``, ``m = Δ̄`` and ``v = Δ̄²``: a step of ``2 · 3/(3 + 1)``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import FedAdam
+        >>> stats = PseudoGradientStats(1, 1.0, {"w": np.array([3.0])}, sq_norm=9.0)
+        >>> rule = FedAdam(eta=2.0, beta_1=0.0, beta_2=0.0, tau=1.0).optimizer
+        >>> params, _, _ = rule.step({"w": np.array([0.0])}, stats, {})
+        >>> params["w"].item()
+        -1.5
     """
 
     eta = OfRule(Constant, "value")
@@ -167,6 +228,21 @@ class FedYogi(FedOpt):
         tau: ``τ > 0``, in parameter units.
         flower_compatible: ``v₀ = 0`` as Flower has it, in place of ``τ²``.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        With ``v₀ = 0`` and ``β₁ = β₂ = 0``, ``v = Δ̄²``: a step of ``2 · 3/(3 + 1)``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import FedYogi
+        >>> stats = PseudoGradientStats(1, 1.0, {"w": np.array([3.0])}, sq_norm=9.0)
+        >>> strategy = FedYogi(eta=2.0, beta_1=0.0, beta_2=0.0, tau=1.0, flower_compatible=True)
+        >>> params, _, _ = strategy.optimizer.step({"w": np.array([0.0])}, stats, {})
+        >>> params["w"].item()
+        -1.5
     """
 
     eta = OfRule(Constant, "value")
@@ -202,6 +278,14 @@ class FedProx(FedAvg):
         *args: those of Flower's FedAvg, then ``proximal_mu``.
         proximal_mu: ``μ ≥ 0``; 0, Flower's default, is FedAvg.
         **kwargs: those of ``FedAvg``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> from fedexp.strategies import FedProx
+        >>> FedProx(proximal_mu=0.1).client_config
+        {'proximal-mu': 0.1}
     """
 
     proximal_mu = OfSettings("proximal-mu")
@@ -216,14 +300,22 @@ class FedProx(FedAvg):
 class Scaffold(FedAvg):
     """FedAvg whose clients correct their drift: ``y ← y - η_l (g - cᵢ + c)``.
 
-    Option II of Karimireddy et al. 2020, arXiv:1910.06378. Clients keep ``cᵢ`` in
-    ``Context.state``, with the one before it, to which they return when a reply is lost, dropped
-    or refused. ``c = Σ pᵢcᵢ / Σ pᵢ`` over all clients is in the strategy's ``state``; the paper
-    has ``pᵢ = 1``. Clients must take equal steps.
+    Option II of Karimireddy et al. 2020, arXiv:1910.06378. Clients keep their control variate
+    ``cᵢ`` in ``Context.state``. They keep the previous one too, and return to it when a reply is
+    lost, dropped or refused. The server's ``c = Σ pᵢcᵢ / Σ pᵢ`` over all clients is in the
+    strategy's ``state``; the paper has ``pᵢ = 1``. Clients must take equally many equal steps.
 
     Args:
         *args: those of Flower's FedAvg.
         **kwargs: those of ``FedAvg``.
+
+    Example:
+        The server's step is FedAvg's; the correction is at the clients.
+
+        >>> from fedexp.strategies import Scaffold
+        >>> strategy = Scaffold()
+        >>> strategy.control_variates, strategy.optimizer.is_mean
+        (True, True)
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -231,14 +323,18 @@ class Scaffold(FedAvg):
 
 
 def beyond(args: tuple[Any, ...], *own: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """``args`` of Flower's FedAvg, and ``own`` arguments with those that are given after them."""
+    """Split ``args`` into those of Flower's FedAvg and the values of ``own`` arguments.
+
+    Flower's strategies take their own arguments by position after FedAvg's. An argument of ``own``
+    that ``args`` does not reach keeps its default.
+    """
     end = _NUM_FLOWERS + len(own)
     given = args[_NUM_FLOWERS:end]
     return args[:_NUM_FLOWERS] + args[end:], (*given, *own[len(given) :])
 
 
 def sending(kwargs: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``kwargs`` with ``settings`` for the clients, below those that the caller gave."""
+    """``kwargs`` with ``settings`` for the clients; settings that the caller gave win."""
     return kwargs | {"client_config": {**settings, **(kwargs.get("client_config") or {})}}
 
 

@@ -1,4 +1,4 @@
-"""A draw of nodes that a seed fixes."""
+"""Sampling of nodes that depends on nothing but a seed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from flwr.serverapp import Grid
 from fedexp.merged import OrderedGrid
 from fedexp.strategies.streaming import unwrapped
 
-_PATIENCE = 60.0  # seconds to wait for another node when none of those here is of use
+_PATIENCE = 60.0  # seconds to wait for another node if no connected node gives an answer
 
 
 def wait_for_nodes(grid: Grid, minimum: int) -> Sequence[int]:
     """Ids of the connected nodes, once there are ``minimum`` of them, in a fixed order.
 
-    The order is the grid's own if it has one (``OrderedGrid``), else ascending.
+    The order is the grid's own if it has one (`OrderedGrid`), otherwise ascending.
     """
     while len(nodes := _in_order(grid)) < minimum:
         log(INFO, "Waiting for nodes to connect: %d of %d.", len(nodes), minimum)
@@ -39,12 +39,12 @@ def _in_order(grid: Grid) -> Sequence[int]:
 class InPartitionOrder:
     """A grid whose node ids come in the order of the nodes' partitions.
 
-    Flower draws node ids at random, so that a seed does not fix who trains. This asks every node
-    for its partition once. Everything else is the wrapped grid's.
+    Flower draws node ids at random, so that a seed alone does not fix which clients train; with
+    this order it does. Everything else is the wrapped grid's.
 
     Args:
         grid: any grid.
-        partitions: partition by node id, see ``partitions_of``.
+        partitions: partition by node id, as ``partitions_of`` returns it.
     """
 
     def __init__(self, grid: Grid, partitions: Mapping[int, int]) -> None:
@@ -55,7 +55,7 @@ class InPartitionOrder:
         return getattr(self._grid, name)
 
     def get_node_ids(self) -> list[int]:
-        """Ids of connected nodes in partition order; nodes that came later at the end."""
+        """Ids of connected nodes in partition order; nodes without a partition come last."""
         last = len(self._partitions)
         return sorted(self._grid.get_node_ids(), key=lambda i: (self._partitions.get(i, last), i))
 
@@ -72,14 +72,14 @@ def in_partition_order(grid: Grid, partitions: Mapping[int, int]) -> Grid:
 def partitions_of(grid: Grid) -> dict[int, int]:
     """The partition of every node, once as many are connected as there are partitions.
 
-    Nodes answer ``query`` messages with ``partition-id`` and ``num-partitions``, as those of
-    ``fedexp.clients.client_app`` do. Under ``flwr run`` the ServerApp starts while nodes still
-    register; without this the first round would train on whichever are there. How many partitions
-    there are is what most nodes say. A node whose answer is of no use is logged, and left out of
-    the result.
+    Nodes answer ``query`` messages with ``partition-id`` and ``num-partitions``, as
+    ``fedexp.clients.client_app`` does. Under ``flwr run`` the ServerApp starts while nodes still
+    register; without this wait, the first round would train on those that happen to be connected.
+    The number of partitions is what most nodes report. A node without a valid answer is logged, and
+    is not in the result.
 
     Raises:
-        ValueError: no node gives a usable answer, and no more nodes connect.
+        ValueError: no node gives a valid answer, and no more nodes connect.
     """
     answers: dict[int, tuple[int, int] | None] = {}
     since = time.monotonic()
@@ -102,14 +102,14 @@ def partitions_of(grid: Grid) -> dict[int, int]:
 
 
 def _ask(grid: Grid, nodes: Sequence[int]) -> dict[int, tuple[int, int]]:
-    """``partition-id`` and ``num-partitions`` of the nodes that give sound ones."""
+    """``partition-id`` and ``num-partitions`` of the nodes with a valid answer."""
     messages = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
     found = {}
     for reply in grid.send_and_receive(messages):
         node = reply.metadata.src_node_id
         try:
             found[node] = _partition_in(reply)
-        except Exception as error:  # whatever a node sends
+        except Exception as error:  # a node may send anything
             log(WARNING, "Node %d does not say which partition it has: %s", node, error)
     return found
 
@@ -125,7 +125,7 @@ def _partition_in(reply: Message) -> tuple[int, int]:
 
 
 def _commonest(values: Iterable[int]) -> int:
-    """The commonest value, the smallest of several."""
+    """The most frequent value; the smallest one if there are several."""
     counts = Counter(values)
     return min(counts, key=lambda value: (-counts[value], value))
 
@@ -133,12 +133,18 @@ def _commonest(values: Iterable[int]) -> int:
 def sample(nodes: Sequence[int], size: int, *, seed: int, server_round: int, use: str) -> list[int]:
     """Draw ``size`` of ``nodes`` uniformly without replacement, in their order.
 
-    The draw is a pure function of its arguments; ``use`` keeps training and evaluation apart.
+    The draw is a pure function of its arguments. ``use`` is part of the seed, so that training and
+    evaluation draw different nodes.
 
     Example:
-        >>> sample([2, 3, 4, 5], 2, seed=0, server_round=1, use="train")
-        [2, 3]
+        >>> from fedexp.strategies.sampling import sample
+        >>> nodes = sample([10, 20, 30, 40], 2, seed=0, server_round=1, use="train")
+        >>> nodes == sample([10, 20, 30, 40], 2, seed=0, server_round=1, use="train")
+        True
+        >>> len(nodes), set(nodes) <= {10, 20, 30, 40}
+        (2, True)
     """
+    # Not hash(): Python salts it anew in every process.
     rng = np.random.default_rng([seed, server_round, crc32(use.encode())])
     return [nodes[i] for i in sorted(rng.choice(len(nodes), size, replace=False).tolist())]
 

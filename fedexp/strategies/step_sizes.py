@@ -1,6 +1,7 @@
-"""Step sizes that need no geometry, and limits on any of them.
+"""Simple step sizes, and limits on any step size.
 
-``w ← w - η d`` with ``η = step_size(statistics, d)``. Step sizes are pure, as directions are.
+The server steps ``w ← w - η d`` with ``η = step_size(statistics, d)``. Like a direction, a step
+size is a pure function that takes its memory as an argument and returns the new one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fedexp.strategies.directions import Direction, State
 class StepSize(Protocol):
     """How far to go: ``(statistics, d, state) -> (η, state)``.
 
-    A step size that has meaning for some directions only defines ``check(direction)``, which
+    A step size that works with some directions only has a method ``check(direction)``, which
     raises ``ValueError`` for the others.
     """
 
@@ -29,8 +30,8 @@ class StepSize(Protocol):
         ...
 
 
-def check(step_size: StepSize, direction: Direction) -> None:
-    """Raise ``ValueError`` if ``step_size`` has no meaning along ``direction``."""
+def check_direction(step_size: StepSize, direction: Direction) -> None:
+    """Raise ``ValueError`` if ``step_size`` cannot be used with ``direction``."""
     own: Any = getattr(step_size, "check", None)
     if own is not None:
         own(direction)
@@ -42,6 +43,16 @@ class Constant:
 
     Attributes:
         value: ``η > 0``, dimensionless.
+
+    Raises:
+        ValueError: ``value`` is not positive.
+
+    Example:
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import Constant
+        >>> eta, state = Constant(0.5)(PseudoGradientStats(), {}, {})
+        >>> eta
+        0.5
     """
 
     value: float = 1.0
@@ -58,22 +69,40 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Hypergradient:
-    """FedHyper: the step size descends on itself, ``ηₜ = 1 + aₜ``.
+class HypergradientStep:
+    """FedHyper: gradient descent on the step size itself, ``ηₜ = 1 + aₜ``.
 
-    ``aₜ = clip(aₜ₋₁ + κ ⟨Δ̄ₜ, dₜ₋₁⟩, low, high)``, ``a₀ = 0``, since ``-⟨∇f(wₜ), dₜ₋₁⟩`` is the
-    derivative of the loss by the last step size and ``Δ̄ₜ`` stands for the gradient. Wang, Wang &
-    Li 2024, arXiv:2310.03156; ``κ = 1`` and the bounds -0.8 and 4 are those of the authors' code.
+    ``aₜ = clip(aₜ₋₁ + κ ⟨Δ̄ₜ, dₜ₋₁⟩, low, high)`` with ``a₀ = 0``. The derivative of the loss with
+    respect to the last step size is ``-⟨∇f(wₜ), dₜ₋₁⟩``, and ``Δ̄ₜ`` stands for the gradient.
+    Wang, Wang & Li 2024, arXiv:2310.03156; ``κ = 1`` and the bounds -0.8 and 4 are those of the
+    authors' code.
 
     The inner product is in squared parameter units: a change of the clients' learning rate, or a
-    larger model, changes ``aₜ``. With ``normalised`` it is the cosine
-    ``⟨Δ̄ₜ, dₜ₋₁⟩/(‖Δ̄ₜ‖ ‖dₜ₋₁‖)`` in its place, so ``κ`` is the most ``η`` changes in a round.
+    larger model, changes ``aₜ``. With ``normalised`` the rule uses the cosine
+    ``⟨Δ̄ₜ, dₜ₋₁⟩/(‖Δ̄ₜ‖ ‖dₜ₋₁‖)`` instead, so that ``η`` changes by at most ``κ`` in a round.
 
     Attributes:
         rate: ``κ > 0``; in inverse squared parameter units, dimensionless if ``normalised``.
         low: lower bound of ``a``, > -1.
         high: upper bound of ``a``, at least ``low``.
-        normalised: use the cosine.
+        normalised: whether to use the cosine.
+
+    Raises:
+        ValueError: an attribute is out of its range.
+
+    Example:
+        The second round agrees with the first one, so ``a = 0.1 · (1·1 + 1·1)``.
+
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import HypergradientStep
+        >>> update = {"w": np.array([1.0, 1.0])}
+        >>> stats = PseudoGradientStats(count=1, weight=1.0, update=update, sq_norm=2.0)
+        >>> rule = HypergradientStep(rate=0.1)
+        >>> first, state = rule(stats, update, {})
+        >>> second, state = rule(stats, update, state)
+        >>> first, second
+        (1.0, 1.2)
     """
 
     rate: float = 1.0
@@ -84,22 +113,23 @@ class Hypergradient:
     def __post_init__(self) -> None:
         if not self.rate > 0:
             raise ValueError(
-                f"Hypergradient(rate={self.rate}): must be > 0. Use Constant for none."
+                f"HypergradientStep(rate={self.rate}): must be > 0. Use Constant for none."
             )
         if not -1 < self.low <= self.high:
             raise ValueError(
-                f"Hypergradient(low={self.low}, high={self.high}): must have -1 < low <= high. "
-                "Use -0.8 and 4, the authors' bounds."
+                f"HypergradientStep(low={self.low}, high={self.high}): must have -1 < low <= "
+                "high. Use -0.8 and 4, the authors' bounds."
             )
 
     def __call__(
         self, stats: PseudoGradientStats, direction: Float64s, state: State
     ) -> tuple[float, State]:
-        """``η`` of this round; remembers ``direction``."""
+        """The step ``η`` of this round, and the state with ``direction`` for the next one."""
         a = float(state["hypergradient"]["a"]) if "hypergradient" in state else 0.0
         if "previous-direction" in state:
             slope = self._slope(stats.mean_update, state["previous-direction"])
             a = min(max(a + self.rate * slope, self.low), self.high)
+        # The direction may be a mean that divides its sums when it is read: keep the quotients.
         kept = {name: np.asarray(d) for name, d in direction.items()}
         memory: State = {"hypergradient": {"a": np.asarray(a)}, "previous-direction": kept}
         return 1.0 + a, state | memory
@@ -113,18 +143,28 @@ class Hypergradient:
             previous_sq += float(d @ d)
         if not self.normalised:
             return product
-        # A round that moved nothing has no direction to agree with.
+        # If one of the two is zero there is no angle between them, and the step stays as it is.
         scale = (gradient_sq * previous_sq) ** 0.5
         return product / scale if scale > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Capped:
-    """Never step further than ``max_step_size``: ``η = min(η', max_step_size)``.
+    """An upper bound on another step size: ``η = min(η', max_step_size)``.
 
     Attributes:
         step_size: the rule that gives ``η'``.
-        max_step_size: the cap, > 0, dimensionless.
+        max_step_size: the bound, > 0, dimensionless.
+
+    Raises:
+        ValueError: ``max_step_size`` is not positive.
+
+    Example:
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import Capped, Constant
+        >>> eta, _ = Capped(Constant(5.0), max_step_size=3.0)(PseudoGradientStats(), {}, {})
+        >>> eta
+        3.0
     """
 
     step_size: StepSize
@@ -137,13 +177,13 @@ class Capped:
             )
 
     def check(self, direction: Direction) -> None:
-        """As the inner step size."""
-        check(self.step_size, direction)
+        """Raise ``ValueError`` if the inner step size cannot be used with ``direction``."""
+        check_direction(self.step_size, direction)
 
     def __call__(
         self, stats: PseudoGradientStats, direction: Float64s, state: State
     ) -> tuple[float, State]:
-        """The inner step size, cut at the cap."""
+        """The inner step size, at most ``max_step_size``."""
         eta, state = self.step_size(stats, direction, state)
         return min(eta, self.max_step_size), state
 
@@ -152,12 +192,22 @@ class Capped:
 class Relaxed:
     """A fixed multiple of another step: ``η = λ η'``.
 
-    The relaxation parameter of projection methods. ``Relaxed(Diversity(), 0.5)`` is FedExP
-    without its lower bound 1 and its ``ε``.
+    ``λ`` is the relaxation parameter of projection methods. ``Relaxed(GradientDiversity(), 0.5)``
+    is FedExP without its lower bound 1 and its ``ε``.
 
     Attributes:
         step_size: the rule that gives ``η'``.
         factor: ``λ > 0``, dimensionless.
+
+    Raises:
+        ValueError: ``factor`` is not positive.
+
+    Example:
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import Constant, Relaxed
+        >>> eta, _ = Relaxed(Constant(3.0), factor=0.5)(PseudoGradientStats(), {}, {})
+        >>> eta
+        1.5
     """
 
     step_size: StepSize
@@ -168,8 +218,8 @@ class Relaxed:
             raise ValueError(f"Relaxed(factor={self.factor}): must be > 0. Use 1.0 for no change.")
 
     def check(self, direction: Direction) -> None:
-        """As the inner step size."""
-        check(self.step_size, direction)
+        """Raise ``ValueError`` if the inner step size cannot be used with ``direction``."""
+        check_direction(self.step_size, direction)
 
     def __call__(
         self, stats: PseudoGradientStats, direction: Float64s, state: State

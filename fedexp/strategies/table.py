@@ -1,4 +1,4 @@
-"""Every named strategy by key, with what one asks before choosing it."""
+"""The table of named strategies: what each one does, and when to use it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Entry:
     Attributes:
         strategy: the class.
         line: what it does, in a line.
-        formula: its server step, or its clients' if that is the point of it.
+        formula: its server step, or what its clients do if it differs from FedAvg there.
         source: authors, year and arXiv number.
         use: when to use it.
-        options: arguments of the class on the command line, where its own default, Flower's, would
-            leave the method out.
+        options: arguments of the class on the command line, if its own default, which is
+            Flower's, would turn the method off.
     """
 
     strategy: type[FedOpt]
@@ -52,7 +52,7 @@ STRATEGIES: dict[str, Entry] = {
     ),
     "fedadagrad": Entry(
         presets.FedAdagrad,
-        "step of every coordinate by its past",
+        "a step size for every coordinate, from its past",
         "v ← v + Δ̄², w ← w - η Δ̄/(√v + τ)",
         _REDDI,
         "sparse features, such as word embeddings; η and τ need a search",
@@ -126,7 +126,7 @@ STRATEGIES: dict[str, Entry] = {
         "extrapolated proximal points",
         "η = Σpᵢ‖Δᵢ‖²/Σpᵢ / ‖Δ̄‖², w ← w - η Δ̄; clients: prox of γfᵢ",
         "Li, Acharya & Richtárik 2024, arXiv:2405.13766",
-        "convex problems, clients that solve their part almost exactly",
+        "convex problems, clients that solve their local problem almost exactly",
     ),
     "fedhyper": Entry(
         adaptive_presets.FedHyper,
@@ -136,11 +136,17 @@ STRATEGIES: dict[str, Entry] = {
         "long runs where successive rounds point the same way",
     ),
 }
-"""Key on the command line to row; ``--strategy``, the documents and the tests read it."""
+"""Rows by key of ``--strategy``; the command line, the documents and the tests read them."""
 
 
-def markdown() -> str:
-    """The table as Markdown."""
+def strategies_table() -> str:
+    """The table of `STRATEGIES` as Markdown, as docs/strategies.md has it.
+
+    Example:
+        >>> from fedexp.strategies.table import strategies_table
+        >>> strategies_table().splitlines()[2][:22]
+        '| `fedavg` | FedAvg: m'
+    """
     head = "| `--strategy` | what | formula | when | source |\n|---|---|---|---|---|\n"
     return head + "".join(
         f"| `{key}` | {row.strategy.__name__}: {row.line} | {_code(row.formula)} "

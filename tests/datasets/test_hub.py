@@ -69,7 +69,7 @@ def test_a_hub_dataset_is_loaded_with_its_classes_and_clients():
     assert torch.equal(data.train[1], torch.from_numpy(LABELS))
     assert np.allclose(data.train[0][:, 0] * 255, IMAGES)
     assert len(data.test[0]) == 8
-    assert len(partition.named("natural", data, num_clients=0, seed=0)) == 4
+    assert len(partition.partition_named("natural", data, num_clients=0, seed=0)) == 4
 
 
 @pytest.mark.usefixtures("hub")

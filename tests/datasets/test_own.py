@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedexp.datasets import Dataset, by_key, data, from_files, load
-from fedexp.datasets.partition import names_of, own_test_rows
-from fedexp.datasets.parts import stratified
+from fedexp.datasets.holdout import own_test_rows, stratified
+from fedexp.datasets.partition import names_of
 
 pd = pytest.importorskip("pandas")
 RNG = np.random.default_rng(0)

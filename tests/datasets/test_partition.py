@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedexp.datasets import Dataset, partition, skew
-from fedexp.datasets.partition import PARTITIONERS
+from fedexp.datasets import Dataset, partition, skew, split
+from fedexp.datasets.partition import PARTITIONERS, partition_named
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3_000)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -21,7 +21,7 @@ def dataset(labels, keys=None, num_classes=10):
 @pytest.mark.parametrize("name", BY_LABEL)
 @given(num_clients=st.integers(6, 40), seed=SEEDS)
 def test_clients_are_disjoint_not_empty_and_hold_everything(name, num_clients, seed):
-    parts = partition.named(name, dataset(LABELS), num_clients=num_clients, seed=seed, alpha=5.0)
+    parts = partition_named(name, dataset(LABELS), num_clients=num_clients, seed=seed, alpha=5.0)
     assert len(parts) == num_clients
     assert min(map(len, parts)) > 0
     assert np.array_equal(np.sort(np.concatenate(list(parts))), np.arange(len(LABELS)))
@@ -31,7 +31,7 @@ def test_clients_are_disjoint_not_empty_and_hold_everything(name, num_clients, s
 def test_the_seed_and_nothing_else_decides(name):
     def parts(seed):
         np.random.seed(seed + 1)  # noqa: NPY002 - the global generator must not matter
-        return partition.named(name, dataset(LABELS), num_clients=20, seed=seed, alpha=5.0)
+        return partition_named(name, dataset(LABELS), num_clients=20, seed=seed, alpha=5.0)
 
     assert np.array_equal(parts(1).indices, parts(1).indices)
     assert np.array_equal(parts(1).offsets, parts(1).offsets)
@@ -194,7 +194,7 @@ def test_parts_are_a_sequence_of_views():
 )
 def test_bad_settings_are_named_with_the_rule(name, settings, message):
     with pytest.raises(ValueError, match=message):
-        partition.named(name, dataset(LABELS), seed=0, **settings)
+        partition_named(name, dataset(LABELS), seed=0, **settings)
 
 
 def test_more_natural_clients_than_keys_is_an_error():
@@ -205,20 +205,20 @@ def test_more_natural_clients_than_keys_is_an_error():
 def test_label_skew_of_a_regression_is_an_error():
     data = dataset(np.linspace(0, 1, 50), num_classes=0)
     with pytest.raises(ValueError, match="classes must be integers"):
-        partition.named("dirichlet", data, num_clients=5, seed=0, alpha=1.0)
-    assert len(partition.named("iid", data, num_clients=5, seed=0)) == 5
+        partition_named("dirichlet", data, num_clients=5, seed=0, alpha=1.0)
+    assert len(partition_named("iid", data, num_clients=5, seed=0)) == 5
 
 
 def test_settings_of_other_partitioners_are_passed_over():
     data = dataset(LABELS, keys=np.arange(len(LABELS)) % 4)
-    parts = partition.named("natural", data, num_clients=0, seed=0, alpha=-1.0, sigma=-1.0)
+    parts = partition_named("natural", data, num_clients=0, seed=0, alpha=-1.0, sigma=-1.0)
     assert len(parts) == 4
 
 
 @given(st.integers(1, 50), st.floats(0, 0.99), SEEDS)
 def test_a_split_keeps_every_row_once_and_one_for_training(size, fraction, seed):
     part = np.arange(100, 100 + size)
-    train, test = partition.split(part, fraction=fraction, seed=seed)
+    train, test = split(part, fraction=fraction, seed=seed)
     assert len(train) >= 1
     assert abs(len(test) - fraction * size) <= 1
     assert np.array_equal(np.sort(np.concatenate([train, test])), part)
@@ -226,4 +226,4 @@ def test_a_split_keeps_every_row_once_and_one_for_training(size, fraction, seed)
 
 def test_a_split_of_everything_is_an_error():
     with pytest.raises(ValueError, match=r"fraction=1\.0"):
-        partition.split(np.arange(9), fraction=1.0, seed=0)
+        split(np.arange(9), fraction=1.0, seed=0)

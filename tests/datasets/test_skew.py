@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedexp.datasets import Parts, by_key, heterogeneity, iid, label_counts, plot
+from fedexp.datasets import Partition, by_key, heterogeneity, iid, label_counts, plot
 
 LABELS = np.arange(1_000) % 5
 
@@ -22,7 +22,7 @@ def test_counts_are_those_of_each_client():
 
 @pytest.mark.parametrize("num_clients", [10, 100])
 def test_the_picture_is_a_png(tmp_path, num_clients):
-    parts: Parts = iid(LABELS, num_clients=num_clients, seed=0)
+    parts: Partition = iid(LABELS, num_clients=num_clients, seed=0)
     plot(LABELS, parts, tmp_path / "parts.png")
     assert (tmp_path / "parts.png").read_bytes().startswith(b"\x89PNG")
 

@@ -72,7 +72,7 @@ def test_a_published_dataset_has_its_published_counts(
 
 def test_mnist_has_539_writers_with_19_to_131_digits(data_dir):
     data = load("mnist", data_dir=data_dir)
-    parts = partition.named("natural", data, num_clients=0, seed=0)
+    parts = partition.partition_named("natural", data, num_clients=0, seed=0)
     assert (len(parts), parts.sizes.min(), parts.sizes.max()) == (539, 19, 131)
     assert np.median(parts.sizes) == 116
     writers = np.array(data.names, int)
@@ -243,7 +243,7 @@ def test_mnist_files_that_do_not_belong_together_are_an_error(tmp_path):
     data = load("mnist", data_dir=str(tmp_path))
     assert data.keys is None
     with pytest.raises(ValueError, match=r"no natural clients.*MNIST needs qmnist/"):
-        partition.named("natural", data, num_clients=0, seed=0)
+        partition.partition_named("natural", data, num_clients=0, seed=0)
     cases = [([1, 2], "expected 3 labels, one per image, found 2"), ([1, 2, 26], "10 classes")]
     for i, (labels, message) in enumerate(cases):
         other = tmp_path / str(i)

@@ -553,17 +553,6 @@ def test_going_on_has_its_mistakes_too():
         fedexp.Simulation(stop=len)
 
 
-def test_the_examples_of_the_docstrings_run():
-    import doctest
-
-    from fedexp.runs import door, results
-
-    for module in (door, results):
-        failed, tried = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
-        assert tried
-        assert not failed
-
-
 def test_importing_takes_none_of_the_heavy_libraries():
     code = "import fedexp, sys; print({'torch', 'flwr', 'pandas', 'ray'} & sys.modules.keys())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -194,7 +194,7 @@ def test_merged_replies_give_the_same_round_as_single_ones(options, logged):
         logged.clear()
         strategy = FedExP(fraction_evaluate=0.0, seed=1, epsilon=0.1, **options)
         results.append(run(strategy, merges))
-        lines.append(sorted(line for line in logged if "left out" in line))
+        lines.append(sorted(line for line in logged if "dropped" in line))
     one, many = results
     assert lines[0] == lines[1]
     assert len(lines[0]) == 6

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fedexp.strategies import FedAvg, FedExP
-from fedexp.strategies.attendance import Attendance, grouped, merged
+from fedexp.strategies.attendance import Attendance, by_reason, merged
 from tests.builders import content, grid_of, partition, record
 
 
@@ -29,8 +29,8 @@ def test_a_checkpoint_holds_it():
 
 def test_reasons_that_differ_in_their_numbers_are_one():
     failures = [(2, "norm 1.5 is over 3 x."), (5, "norm 2e+07 is over 3 x."), (3, "array 'w1' nan")]
-    assert grouped(failures) == {"norm 1.5 is over 3 x.": [2, 5], "array 'w1' nan": [3]}
-    assert grouped([(2, "array 'w1'"), (3, "array 'w2'")]).keys() == {"array 'w1'", "array 'w2'"}
+    assert by_reason(failures) == {"norm 1.5 is over 3 x.": [2, 5], "array 'w1' nan": [3]}
+    assert by_reason([(2, "array 'w1'"), (3, "array 'w2'")]).keys() == {"array 'w1'", "array 'w2'"}
     assert list(merged([{"a": [1]}, {"b": [1, 2]}, {"a": [1]}])) == ["b", "a"]
 
 
@@ -50,7 +50,7 @@ def start(strategy, grid, num_rounds):
     return strategy.start(grid, record({"w": np.zeros(2)}), num_rounds=num_rounds)
 
 
-def lines(logged, word="left out"):
+def lines(logged, word="dropped"):
     return [line for line in logged if word in line]
 
 
@@ -60,8 +60,8 @@ def test_equal_failures_of_a_round_are_one_line_with_its_nodes(cls, logged):
     strategy = cls(fraction_evaluate=0.0, seed=0)
     start(strategy, grid, 1)
     first, second = lines(logged)
-    assert "Replies of 6 clients left out (nodes 2, 3, 4, 5, 6, ...): ValueError: no disk" in first
-    assert "Reply of node 8 left out: ValueError: no time" in second
+    assert "Replies of 6 clients dropped (nodes 2, 3, 4, 5, 6, ...): ValueError: no disk" in first
+    assert "Reply of node 8 dropped: ValueError: no time" in second
     assert strategy.attendance.missing == set(range(2, 9))
     assert sorted(map(len, strategy.attendance.reasons.values())) == [1, 6]
 
@@ -71,7 +71,7 @@ def test_a_reason_is_a_warning_once_and_an_information_after_that():
 
     levels = []
     handler = logging.Handler()
-    handler.emit = lambda r: "left out" in r.getMessage() and levels.append(r.levelname)
+    handler.emit = lambda r: "dropped" in r.getMessage() and levels.append(r.levelname)
     logging.getLogger("flwr").addHandler(handler)
     try:
         start(FedAvg(fraction_evaluate=0.0), clients(lambda p, r: "x" if p == r else ""), 3)

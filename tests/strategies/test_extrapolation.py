@@ -6,15 +6,15 @@ from fedexp.strategies import (
     Adam,
     Capped,
     Constant,
-    Diversity,
     Extrapolation,
-    Hypergradient,
+    GradientDiversity,
+    HypergradientStep,
     Identity,
     Momentum,
-    Polyak,
     Relaxed,
     RunningExtrapolation,
     ServerOptimizer,
+    StochasticPolyak,
     proximal_step,
 )
 
@@ -37,7 +37,7 @@ def eta(rule, stats, state=None):
 @pytest.mark.parametrize("m", [2, 4, 20])
 def test_orthogonal_clients_get_half_their_number_and_as_diversity_all_of_it(m):
     assert eta(Extrapolation(epsilon=0.0), round_of(*np.eye(m))) == pytest.approx(m / 2)
-    assert eta(Diversity(), round_of(*np.eye(m))) == pytest.approx(m)
+    assert eta(GradientDiversity(), round_of(*np.eye(m))) == pytest.approx(m)
 
 
 def test_the_two_readings_of_epsilon():
@@ -53,8 +53,8 @@ def test_the_two_readings_of_epsilon():
 def test_diversity_is_never_below_one_and_relaxed_by_half_is_fedexp_unbounded():
     rng = np.random.default_rng(1)
     stats = round_of(*rng.normal(size=(5, 3)), weights=[1.0, 2.0, 3.0, 4.0, 5.0])
-    assert eta(Diversity(), stats) >= 1
-    half = eta(Relaxed(Diversity(), 0.5), stats)
+    assert eta(GradientDiversity(), stats) >= 1
+    half = eta(Relaxed(GradientDiversity(), 0.5), stats)
     assert max(1.0, half) == pytest.approx(eta(Extrapolation(epsilon=0.0), stats))
 
 
@@ -126,18 +126,22 @@ def test_the_proximal_step_for_one_client_a_round_is_set_by_the_least_smooth_one
 
 def test_diversity_on_quadratics_is_its_closed_form():
     s = A / (1 + GAMMA * A)
-    assert eta(Diversity(), proximal_round(3.0)) == pytest.approx((s**2).mean() / s.mean() ** 2)
+    assert eta(GradientDiversity(), proximal_round(3.0)) == pytest.approx(
+        (s**2).mean() / s.mean() ** 2
+    )
 
 
 def test_polyak_on_quadratics_is_its_closed_form():
     # M_i(x) = a_i x^2 / (2 (1 + gamma a_i)), so eta = mean(s) / (2 gamma mean(s)^2).
     s = A / (1 + GAMMA * A)
-    assert eta(Polyak(GAMMA), proximal_round(3.0)) == pytest.approx(1 / (2 * GAMMA * s.mean()))
+    assert eta(StochasticPolyak(GAMMA), proximal_round(3.0)) == pytest.approx(
+        1 / (2 * GAMMA * s.mean())
+    )
 
 
 def test_polyak_without_losses_says_what_is_missing():
     with pytest.raises(ValueError, match="final-loss"):
-        eta(Polyak(1.0), round_of(*np.eye(2)))
+        eta(StochasticPolyak(1.0), round_of(*np.eye(2)))
 
 
 def test_the_hypergradient_step_is_the_authors_recursion():
@@ -148,21 +152,21 @@ def test_the_hypergradient_step_is_the_authors_recursion():
         a = a if previous is None else float(np.clip(a + previous @ d, -0.8, 4))
         w, previous = w - (1 + a) * d, d
         expected.append(w)
-    ours, _ = trajectory(ServerOptimizer(step_size=Hypergradient()), updates)
+    ours, _ = trajectory(ServerOptimizer(step_size=HypergradientStep()), updates)
     np.testing.assert_allclose(ours, expected, rtol=1e-12)
 
 
 def test_normalised_the_hypergradient_step_does_not_depend_on_the_unit_of_the_parameters():
     updates = updates_of(4)
-    rule = ServerOptimizer(step_size=Hypergradient(rate=0.3, normalised=True))
-    plain = ServerOptimizer(step_size=Hypergradient(rate=0.3))
+    rule = ServerOptimizer(step_size=HypergradientStep(rate=0.3, normalised=True))
+    plain = ServerOptimizer(step_size=HypergradientStep(rate=0.3))
     np.testing.assert_allclose(trajectory(rule, updates)[1], trajectory(rule, 100 * updates)[1])
     assert not np.allclose(trajectory(plain, updates)[1], trajectory(plain, 100 * updates)[1])
 
 
 def test_the_hypergradient_is_minus_the_derivative_of_the_loss_by_the_last_step():
     # f(w) = |w|^2 / 2, so that the pseudo-gradient of a client with a unit step is w itself.
-    w0, slope = np.array([1.0, -2.0]), Hypergradient(high=100.0)
+    w0, slope = np.array([1.0, -2.0]), HypergradientStep(high=100.0)
     first = round_of(w0)
     eta1, state = slope(first, first.mean_update, {})
     after = round_of(w0 - eta1 * w0 * 0.5)  # the server went half the way, along d = w0 / 2
@@ -178,10 +182,10 @@ def test_the_hypergradient_is_minus_the_derivative_of_the_loss_by_the_last_step(
 
 
 @pytest.mark.parametrize("limit", [lambda s: Capped(s, 3.0), lambda s: Relaxed(s, 0.5)])
-@pytest.mark.parametrize("step", [Extrapolation(), Diversity(), Polyak(1.0)])
+@pytest.mark.parametrize("step", [Extrapolation(), GradientDiversity(), StochasticPolyak(1.0)])
 @pytest.mark.parametrize("direction", [Momentum(0.9), Adam()])
 def test_a_step_without_meaning_along_a_direction_is_refused(step, direction, limit):
-    with pytest.raises(ValueError, match="has no meaning along"):
+    with pytest.raises(ValueError, match="cannot step along"):
         ServerOptimizer(direction, limit(step))
 
 
@@ -203,9 +207,9 @@ def test_limits_are_applied_to_the_inner_step():
         (lambda: Extrapolation(-1.0), r"FedExP\(epsilon=-1.0\)"),
         (lambda: Extrapolation(1.0, decay=0.0), r"FedExP\(epsilon_decay=0.0\)"),
         (lambda: RunningExtrapolation(beta=1.0), r"RunningExtrapolation\(beta=1.0\)"),
-        (lambda: Polyak(0.0), r"Polyak\(gamma=0.0\)"),
-        (lambda: Hypergradient(rate=0.0), r"Hypergradient\(rate=0.0\)"),
-        (lambda: Hypergradient(low=-1.0), r"Hypergradient\(low=-1.0, high=4.0\)"),
+        (lambda: StochasticPolyak(0.0), r"StochasticPolyak\(gamma=0.0\)"),
+        (lambda: HypergradientStep(rate=0.0), r"HypergradientStep\(rate=0.0\)"),
+        (lambda: HypergradientStep(low=-1.0), r"HypergradientStep\(low=-1.0, high=4.0\)"),
         (lambda: Capped(Constant(), 0.0), r"Capped\(max_step_size=0.0\)"),
         (lambda: Relaxed(Constant(), 0.0), r"Relaxed\(factor=0.0\)"),
         (lambda: Constant(0.0), r"Constant\(value=0.0\)"),

@@ -221,7 +221,7 @@ def test_a_foreign_client_makes_scaffold_say_what_is_missing():
         (lambda: FedExProx(gamma=0.0), r"gamma=0.0"),
         (lambda: FedOpt(buffers="drop"), r"FedOpt\(buffers='drop'\): unknown"),
         (lambda: FedOpt(drop_beyond=0.5), r"FedOpt\(drop_beyond=0.5\): must be >= 1"),
-        (lambda: FedHyper(rate=-1.0), r"Hypergradient\(rate=-1.0\)"),
+        (lambda: FedHyper(rate=-1.0), r"HypergradientStep\(rate=-1.0\)"),
     ],
 )
 def test_an_argument_out_of_range_is_named(make, message):

@@ -12,16 +12,16 @@ from fedexp.strategies import (
     Adam,
     Capped,
     Constant,
-    Diversity,
     Extrapolation,
-    Hypergradient,
+    GradientDiversity,
+    HypergradientStep,
     Identity,
     Momentum,
-    Polyak,
     Relaxed,
     RunningExtrapolation,
     RunningRatio,
     ServerOptimizer,
+    StochasticPolyak,
     Yogi,
 )
 
@@ -44,10 +44,10 @@ RULES = {
     "running ratio along nesterov": ServerOptimizer(
         Momentum(0.9, nesterov=True), Relaxed(RunningRatio(), 0.5)
     ),
-    "grads": ServerOptimizer(Identity(), Diversity()),
-    "stops": ServerOptimizer(Identity(), Polyak(2.0)),
-    "hyper": ServerOptimizer(Identity(), Hypergradient()),
-    "hyper of adam": ServerOptimizer(Adam(), Hypergradient(normalised=True)),
+    "grads": ServerOptimizer(Identity(), GradientDiversity()),
+    "stops": ServerOptimizer(Identity(), StochasticPolyak(2.0)),
+    "hyper": ServerOptimizer(Identity(), HypergradientStep()),
+    "hyper of adam": ServerOptimizer(Adam(), HypergradientStep(normalised=True)),
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 

@@ -4,13 +4,13 @@ import pytest
 
 from fedexp import strategies
 from fedexp.strategies import STRATEGIES, FedOpt
-from fedexp.strategies.table import markdown
+from fedexp.strategies.table import strategies_table
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "strategies.md"
 
 
 def test_the_document_holds_the_table():
-    assert markdown() in DOCUMENT.read_text()
+    assert strategies_table() in DOCUMENT.read_text()
 
 
 def test_every_named_strategy_has_a_row_under_its_lower_case_name():

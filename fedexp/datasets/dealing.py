@@ -1,4 +1,4 @@
-"""The result of a partition, and what all partitioners share: checks, dealing, regrouping."""
+"""The result of a partition, and the parts of which all partitioners are made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,19 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
-class Parts(Sequence[Indices]):
-    """Index arrays of all clients, as views of one array; behaves as a list.
+class Partition(Sequence[Indices]):
+    """The rows of all clients, as a sequence of index arrays that are views of one array.
 
     Attributes:
         indices: rows of the dataset, client after client, ascending within a client.
         offsets: ``[num_clients + 1]``; client ``i`` holds ``indices[offsets[i]:offsets[i + 1]]``.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets import Partition
+        >>> parts = Partition(np.array([0, 3, 1, 2, 4]), np.array([0, 2, 5]))
+        >>> len(parts), parts[1].tolist(), parts.sizes.tolist()
+        (2, [1, 2, 4], [2, 3])
     """
 
     indices: Indices
@@ -41,11 +48,17 @@ class Parts(Sequence[Indices]):
         return self.indices[self.offsets[i] : self.offsets[i + 1]]
 
 
-def grouped(owner: Array, num_clients: int) -> Parts:
-    """The examples of every client, from the owner of every example (-1: nobody's).
+def by_owner(owner: Array, num_clients: int) -> Partition:
+    """The examples of every client, from the owner of every example; -1 is nobody's.
 
     Raises:
         ValueError: a client owns nothing.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets.dealing import by_owner
+        >>> [part.tolist() for part in by_owner(np.array([1, 0, -1, 1]), num_clients=2)]
+        [[1], [0, 3]]
     """
     num_unused = np.count_nonzero(owner < 0)
     sizes = np.bincount(owner[owner >= 0] if num_unused else owner, minlength=num_clients)
@@ -54,18 +67,21 @@ def grouped(owner: Array, num_clients: int) -> Parts:
             f"partition(num_clients={num_clients}): client {sizes.argmin()} gets no example. "
             "Use fewer clients, a larger alpha, or the equal-size `dirichlet`."
         )
+    # -1 sorts first, and the stable sort leaves the rows of a client in ascending order.
     indices = np.argsort(owner, kind="stable")[num_unused:]
-    return Parts(indices, np.concatenate([[0], np.cumsum(sizes)]))
+    return Partition(indices, np.concatenate([[0], np.cumsum(sizes)]))
 
 
-def dealt(labels: Array, counts: Indices, rng: np.random.Generator) -> Parts:
+def dealt(labels: Array, counts: Indices, rng: np.random.Generator) -> Partition:
     """Deal each class at random so that client ``i`` gets ``counts[i, k]`` of class ``k``."""
+    # The owners of the examples as if these were sorted by class: each class is a deck of clients,
+    # every one as often as it gets an example, which is shuffled.
     num_clients, num_classes = counts.shape
     clients = np.tile(np.arange(num_clients, dtype=np.int32), num_classes)
     hands = np.repeat(clients, counts.T.ravel())
     for cards in np.split(hands, np.cumsum(counts.sum(0))[:-1]):
         rng.shuffle(cards)
-    return grouped(in_order_of_class(labels, hands), num_clients)
+    return by_owner(in_order_of_class(labels, hands), num_clients)
 
 
 def in_order_of_class(labels: Array, owner_sorted: Array) -> Array:
@@ -91,53 +107,25 @@ def classes(labels: Array) -> Array:
 
 
 def apportioned(total: Array | int, shares: Array) -> Indices:
-    """Integers in proportion to the shares, which sum to ``total`` along the first axis."""
+    """Integers in proportion to ``shares``, with the sum ``total`` along the first axis.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets.dealing import apportioned
+        >>> apportioned(10, np.array([0.25, 0.25, 0.5])).tolist()
+        [2, 3, 5]
+    """
+    # Rounding the running sum, not each number, makes the integers sum to the total.
     cuts = np.rint(np.cumsum(shares, axis=0) * total).astype(np.int64)
     return np.diff(cuts, axis=0, prepend=0)
 
 
-def held_out(groups: Array, fraction: float) -> Array:
-    """The same random share of every group, as a mask; the same rows in every run."""
-    rng = np.random.default_rng(0)
-    order = rng.permutation(len(groups))
-    order = order[np.argsort(groups[order], kind="stable")]
-    starts = np.searchsorted(groups[order], groups[order])
-    sizes = np.bincount(groups)[groups[order]]
-    mask = np.zeros(len(groups), bool)
-    mask[order] = np.arange(len(groups)) - starts < np.floor(sizes * fraction)
-    return mask
-
-
-def stratified(groups: Array, labels: Array, fraction: float, seed: int) -> Array:
-    """A share of the rows as a mask: of each group and of each label in it, up to one row.
-
-    Every group keeps a row, and gives one if it has two or more.
-
-    Args:
-        groups: of every row, integers ``0 … K-1``.
-        labels: of every row, integers from 0.
-        fraction: of the rows that the mask takes, in (0, 1).
-        seed: of the draw, which is the same on every machine.
-    """
-    rng, size = np.random.default_rng(seed), len(groups)
-    blocks = np.unique(groups * (labels.max() + 1) + labels, return_inverse=True)[1]
-    rank = rng.permutation(blocks.max() + 1)  # else all small groups would give the same label
-    order = np.lexsort((rng.random(size), rank[blocks], groups))
-    mask = np.zeros(size, bool)
-    mask[order] = np.diff(np.floor(np.arange(size + 1) * fraction + 0.5)) > 0
-    sizes, taken = np.bincount(groups), np.bincount(groups, weights=mask)
-    first = order[np.cumsum(sizes) - sizes]
-    mask[first[taken == sizes]] = False
-    mask[first[(taken == 0) & (sizes > 1)]] = True
-    return mask
-
-
 def even_sizes(num_examples: int, num_clients: int) -> Indices:
-    """Sizes that differ by at most one, the larger ones first."""
+    """Sizes of clients that differ by at most one, the larger ones first."""
     return num_examples // num_clients + (np.arange(num_clients) < num_examples % num_clients)
 
 
-def check(owner: str, labels: Array, num_clients: int, **positive: float) -> None:
+def check_arguments(owner: str, labels: Array, num_clients: int, **positive: float) -> None:
     """Raise unless there is an example for every client and each argument is positive."""
     if not 1 <= num_clients <= len(labels):
         raise ValueError(

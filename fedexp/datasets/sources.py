@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-import torch
-
 from fedexp.datasets import images, synthetic, tables, text
 from fedexp.datasets.dataset import Dataset, from_arrays
+from fedexp.datasets.digits import digits
 from fedexp.datasets.formats import read_npz
 from fedexp.datasets.hub import from_hub
-from fedexp.extras import need
 
 
 @dataclass(frozen=True)
@@ -124,22 +122,6 @@ def read_npz_once(path: str, impute: str, standardize: bool, targets: str) -> Da
 @lru_cache(maxsize=4)
 def _from_hub(spec: str, impute: str, standardize: bool, targets: str) -> Dataset:
     return from_hub(spec, impute=impute, standardize=standardize, targets=targets)
-
-
-def digits(_seed: int = 0) -> Dataset:
-    """The 1,797 handwritten digits (8 x 8) of scikit-learn; a fifth of them is the test set."""
-    need("sklearn", "simulation")
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
-    split = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-    x_train, x_test, y_train, y_test = map(torch.from_numpy, split)
-    return Dataset(
-        ((x_train / 16).float().view(-1, 1, 8, 8), y_train.long()),
-        ((x_test / 16).float().view(-1, 1, 8, 8), y_test.long()),
-        num_classes=10,
-    )
 
 
 def _idx_files(folder: str, train: str, test: str) -> tuple[str, ...]:

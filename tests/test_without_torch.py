@@ -18,7 +18,15 @@ WORKS = {
     "": {"__version__", "load_run", "load_runs"},
     ".clients": {"ClientSettings", "LocalTraining"},
     ".datasets": {
-        *("PARTITIONERS", "Parts", "by_key", "classes_per_client", "dirichlet", "dirichlet_equal"),
+        *(
+            "PARTITIONERS",
+            "Partition",
+            "Parts",
+            "by_key",
+            "classes_per_client",
+            "dirichlet",
+            "dirichlet_equal",
+        ),
         *("heterogeneity", "iid", "label_counts", "plot", "quantity_dirichlet"),
         *("quantity_lognormal", "shards", "split"),
     },

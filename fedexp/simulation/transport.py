@@ -15,7 +15,16 @@ Packed = Mapping[str, Any]
 
 
 def pack(content: RecordDict) -> Packed:
-    """``content`` with its arrays as views of their memory."""
+    """``content`` with its arrays as views of their memory.
+
+    Example:
+        >>> import numpy as np
+        >>> packed = pack(RecordDict({"model": to_record({"w": np.zeros(2)})}))
+        >>> packed["model"]["w"], num_bytes(packed)
+        (array([0., 0.]), 16)
+        >>> unpack(packed).array_records["model"]["w"].shape
+        (2,)
+    """
     return {key: _packed(record) for key, record in content.items()}
 
 
@@ -34,7 +43,7 @@ def unpack(packed: Packed) -> RecordDict:
 
 
 def num_bytes(packed: Packed) -> int:
-    """Bytes of the arrays."""
+    """How many bytes the arrays have."""
     return sum(
         x.nbytes for record in packed.values() if isinstance(record, dict) for x in record.values()
     )

@@ -13,7 +13,7 @@ workers = st.integers(1, 8)
 
 
 @given(costs, workers, st.integers(1, 9))
-def test_shares_are_neighbours_that_cover_the_cohort_once_and_split_no_unit(costs, workers, size):
+def test_runs_are_neighbours_that_cover_the_cohort_once_and_split_no_subtree(costs, workers, size):
     whole = subtrees_up_to(size, (0, len(costs)))
     spans = split_work(costs, workers, whole)
     assert 1 <= len(spans) <= workers
@@ -25,13 +25,13 @@ def test_shares_are_neighbours_that_cover_the_cohort_once_and_split_no_unit(cost
 
 
 @given(costs, workers)
-def test_no_share_costs_more_than_an_even_one_and_the_dearest_client(costs, workers):
+def test_no_run_costs_more_than_an_even_one_and_the_dearest_client(costs, workers):
     heaviest = max(sum(costs[lo:hi]) for lo, hi in split_work(costs, workers))
     assert heaviest <= sum(costs) / workers + max(costs) + 1e-9
 
 
 @given(st.integers(1, 50), workers)
-def test_even_clients_make_shares_that_differ_by_one_at_most(size, workers):
+def test_even_clients_make_runs_that_differ_by_one_at_most(size, workers):
     sizes = [hi - lo for lo, hi in split_work([1.0] * size, workers)]
     assert max(sizes) - min(sizes) <= 1
 
@@ -55,7 +55,7 @@ def test_two_workers_balance_a_dear_head_with_a_long_tail():
     assert split_work([8, 1, 1, 1, 1, 1, 1, 1, 1], 2) == [(0, 1), (1, 9)]
 
 
-def test_the_noise_of_a_measurement_moves_no_share():
+def test_the_noise_of_a_measurement_moves_no_border():
     costs = Costs()
     costs.learn({node: 0.1 * (1 + 0.25 * (-1) ** node) for node in range(20)})
     assert set(costs.of(range(20))) == {1.0}

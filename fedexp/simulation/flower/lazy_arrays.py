@@ -102,10 +102,9 @@ def _is_lazy() -> bool:
     try:
         ours, theirs = LazyArray(sample), Array(sample)
         fields = "dtype", "shape", "stype", "data", "object_id"
-        if all(getattr(ours, name) == getattr(theirs, name) for name in fields):
-            return True
+        changed = [name for name in fields if getattr(ours, name) != getattr(theirs, name)]
     except Exception as error:  # of whatever kind a later release raises
-        log(WARNING, "Flower's Array has changed (%s): arrays are encoded at once.", error)
-        return False
-    log(WARNING, "Flower's Array has changed: arrays are encoded at once.")
-    return False
+        changed = [type(error).__name__]
+    if changed:
+        log(WARNING, "Flower's Array has changed (%s): arrays are encoded at once.", changed)
+    return not changed

@@ -31,13 +31,13 @@ prepare_environment()
 import ray  # noqa: E402
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
-_PER_CPU = 4  # workers that share a CPU are slow, and more of them only slower
-_FREE_SECONDS = 10.0  # until CPUs of workers that were just ended are free again
-_LOG_SECONDS = 2.0  # until what the workers have printed last is here
+_PER_CPU = 4  # workers that share a CPU at most; more of them would only be slower
+_FREE_SECONDS = 10.0  # in which Ray frees the CPUs of workers that have just ended
+_LOG_SECONDS = 2.0  # in which the last lines that workers have printed arrive here
 
 
 class _Session:
-    """What the grids of this process know of Ray, which they share.
+    """What the grids of this process, which share one Ray, know of it.
 
     Attributes:
         users: open grids, and the CPUs of the cluster that each claims.
@@ -102,7 +102,7 @@ def _start(num_workers: int | None, num_gpus: float, shows_log: bool) -> None:
         import torch
 
         _check("num_gpus", torch.cuda.device_count(), "GPU", num_gpus)
-    with _said_in_a_line():
+    with _failing_in_a_line():
         start(
             ray.init,
             ray.shutdown,
@@ -174,7 +174,7 @@ def keep_freed_memory() -> None:
 
 
 def keep_store_mapped() -> Any:
-    """Something to hold on to as long as this process uses the object store.
+    """Give an object that keeps Ray's store mapped as long as somebody holds it.
 
     Ray unmaps the store whenever a process holds none of it: each page of a model would be
     faulted in again at every use, measured 20 ms for 34 MB in place of 5. ``FEDEXP_PLAIN=1`` lets
@@ -187,7 +187,7 @@ def keep_store_mapped() -> Any:
 
 
 @contextmanager
-def _said_in_a_line() -> Iterator[None]:
+def _failing_in_a_line() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Ray raises no kind of its own

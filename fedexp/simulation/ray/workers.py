@@ -27,7 +27,7 @@ from fedexp.simulation.ray.private import read_note, ready, wipe_note, write_not
 from fedexp.simulation.worker import Worker
 
 _WATCH_SECONDS = 5.0  # for word from a worker whose client may hang
-_INLINE_CONTENTS = 1 << 20  # bytes for all workers together; as ``_INLINE_ANSWER``
+_INLINE_CONTENTS = 1 << 20  # bytes for all workers together; more of them go through the store
 _SMALL = 1 << 17  # bytes that may be copied once more
 
 # After cluster, which says what to install if there is no Ray, and sets its environment.

@@ -73,15 +73,17 @@ def updated(rule: Rule, levels: Levels, grads: Mapping[str, Number]) -> Levels:
     upper = rule.hyper
     if upper is None:
         return levels
-    above, with_what = levels["above"], upper.values()
+    above, upper_values = levels["above"], upper.values()
     if upper.hyper:
         # As in the paper, a hyperparameter moves with the new values of the level above.
         above = updated(upper, above, _gradients_above(upper, levels, grads))
-        with_what |= above["values"]
-    values, slots, slopes = {}, {}, {c: {} for c in levels["slopes"]}  # type: ignore[var-annotated]
+        upper_values |= above["values"]
+    values: dict[str, Number] = {}
+    slots: dict[str, Slots] = {}
+    slopes: dict[str, dict[str, Number]] = {c: {} for c in levels["slopes"]}
     for name, value in levels["values"].items():
         scale = rule.scale(name)
-        at = scale.raw(value), grads[name], levels["slots"][name], with_what
+        at = scale.raw(value), grads[name], levels["slots"][name], upper_values
         raw, slots[name] = upper.update(*at)
         values[name] = scale.natural(raw, otherwise=value)
         if slopes:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from flwr.common.logger import log
@@ -23,10 +23,13 @@ from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.attendance import Attendance
 from fedexp.strategies.attributes import OfExtension
 from fedexp.strategies.directions import State
-from fedexp.strategies.extensions import Extensions, Received, RoundInProgress, Sent
+from fedexp.strategies.extensions import Extension, Extensions, Received, RoundInProgress, Sent
 from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
+from fedexp.strategies.rate_sharing import RateSharing
 from fedexp.strategies.replies import Replies
+from fedexp.strategies.robustness import Clip, DropBeyond
+from fedexp.strategies.scaffold import ServerControlVariate
 
 _BUFFERS = "buffers"
 _BATCH_NORM_MAX_STEP = 1.5  # the best of those tried in experiments/batch_norm.py
@@ -35,12 +38,7 @@ _BATCH_NORM_MAX_STEP = 1.5  # the best of those tried in experiments/batch_norm.
 class Aggregation(FlowerFedAvg):
     """A round as ``begin``, ``ask``, ``replies`` and ``finish``; ``FedOpt`` is what users make.
 
-    Attributes:
-        optimizer, weighted, trainable, buffers, client_config: as ``FedOpt`` takes them.
-        extensions: all additions to a round.
-        state: all that rules and extensions remember.
-        round: what is held while clients train; None before the first model is known.
-        attendance: who contributed, and whose replies were dropped.
+    Its attributes are documented there.
     """
 
     optimizer: ServerOptimizer
@@ -52,10 +50,17 @@ class Aggregation(FlowerFedAvg):
     state: State
     round: RoundInProgress | None
     attendance: Attendance
+    clip = OfExtension(Clip)
     bounds = OfExtension(MedianBounds)
+    drop_beyond = OfExtension(DropBeyond, "multiple")
 
     _limits_batch_norm: bool
     _warned = False
+
+    @property
+    def control_variates(self) -> bool:
+        """Whether clients get SCAFFOLD's control variates."""
+        return self.extensions.find(ServerControlVariate) is not None
 
     def begin(self, params: Arrays, server_round: int = 0) -> None:
         """Take ``params`` as the model of the coming round; name its buffers in the log, once."""
@@ -92,9 +97,9 @@ class Aggregation(FlowerFedAvg):
                 f"{type(self).__name__}.aggregate_train: the model that the clients started from "
                 "is not known. Call configure_train first, or set current_arrays."
             )
-        params, reading = self._round().params, cast(wire.Reading, self._round().reading)
+        held = self._round()
         whole = self.train_metrics_aggr_fn is not aggregate_metricrecords
-        return Replies(params, reading, whole=whole, bounds=self.bounds)
+        return Replies(held.params, held.reading, whole=whole, bounds=self.bounds)
 
     def finish(
         self, server_round: int, replies: Replies
@@ -142,7 +147,7 @@ class Aggregation(FlowerFedAvg):
         if kind.form:
             # The model was empty or is not known. What the clients give is the first one: there is
             # nothing to measure updates from, and their mean is taken as it is.
-            extensions = extensions.without_updates()
+            extensions = Extensions(one for one in extensions if not one.needs_updates)
             _, state, own = extensions.aggregate(received, stats, self.state)
             params, _, _ = ServerOptimizer().step(params, stats, {})
             return params, state, {"num-clients": stats.count, **own}
@@ -177,7 +182,7 @@ class Aggregation(FlowerFedAvg):
 
     def _learn_buffers(self, kind: wire.Kind) -> None:
         """Remember which arrays the clients of the first round name as buffers, and say so."""
-        reading = cast(wire.Reading, self._round().reading)
+        reading = self._round().reading
         if not reading.narrows or kind.form:
             return
         buffers = sorted(reading.trainable - kind.trainable - kind.absent)
@@ -187,3 +192,18 @@ class Aggregation(FlowerFedAvg):
             log(WARNING, "Not moved by the server step, as the clients say: %s", buffers)
         else:
             log(INFO, "Moved by the server step: %d arrays, by name.", len(kind.trainable))
+
+
+def completed(given: list[Extension], weighted: bool, control_variates: bool) -> Extensions:
+    """The extensions that are ``given``, and those that a strategy has anyway.
+
+    Raises:
+        ValueError: two of them bound updates.
+    """
+    bounds = Extensions(given).find(MedianBounds)
+    if control_variates:
+        given = [*given, ServerControlVariate(bounds if weighted else None)]
+    bounding = [str(extension) for extension in given if "max_norm" in extension.reading({})]
+    if len(bounding) > 1:
+        raise ValueError(f"FedOpt({', '.join(bounding)}): both bound updates. Use one.")
+    return Extensions([*given, RateSharing(bounds)])

@@ -15,18 +15,16 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from fedexp import wire
 from fedexp.merged import Merged
 from fedexp.records import from_record, to_record
-from fedexp.strategies.aggregation import Aggregation
+from fedexp.strategies.aggregation import Aggregation, completed
 from fedexp.strategies.attendance import Attendance
-from fedexp.strategies.attributes import Current, OfExtension
-from fedexp.strategies.extensions import Extension, Extensions
+from fedexp.strategies.attributes import Current
+from fedexp.strategies.extensions import Extension
 from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
 from fedexp.strategies.privacy import check_untouched
-from fedexp.strategies.rate_sharing import RateSharing
 from fedexp.strategies.replies import Replies
 from fedexp.strategies.robustness import Clip, DropBeyond
 from fedexp.strategies.sampling import draw
-from fedexp.strategies.scaffold import ServerControlVariate
 from fedexp.strategies.step_sizes import Constant
 from fedexp.strategies.streaming import stream
 
@@ -90,8 +88,6 @@ class FedOpt(Aggregation):
     """
 
     current_arrays = Current()
-    clip = OfExtension(Clip)
-    drop_beyond = OfExtension(DropBeyond, "multiple")
 
     def __init__(
         self,
@@ -123,7 +119,7 @@ class FedOpt(Aggregation):
         bounds = MedianBounds() if robust is True else robust or None
         dropping = None if drop_beyond is None else DropBeyond(drop_beyond)
         given = [x for x in (clip, bounds, dropping) if x is not None]
-        self.extensions = _completed([*given, *extensions], weighted, control_variates)
+        self.extensions = completed([*given, *extensions], weighted, control_variates)
         constant = isinstance(self.optimizer.step_size, Constant)
         self._limits_batch_norm = max_step_size is None and not constant
         if self.bounds and self._limits_batch_norm:
@@ -135,11 +131,6 @@ class FedOpt(Aggregation):
         """Forget earlier rounds, as ``configure_train`` does in round 1."""
         self.state, self.attendance = {}, Attendance()
         self.released: ArrayRecord | None = None
-
-    @property
-    def control_variates(self) -> bool:
-        """Whether clients get SCAFFOLD's control variates."""
-        return self.extensions.find(ServerControlVariate) is not None
 
     def summary(self) -> None:
         """Log the server rule, then FedAvg's settings."""
@@ -266,14 +257,3 @@ class FedOpt(Aggregation):
             return None, None
         log(WARNING, "Round %d: no usable reply, the model is unchanged.", server_round)
         return None, MetricRecord({"num-clients": 0, "num-failures": num_failures})
-
-
-def _completed(given: list[Extension], weighted: bool, control_variates: bool) -> Extensions:
-    """The extensions that are ``given``, and those that every strategy has."""
-    bounds = Extensions(given).find(MedianBounds)
-    if control_variates:
-        given = [*given, ServerControlVariate(bounds if weighted else None)]
-    bounding = [str(extension) for extension in given if "max_norm" in extension.reading({})]
-    if len(bounding) > 1:
-        raise ValueError(f"FedOpt({', '.join(bounding)}): both bound updates. Use one.")
-    return Extensions([*given, RateSharing(bounds)])

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from flwr.common.logger import log
@@ -23,10 +23,14 @@ from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.attendance import Attendance
 from fedexp.strategies.attributes import OfExtension
 from fedexp.strategies.directions import State
-from fedexp.strategies.extensions import Extensions, Received, RoundInProgress, Sent
+from fedexp.strategies.extensions import Extension, Extensions, Received, RoundInProgress, Sent
 from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
+from fedexp.strategies.privacy import check_untouched
+from fedexp.strategies.rate_sharing import RateSharing
 from fedexp.strategies.replies import Replies
+from fedexp.strategies.robustness import Clip, DropBeyond
+from fedexp.strategies.scaffold import ServerControlVariate
 
 _BUFFERS = "buffers"
 _BATCH_NORM_MAX_STEP = 1.5  # the best of those tried in experiments/batch_norm.py
@@ -35,12 +39,7 @@ _BATCH_NORM_MAX_STEP = 1.5  # the best of those tried in experiments/batch_norm.
 class Aggregation(FlowerFedAvg):
     """A round as ``begin``, ``ask``, ``replies`` and ``finish``; ``FedOpt`` is what users make.
 
-    Attributes:
-        optimizer, weighted, trainable, buffers, client_config: as ``FedOpt`` takes them.
-        extensions: all additions to a round.
-        state: all that rules and extensions remember.
-        round: what is held while clients train; None before the first model is known.
-        attendance: who contributed, and whose replies were dropped.
+    Its attributes are documented there.
     """
 
     optimizer: ServerOptimizer
@@ -50,12 +49,32 @@ class Aggregation(FlowerFedAvg):
     client_config: dict[str, Any]
     extensions: Extensions
     state: State
-    round: RoundInProgress | None
+    round: RoundInProgress | None = None
     attendance: Attendance
+    released: Any  # the model as it was handed to the API in front: an ArrayRecord or Parameters
+    clip = OfExtension(Clip)
     bounds = OfExtension(MedianBounds)
+    drop_beyond = OfExtension(DropBeyond, "multiple")
 
     _limits_batch_norm: bool
     _warned = False
+
+    @property
+    def control_variates(self) -> bool:
+        """Whether clients get SCAFFOLD's control variates."""
+        return self.extensions.find(ServerControlVariate) is not None
+
+    def restart(self) -> None:
+        """Forget earlier rounds, as every run does in round 1."""
+        self.state, self.attendance, self.released = {}, Attendance(), None
+
+    def check_untouched(self, given: Any, arrays_of: Callable[[Any], Arrays]) -> None:
+        """Raise unless the model that is to be sent is what our step ``released``, see ``privacy``.
+
+        Raises:
+            ValueError: somebody has changed it, and noise that was made for a mean is too small.
+        """
+        check_untouched(self.optimizer, self.extensions, self.released, given, arrays_of)
 
     def begin(self, params: Arrays, server_round: int = 0) -> None:
         """Take ``params`` as the model of the coming round; name its buffers in the log, once."""
@@ -78,7 +97,8 @@ class Aggregation(FlowerFedAvg):
 
     def reading(self) -> wire.Reading:
         """How the replies of this round are read."""
-        return self._reading(self.round.params if self.round else {})
+        reading: wire.Reading = self._round().reading
+        return reading
 
     def replies(self) -> Replies:
         """Where the replies of this round are added up.
@@ -92,9 +112,8 @@ class Aggregation(FlowerFedAvg):
                 f"{type(self).__name__}.aggregate_train: the model that the clients started from "
                 "is not known. Call configure_train first, or set current_arrays."
             )
-        params, reading = self._round().params, cast(wire.Reading, self._round().reading)
         whole = self.train_metrics_aggr_fn is not aggregate_metricrecords
-        return Replies(params, reading, whole=whole, bounds=self.bounds)
+        return Replies(self._round().params, self.reading(), whole=whole, bounds=self.bounds)
 
     def finish(
         self, server_round: int, replies: Replies
@@ -138,21 +157,21 @@ class Aggregation(FlowerFedAvg):
         self, received: Received, stats: PseudoGradientStats, kind: wire.Kind
     ) -> tuple[Arrays, State, dict[str, Any]]:
         # As with Flower's FedAvg, arrays that the clients do not send back leave the model.
-        params, extensions = kind.part(received.round.params), self.extensions
+        params = kind.part(received.round.params)
+        optimizer, extensions = self.optimizer, self.extensions
         if kind.form:
-            # The model was empty or is not known. What the clients give is the first one: there is
-            # nothing to measure updates from, and their mean is taken as it is.
-            extensions = extensions.without_updates()
-            _, state, own = extensions.aggregate(received, stats, self.state)
-            params, _, _ = ServerOptimizer().step(params, stats, {})
-            return params, state, {"num-clients": stats.count, **own}
-        if self.buffers == "keep":
+            # The model was empty or is not known, so that there is nothing to measure updates from.
+            # The clients' mean is the first model.
+            optimizer = ServerOptimizer()
+            extensions = Extensions(one for one in extensions if not one.needs_updates)
+        elif self.buffers == "keep":
             stats = replace(stats, buffers={})
-        stats, state, own = extensions.aggregate(received, stats, self.state)
-        optimizer = self.optimizer
         if self._limits_batch_norm and has_batch_norm(params):
             optimizer = limited(optimizer, max_step_size=_BATCH_NORM_MAX_STEP)
+        stats, state, own = extensions.aggregate(received, stats, self.state)
         params, state, eta = optimizer.step(params, stats, state)
+        if kind.form:
+            return params, state, {"num-clients": stats.count, **own}
         metrics = {
             "server-step-size": eta,
             "update-norm": sq_norm(stats.mean_update) ** 0.5,
@@ -162,7 +181,7 @@ class Aggregation(FlowerFedAvg):
         return params, state, {**metrics, **own}
 
     def _round(self) -> RoundInProgress:
-        return self.round or RoundInProgress({}, self.reading(), settings=self.client_config)
+        return self.round or RoundInProgress({}, self._reading({}), settings=self.client_config)
 
     def _reading(self, params: Arrays) -> wire.Reading:
         trainable = trainable_names(params).difference(self.state.get(_BUFFERS, {}))
@@ -177,7 +196,7 @@ class Aggregation(FlowerFedAvg):
 
     def _learn_buffers(self, kind: wire.Kind) -> None:
         """Remember which arrays the clients of the first round name as buffers, and say so."""
-        reading = cast(wire.Reading, self._round().reading)
+        reading = self.reading()
         if not reading.narrows or kind.form:
             return
         buffers = sorted(reading.trainable - kind.trainable - kind.absent)
@@ -187,3 +206,18 @@ class Aggregation(FlowerFedAvg):
             log(WARNING, "Not moved by the server step, as the clients say: %s", buffers)
         else:
             log(INFO, "Moved by the server step: %d arrays, by name.", len(kind.trainable))
+
+
+def completed(given: list[Extension], weighted: bool, control_variates: bool) -> Extensions:
+    """The extensions that are ``given``, and those that a strategy has anyway.
+
+    Raises:
+        ValueError: two of them bound updates.
+    """
+    bounds = Extensions(given).find(MedianBounds)
+    if control_variates:
+        given = [*given, ServerControlVariate(bounds if weighted else None)]
+    bounding = [str(extension) for extension in given if "max_norm" in extension.reading({})]
+    if len(bounding) > 1:
+        raise ValueError(f"FedOpt({', '.join(bounding)}): both bound updates. Use one.")
+    return Extensions([*given, RateSharing(bounds)])

@@ -4,7 +4,7 @@ A round asks its extensions five times: how to read the replies, what else to se
 drop, whether the clients fit, and what to make of the sums. SCAFFOLD, clipping, bounds by the
 median client and shared learning rates are extensions; so can be FedNova, FedDyn or a private
 round. The idea is that of the postprocessors of pfl-research (Granqvist et al. 2024,
-arXiv:2404.06430), where however one object works at the clients and at the server.
+arXiv:2404.06430), which work at the clients too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,46 +23,14 @@ from fedexp.strategies.directions import State
 _RUN = "run-id"
 
 
-class Terms(Protocol):
-    """How the replies of a round are read: what extensions may ask of a ``wire.Reading``."""
-
-    @property
-    def weighted_by(self) -> str:
-        """Key of the weight among a client's metrics."""
-        ...
-
-    @property
-    def trainable(self) -> frozenset[str]:
-        """Names of the arrays that the step moves."""
-        ...
-
-    @property
-    def uniform(self) -> bool:
-        """Whether every client has weight 1."""
-        ...
-
-    @property
-    def max_norm(self) -> float:
-        """``C``, the bound on ``‖Δᵢ‖``."""
-        ...
-
-    @property
-    def max_weight(self) -> float:
-        """``P``, the bound on ``pᵢ``."""
-        ...
-
-    def share(self, metrics: Mapping[str, Any]) -> float:
-        """``pᵢ``, with which the client of these metrics counts."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class RoundInProgress:
     """All that a strategy holds between sending a round's messages and reading the replies.
 
     Attributes:
         params: ``w``, the model that is sent; ``{}`` where it is not known.
-        reading: how the replies are read.
+        reading: how the replies are read, a ``wire.Reading``: which names the step moves
+            (``trainable``), and by what updates and weights are bounded.
         server_round: its number, from 1.
         settings: for the clients, as the user gave them.
         nodes: the nodes that are asked to train; none before they are drawn.
@@ -70,7 +38,7 @@ class RoundInProgress:
     """
 
     params: Arrays
-    reading: Terms
+    reading: Any  # this module is to need NumPy alone, and wire.Reading needs Flower
     server_round: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     nodes: Sequence[int] = ()
@@ -154,7 +122,7 @@ class Sent:
         )
 
 
-class Aggregated(NamedTuple):
+class Adapted(NamedTuple):
     """What an extension makes of the sums of a round.
 
     Attributes:
@@ -194,7 +162,7 @@ class Extension:
         ...
         ...     def aggregate(self, received, stats, state):
         ...         update = {k: x * self.factor for k, x in stats.update.items()}
-        ...         return Aggregated(replace(stats, update=update), {}, {"factor": self.factor})
+        ...         return Adapted(replace(stats, update=update), {}, {"factor": self.factor})
         >>> from fedexp.strategies import FedAvg
         >>> strategy = FedAvg(extensions=[Scaled(0.5)])
         >>> strategy.extensions.find(Scaled)
@@ -220,7 +188,7 @@ class Extension:
     def check(self, received: Received, state: State) -> None:
         """Raise ``ValueError`` if the clients do not fit; ``received`` may hold no reply."""
 
-    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Aggregated:
+    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Adapted:
         """What is made of the sums before the server step.
 
         Args:
@@ -228,7 +196,7 @@ class Extension:
             stats: the sums as the extensions before this one have left them.
             state: of the strategy.
         """
-        return Aggregated(stats)
+        return Adapted(stats)
 
 
 _E = TypeVar("_E", bound=Extension)
@@ -260,10 +228,6 @@ class Extensions(tuple[Extension, ...]):
         """The first of this ``kind``, or None."""
         return next((extension for extension in self if isinstance(extension, kind)), None)
 
-    def without_updates(self) -> Extensions:
-        """Those that need no updates."""
-        return Extensions(extension for extension in self if not extension.needs_updates)
-
     def reading(self, state: State) -> dict[str, Any]:
         """The fields that they change together."""
         return {key: x for extension in self for key, x in extension.reading(state).items()}
@@ -288,13 +252,13 @@ class Extensions(tuple[Extension, ...]):
         for extension in self:
             extension.check(received, state)
 
-    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Aggregated:
+    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Adapted:
         """The sums after all of them, the whole state, and all metrics."""
         metrics: dict[str, float] = {}
         for extension in self:
             stats, entries, own = extension.aggregate(received, stats, state)
             state, metrics = state | entries, metrics | dict(own)
-        return Aggregated(stats, state, metrics)
+        return Adapted(stats, state, metrics)
 
 
 def run_number(state: State) -> Sent:

@@ -15,18 +15,14 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from fedexp import wire
 from fedexp.merged import Merged
 from fedexp.records import from_record, to_record
-from fedexp.strategies.aggregation import Aggregation
-from fedexp.strategies.attendance import Attendance
-from fedexp.strategies.attributes import Current, OfExtension
-from fedexp.strategies.extensions import Extension, Extensions
+from fedexp.strategies.aggregation import Aggregation, completed
+from fedexp.strategies.attributes import Current
+from fedexp.strategies.extensions import Extension
 from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
-from fedexp.strategies.privacy import check_untouched
-from fedexp.strategies.rate_sharing import RateSharing
 from fedexp.strategies.replies import Replies
 from fedexp.strategies.robustness import Clip, DropBeyond
 from fedexp.strategies.sampling import draw
-from fedexp.strategies.scaffold import ServerControlVariate
 from fedexp.strategies.step_sizes import Constant
 from fedexp.strategies.streaming import stream
 
@@ -72,8 +68,7 @@ class FedOpt(Aggregation):
             and the number of the round it is a checkpoint.
         extensions: all additions to a round.
         round: what is held from ``configure_train`` to ``aggregate_train``; None before.
-        released: the model that ``aggregate_train`` returned last, to which nobody may add noise
-            that was made for another step; None before the first.
+        released: what ``aggregate_train`` returned last; None before.
         attendance: who contributed, and whose replies were dropped.
 
     Raises:
@@ -90,8 +85,6 @@ class FedOpt(Aggregation):
     """
 
     current_arrays = Current()
-    clip = OfExtension(Clip)
-    drop_beyond = OfExtension(DropBeyond, "multiple")
 
     def __init__(
         self,
@@ -120,26 +113,14 @@ class FedOpt(Aggregation):
         self.seed = seed
         self.buffers = buffers
         self.client_config = dict(client_config or {})
-        bounds = MedianBounds() if robust is True else robust or None
         dropping = None if drop_beyond is None else DropBeyond(drop_beyond)
-        given = [x for x in (clip, bounds, dropping) if x is not None]
-        self.extensions = _completed([*given, *extensions], weighted, control_variates)
+        given = (clip, MedianBounds() if robust is True else robust or None, dropping)
+        self.extensions = completed([*filter(None, given), *extensions], weighted, control_variates)
         constant = isinstance(self.optimizer.step_size, Constant)
         self._limits_batch_norm = max_step_size is None and not constant
         if self.bounds and self._limits_batch_norm:
             self.optimizer = limited(self.optimizer, max_step_size=self.bounds.step)
-        self.round = None
         self.restart()
-
-    def restart(self) -> None:
-        """Forget earlier rounds, as ``configure_train`` does in round 1."""
-        self.state, self.attendance = {}, Attendance()
-        self.released: ArrayRecord | None = None
-
-    @property
-    def control_variates(self) -> bool:
-        """Whether clients get SCAFFOLD's control variates."""
-        return self.extensions.find(ServerControlVariate) is not None
 
     def summary(self) -> None:
         """Log the server rule, then FedAvg's settings."""
@@ -168,7 +149,7 @@ class FedOpt(Aggregation):
         """FedAvg's messages with what the extensions send. Round 1 starts afresh."""
         if server_round == 1:
             self.restart()
-        self._check_untouched(arrays)
+        self.check_untouched(arrays, from_record)
         self.begin(from_record(arrays), server_round)
         # A copy: the caller has one record for all rounds, and what an extension sends in one
         # round must not reach the clients of the next.
@@ -185,7 +166,7 @@ class FedOpt(Aggregation):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """FedAvg's messages."""
-        self._check_untouched(arrays)
+        self.check_untouched(arrays, from_record)
         return self._messages(MessageType.EVALUATE, server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -210,8 +191,8 @@ class FedOpt(Aggregation):
         params, own = step
         metrics = usable.aggregated(self.train_metrics_aggr_fn) or MetricRecord()
         metrics.update({**own, "num-failures": lost})
-        self.released = to_record(params)
-        return self.released, metrics
+        self.released = released = to_record(params)
+        return released, metrics
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -258,22 +239,8 @@ class FedOpt(Aggregation):
         """Whether neither a subclass nor a caller has put another method in its place."""
         return getattr(getattr(self, method), "__func__", None) is getattr(FedOpt, method)
 
-    def _check_untouched(self, arrays: ArrayRecord) -> None:
-        check_untouched(self.optimizer, self.extensions, self.released, arrays, from_record)
-
     def _nothing(self, server_round: int, num_failures: int) -> tuple[None, MetricRecord | None]:
         if self.fraction_train == 0.0:  # nobody was asked
             return None, None
         log(WARNING, "Round %d: no usable reply, the model is unchanged.", server_round)
         return None, MetricRecord({"num-clients": 0, "num-failures": num_failures})
-
-
-def _completed(given: list[Extension], weighted: bool, control_variates: bool) -> Extensions:
-    """The extensions that are ``given``, and those that every strategy has."""
-    bounds = Extensions(given).find(MedianBounds)
-    if control_variates:
-        given = [*given, ServerControlVariate(bounds if weighted else None)]
-    bounding = [str(extension) for extension in given if "max_norm" in extension.reading({})]
-    if len(bounding) > 1:
-        raise ValueError(f"FedOpt({', '.join(bounding)}): both bound updates. Use one.")
-    return Extensions([*given, RateSharing(bounds)])

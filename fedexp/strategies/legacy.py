@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from fedexp.arrays import Arrays
 from fedexp.records import decoded, to_record
 from fedexp.strategies import adaptive_presets, fedopt, presets
-from fedexp.strategies.privacy import check_mean_is_enough, check_untouched, is_one_for_all
+from fedexp.strategies.privacy import check_mean_is_enough, is_one_for_all
 
 Results = list[tuple[ClientProxy, FitRes]]
 Failures = list[tuple[ClientProxy, FitRes] | BaseException]
@@ -71,7 +71,6 @@ class FedOpt(FlowerFedAvg):
         self.strategy = self.twin(**{**self.defaults, **kwargs})
         self.names = None if names is None else list(names)
         self._first = self.initial_parameters  # for a round that configure_fit did not begin
-        self._released: Parameters | None = None
 
     def __repr__(self) -> str:
         return f"legacy.{type(self).__name__}({self.strategy.optimizer})"
@@ -91,7 +90,7 @@ class FedOpt(FlowerFedAvg):
         self, server_round: int, parameters: Parameters
     ) -> tuple[float, dict[str, Scalar]] | None:
         """As Flower's FedAvg."""
-        self._check_untouched(parameters)
+        self.strategy.check_untouched(parameters, self._named)
         return super().evaluate(server_round, parameters)
 
     def configure_fit(
@@ -100,8 +99,7 @@ class FedOpt(FlowerFedAvg):
         """FedAvg's instructions; remembers what is broadcast. Round 1 starts afresh."""
         if server_round == 1:
             self.strategy.restart()
-            self._released = None
-        self._check_untouched(parameters)
+        self.strategy.check_untouched(parameters, self._named)
         self._first = None
         self.strategy.begin(self._named(parameters), server_round)
         asked = super().configure_fit(server_round, parameters, client_manager)
@@ -120,7 +118,7 @@ class FedOpt(FlowerFedAvg):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """As Flower's FedAvg."""
-        self._check_untouched(parameters)
+        self.strategy.check_untouched(parameters, self._named)
         return super().configure_evaluate(server_round, parameters, client_manager)
 
     def aggregate_fit(
@@ -148,7 +146,7 @@ class FedOpt(FlowerFedAvg):
             log(WARNING, "Round %d: no usable result, the model is unchanged.", server_round)
             return None, {}
         params, own = step
-        self._released = ndarrays_to_parameters([np.asarray(x) for x in params.values()])
+        ours.released = released = ndarrays_to_parameters([np.asarray(x) for x in params.values()])
         metrics: dict[str, Scalar] = {**own}
         if self.fit_metrics_aggregation_fn:
             used = {node for node, _ in usable.metrics}
@@ -159,7 +157,7 @@ class FedOpt(FlowerFedAvg):
             pairs = [(n, result.metrics) for n, result in zip(sizes, sound, strict=True)]
             metrics = {**(self.fit_metrics_aggregation_fn(pairs) or {}), **metrics}
         lost = len(results) - usable.stats.count + len(failures)
-        return self._released, {**metrics, "num-failures": lost}
+        return released, {**metrics, "num-failures": lost}
 
     def _begin_with_first(self) -> None:
         if self._first is not None:
@@ -201,10 +199,6 @@ class FedOpt(FlowerFedAvg):
             names = [f"array {i} of {len(arrays)}" for i in range(len(arrays))]
         record = to_record(dict(zip(names, arrays, strict=True)))
         return RecordDict({"arrays": record, "metrics": MetricRecord(metrics)})
-
-    def _check_untouched(self, parameters: Parameters) -> None:
-        ours = self.strategy
-        check_untouched(ours.optimizer, ours.extensions, self._released, parameters, self._named)
 
 
 def _arrays(parameters: Parameters) -> list[NDArray[Any]]:

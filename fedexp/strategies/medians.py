@@ -14,7 +14,7 @@ import numpy as np
 
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
-from fedexp.strategies.extensions import Aggregated, Extension, Received, Report
+from fedexp.strategies.extensions import Adapted, Extension, Received, Report
 
 _SHORT = 2.0**-100  # shorter than any update that matters; a power of two rounds nothing
 
@@ -77,13 +77,13 @@ class MedianBounds(Extension):
             "max_weight": self.weight * float(medians["weight"]),
         }
 
-    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Aggregated:
+    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Adapted:
         """See ``settle``."""
         return self.settle(stats, received.reports, state)
 
     def settle(
         self, stats: PseudoGradientStats, reports: Sequence[Report], state: State
-    ) -> Aggregated:
+    ) -> Adapted:
         """The statistics as they count, the next medians, and metrics.
 
         Args:
@@ -108,9 +108,9 @@ class MedianBounds(Extension):
             stats = _longer(stats, norm / _SHORT)
         metrics = {"max-update-norm": bound, "num-clipped": stats.num_clipped}
         if norm == 0:  # nobody has moved: the next round is the first one
-            return Aggregated(stats, {}, metrics)
+            return Adapted(stats, {}, metrics)
         medians: State = {"medians": {"norm": np.asarray(norm), "weight": np.asarray(weight)}}
-        return Aggregated(stats, medians, metrics)
+        return Adapted(stats, medians, metrics)
 
     def bounded(self, weights: Sequence[float]) -> list[float]:
         """``min(pᵢ, l n)`` with ``n`` the median of these very weights."""

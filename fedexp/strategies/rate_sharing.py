@@ -12,7 +12,7 @@ import numpy as np
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
 from fedexp.strategies.extensions import (
-    Aggregated,
+    Adapted,
     Extension,
     Received,
     RoundInProgress,
@@ -100,10 +100,10 @@ class RateSharing(Extension):
         known = policy == "average" and MEAN in state
         return Sent({MEAN: float(state[MEAN]["value"])} if known else {})
 
-    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Aggregated:
+    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Adapted:
         """The sums as they are; the mean for the next round, and the spread."""
         if not any(RATE in metrics for metrics in received.metrics):
-            return Aggregated(stats)
+            return Adapted(stats)
         weights, within, key = received.claims, math.inf, received.round.reading.weighted_by
         if self.bounds:
             weights, within = self.bounds.bounded(weights), self.bounds.weight
@@ -113,7 +113,7 @@ class RateSharing(Extension):
         ]
         found = cohort_rates(rows, key, within)
         if found is None:
-            return Aggregated(stats)
+            return Adapted(stats)
         averages = received.round.settings.get(BETWEEN) == "average"
         entries: State = {MEAN: {"value": np.asarray(found[0])}} if averages else {}
-        return Aggregated(stats, entries, {"learning-rate-std": found[1]})
+        return Adapted(stats, entries, {"learning-rate-std": found[1]})

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
-from fedexp.strategies.extensions import Aggregated, Extension, Received
+from fedexp.strategies.extensions import Adapted, Extension, Received
 
 
 class Clip(Extension):
@@ -35,11 +35,11 @@ class Clip(Extension):
         """Longer updates are scaled down as they are read."""
         return {"max_norm": self.bound(state)}
 
-    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Aggregated:
+    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Adapted:
         """The sums are of clipped updates already; the next bound follows from how many were."""
         clipped = received.stats.num_clipped
         metrics = {"max-update-norm": self.bound(state), "num-clipped": clipped}
-        return Aggregated(stats, self.adapt(received.stats, state), metrics)
+        return Adapted(stats, self.adapt(received.stats, state), metrics)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fedexp.arrays import Arrays, Float64s, cast_like
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
 from fedexp.strategies.extensions import (
-    Aggregated,
+    Adapted,
     Extension,
     Received,
     RoundInProgress,
@@ -84,7 +84,7 @@ class ServerControlVariate(Extension):
         if CONTROL not in state:
             check_steps(received.stats.count, received.unlike, received.without_step)
 
-    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Aggregated:
+    def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Adapted:
         """The sums as they are; the control variate for the next round."""
         clients = Clients.of(state)
         before = clients.total
@@ -95,7 +95,7 @@ class ServerControlVariate(Extension):
         moved = next_control(
             received.stats, state, step=received.step, before=before, total=clients.total
         )
-        return Aggregated(stats, {**moved, **clients.entry()})
+        return Adapted(stats, {**moved, **clients.entry()})
 
     def _weights(self, received: Received) -> list[float]:
         if self.bounds and received.round.reading.uniform:
@@ -128,14 +128,11 @@ class Clients:
             return cls()
         known = state[_CLIENTS]
         nodes = known["nodes"].tolist()
-        rows = zip(nodes, known["weight"].tolist(), known["applied"].tolist(), strict=True)
-        replied = [(node, p, t) for node, p, t in rows if t]
-        return cls(
-            weight={node: p for node, p, _ in replied},
-            applied={node: t for node, _, t in replied},
-            asked=dict(zip(nodes, known["asked"].tolist(), strict=True)),
-            total=float(known["total"]),
+        weight, applied, asked = (
+            {node: x for node, x in zip(nodes, known[column].tolist(), strict=True) if x}
+            for column in ("weight", "applied", "asked")
         )
+        return cls(weight, applied, asked, float(known["total"]))
 
     def entry(self) -> dict[str, Arrays]:
         """As an entry of the state, arrays by node."""

@@ -12,7 +12,7 @@ from fedexp.records import from_record
 from fedexp.rounds import rounds
 from fedexp.runs.checkpoint import Checkpoint
 from fedexp.strategies import FedAvg, FedExP, FixedClip, MedianBounds, QuantileClip
-from fedexp.strategies.extensions import Aggregated, Extension, Extensions, Sent
+from fedexp.strategies.extensions import Adapted, Extension, Extensions, Sent
 from fedexp.strategies.robustness import DropBeyond
 
 W = {"w": np.linspace(-1, 1, 4), "b": np.asarray(0.5)}
@@ -69,7 +69,7 @@ class FedNova(Extension):
         effective = sum(n * tau for n, tau in zip(sizes, taus, strict=True)) / total
         factor = effective * stats.weight / total
         update = {k: x * factor for k, x in stats.update.items()}
-        return Aggregated(replace(stats, update=update), {}, {"effective-steps": effective})
+        return Adapted(replace(stats, update=update), {}, {"effective-steps": effective})
 
 
 @both
@@ -109,7 +109,7 @@ class FedDyn(Extension):
         old, factor = state.get("feddyn", {}), self.alpha / received.round.num_nodes
         h = {k: old.get(k, 0.0) + factor * x for k, x in stats.update.items()}
         update = {k: x + stats.weight * h[k] / self.alpha for k, x in stats.update.items()}
-        return Aggregated(replace(stats, update=update), {"feddyn": h})
+        return Adapted(replace(stats, update=update), {"feddyn": h})
 
 
 def feddyn(**kwargs):
@@ -159,7 +159,7 @@ class Noise(Extension):
         scale = self.multiplier * received.round.reading.max_norm
         rng = np.random.default_rng([self.seed, received.round.server_round])
         update = {k: x + scale * rng.normal(size=x.shape) for k, x in stats.update.items()}
-        return Aggregated(replace(stats, update=update))
+        return Adapted(replace(stats, update=update))
 
 
 @both
@@ -224,7 +224,7 @@ def test_a_merged_round_and_a_single_one_are_the_same_for_an_extension():
         def aggregate(self, received, stats, state):
             asked = received.round
             seen.append((received.reports, received.nodes, asked.nodes, asked.num_nodes))
-            return Aggregated(stats)
+            return Adapted(stats)
 
     for merges in (True, False):
         run(FedAvg(extensions=[Looking()], clip=FixedClip(0.5), seed=0, **QUIET), 1, merges=merges)
@@ -244,7 +244,7 @@ def test_extensions_come_one_after_the_other_in_the_order_given():
 
         def aggregate(self, received, stats, state):
             sums = {k: self.factor * x + self.plus for k, x in stats.update.items()}
-            return Aggregated(replace(stats, update=sums), {}, {"factor": self.factor})
+            return Adapted(replace(stats, update=sums), {}, {"factor": self.factor})
 
     ours, metrics = run(FedAvg(extensions=[Times(2.0, 7.0), Times(3.0)], **QUIET), 1)
     updates = [update(p, 1) for p in range(3)]
@@ -257,7 +257,7 @@ def test_a_step_that_is_refused_is_not_remembered():
     class Overflowing(Extension):
         def aggregate(self, received, stats, state):
             sums = {k: x * np.inf for k, x in stats.update.items()}
-            return Aggregated(replace(stats, update=sums), {"own": {"x": np.zeros(1)}})
+            return Adapted(replace(stats, update=sums), {"own": {"x": np.zeros(1)}})
 
     strategy = FedAvg(extensions=[Overflowing()], **QUIET)
     ours, metrics = run(strategy, 1)

@@ -14,10 +14,12 @@ from flwr.server import Server, SimpleClientManager
 from flwr.server import strategy as flower
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import DifferentialPrivacyServerSideFixedClipping
+from test_extensions import FedDyn
 from test_presets import grid_of, run
 
 from fedexp.records import from_record
 from fedexp.strategies import STRATEGIES, FixedClip, legacy
+from fedexp.strategies.extensions import Extension, Sent
 
 FIRST = {"w": np.linspace(-1, 1, 6).reshape(2, 3), "b": np.asarray(0.5)}
 MOMENTUM = {"server_momentum": 0.9, "server_learning_rate": 0.5}
@@ -131,6 +133,74 @@ def test_a_client_with_a_bad_result_is_left_out_and_counted():
     for x, y in zip(with_it, without, strict=True):
         np.testing.assert_array_equal(x, y)
     assert history.metrics_distributed_fit["num-failures"] == [(1, 1)]
+
+
+@pytest.mark.parametrize("merges", [True, False])
+def test_an_extension_does_the_same_as_in_the_newer_api(merges):
+    def client(message, context):
+        arrays = from_record(message.content["arrays"])
+        server_round = message.content["config"]["server-round"]
+        new = trained(context.node_config["partition-id"], server_round, arrays.values())
+        return dict(zip(arrays, new, strict=True))
+
+    options = {"extensions": [FedDyn(0.1)], "weighted": False, "fraction_evaluate": 0.0}
+    result = run(STRATEGIES["fedavg"].strategy(**options), grid_of(client, 4, merges), 4, FIRST)
+    ours, _, _ = fitted(legacy.FedAvg, **options)
+    for x, y in zip(ours, from_record(result.arrays).values(), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+
+
+class Sending(Extension):
+    """Sends the last round's number, and in round 3 an array."""
+
+    def send(self, round_, state):
+        known = state.get("last", {"round": np.zeros(())})
+        arrays = {"beside": {"x": np.zeros(1)}} if round_.server_round == 3 else {}
+        entry = {"last": {"round": np.asarray(float(round_.server_round))}}
+        return Sent({"last-round": float(known["round"])}, arrays, entry)
+
+
+def test_settings_of_an_extension_reach_the_clients_with_underscores():
+    _, _, clients = fitted(legacy.FedExP, 2, extensions=[Sending()])
+    assert [config["last_round"] for config in clients[0].configs] == [0.0, 1.0]
+
+
+def test_an_array_beside_the_model_is_refused_with_what_to_do():
+    with pytest.raises(ValueError, match=r"no beside beside it. Use fedexp.strategies"):
+        fitted(legacy.FedExP, 3, extensions=[Sending()])
+    with pytest.raises(ValueError, match="no control-variate beside it"):
+        fitted(legacy.FedAvg, 1, control_variates=True)
+
+
+class Logging(legacy.FedExP):
+    """Looks at what our step returns, and leaves it as it is."""
+
+    def aggregate_fit(self, server_round, results, failures):
+        self.seen = super().aggregate_fit(server_round, results, failures)
+        return self.seen
+
+
+class Rounded(legacy.FedExP):
+    """Changes what our step returns."""
+
+    def aggregate_fit(self, server_round, results, failures):
+        parameters, metrics = super().aggregate_fit(server_round, results, failures)
+        arrays = [x.round(2) for x in parameters_to_ndarrays(parameters)]
+        return ndarrays_to_parameters(arrays), metrics
+
+
+class Own(legacy.FedExP):
+    """Takes a step of its own and never calls ours."""
+
+    def aggregate_fit(self, server_round, results, failures):
+        return ndarrays_to_parameters([np.full(x.shape, server_round) for x in FIRST.values()]), {}
+
+
+def test_a_subclass_is_guarded_if_it_calls_our_step():
+    assert len(fitted(Logging, 2)[0]) == 2
+    assert fitted(Own, 3)[0][1] == 3
+    with pytest.raises(ValueError, match="the model was changed after the server step"):
+        fitted(Rounded, 2)
 
 
 def petabytes():

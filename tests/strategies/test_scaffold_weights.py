@@ -1,5 +1,7 @@
 """SCAFFOLD with clients of unequal size, against the closed-form optimum of their objective."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,11 @@ class Grid(SerialGrid):
             yield reply
 
 
+def merging():
+    """A grid whose workers add the replies up."""
+    return SerialGrid(APP, len(SIZES), run_config=SETTINGS)
+
+
 def made(make=Scaffold, fraction=0.5, **kwargs):
     few = {"min_train_nodes": 1, "min_available_nodes": len(SIZES), "fraction_evaluate": 0.0}
     return make(fraction_train=fraction, seed=0, **few, **kwargs)
@@ -93,8 +100,7 @@ RATES = [(0.17, 400), (0.5, 200), (0.84, 80), (1.0, 60)]
 @pytest.mark.parametrize(("fraction", "num_rounds"), RATES)
 @pytest.mark.parametrize("make", [Scaffold, ScaffoldExP])
 def test_it_converges_to_the_optimum_whoever_takes_part(make, fraction, num_rounds):
-    merging = SerialGrid(APP, len(SIZES), run_config=SETTINGS)
-    assert distance(run(made(make, fraction), merging, num_rounds)) < 1e-12
+    assert distance(run(made(make, fraction), merging(), num_rounds)) < 1e-12
 
 
 @pytest.mark.parametrize("weights", [SIZES, [1] * len(SIZES)])
@@ -116,10 +122,10 @@ def test_fedavg_does_not():
 
 
 NOT_ALL_APPLIED = {
-    "clipped": (lambda **kw: made(clip=FixedClip(0.2), **kw), lambda: Grid()),
-    "clipped alone": (lambda **kw: made(clip=FixedClip(0.2), **kw), lambda: Grid(False)),
-    "adaptively": (lambda **kw: made(clip=QuantileClip(0.3, 0.9), **kw), lambda: Grid()),
-    "lost": (made, lambda: Grid(False, lost=True)),
+    "clipped": (lambda **kw: made(clip=FixedClip(0.2), **kw), merging),
+    "clipped alone": (lambda **kw: made(clip=FixedClip(0.2), **kw), lambda: Grid()),
+    "adaptively": (lambda **kw: made(clip=QuantileClip(0.3, 0.9), **kw), merging),
+    "lost": (made, lambda: Grid(lost=True)),
     "dropped": (lambda **kw: made(drop_beyond=1e3, **kw), lambda: Grid(scaled=6)),
     "dropped and clipped": (
         lambda **kw: made(ScaffoldExP, drop_beyond=1e3, clip=FixedClip(1.0), **kw),
@@ -176,11 +182,12 @@ def test_a_weight_that_changes_with_the_round_leaves_no_trace(fraction):
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(lost, tmp_path):
-    whole = run(made(), Grid(not lost, lost), 40)
-    first, grid = made(), Grid(not lost, lost)
+    grid_of = partial(Grid, lost=True) if lost else merging
+    whole = run(made(), grid_of(), 40)
+    first, grid = made(), grid_of()
     arrays = run(first, grid, 20)
     Checkpoint(20, from_record(arrays), first.state, clients=grid.states).save(tmp_path / "c")
-    saved, second, grid = Checkpoint.load(tmp_path / "c"), made(), Grid(not lost, lost)
+    saved, second, grid = Checkpoint.load(tmp_path / "c"), made(), grid_of()
     second.state, grid.round = dict(saved.state), 20
     grid.states.update(saved.clients)
     resumed = run(second, grid, 40, 21, to_record(saved.params))

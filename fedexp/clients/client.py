@@ -94,7 +94,7 @@ class Client:
         self, config: Mapping[str, Any], arrays: Arrays, content: RecordDict, context: Context
     ) -> ClientRound:
         """The client's round before it trains; arguments as of ``fit``."""
-        return ClientRound.of(self, self.module(context), config, arrays, content, context)
+        return ClientRound(self, self.module(context), config, arrays, content, context)
 
     def broadcast(self, module: nn.Module, arrays: Arrays) -> dict[str, Tensor]:
         """``arrays`` as tensors that nobody may write to; made once for calls in a row."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import lru_cache, partial
 from typing import Any, cast
 
 import torch
 
-from fedexp.clients.arguments import kebab, matched, one_line, parameters_of, takes_any
+from fedexp.clients.arguments import kebab, matched, nearest, one_line, parameters_of, takes_any
 from fedexp.clients.factories import TORCHS, Factory, kind_of, torchs_own
 from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, OptimizerFn
 from fedexp.clients.settings import KEYS
@@ -47,10 +46,9 @@ def named(text: str) -> LocalOptimizer:
     if function := torchs_own(spec.name):
         return _adapted(function, owner, settings)
     names = dict.fromkeys([*LOCAL_OPTIMIZERS, *TORCHS])
-    near = get_close_matches(spec.name.lower(), names, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"{owner}: unknown.{hint} Known: {', '.join(names)}, and `module:function` of your own."
+        f"{owner}: unknown.{nearest(spec.name.lower(), names)} Known: {', '.join(names)}, and "
+        "`module:function` of your own."
     )
 
 

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property, partial
 from inspect import Parameter
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from fedexp.clients.arguments import kebab, matched, one_line, parameters_of, takes_any
+from fedexp.clients.arguments import kebab, matched, nearest, one_line, parameters_of, takes_any
 from fedexp.extras import imported
 from fedexp.specs import Spec
 
@@ -134,11 +133,9 @@ def _named(owner: str, name: str) -> Callable[..., Any]:
     short = short.removesuffix("lr")
     if short in SCHEDULERS:
         return SCHEDULERS[short]
-    near = get_close_matches(short, SCHEDULERS, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"{owner}: unknown.{hint} Known: {', '.join(SCHEDULERS)}, and `module:function` of your "
-        "own."
+        f"{owner}: unknown.{nearest(short, SCHEDULERS)} Known: {', '.join(SCHEDULERS)}, and "
+        "`module:function` of your own."
     )
 
 

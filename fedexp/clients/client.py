@@ -46,6 +46,16 @@ class Client:
         loss: ``(outputs, targets) -> scalar``, a mean over the batch.
         check: raises ValueError for a run config that the app cannot take; grids ask it.
         metrics: reported by ``evaluate`` besides; by default what the setting ``metrics`` names.
+
+    Example:
+        >>> import torch
+        >>> mine = Examples(torch.eye(3), torch.arange(3))
+        >>> client = Client(lambda context: nn.Linear(3, 3), lambda context: (mine, mine))
+        >>> context = Context(1, 2, {"partition-id": 0}, RecordDict(), {"local-steps": 1})
+        >>> start = {"weight": np.zeros((3, 3), "f"), "bias": np.zeros(3, "f")}
+        >>> result = client.fit({"batch-size": 3}, start, RecordDict(), context)
+        >>> round(result.metrics["train-loss"], 4)  # log 3: all classes score alike
+        1.0986
     """
 
     model: ModelFn

@@ -13,7 +13,7 @@ from torch import nn
 from fedexp.arrays import Arrays, first_non_finite
 from fedexp.clients.causes import cause
 from fedexp.clients.known import is_plain
-from fedexp.clients.local_optimizers import OptimizerFn, learning_rate
+from fedexp.clients.local_optimizers import mean_rate
 from fedexp.clients.loop import evaluate, train
 from fedexp.clients.losses import is_known
 from fedexp.clients.module import lend, load_arrays, module_arrays
@@ -84,7 +84,7 @@ class ClientRound:
             optimizer = self.make([p for p in module.parameters() if p.requires_grad], settings)
             correction = self.control.correction(module) if self.control else {}
             loss = train(module, self.examples, settings, optimizer, loss_fn, self.rng, correction)
-        return self.result(module_arrays(module), loss, learning_rate(optimizer, settings))
+        return self.result(module_arrays(module), loss, mean_rate(optimizer, settings))
 
     def result(self, after: Arrays, loss: float, rate: float) -> ClientResult:
         """What the client reports; what it keeps for its next round goes to ``context.state``.
@@ -110,11 +110,6 @@ class ClientRound:
                 raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
             metrics[STEP] = step = self.settings.num_steps * self.settings.lr
             self.control.keep(self.context, self.before, after, step)
-        if adapts_lr(self.make):
+        if getattr(self.make, "adapts_lr", False):
             save_rate(self.config, self.context, rate)
         return ClientResult(self.context.node_id, after, metrics, self.buffers)
-
-
-def adapts_lr(make: OptimizerFn) -> bool:
-    """Whether the optimizers that ``make`` makes change their learning rate."""
-    return getattr(make, "adapts_lr", False)

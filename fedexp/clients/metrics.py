@@ -39,6 +39,11 @@ class Metrics:
 
     Raises:
         ValueError: a name that is taken, or something that is no function.
+
+    Example:
+        >>> metrics = Metrics({"worst": lambda outputs, targets: (outputs - targets).abs().max()})
+        >>> metrics(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 5.0]))
+        {'worst': 3.0}
     """
 
     functions: Mapping[str, Metric] = field(default_factory=dict)

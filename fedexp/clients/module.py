@@ -18,6 +18,10 @@ def module_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
     """Parameters and persistent buffers by name, sharing the module's memory where that is C order.
 
     A tied parameter appears once, under its first name, so that no norm counts it twice.
+
+    Example:
+        >>> {name: x.shape for name, x in module_arrays(nn.Linear(3, 2)).items()}
+        {'weight': (2, 3), 'bias': (2,)}
     """
     return {name: x.detach().cpu().contiguous().numpy() for name, x in _tensors(module)}
 
@@ -45,6 +49,12 @@ def load_arrays(module: nn.Module, arrays: Arrays) -> None:
 
     Raises:
         ValueError: names or shapes do not fit.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> load_arrays(layer, {"weight": np.ones((1, 1)), "bias": np.zeros(1)})
+        >>> layer(torch.tensor([3.0])).item()
+        3.0
     """
     values = copies(module, arrays)
     for name, tensor in _tensors(module):

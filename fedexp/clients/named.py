@@ -63,6 +63,10 @@ def as_optimizer(choice: Any) -> OptimizerFn | None:
 
     Raises:
         ValueError: none of these.
+
+    Example:
+        >>> as_optimizer("adamw(weight-decay=0.01)").line
+        'torch.optim.AdamW'
     """
     if choice is None or isinstance(choice, LocalOptimizer):
         return choice

@@ -42,6 +42,11 @@ class Schedule:
         make: ``optimizer -> scheduler``.
         learning_rate: of the optimizer before the scheduler gets it.
         owner: what named the scheduler, for messages.
+
+    Example:
+        >>> halved = Schedule(partial(lr_scheduler.ExponentialLR, gamma=0.5), 0.4, "halved")
+        >>> [halved(t) for t in (1, 2, 3)]
+        [0.4, 0.2, 0.1]
     """
 
     make: Callable[[torch.optim.Optimizer], Any]
@@ -103,6 +108,10 @@ def schedule(choice: Any, num_rounds: int, learning_rate: float) -> Schedule:
 
     Raises:
         ValueError: an unknown name or setting, one that is missing, or a rate that cannot be.
+
+    Example:
+        >>> schedule("step(step-size=2, gamma=0.1)", num_rounds=4, learning_rate=1.0).settings(3)
+        {'learning-rate': 0.1}
     """
     if isinstance(choice, str):
         owner, spec = f"Config(scheduler={choice!r})", Spec.of(choice)

@@ -16,7 +16,7 @@ from fedexp.arrays import Arrays
 from fedexp.clients.client import Client, client_of
 from fedexp.clients.client_round import ClientRound
 from fedexp.clients.data import Examples, batch_rows
-from fedexp.clients.groups.admission import MOST, check_mode, group_size, obstacle_to, unlike
+from fedexp.clients.groups.admission import MOST, check_mode, clients_at_once, obstacle_to, unlike
 from fedexp.clients.groups.chain import Chain
 from fedexp.clients.groups.stacked import StackedObjective, losses_of
 from fedexp.clients.local_optimizers import LocalOptimizer
@@ -69,7 +69,7 @@ class ClientGroup:
             obstacle = f"the local optimizer {name} has no functional form"
         size, found = 0, ""
         if client and not obstacle:
-            size = group_size(client.module(context)) or (MOST if mode == "on" else 0)
+            size = clients_at_once(client.module(context)) or (MOST if mode == "on" else 0)
             found = unlike(client, context) if size else ""
         if mode == "on" and (obstacle or found):
             raise ValueError(f"vectorize='on': {obstacle or found}. Use auto.")

@@ -51,9 +51,10 @@ class Client:
         >>> import torch
         >>> mine = Examples(torch.eye(3), torch.arange(3))
         >>> client = Client(lambda context: nn.Linear(3, 3), lambda context: (mine, mine))
-        >>> context = Context(1, 2, {"partition-id": 0}, RecordDict(), {"local-steps": 1})
+        >>> context = Context(1, 2, {"partition-id": 0}, RecordDict(), {})
         >>> start = {"weight": np.zeros((3, 3), "f"), "bias": np.zeros(3, "f")}
-        >>> result = client.fit({"batch-size": 3}, start, RecordDict(), context)
+        >>> settings = {"local-steps": 1, "batch-size": 3}
+        >>> result = client.fit(settings, start, RecordDict(), context)
         >>> round(result.metrics["train-loss"], 4)  # log 3: all classes score alike
         1.0986
     """

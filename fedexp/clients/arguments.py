@@ -30,14 +30,14 @@ def matched(owner: str, settings: Mapping[str, Any], known: Collection[str]) -> 
     names = {name.lower(): name for name in known}
     for key in settings:
         if key.lower() not in names:
-            hint, listed = nearest(kebab(key), map(kebab, known)), ", ".join(map(kebab, known))
+            hint, listed = did_you_mean(kebab(key), map(kebab, known)), ", ".join(map(kebab, known))
             raise ValueError(
                 f"{owner}: has no setting {kebab(key)!r}.{hint} Known: {listed or 'none'}."
             )
     return {names[key.lower()]: value for key, value in settings.items()}
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """`` Did you mean 'x'?``, if one of ``names`` is much like ``name``."""
     near = get_close_matches(name, names, 1)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -19,7 +19,7 @@ from fedexp.clients.loop import evaluate
 from fedexp.clients.losses import Loss, default_loss
 from fedexp.clients.metrics import Metric, Metrics
 from fedexp.clients.module import copies, load_arrays, unnamed_buffers, unsent
-from fedexp.clients.named import as_optimizer, named, told
+from fedexp.clients.named import as_optimizer, named_optimizer, told
 from fedexp.clients.settings import ALSO, ClientSettings
 from fedexp.clients.state import CONTROL_VARIATE
 from fedexp.records import from_record, records_of, to_record
@@ -149,7 +149,7 @@ class Client:
         Raises:
             ValueError: the settings name one that does not exist.
         """
-        return self.optimizer or named(settings.optimizer)
+        return self.optimizer or named_optimizer(settings.optimizer)
 
     def generator(self, config: Mapping[str, Any], context: Context) -> np.random.Generator:
         """The generator of this client in this round."""

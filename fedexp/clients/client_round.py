@@ -12,7 +12,7 @@ from torch import nn
 
 from fedexp.arrays import Arrays, first_non_finite
 from fedexp.clients.causes import cause
-from fedexp.clients.known import is_plain
+from fedexp.clients.known import has_plain_forward
 from fedexp.clients.local_optimizers import mean_rate
 from fedexp.clients.loop import evaluate, train
 from fedexp.clients.losses import is_known
@@ -74,7 +74,11 @@ class ClientRound:
         """
         module, settings, loss_fn = self.module, self.settings, self.client.loss
         # Clients may start from one copy of the model, if nothing writes to it.
-        if getattr(self.make, "shares_memory", False) and is_known(loss_fn) and is_plain(module):
+        if (
+            getattr(self.make, "shares_memory", False)
+            and is_known(loss_fn)
+            and has_plain_forward(module)
+        ):
             lend(module, self.client.broadcast(module, self.before))
         else:
             load_arrays(module, self.before)

@@ -9,7 +9,14 @@ from typing import Any, cast
 
 import torch
 
-from fedexp.clients.arguments import kebab, matched, nearest, one_line, parameters_of, takes_any
+from fedexp.clients.arguments import (
+    did_you_mean,
+    kebab,
+    matched,
+    one_line,
+    parameters_of,
+    takes_any,
+)
 from fedexp.clients.factories import TORCHS, Factory, kind_of, torchs_own
 from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, OptimizerFn
 from fedexp.clients.settings import KEYS
@@ -20,7 +27,7 @@ _KEY_OF = {name: key for key, name in KEYS.items()}
 
 
 @lru_cache(maxsize=256)
-def named(text: str) -> LocalOptimizer:
+def named_optimizer(text: str) -> LocalOptimizer:
     """The local optimizer that ``name`` or ``name(key=value, ...)`` means.
 
     Args:
@@ -47,7 +54,7 @@ def named(text: str) -> LocalOptimizer:
         return _adapted(function, owner, settings)
     names = dict.fromkeys([*LOCAL_OPTIMIZERS, *TORCHS])
     raise ValueError(
-        f"{owner}: unknown.{nearest(spec.name.lower(), names)} Known: {', '.join(names)}, and "
+        f"{owner}: unknown.{did_you_mean(spec.name.lower(), names)} Known: {', '.join(names)}, and "
         "`module:function` of your own."
     )
 
@@ -56,10 +63,10 @@ def as_optimizer(choice: Any) -> OptimizerFn | None:
     """What makes a client's optimizer, from any way to name it.
 
     Args:
-        choice: text, as for ``named``; an optimizer class, or a ``functools.partial`` of one, that
-            takes ``(params, lr=..., ...)``; a function ``params -> optimizer``, which then has a
-            learning rate of its own, or ``(params, settings) -> optimizer``; or None, which is
-            what the setting ``local-optimizer`` names, and stays None.
+        choice: text, as for ``named_optimizer``; an optimizer class, or a ``functools.partial`` of
+            one, that takes ``(params, lr=..., ...)``; a function ``params -> optimizer``, which
+            sets its own learning rate, or ``(params, settings) -> optimizer``; or None, which
+            stands for what the setting ``local-optimizer`` names, and stays None.
 
     Raises:
         ValueError: none of these.
@@ -71,7 +78,7 @@ def as_optimizer(choice: Any) -> OptimizerFn | None:
     if choice is None or isinstance(choice, LocalOptimizer):
         return choice
     if isinstance(choice, str):
-        return named(choice)
+        return named_optimizer(choice)
     owner = f"client_app(optimizer={getattr(choice, '__name__', type(choice).__name__)})"
     if isinstance(choice, torch.optim.Optimizer) or not callable(choice):
         raise ValueError(
@@ -88,7 +95,7 @@ def as_optimizer(choice: Any) -> OptimizerFn | None:
 
 def told(text: str) -> dict[str, int | float | str]:
     """``local-optimizer=text`` for a message: what its brackets say of other settings apart."""
-    optimizer, spec = named(text), Spec.of(text)
+    optimizer, spec = named_optimizer(text), Spec.of(text)
     if not optimizer.given:
         return {"local-optimizer": text}
     own = {k: v for k, v in spec.settings.items() if _key(k) not in optimizer.given}
@@ -170,7 +177,7 @@ def _listed(shared: Iterable[str], own: Mapping[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(shared) | {kebab(name): default for name, default in own.items()}
 
 
-def markdown() -> str:
+def optimizer_markdown() -> str:
     """The table as Markdown."""
     rows = [f"| `{key}` | {entry.line} |\n" for key, entry in LOCAL_OPTIMIZERS.items()]
     return "| `--local-optimizer` | what |\n|---|---|\n" + "".join(rows)

@@ -14,7 +14,14 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from fedexp.clients.arguments import kebab, matched, nearest, one_line, parameters_of, takes_any
+from fedexp.clients.arguments import (
+    did_you_mean,
+    kebab,
+    matched,
+    one_line,
+    parameters_of,
+    takes_any,
+)
 from fedexp.extras import imported
 from fedexp.specs import Spec
 
@@ -143,7 +150,7 @@ def _named(owner: str, name: str) -> Callable[..., Any]:
     if short in SCHEDULERS:
         return SCHEDULERS[short]
     raise ValueError(
-        f"{owner}: unknown.{nearest(short, SCHEDULERS)} Known: {', '.join(SCHEDULERS)}, and "
+        f"{owner}: unknown.{did_you_mean(short, SCHEDULERS)} Known: {', '.join(SCHEDULERS)}, and "
         "`module:function` of your own."
     )
 

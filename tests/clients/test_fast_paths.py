@@ -76,7 +76,7 @@ class Federation:
         return [trainer.fit(self.run, self.arrays, RecordDict(), c) for c in self.contexts]
 
     def together(self):
-        return self.worker.cohort.fit(self.run, self.arrays, RecordDict(), self.contexts)
+        return self.worker.group.fit(self.run, self.arrays, RecordDict(), self.contexts)
 
     def plainly(self, context):
         """The trained model, and the mean loss."""
@@ -95,9 +95,9 @@ class Federation:
         before = {k: x.copy() for k, x in self.arrays.items()}
         _, reason = self.worker.group_size(FIRST_NODE_ID)
         if grouped is not None:
-            assert (self.worker.cohort is not None) == grouped, reason
+            assert (self.worker.group is not None) == grouped, reason
         expected = [self.plainly(context) for context in self.contexts]
-        for way in (self.alone, *([self.together] if self.worker.cohort else []), self.alone):
+        for way in (self.alone, *([self.together] if self.worker.group else []), self.alone):
             for fitted, (model, loss) in zip(way(), expected, strict=True):
                 assert fitted.metrics["train-loss"] == pytest.approx(loss, rel=tolerance)
                 wanted = module_arrays(model)

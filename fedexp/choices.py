@@ -20,8 +20,7 @@ from torch import nn
 
 from fedexp.clients import ClientSettings
 from fedexp.clients.local_optimizers import LocalOptimizer
-from fedexp.clients.named import as_optimizer, told
-from fedexp.clients.named import named as named_optimizer
+from fedexp.clients.named import as_optimizer, named_optimizer, told
 from fedexp.clients.schedules import Schedule, schedule
 from fedexp.config import Config
 from fedexp.extras import imported

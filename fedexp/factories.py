@@ -26,7 +26,7 @@ from fedexp.clients import (
     evaluate,
 )
 from fedexp.clients.metrics import Metrics
-from fedexp.clients.named import named as named_optimizer
+from fedexp.clients.named import named_optimizer
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
 from fedexp.datasets import Dataset, Partition, from_files, load

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS
-from fedexp.clients.named import named
+from fedexp.clients.named import named_optimizer
 from fedexp.clients.state import BETWEEN
 from fedexp.config import Config
 from fedexp.datasets import PARTITIONERS, SOURCES, from_arrays, from_hub
@@ -102,7 +102,7 @@ def optimizer_fields(text: str) -> Fields:
 
     Those that came with its name are not read from anywhere else.
     """
-    optimizer = named(text)
+    optimizer = named_optimizer(text)
     keys = [*optimizer.reads(), *([BETWEEN] if optimizer.adapts_lr else [])]
     return Fields(key.replace("-", "_") for key in keys if key not in optimizer.given)
 

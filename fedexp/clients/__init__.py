@@ -5,52 +5,18 @@ from typing import TYPE_CHECKING
 from fedexp.extras import later as _later
 
 if TYPE_CHECKING:
-    from fedexp.clients.client import (
-        Client,
-        Trainer,
-        client_app,
-    )
-    from fedexp.clients.data import (
-        Examples,
-    )
-    from fedexp.clients.delta_sgd import (
-        DeltaSGD,
-    )
-    from fedexp.clients.fedhyper_sgd import (
-        FedHyperSGD,
-        ScheduledSGD,
-    )
-    from fedexp.clients.local_optimizers import (
-        LOCAL_OPTIMIZERS,
-        LocalOptimizer,
-        plain_sgd,
-        sgd,
-    )
-    from fedexp.clients.loop import (
-        evaluate,
-        train,
-    )
-    from fedexp.clients.losses import (
-        default_loss,
-    )
-    from fedexp.clients.metrics import (
-        Metrics,
-    )
-    from fedexp.clients.module import (
-        load_arrays,
-        module_arrays,
-    )
-    from fedexp.clients.named import (
-        as_optimizer,
-    )
-    from fedexp.clients.schedules import (
-        Schedule,
-        schedule,
-    )
-    from fedexp.clients.settings import (
-        ClientSettings,
-        LocalTraining,
-    )
+    from fedexp.clients.client import Client, Trainer, client_app
+    from fedexp.clients.data import Examples
+    from fedexp.clients.delta_sgd import DeltaSGD
+    from fedexp.clients.fedhyper_sgd import FedHyperSGD, ScheduledSGD
+    from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, plain_sgd, sgd
+    from fedexp.clients.loop import evaluate, train
+    from fedexp.clients.losses import default_loss
+    from fedexp.clients.metrics import Metrics
+    from fedexp.clients.module import load_arrays, module_arrays
+    from fedexp.clients.named import as_optimizer
+    from fedexp.clients.schedules import Schedule, schedule
+    from fedexp.clients.settings import ClientSettings, LocalTraining
     from fedexp.hypergradients import (
         SGD,
         Adagrad,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -30,11 +30,17 @@ def matched(owner: str, settings: Mapping[str, Any], known: Collection[str]) -> 
     names = {name.lower(): name for name in known}
     for key in settings:
         if key.lower() not in names:
-            near = get_close_matches(key.lower(), names, 1)
-            hint = f"Did you mean {kebab(names[near[0]])!r}? " if near else ""
-            listed = ", ".join(map(kebab, known)) or "none"
-            raise ValueError(f"{owner}: has no setting {kebab(key)!r}. {hint}Known: {listed}.")
+            hint, listed = did_you_mean(kebab(key), map(kebab, known)), ", ".join(map(kebab, known))
+            raise ValueError(
+                f"{owner}: has no setting {kebab(key)!r}.{hint} Known: {listed or 'none'}."
+            )
     return {names[key.lower()]: value for key, value in settings.items()}
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`` Did you mean 'x'?``, if one of ``names`` is much like ``name``."""
+    near = get_close_matches(name, names, 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def kebab(name: str) -> str:

@@ -19,7 +19,7 @@ from fedexp.clients.loop import evaluate
 from fedexp.clients.losses import Loss, default_loss
 from fedexp.clients.metrics import Metric, Metrics
 from fedexp.clients.module import copies, load_arrays, unnamed_buffers, unsent
-from fedexp.clients.named import as_optimizer, named, told
+from fedexp.clients.named import as_optimizer, named_optimizer, told
 from fedexp.clients.settings import ALSO, ClientSettings
 from fedexp.clients.state import CONTROL_VARIATE
 from fedexp.records import from_record, records_of, to_record
@@ -46,6 +46,17 @@ class Client:
         loss: ``(outputs, targets) -> scalar``, a mean over the batch.
         check: raises ValueError for a run config that the app cannot take; grids ask it.
         metrics: reported by ``evaluate`` besides; by default what the setting ``metrics`` names.
+
+    Example:
+        >>> import torch
+        >>> mine = Examples(torch.eye(3), torch.arange(3))
+        >>> client = Client(lambda context: nn.Linear(3, 3), lambda context: (mine, mine))
+        >>> context = Context(1, 2, {"partition-id": 0}, RecordDict(), {})
+        >>> start = {"weight": np.zeros((3, 3), "f"), "bias": np.zeros(3, "f")}
+        >>> settings = {"local-steps": 1, "batch-size": 3}
+        >>> result = client.fit(settings, start, RecordDict(), context)
+        >>> round(result.metrics["train-loss"], 4)  # log 3: all classes score alike
+        1.0986
     """
 
     model: ModelFn
@@ -94,7 +105,7 @@ class Client:
         self, config: Mapping[str, Any], arrays: Arrays, content: RecordDict, context: Context
     ) -> ClientRound:
         """The client's round before it trains; arguments as of ``fit``."""
-        return ClientRound.of(self, self.module(context), config, arrays, content, context)
+        return ClientRound(self, self.module(context), config, arrays, content, context)
 
     def broadcast(self, module: nn.Module, arrays: Arrays) -> dict[str, Tensor]:
         """``arrays`` as tensors that nobody may write to; made once for calls in a row."""
@@ -138,7 +149,7 @@ class Client:
         Raises:
             ValueError: the settings name one that does not exist.
         """
-        return self.optimizer or named(settings.optimizer)
+        return self.optimizer or named_optimizer(settings.optimizer)
 
     def generator(self, config: Mapping[str, Any], context: Context) -> np.random.Generator:
         """The generator of this client in this round."""

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from flwr.app import Context, RecordDict
 from torch import nn
 
 from fedexp.arrays import Arrays, first_non_finite
 from fedexp.clients.causes import cause
-from fedexp.clients.data import Examples
-from fedexp.clients.known import is_plain
-from fedexp.clients.local_optimizers import OptimizerFn, learning_rate
+from fedexp.clients.known import has_plain_forward
+from fedexp.clients.local_optimizers import mean_rate
 from fedexp.clients.loop import evaluate, train
 from fedexp.clients.losses import is_known
 from fedexp.clients.module import lend, load_arrays, module_arrays
-from fedexp.clients.settings import ClientSettings
 from fedexp.clients.state import STEP, ControlVariates, save_rate, starting_settings
 from fedexp.wire import ClientResult
 
@@ -28,66 +24,47 @@ if TYPE_CHECKING:
     from fedexp.clients.client import Client
 
 
-@dataclass(frozen=True, eq=False)
 class ClientRound:
     """One client in one round, before it trains.
 
     The plain loop, a group and the single step differ only in how they train; all of them begin
     with this object and end with its ``result``.
 
-    Attributes:
+    Args:
         client: its model, data, loss and optimizer.
         module: of ``client``; clients that run in one process share it.
         config: the settings by key.
-        settings: the same, with the learning rate that this client starts from.
         before: the model that was sent.
+        content: of the message, for control variates.
         context: of the client.
-        examples: that it trains on.
-        rng: draws its batches.
+
+    Attributes:
+        settings: those of ``config``, with the learning rate that this client starts from.
+        make: makes the local optimizer.
+        rng: draws the batches.
         torch_seed: of PyTorch's generator, for dropout and the like.
+        examples: that it trains on.
         control: SCAFFOLD's control variates, if the server sends them.
     """
 
-    client: Client
-    module: nn.Module
-    config: Mapping[str, Any]
-    settings: ClientSettings
-    before: Arrays
-    context: Context
-    examples: Examples
-    rng: np.random.Generator
-    torch_seed: int
-    control: ControlVariates | None
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         client: Client,
         module: nn.Module,
         config: Mapping[str, Any],
         before: Arrays,
         content: RecordDict,
         context: Context,
-    ) -> Self:
-        """The round of the client of ``context``; ``content`` is that of the message."""
-        settings = starting_settings(config, context)
-        rng = client.generator(config, context)
-        torch_seed = int(rng.integers(2**63))  # before the batches, whoever trains
-        examples, _ = client.data(context)
-        buffers = client.buffers(module)
-        control = ControlVariates.of(content, config, context, len(examples), buffers)
-        return cls(
-            client,
-            module,
-            config,
-            settings,
-            before,
-            context,
-            examples,
-            rng,
-            torch_seed,
-            control,
-        )
+    ) -> None:
+        self.client, self.module, self.config = client, module, config
+        self.before, self.context = before, context
+        self.settings = starting_settings(config, context)
+        self.make = client.maker(self.settings)
+        self.rng = client.generator(config, context)
+        self.torch_seed = int(self.rng.integers(2**63))  # before the batches, whoever trains
+        self.examples, _ = client.data(context)
+        num_examples, self.buffers = len(self.examples), client.buffers(module)
+        self.control = ControlVariates.of(content, config, context, num_examples, self.buffers)
 
     def train(self) -> ClientResult:
         """Take the local steps in the plain loop.
@@ -96,19 +73,22 @@ class ClientRound:
             FloatingPointError: the loss is not finite.
         """
         module, settings, loss_fn = self.module, self.settings, self.client.loss
-        make = self.make
         # Clients may start from one copy of the model, if nothing writes to it.
-        if getattr(make, "shares_memory", False) and is_known(loss_fn) and is_plain(module):
+        if (
+            getattr(self.make, "shares_memory", False)
+            and is_known(loss_fn)
+            and has_plain_forward(module)
+        ):
             lend(module, self.client.broadcast(module, self.before))
         else:
             load_arrays(module, self.before)
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would note its caller for a GPU to come.
             torch.default_generator.manual_seed(self.torch_seed)
-            optimizer = make([p for p in module.parameters() if p.requires_grad], settings)
+            optimizer = self.make([p for p in module.parameters() if p.requires_grad], settings)
             correction = self.control.correction(module) if self.control else {}
             loss = train(module, self.examples, settings, optimizer, loss_fn, self.rng, correction)
-        return self.result(module_arrays(module), loss, learning_rate(optimizer, settings))
+        return self.result(module_arrays(module), loss, mean_rate(optimizer, settings))
 
     def result(self, after: Arrays, loss: float, rate: float) -> ClientResult:
         """What the client reports; what it keeps for its next round goes to ``context.state``.
@@ -134,17 +114,6 @@ class ClientRound:
                 raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
             metrics[STEP] = step = self.settings.num_steps * self.settings.lr
             self.control.keep(self.context, self.before, after, step)
-        if adapts_lr(self.make):
+        if getattr(self.make, "adapts_lr", False):
             save_rate(self.config, self.context, rate)
-        buffers = self.client.buffers(self.module)
-        return ClientResult(self.context.node_id, after, metrics, buffers)
-
-    @property
-    def make(self) -> OptimizerFn:
-        """What makes the local optimizer."""
-        return self.client.maker(self.settings)
-
-
-def adapts_lr(make: OptimizerFn) -> bool:
-    """Whether the optimizers that ``make`` makes change their learning rate."""
-    return getattr(make, "adapts_lr", False)
+        return ClientResult(self.context.node_id, after, metrics, self.buffers)

@@ -36,7 +36,7 @@ def writes_to_weights(layer: nn.Module) -> bool:
     return getattr(layer, "max_norm", None) is not None  # Embedding and EmbeddingBag
 
 
-def is_plain(module: nn.Module) -> bool:
+def has_plain_forward(module: nn.Module) -> bool:
     """Whether a pass is known to write to no parameter and to need no layout of its inputs.
 
     So are PyTorch's own layers, and classes with an attribute ``plain_forward = True``. Any other

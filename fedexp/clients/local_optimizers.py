@@ -36,6 +36,14 @@ class LocalOptimizer:
             ``functional``.
         given: settings of the clients, by their kebab-case keys, that came with the choice. They
             take the place of others; but a learning rate in a message goes first.
+
+    Example:
+        >>> w = nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = LOCAL_OPTIMIZERS["sgd"]([w], ClientSettings(lr=0.1))
+        >>> w.grad = torch.tensor([2.0])
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.8000])
     """
 
     line: str
@@ -144,7 +152,7 @@ LOCAL_OPTIMIZERS: dict[str, LocalOptimizer] = {
 """``--local-optimizer`` to what it means, beside the optimizers of ``torch.optim``."""
 
 
-def learning_rate(optimizer: Optimizer, settings: ClientSettings) -> float:
+def mean_rate(optimizer: Optimizer, settings: ClientSettings) -> float:
     """``η_l`` now, the mean over parameter groups."""
     rates = [float(group.get("lr", settings.lr)) for group in optimizer.param_groups]
     return sum(rates) / len(rates)

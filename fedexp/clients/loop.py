@@ -61,7 +61,7 @@ def train(
         >>> sgd = torch.optim.SGD(model.parameters(), settings.lr)
         >>> loss = train(model, Examples(x, x.sum(1)), settings, sgd,
         ...     lambda outputs, y: (outputs[:, 0] - y).square().mean(), np.random.default_rng(0))
-        >>> float((model(x).detach()[:, 0] - 1).abs().max()) < 0.1
+        >>> bool(((model(x)[:, 0] - 1).abs() < 0.1).all())
         True
     """
     model.train()

@@ -24,6 +24,10 @@ def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
     Raises:
         ValueError: outputs that are no tensor, or of another shape: nothing is broadcast.
+
+    Example:
+        >>> float(default_loss(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0])))
+        2.0
     """
     if not isinstance(outputs, Tensor):
         raise ValueError(

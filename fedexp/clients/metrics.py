@@ -39,6 +39,11 @@ class Metrics:
 
     Raises:
         ValueError: a name that is taken, or something that is no function.
+
+    Example:
+        >>> metrics = Metrics({"worst": lambda outputs, targets: (outputs - targets).abs().max()})
+        >>> metrics(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 5.0]))
+        {'worst': 3.0}
     """
 
     functions: Mapping[str, Metric] = field(default_factory=dict)
@@ -67,13 +72,15 @@ class Metrics:
     def __call__(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Every metric that is a finite number; of the others, a warning the first time."""
         found = {}
-        for name, function in self.functions.items():
+        for name in self.functions:
             try:
-                found[name] = _number(function, outputs, targets)
-            except Exception as error:  # of any kind: it is the user's code
+                found[name] = self._one(name, outputs, targets)
+            except ValueError as error:
                 if name not in self._warned:
                     self._warned.add(name)
-                    log(WARNING, "Metric %r left out: %s.", name, one_line(error))
+                    log(
+                        WARNING, "Metric %r left out: %s.", name, one_line(error.__cause__ or error)
+                    )
         return found
 
     def check(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -82,27 +89,23 @@ class Metrics:
         Raises:
             ValueError: one of them raises, or is no finite number.
         """
-        found = {}
-        for name, function in self.functions.items():
-            try:
-                found[name] = _number(function, outputs, targets)
-            except Exception as error:  # of any kind: it is the user's code
-                raise ValueError(
-                    f"metrics({name}): fails on the test set: {one_line(error)}. Return a finite "
-                    f"number for outputs {_shape(outputs)} and targets {_shape(targets)}."
-                ) from error
-        return found
+        return {name: self._one(name, outputs, targets) for name in self.functions}
+
+    def _one(self, name: str, outputs: Tensor, targets: Tensor) -> float:
+        try:
+            value = float(self.functions[name](outputs, targets))
+            if not math.isfinite(value):
+                raise ValueError(f"it is {value}")
+        except Exception as error:  # of any kind: it is the user's code
+            raise ValueError(
+                f"metrics({name}): fails on the test set: {one_line(error)}. Return a finite "
+                f"number for outputs {_shape(outputs)} and targets {_shape(targets)}."
+            ) from error
+        return value
 
 
 def _shape(outputs: Any) -> str:
     return str(list(outputs.shape)) if isinstance(outputs, Tensor) else type(outputs).__name__
-
-
-def _number(function: Metric, outputs: Tensor, targets: Tensor) -> float:
-    value = float(function(outputs, targets))
-    if not math.isfinite(value):
-        raise ValueError(f"it is {value}")
-    return value
 
 
 @lru_cache(maxsize=32)

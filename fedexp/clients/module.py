@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedexp.arrays import Arrays, trainable_names
-from fedexp.clients.known import is_plain
+from fedexp.clients.known import has_plain_forward
 
 
 def module_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
     """Parameters and persistent buffers by name, sharing the module's memory where that is C order.
 
     A tied parameter appears once, under its first name, so that no norm counts it twice.
+
+    Example:
+        >>> {name: x.shape for name, x in module_arrays(nn.Linear(3, 2)).items()}
+        {'weight': (2, 3), 'bias': (2,)}
     """
     return {name: x.detach().cpu().contiguous().numpy() for name, x in _tensors(module)}
 
@@ -45,6 +49,12 @@ def load_arrays(module: nn.Module, arrays: Arrays) -> None:
 
     Raises:
         ValueError: names or shapes do not fit.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> load_arrays(layer, {"weight": np.ones((1, 1)), "bias": np.zeros(1)})
+        >>> layer(torch.tensor([3.0])).item()
+        3.0
     """
     values = copies(module, arrays)
     for name, tensor in _tensors(module):
@@ -54,8 +64,8 @@ def load_arrays(module: nn.Module, arrays: Arrays) -> None:
 def lend(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Let the parameters of ``module`` be ``values`` themselves; buffers get copies.
 
-    For optimizers and forward passes (``is_plain``) that leave this memory alone: the model is
-    copied once for all clients of a round. Buffers are written by the forward pass.
+    For optimizers and forward passes that leave this memory alone (``has_plain_forward``): the
+    model is copied once for all clients of a round. Buffers are written by the forward pass.
     """
     for name, tensor in _tensors(module):
         parameter = isinstance(tensor, nn.Parameter)
@@ -93,7 +103,11 @@ def layout_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
     Convolutions on a CPU are up to 1.6 times as fast with the channels of a pixel side by side.
     """
     images = any(isinstance(m, nn.Conv2d) for m in module.modules())
-    if not images or next(module.parameters()).device.type != "cpu" or not is_plain(module):
+    if (
+        not images
+        or next(module.parameters()).device.type != "cpu"
+        or not has_plain_forward(module)
+    ):
         return lambda x: x
     last = torch.channels_last
     # A clone even of one channel: only its strides tell PyTorch what is wanted.

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import lru_cache, partial
 from typing import Any, cast
 
 import torch
 
-from fedexp.clients.arguments import kebab, matched, one_line, parameters_of, takes_any
+from fedexp.clients.arguments import (
+    did_you_mean,
+    kebab,
+    matched,
+    one_line,
+    parameters_of,
+    takes_any,
+)
 from fedexp.clients.factories import TORCHS, Factory, kind_of, torchs_own
 from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, OptimizerFn
 from fedexp.clients.settings import KEYS
@@ -21,7 +27,7 @@ _KEY_OF = {name: key for key, name in KEYS.items()}
 
 
 @lru_cache(maxsize=256)
-def named(text: str) -> LocalOptimizer:
+def named_optimizer(text: str) -> LocalOptimizer:
     """The local optimizer that ``name`` or ``name(key=value, ...)`` means.
 
     Args:
@@ -47,10 +53,9 @@ def named(text: str) -> LocalOptimizer:
     if function := torchs_own(spec.name):
         return _adapted(function, owner, settings)
     names = dict.fromkeys([*LOCAL_OPTIMIZERS, *TORCHS])
-    near = get_close_matches(spec.name.lower(), names, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"{owner}: unknown.{hint} Known: {', '.join(names)}, and `module:function` of your own."
+        f"{owner}: unknown.{did_you_mean(spec.name.lower(), names)} Known: {', '.join(names)}, and "
+        "`module:function` of your own."
     )
 
 
@@ -58,18 +63,22 @@ def as_optimizer(choice: Any) -> OptimizerFn | None:
     """What makes a client's optimizer, from any way to name it.
 
     Args:
-        choice: text, as for ``named``; an optimizer class, or a ``functools.partial`` of one, that
-            takes ``(params, lr=..., ...)``; a function ``params -> optimizer``, which then has a
-            learning rate of its own, or ``(params, settings) -> optimizer``; or None, which is
-            what the setting ``local-optimizer`` names, and stays None.
+        choice: text, as for ``named_optimizer``; an optimizer class, or a ``functools.partial`` of
+            one, that takes ``(params, lr=..., ...)``; a function ``params -> optimizer``, which
+            sets its own learning rate, or ``(params, settings) -> optimizer``; or None, which
+            stands for what the setting ``local-optimizer`` names, and stays None.
 
     Raises:
         ValueError: none of these.
+
+    Example:
+        >>> as_optimizer("adamw(weight-decay=0.01)").line
+        'torch.optim.AdamW'
     """
     if choice is None or isinstance(choice, LocalOptimizer):
         return choice
     if isinstance(choice, str):
-        return named(choice)
+        return named_optimizer(choice)
     owner = f"client_app(optimizer={getattr(choice, '__name__', type(choice).__name__)})"
     if isinstance(choice, torch.optim.Optimizer) or not callable(choice):
         raise ValueError(
@@ -86,7 +95,7 @@ def as_optimizer(choice: Any) -> OptimizerFn | None:
 
 def told(text: str) -> dict[str, int | float | str]:
     """``local-optimizer=text`` for a message: what its brackets say of other settings apart."""
-    optimizer, spec = named(text), Spec.of(text)
+    optimizer, spec = named_optimizer(text), Spec.of(text)
     if not optimizer.given:
         return {"local-optimizer": text}
     own = {k: v for k, v in spec.settings.items() if _key(k) not in optimizer.given}
@@ -168,7 +177,7 @@ def _listed(shared: Iterable[str], own: Mapping[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(shared) | {kebab(name): default for name, default in own.items()}
 
 
-def markdown() -> str:
+def optimizer_markdown() -> str:
     """The table as Markdown."""
     rows = [f"| `{key}` | {entry.line} |\n" for key, entry in LOCAL_OPTIMIZERS.items()]
     return "| `--local-optimizer` | what |\n|---|---|\n" + "".join(rows)

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property, partial
 from inspect import Parameter
 from typing import Any
@@ -15,7 +14,14 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from fedexp.clients.arguments import kebab, matched, one_line, parameters_of, takes_any
+from fedexp.clients.arguments import (
+    did_you_mean,
+    kebab,
+    matched,
+    one_line,
+    parameters_of,
+    takes_any,
+)
 from fedexp.extras import imported
 from fedexp.specs import Spec
 
@@ -43,6 +49,11 @@ class Schedule:
         make: ``optimizer -> scheduler``.
         learning_rate: of the optimizer before the scheduler gets it.
         owner: what named the scheduler, for messages.
+
+    Example:
+        >>> halved = Schedule(partial(lr_scheduler.ExponentialLR, gamma=0.5), 0.4, "halved")
+        >>> [halved(t) for t in (1, 2, 3)]
+        [0.4, 0.2, 0.1]
     """
 
     make: Callable[[torch.optim.Optimizer], Any]
@@ -104,6 +115,10 @@ def schedule(choice: Any, num_rounds: int, learning_rate: float) -> Schedule:
 
     Raises:
         ValueError: an unknown name or setting, one that is missing, or a rate that cannot be.
+
+    Example:
+        >>> schedule("step(step-size=2, gamma=0.1)", num_rounds=4, learning_rate=1.0).settings(3)
+        {'learning-rate': 0.1}
     """
     if isinstance(choice, str):
         owner, spec = f"Config(scheduler={choice!r})", Spec.of(choice)
@@ -134,11 +149,9 @@ def _named(owner: str, name: str) -> Callable[..., Any]:
     short = short.removesuffix("lr")
     if short in SCHEDULERS:
         return SCHEDULERS[short]
-    near = get_close_matches(short, SCHEDULERS, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"{owner}: unknown.{hint} Known: {', '.join(SCHEDULERS)}, and `module:function` of your "
-        "own."
+        f"{owner}: unknown.{did_you_mean(short, SCHEDULERS)} Known: {', '.join(SCHEDULERS)}, and "
+        "`module:function` of your own."
     )
 
 

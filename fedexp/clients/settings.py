@@ -32,7 +32,7 @@ class ClientSettings:
         max_grad_norm: gradients are scaled down to this norm; 0 for no clipping.
         proximal_mu: ``μ`` of FedProx, which adds ``μ/2 ‖w - w₀‖²`` to the loss, ``w₀`` being the
             parameters received. Li et al. 2020, arXiv:1812.06127.
-        optimizer: the local optimizer, as ``named`` takes it.
+        optimizer: the local optimizer, as ``named_optimizer`` takes it.
         hyper_lr: ``κ``, with which the learning rate is tuned, for the optimizers that have one.
         hyper_height: levels of the tower above the weights; the topmost rate is ``κ`` throughout.
 

@@ -197,7 +197,7 @@ class ResidualBlock(nn.Module):
         torch.Size([1, 8, 3, 3])
     """
 
-    plain_forward = True  # see fedexp.clients.known.is_plain
+    plain_forward = True  # see fedexp.clients.known.has_plain_forward
 
     def __init__(self, before: int, after: int, *, stride: int) -> None:
         super().__init__()

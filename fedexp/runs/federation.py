@@ -26,8 +26,7 @@ from fedexp.clients import (
 )
 from fedexp.clients.losses import Loss
 from fedexp.clients.metrics import Metrics
-from fedexp.clients.named import as_optimizer
-from fedexp.clients.named import named as named_optimizer
+from fedexp.clients.named import as_optimizer, named_optimizer
 from fedexp.clients.schedules import Schedule
 from fedexp.clients.trial import try_model
 from fedexp.config import Config

@@ -12,7 +12,7 @@ from torch import nn
 from fedexp.clients import LOCAL_OPTIMIZERS, ClientSettings, Examples, client_app, module_arrays
 from fedexp.clients.client import model_in
 from fedexp.clients.groups.group import ClientGroup
-from fedexp.clients.named import markdown
+from fedexp.clients.named import optimizer_markdown
 from fedexp.simulation.grid import context_of
 
 torch.set_num_threads(1)
@@ -190,4 +190,4 @@ def test_an_optimizer_of_ones_own_has_its_rate_reported_and_is_not_vectorised():
 
 def test_the_documents_table_is_the_one_that_the_flag_reads():
     path = Path(__file__).parents[2] / "docs" / "hypergradients.md"
-    assert markdown() in path.read_text(encoding="utf-8")
+    assert optimizer_markdown() in path.read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from fedexp.clients import (
 from fedexp.clients.client import model_in
 from fedexp.clients.factories import TORCHS
 from fedexp.clients.groups.group import ClientGroup
-from fedexp.clients.named import as_optimizer, named, optimizers, told
+from fedexp.clients.named import as_optimizer, named_optimizer, optimizers, told
 from fedexp.clients.trial import try_model
 from fedexp.simulation.grid import context_of
 
@@ -127,12 +127,12 @@ def test_the_runs_weight_decay_is_that_of_the_optimizer_unless_given():
 
 
 def test_plain_sgd_stays_what_it_was_with_settings_too():
-    assert named("sgd") is LOCAL_OPTIMIZERS["sgd"]
+    assert named_optimizer("sgd") is LOCAL_OPTIMIZERS["sgd"]
     decayed, _ = client(weight_decay=0.1, learning_rate=0.05)
     bracketed, _ = client(local_optimizer="sgd(weight-decay=0.1, lr=0.05)")
     for name, x in decayed.items():
         np.testing.assert_array_equal(bracketed[name], x)
-    assert named("sgd(weight-decay=0.1)").shares_memory
+    assert named_optimizer("sgd(weight-decay=0.1)").shares_memory
 
 
 def test_settings_in_brackets_are_the_flags_of_the_same_name():
@@ -201,7 +201,7 @@ def own(monkeypatch):
         setattr(module, x.__name__, x)
     monkeypatch.setitem(sys.modules, "own_optimizers", module)
     yield "own_optimizers"
-    named.cache_clear()
+    named_optimizer.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_message_has_settings_of_the_clients_under_their_own_keys():
         "weight-decay": 0.01,
     }
     assert told("hypersgd(hyper-height=2)") == {"local-optimizer": "hypersgd", "hyper-height": 2}
-    named(told("adamw(betas=[0.8, 0.9], lr=0.1)")["local-optimizer"])
+    named_optimizer(told("adamw(betas=[0.8, 0.9], lr=0.1)")["local-optimizer"])
 
 
 REFUSED = {
@@ -299,7 +299,7 @@ REFUSED = {
 @pytest.mark.parametrize("text", REFUSED)
 def test_what_cannot_be_is_refused_in_one_line(own, text):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        named(text)
+        named_optimizer(text)
     assert REFUSED[text] in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -307,7 +307,7 @@ def test_what_cannot_be_is_refused_in_one_line(own, text):
 def test_a_weight_decay_is_refused_where_the_function_has_none(own):
     for name in ("rprop", "lbfgs", "delta-sgd"):
         with pytest.raises(ValueError, match=r"weight_decay=0.1"):
-            named(name)([nn.Parameter(torch.zeros(2))], ClientSettings(weight_decay=0.1))
+            named_optimizer(name)([nn.Parameter(torch.zeros(2))], ClientSettings(weight_decay=0.1))
 
 
 @pytest.mark.parametrize(
@@ -320,12 +320,14 @@ def test_a_weight_decay_is_refused_where_the_function_has_none(own):
 )
 def test_an_optimizer_that_cannot_step_on_the_model_is_refused_by_the_trial(own, text, reason):
     with pytest.raises(ValueError, match=reason):
-        try_model("Config(model='own')", model(), data()[0], named(text), ClientSettings())
+        try_model(
+            "Config(model='own')", model(), data()[0], named_optimizer(text), ClientSettings()
+        )
 
 
 def test_muon_trains_a_model_of_matrices():
     net = nn.Sequential(nn.Linear(4, 3, bias=False))
-    try_model("own", net, data()[0], named("muon"), ClientSettings())
+    try_model("own", net, data()[0], named_optimizer("muon"), ClientSettings())
 
 
 def test_the_list_has_every_name_and_all_settings():
@@ -337,7 +339,7 @@ def test_the_list_has_every_name_and_all_settings():
     assert listed["hypersgd"].keys() >= {"hyper-height", "momentum", "weight-decay"}
     for name, settings in listed.items():
         told_ = ", ".join(f"{k}={v}" for k, v in settings.items() if isinstance(v, int | float))
-        named(f"{name}({told_})")
+        named_optimizer(f"{name}({told_})")
 
 
 def test_the_command_that_lists_them_knows_torchs_too():

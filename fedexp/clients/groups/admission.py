@@ -11,7 +11,7 @@ from torch import nn
 from fedexp.clients.client import Client
 from fedexp.clients.data import batches_of
 from fedexp.clients.groups.chain import Chain
-from fedexp.clients.groups.comparison import difference
+from fedexp.clients.groups.comparison import what_differs
 from fedexp.clients.known import is_hooked
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.losses import default_loss
@@ -68,10 +68,10 @@ def unlike(client: Client, context: Context) -> str:
         batches = list(batches_of(module, examples, settings, np.random.default_rng(0)))
     except Exception as error:
         return f"the data of node {context.node_id} raised {type(error).__name__}"
-    return difference(module, client.loss, batches)
+    return what_differs(module, client.loss, batches)
 
 
-def group_size(module: nn.Module) -> int:
+def clients_at_once(module: nn.Module) -> int:
     """How many clients to train together; 0 where they are faster one by one."""
     first = next(module.parameters())
     if first.device.type != "cpu":

@@ -26,7 +26,7 @@ from fedexp.clients.settings import ClientSettings
 Batch = tuple[Tensor, Tensor]
 
 
-def difference(module: nn.Module, loss: Loss, batches: Sequence[Batch]) -> str:
+def what_differs(module: nn.Module, loss: Loss, batches: Sequence[Batch]) -> str:
     """What tells clients of a group, one for each of ``batches``, from clients alone.
 
     Empty if nothing does, to float tolerance. Random numbers, and the parameters of ``module``,
@@ -37,7 +37,7 @@ def difference(module: nn.Module, loss: Loss, batches: Sequence[Batch]) -> str:
         with _undisturbed(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             warnings.filterwarnings("error", "There is a performance drop")  # one by one, then
             module.train()
-            return _difference(module, loss, batches, start)
+            return _first_difference(module, loss, batches, start)
     except Exception as error:
         reason = str(error).strip().splitlines() or [""]
         return f"a group raised {type(error).__name__}: {reason[0].rstrip('.')}"
@@ -45,7 +45,7 @@ def difference(module: nn.Module, loss: Loss, batches: Sequence[Batch]) -> str:
         _put(module, start)
 
 
-def _difference(
+def _first_difference(
     module: nn.Module, loss: Loss, batches: Sequence[Batch], start: Mapping[str, Tensor]
 ) -> str:
     clients = [_come_apart(start, seed) for seed in range(len(batches))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from flwr.app import Context, RecordDict
@@ -14,13 +14,13 @@ from torch.func import vmap
 
 from fedexp.arrays import Arrays
 from fedexp.clients.client import Client, client_of
-from fedexp.clients.client_round import ClientRound, adapts_lr
+from fedexp.clients.client_round import ClientRound
 from fedexp.clients.data import Examples, batch_rows
-from fedexp.clients.groups.admission import MOST, check_mode, group_size, obstacle_to, unlike
+from fedexp.clients.groups.admission import MOST, check_mode, clients_at_once, obstacle_to, unlike
 from fedexp.clients.groups.chain import Chain
 from fedexp.clients.groups.stacked import StackedObjective, losses_of
 from fedexp.clients.local_optimizers import LocalOptimizer
-from fedexp.clients.optimizers import FunctionalOptimizer, FunctionalSGD, Tensors
+from fedexp.clients.optimizers import Functional, FunctionalSGD, Tensors
 from fedexp.clients.settings import ClientSettings
 from fedexp.simulation.flower.client_apps import has_mods
 from fedexp.wire import ClientResult
@@ -69,7 +69,7 @@ class ClientGroup:
             obstacle = f"the local optimizer {name} has no functional form"
         size, found = 0, ""
         if client and not obstacle:
-            size = group_size(client.module(context)) or (MOST if mode == "on" else 0)
+            size = clients_at_once(client.module(context)) or (MOST if mode == "on" else 0)
             found = unlike(client, context) if size else ""
         if mode == "on" and (obstacle or found):
             raise ValueError(f"vectorize='on': {obstacle or found}. Use auto.")
@@ -90,7 +90,7 @@ class ClientGroup:
         """``Client.fit`` of every context; where that would raise, the result is refused."""
         module = self.client.module(contexts[0])
         begun = [
-            ClientRound.of(self.client, module, config, arrays, content, context)
+            ClientRound(self.client, module, config, arrays, content, context)
             for context in contexts
         ]
         params, losses, rates = self._loop(begun)
@@ -116,7 +116,8 @@ class ClientGroup:
         batches = _batches(begun, device)
         corrections = [one.control.correction(module) for one in begun if one.control]
         correction = {k: torch.stack([c[k] for c in corrections]) for k in (*corrections, {})[0]}
-        optimizer = self._functional(settings)
+        make = cast(LocalOptimizer, first.make)  # see ``takes``
+        optimizer = cast(Functional, make.functional)(settings)
         plain = isinstance(optimizer, FunctionalSGD) and settings.plain and not correction
         if plain and (chain := Chain.of(module, self.client.loss)):
             params, total = chain.descend(
@@ -138,15 +139,9 @@ class ClientGroup:
                 state["grads"], _ = objective(state["params"], *batch)
             params, state = update(params, grads, state)
             total += losses
-        if adapts_lr(first.make):
+        if make.adapts_lr:
             rates = vmap(optimizer.learning_rate)(state)
         return params, total / settings.num_steps, rates
-
-    def _functional(self, settings: ClientSettings) -> FunctionalOptimizer:
-        make = self.client.maker(settings)
-        assert isinstance(make, LocalOptimizer)
-        assert make.functional
-        return make.functional(settings)
 
 
 def _batches(begun: Sequence[ClientRound], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -48,6 +48,13 @@ def drawn(undrawn: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", undrawn)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that name no engine train here, one after the other, however busy the machine is."""
+    monkeypatch.setattr("fedexp.runs.engines.SMALL_SECONDS", float("inf"))
+    monkeypatch.setattr("fedexp.runs.study._WORTH_PROCESSES", float("inf"))
+
+
 @pytest.fixture(scope="module")
 def one_ray() -> Iterator[None]:
     """A Ray that our code has started for two workers; the grids of the module share it."""

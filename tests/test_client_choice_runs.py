@@ -22,7 +22,7 @@ from fedexp.rounds import rounds
 from fedexp.simulation import SerialGrid
 from fedexp.strategies import FedExP
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn", "in_this_process")
 ROUNDS = 4
 QUICK = [
     *("--num-server-rounds", ROUNDS, "--num-clients", 6, "--fraction-train", 0.5),

@@ -20,7 +20,7 @@ from fedexp.files import read_model
 from fedexp.runs import study as studies
 from fedexp.strategies import Extrapolation, FedAvg, FedExP, ServerOptimizer
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn", "in_this_process")
 SMALL = {"num_server_rounds": 3, "num_clients": 6, "local_steps": 2, "engine": "serial"}
 HALF = {**SMALL, "fraction_train": 0.5}
 X = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32)

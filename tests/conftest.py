@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -25,3 +27,44 @@ def logged() -> Iterator[list[str]]:
     logger.addHandler(handler)
     yield lines
     logger.removeHandler(handler)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pictures are empty files: drawing them is four fifths of a small run."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    savefig: Callable[..., None] = figure.savefig
+
+    def touch(self: Any, path: Any, **_: Any) -> None:
+        Path(path).touch()
+
+    monkeypatch.setattr(figure, "savefig", touch)
+    return savefig
+
+
+@pytest.fixture
+def drawn(undrawn: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn, in a module of which the other tests are ``undrawn``."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", undrawn)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that name no engine train here, one after the other, however busy the machine is."""
+    monkeypatch.setattr("fedexp.runs.engines.SMALL_SECONDS", float("inf"))
+    monkeypatch.setattr("fedexp.runs.study._WORTH_PROCESSES", float("inf"))
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """A Ray that our code has started for two workers; the grids of the module share it."""
+    pytest.importorskip("ray")
+    from fedexp.simulation.ray import cluster
+
+    class Holder:
+        """Takes the place of a grid that stays open."""
+
+    holder = Holder()
+    cluster.connect(holder, 2, 0.0, None)
+    yield
+    cluster.leave(holder)

@@ -1,15 +1,14 @@
 import json
-import os
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedexp import cli
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 QUICK = [
     "--engine",
     "serial",
@@ -34,7 +33,7 @@ def without_times(path):
     return [{k: v for k, v in row.items() if not k.endswith("-seconds")} for row in lines(path)]
 
 
-def test_a_run_leaves_its_files_and_prints_its_table(tmp_path, capsys):
+def test_a_run_leaves_its_files_and_prints_its_table(tmp_path, capsys, drawn):
     out = tmp_path / "run"
     run(*QUICK, "--out", out)
     assert tomllib.loads((out / "config.toml").read_text())["num-clients"] == 8
@@ -175,7 +174,7 @@ def test_a_round_in_which_every_client_fails_is_recorded_as_failed(tmp_path):
     assert (first["num-clients"], first["num-failures"], first["train-loss"]) == (0, 1, None)
 
 
-def test_a_partition_is_printed_and_drawn(tmp_path, capsys):
+def test_a_partition_is_printed_and_drawn(tmp_path, capsys, drawn):
     flags = ["--partitioner", "shards", "--num-clients", "5", "--out", str(tmp_path)]
     cli.main(["partition", *flags])
     printed = capsys.readouterr().out
@@ -204,7 +203,7 @@ def test_a_run_keeps_the_picture_of_its_partition_and_evaluates_clients(tmp_path
     assert "client examples round fedexp" in " ".join(printed.split())
 
 
-def test_a_regression_has_sizes_to_show(tmp_path, capsys):
+def test_a_regression_has_sizes_to_show(tmp_path, capsys, drawn):
     flags = ["--dataset", "synthetic-regression", "--partitioner", "natural", "--num-clients", "0"]
     cli.main(["partition", *flags, "--out", str(tmp_path)])
     assert "20 clients, 30 to 30 examples\n" in capsys.readouterr().out
@@ -336,20 +335,14 @@ def test_a_page_over_several_runs_goes_where_it_is_told(tmp_path, capsys):
     assert "<html" in page.read_text()
 
 
-def test_a_module_of_the_working_directory_is_found_by_the_installed_command(tmp_path):
+def test_a_module_of_the_working_directory_is_found_by_the_installed_command(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "def half(statistics, direction, state):\n    return 0.5, state\n"
     )
-    code = "import sys; sys.path.remove(''); from fedexp.cli import main; main(sys.argv[1:])"
-    flags = [*QUICK, "--strategy", "mine:half", "--out", "run"]
-    command = [sys.executable, "-c", code, "simulate", *map(str, flags)]
-    root = str(Path(__file__).parents[1])
-    subprocess.run(
-        command,
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": root},
-    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [x for x in sys.path if x not in ("", str(tmp_path))])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    run(*QUICK, "--strategy", "mine:half", "--out", "run")
+    del sys.modules["mine"]
     (summary,) = (tmp_path / "run").glob("*half/summary.json")
     assert json.loads(summary.read_text())["mean-server-step-size"] == 0.5

@@ -22,6 +22,7 @@ from fedexp.rounds import rounds
 from fedexp.simulation import SerialGrid
 from fedexp.strategies import FedExP
 
+pytestmark = pytest.mark.usefixtures("undrawn", "in_this_process")
 ROUNDS = 4
 QUICK = [
     *("--num-server-rounds", ROUNDS, "--num-clients", 6, "--fraction-train", 0.5),
@@ -191,7 +192,7 @@ def own_app():
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own files and processes
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("optimizer", ["own", "adamw(weight-decay=0.01)"])
-def test_ray_gives_the_bits_of_the_serial_grid(optimizer):
+def test_ray_gives_the_bits_of_the_serial_grid(optimizer, one_ray):
     ray = pytest.importorskip("ray")
     from fedexp.simulation.ray.grid import RayGrid
 

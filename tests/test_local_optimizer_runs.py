@@ -9,6 +9,7 @@ from fedexp.runs import unit_run as runs
 from fedexp.runs.engines import grid_of
 from fedexp.runs.reading import read_metrics
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 QUICK = [
     *("--num-server-rounds", "3", "--num-clients", "8", "--fraction-train", "0.5"),
     *("--local-steps", "4", "--learning-rate", "0.02"),

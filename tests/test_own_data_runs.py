@@ -10,6 +10,7 @@ from fedexp import app, cli
 from fedexp.config import Config
 from fedexp.simulation import SerialGrid
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(400, 8)).astype(np.float32)
 VALUES = (X @ RNG.normal(size=8)).astype(np.float32)

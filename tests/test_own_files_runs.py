@@ -15,6 +15,7 @@ from fedexp.datasets import data
 from fedexp.runs.federation import Federation
 
 pd = pytest.importorskip("pandas")
+pytestmark = pytest.mark.usefixtures("undrawn", "in_this_process")
 NAMES = ["age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang"]
 NAMES += ["oldpeak", "slope", "ca", "thal", "disease"]
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "heart-disease"

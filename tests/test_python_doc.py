@@ -23,7 +23,7 @@ class Pairs(torch.utils.data.Dataset):
 
 
 @pytest.fixture
-def names(tmp_path, monkeypatch):
+def names(tmp_path, monkeypatch, in_this_process):
     """What the document speaks of as the reader's: objects by name, and files by path."""
     pd, pil = pytest.importorskip("pandas"), pytest.importorskip("PIL.Image")
     hf = pytest.importorskip("datasets")

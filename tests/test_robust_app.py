@@ -12,6 +12,7 @@ from fedexp.config import Config
 from fedexp.simulation import SerialGrid
 from fedexp.strategies import FixedClip, MedianBounds, QuantileClip
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 SMALL = {"num-clients": 4, "num-server-rounds": 2, "local-steps": 2, "strategy": "fedexp"}
 
 

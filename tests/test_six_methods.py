@@ -3,15 +3,22 @@
 import csv
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from fedexp import cli
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "six_methods.py"
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn", "in_this_process")
 def test_one_command_tunes_six_methods_and_reports_them_on_three_seeds(tmp_path, capfd):
-    runpy.run_path(str(EXAMPLE))["main"](str(tmp_path / "run"), "1")
+    main = runpy.run_path(str(EXAMPLE))["main"]
+    here = SimpleNamespace(run=lambda words, check: cli.main(["simulate", *words[2:]]))
+    main.__globals__["subprocess"] = here  # a process of its own is tested with the hospitals
+    main(str(tmp_path / "run"), "1")
     with (tmp_path / "run" / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     tuning = [row for row in rows if row["tuning"] == "True"]

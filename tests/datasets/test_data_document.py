@@ -17,6 +17,7 @@ from fedexp.datasets import Dataset, data
 pd = pytest.importorskip("pandas")
 Image = pytest.importorskip("PIL.Image")
 hf = pytest.importorskip("datasets")
+pytestmark = pytest.mark.usefixtures("undrawn")
 TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = re.findall(r"^\$ fedexp (.*)$", TEXT, re.MULTILINE)

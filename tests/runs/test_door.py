@@ -20,6 +20,7 @@ from fedexp.files import read_model
 from fedexp.runs import study as studies
 from fedexp.strategies import Extrapolation, FedAvg, FedExP, ServerOptimizer
 
+pytestmark = pytest.mark.usefixtures("undrawn", "in_this_process")
 SMALL = {"num_server_rounds": 3, "num_clients": 6, "local_steps": 2, "engine": "serial"}
 HALF = {**SMALL, "fraction_train": 0.5}
 X = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32)
@@ -118,7 +119,7 @@ def test_values_and_names_of_several_kinds_mean_the_same(settings):
 # Determinism
 
 
-def test_serial_ray_and_processes_have_the_same_bits(monkeypatch):
+def test_serial_ray_and_processes_have_the_same_bits(monkeypatch, forked):
     ray = pytest.importorskip("ray")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
     parts = {**HALF, "model": Net, "optimizer": torch.optim.Adam, "seeds": [0, 1]}
@@ -157,7 +158,7 @@ class Net(nn.Module):
         return self.layer(x.flatten(1))
 
 print("begins")
-study._WORTH_PROCESSES = 0.0
+study._WORTH_PROCESSES, study.cores = 0.0, lambda: 2
 ran, run = [], study.run_in_processes
 study.run_in_processes = lambda *args: ran.append(1) or run(*args)
 for _ in range(2):
@@ -459,7 +460,7 @@ def test_what_a_run_is_shows_its_score():
     assert f"final-test-loss={regression.summary['final-test-loss']:.4g}" in repr(regression)
 
 
-def test_a_figure_is_written_and_shown(tmp_path):
+def test_a_figure_is_written_and_shown(tmp_path, drawn):
     pytest.importorskip("matplotlib")
     figure = fedexp.simulate(**HALF).plot(tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text().lstrip().startswith("<?xml")

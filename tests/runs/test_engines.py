@@ -83,14 +83,12 @@ def named(config):
 
 
 @pytest.fixture(scope="module")
-def ray():
-    """Held open, so that it starts once."""
+def ray(one_ray):
+    """Workers that know the classes of this module."""
     pickler = pytest.importorskip("ray.cloudpickle")
     here = sys.modules[__name__]
     pickler.register_pickle_by_value(here)  # as classes of a program or of a cell are
-    config = Config(**SMALL, engine="ray", num_workers=2)
-    with grid_of(config, Federation(config)):
-        yield
+    yield
     pickler.unregister_pickle_by_value(here)
 
 
@@ -233,33 +231,36 @@ def printed(tmp_path_factory):
     )
     program = (
         "import os, sys; os.environ['DRIVER'] = str(os.getpid())\n"
-        "from fedexp import cli; cli.main(sys.argv[1:])\n"
+        "from fedexp import cli\n"
+        "for more in ([], ['--worker-log']):\n"
+        "    cli.main([*sys.argv[1:], '--out', f'run-{len(more)}', *more])\n"
+        "    for stream in (sys.stdout, sys.stderr):\n"
+        "        print('END OF RUN', file=stream, flush=True)\n"
     )
     flags = [
         *("simulate", "--engine", "ray", "--num-workers", "1", "--vectorize", "off"),
         *("--model", "talkative:Net", "--rounds", "1", "--local-steps", "1", "--clients", "2"),
         *("--fraction-train", "1", "--strategy", "fedavg"),
     ]
-    path = f"{folder}{os.pathsep}{Path(__file__).parents[2]}"
-
-    def told(*more):
-        command = [sys.executable, "-c", program, *flags, "--out", str(folder / f"r{more}"), *more]
-        environment = {**os.environ, "PYTHONPATH": path}
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=200, check=True
-        )
-
-    return told(), told("--worker-log")
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{Path(__file__).parents[2]}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *flags],
+        **{"capture_output": True, "text": True, "env": environment, "timeout": 300},
+        cwd=folder,
+        check=True,
+    )
+    outs, errs = done.stdout.split("END OF RUN\n"), done.stderr.split("END OF RUN\n")
+    return list(zip(outs, errs, strict=True))[:2]
 
 
 def test_what_workers_print_is_shown_on_request_with_the_worker(printed):
-    without, shown = printed
-    assert "client" not in without.stdout.partition("strategy")[0]
-    assert "warning" not in without.stderr
-    lines = [line for line in shown.stdout.splitlines() if "hello" in line]
+    (out, error), (shown, errors) = printed
+    assert "client" not in out.partition("strategy")[0]
+    assert "warning" not in error
+    lines = [line for line in shown.splitlines() if "hello" in line]
     assert len(lines) == 2
     assert all(
         line.startswith("worker ") and line.endswith(": hello from a client") for line in lines
     )
-    assert len([line for line in shown.stderr.splitlines() if line.endswith(": a warning")]) == 2
-    assert "\x1b" not in shown.stdout + shown.stderr
+    assert len([line for line in errors.splitlines() if line.endswith(": a warning")]) == 2
+    assert "\x1b" not in shown + errors

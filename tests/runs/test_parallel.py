@@ -3,9 +3,6 @@
 import os
 import pickle
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from kept import timeless
@@ -102,6 +99,7 @@ def failing(strategy):
     return caught.value
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_a_unit_raises_is_raised_here():
     strategy = Raises()
     strategy.error = KeyError("of the user's own")
@@ -115,31 +113,12 @@ def test_an_error_that_cannot_travel_is_told():
     assert (kind, type(error), str(error)) == ("error", RuntimeError, "Error: x")
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_process_that_is_killed_is_told():
     assert str(failing(Killed())) == (
         "the process of a run was killed by signal 9, if memory ran out. "
         "--num-workers 1 runs one after the other."
     )
-
-
-def test_a_program_that_expects_not_to_be_imported_is_not(tmp_path):
-    """A script without ``if __name__ == "__main__"``, with a class of its own."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import fedexp\nfrom fedexp.runs import parallel, study\nfrom torch import nn\n"
-        "print('program')\n"
-        "study._WORTH_PROCESSES, study.cores = 0, lambda: 2\n"
-        "class Net(nn.Sequential):\n"
-        "    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 10))\n"
-        "done = fedexp.compare('fedavg, fedexp', model=Net, num_server_rounds=1, num_clients=4)\n"
-        "print(len(done), 'runs')\n"
-    )
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root}
-    told = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, env=environment, timeout=200
-    )
-    assert told.stdout.split("\n")[:2] == ["program", "2 runs"], told.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from fedexp import cli
 from fedexp.runs import recorder as runs
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 FLAGS = [
     *("--engine", "serial", "--num-server-rounds", "3", "--num-clients", "4", "--local-steps", "1"),
     *("--strategy", "fedexp,scaffold", "--fraction-train", "1"),

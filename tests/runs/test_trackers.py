@@ -77,17 +77,22 @@ def test_mlflow_goes_where_the_users_environment_says(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "mlruns").exists()
 
 
-_UNIT_OF_A_PROCESS = """
-import sys
+_UNITS_OF_PROCESSES = """
+import os, sys
 from pathlib import Path
+import mlflow  # once, before the processes part
 from fedexp.runs.trackers import trackers_of
 folder = Path(sys.argv[1])
-own = folder / sys.argv[2]
-own.mkdir(parents=True)
-trackers = trackers_of("mlflow", folder, sys.exit)
-trackers.begin({"strategy": sys.argv[2]}, own)
-trackers.row({"round": 1, "test-accuracy": 0.5})
-trackers.end({})
+name = next((name for name in "abc" if os.fork() == 0), "")
+if name:
+    own = folder / name
+    own.mkdir(parents=True)
+    trackers = trackers_of("mlflow", folder, sys.exit)
+    trackers.begin({"strategy": name}, own)
+    trackers.row({"round": 1, "test-accuracy": 0.5})
+    trackers.end({})
+else:
+    sys.exit(any(os.wait()[1] for _ in "abc"))
 """
 
 
@@ -99,10 +104,9 @@ def test_processes_beside_each_other_share_one_experiment_of_mlflow(tmp_path, mo
     from mlflow import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    command = [sys.executable, "-W", "ignore", "-c", _UNIT_OF_A_PROCESS, str(tmp_path / "run")]
-    processes = [subprocess.Popen([*command, name], stderr=subprocess.PIPE) for name in "abc"]
-    said = [process.communicate(timeout=120)[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], said
+    command = [sys.executable, "-W", "ignore", "-c", _UNITS_OF_PROCESSES, str(tmp_path / "run")]
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=300, text=True)
+    assert done.returncode == 0, done.stderr
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'run' / 'mlruns' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("run")
     names = {run.info.run_name for run in client.search_runs([experiment.experiment_id])}

@@ -1,9 +1,15 @@
 """Rows that are held out for a test: of a dataset, and of a client's own rows."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from fedexp.datasets.dataset import Dataset
 from fedexp.datasets.dealing import Array, Indices, generator
+
+if TYPE_CHECKING:  # which needs PyTorch
+    from fedexp.datasets.dataset import Dataset
 
 
 def held_out(groups: Array, fraction: float) -> Array:

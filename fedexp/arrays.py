@@ -16,16 +16,23 @@ Float64s = Mapping[str, NDArray[np.float64]]
 """Sums, updates and rule state by name, always float64."""
 
 BLOCK = 1 << 14
-"""Entries of a block that stays in the cache while several operations pass over it."""
+"""Entries of a block that is small enough to stay in the cache during several operations."""
 
 _BUFFER_SUFFIXES = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def trainable_names(arrays: Arrays) -> frozenset[str]:
-    """Names that a server step may move: floating point, and no batch-norm buffer.
+    """Names of the arrays that a server step may move: floating point, and no batch-norm buffer.
 
-    A buffer is a name that ends in ``running_mean``, ``running_var`` or ``num_batches_tracked``;
-    PyTorch's own names, and the ones every published app uses.
+    Buffers are the arrays whose name ends in ``running_mean``, ``running_var`` or
+    ``num_batches_tracked``. These are PyTorch's names, and published apps use them too.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.arrays import trainable_names
+        >>> model = {"0.weight": np.zeros(2), "1.running_mean": np.zeros(2), "steps": np.array(7)}
+        >>> sorted(trainable_names(model))
+        ['0.weight']
     """
     return frozenset(
         name
@@ -35,16 +42,23 @@ def trainable_names(arrays: Arrays) -> frozenset[str]:
 
 
 def has_batch_norm(arrays: Arrays) -> bool:
-    """Whether there are running statistics among ``arrays``, by their PyTorch names."""
+    """Whether ``arrays`` hold running statistics under PyTorch's names."""
     return any(name.endswith("running_var") for name in arrays)
 
 
 class Quotient(Float64s):
-    """Arrays over a number, divided when asked for: a second model is never held.
+    """Arrays divided by a number. Each is divided when it is read, so that no second model is held.
 
     Args:
         arrays: the numerators.
-        divisor: of them all, > 0.
+        divisor: the number, > 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.arrays import Quotient
+        >>> mean = Quotient({"w": np.array([2.0, 4.0])}, 2.0)
+        >>> mean["w"].tolist()
+        [1.0, 2.0]
     """
 
     def __init__(self, arrays: Float64s, divisor: float) -> None:
@@ -64,8 +78,16 @@ class Quotient(Float64s):
 
 
 def sq_norm(arrays: Arrays) -> float:
-    """``‖x‖²`` over all entries of all ``arrays``, summed in float64."""
+    """``‖x‖²`` over all entries of all ``arrays``, summed in float64.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.arrays import sq_norm
+        >>> sq_norm({"weight": np.array([3.0]), "bias": np.array([4.0])})
+        25.0
+    """
     if isinstance(arrays, Quotient):
+        # One division in place of one per entry; it needs no array of quotients.
         return sq_norm(arrays.arrays) / arrays.divisor**2
     return float(sum(_sq_norm(x) for x in arrays.values()))
 
@@ -76,11 +98,23 @@ def _sq_norm(x: NDArray[Any]) -> float:
 
 
 def update_norm(before: Arrays, after: Arrays, trainable: Container[str]) -> float:
-    """``‖Δᵢ‖``, of the client that got ``before`` and returned ``after``.
+    """The norm ``‖Δᵢ‖`` of a client's update ``before - after``, over trainable arrays.
 
-    Infinite where its square is beyond float64.
+    It is infinite if its square is too large for float64.
+
+    Args:
+        before: ``w``, what the client got.
+        after: ``wᵢ``, what it returned; names and shapes of ``before``.
+        trainable: names that count.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.arrays import update_norm
+        >>> update_norm({"w": np.array([3.0, 4.0])}, {"w": np.zeros(2)}, trainable={"w"})
+        5.0
     """
     with np.errstate(over="ignore"):
+        # At least float32: a difference of two halves may not fit in a half.
         differences = {
             name: np.subtract(w, after[name], dtype=np.result_type(w.dtype, np.float32))
             for name, w in before.items()
@@ -90,17 +124,39 @@ def update_norm(before: Arrays, after: Arrays, trainable: Container[str]) -> flo
 
 
 def clip_scale(norm: float, max_norm: float) -> float:
-    """``sᵢ = min(1, C/‖Δᵢ‖)`` with ``C = max_norm``; server and clients must agree on it."""
-    # An infinite norm is not scaled to nothing: it has to show in the sums.
+    """The factor ``sᵢ = min(1, C/‖Δᵢ‖)`` that clips an update to ``C = max_norm``.
+
+    Server and workers must compute the same factor, so both call this function.
+
+    Example:
+        >>> from fedexp.arrays import clip_scale
+        >>> clip_scale(norm=4.0, max_norm=1.0), clip_scale(norm=0.5, max_norm=1.0)
+        (0.25, 1.0)
+    """
+    # An infinite norm keeps the factor 1. With 0 the update would vanish from the sums (or become
+    # NaN, 0 · ∞), and nobody would notice that a client has diverged.
     return max_norm / norm if max_norm < norm < math.inf else 1.0
 
 
 def moved(params: Arrays, direction: Float64s, step: float) -> Iterator[tuple[str, NDArray[Any]]]:
-    """``w - step · d`` for each array of ``direction``, in the dtype of ``w``.
+    """``w - step · d`` by name for each array of ``direction``, in the dtype of ``w``.
 
-    One array after the other and a cache-sized block at a time, so that the float64 step of a
-    whole model never exists.
+    It computes one array after the other, in blocks that fit in the cache, so that it never holds
+    the float64 step of a whole model.
+
+    Args:
+        params: ``w``; not changed.
+        direction: ``d``, names among those of ``params``.
+        step: ``η``.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.arrays import moved
+        >>> new = dict(moved({"w": np.array([1.0])}, {"w": np.array([2.0])}, step=0.5))
+        >>> new["w"].tolist()
+        [0.0]
     """
+    # A mean Σ/n is not formed: the step is divided by n in its place.
     over = direction.divisor if isinstance(direction, Quotient) else 1.0
     arrays = direction.arrays if isinstance(direction, Quotient) else direction
     for name, d in arrays.items():
@@ -119,7 +175,7 @@ def _moved(w: NDArray[Any], d: NDArray[np.float64], step: float) -> NDArray[Any]
 
 
 def check_alike(arrays: Arrays, expected: Arrays) -> None:
-    """Raise ``ValueError`` unless both have the same names, shapes and kinds of number."""
+    """Raise ``ValueError`` unless both have the same names and shapes, and hold numbers."""
     if arrays.keys() != expected.keys():
         missing, extra = expected.keys() - arrays.keys(), arrays.keys() - expected.keys()
         raise ValueError(f"array names differ: missing {_few(missing)}, unexpected {_few(extra)}.")
@@ -137,7 +193,7 @@ def same(a: Arrays, b: Arrays) -> bool:
 
 
 def cast_alike(arrays: Arrays, expected: Arrays) -> Arrays:
-    """``arrays`` in the dtypes of ``expected``; what overflows there is infinite."""
+    """``arrays`` in the floating-point dtypes of ``expected``; too large values become infinite."""
     if all(x.dtype == expected[name].dtype or x.dtype.kind != "f" for name, x in arrays.items()):
         return arrays
     with np.errstate(over="ignore"):
@@ -164,7 +220,14 @@ def _is_finite(x: NDArray[Any]) -> bool:
 
 
 def cast_like(value: NDArray[np.float64], like: NDArray[Any]) -> NDArray[Any]:
-    """``value`` in the dtype of ``like``; integers are rounded to the nearest one."""
+    """``value`` in the dtype and shape of ``like``; for integers it is rounded to the nearest one.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.arrays import cast_like
+        >>> cast_like(np.array([1.6]), like=np.array([0])).tolist()
+        [2]
+    """
     rounded = np.rint(value) if like.dtype.kind in "iub" else value
     return np.asarray(rounded).astype(like.dtype, copy=False).reshape(like.shape)
 

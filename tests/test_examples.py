@@ -20,6 +20,7 @@ COMPLETE: dict[str, set[str]] = {
     "fedexp": {"load_run"},
     "fedexp.datasets": set(),
     "fedexp.models": set(),
+    "fedexp.hypergradients": set(),
     "fedexp.strategies": set(),
 }
 
@@ -29,8 +30,10 @@ SKIPPED = {"fedexp.datasets.hub.from_hub": "it downloads from the Hub"}
 # Names that are defined in two modules on purpose, and why.
 SAME_MATHEMATICS = "the direction of the server step is that rule of hypergradients, on arrays"
 OLDER_API = "the same strategy for Flower's older API"
+COMMAND = "the command line's function has the name of its command, and calls the other one"
 DEFINED_TWICE = {
     **dict.fromkeys(["Adagrad", "Adam"], SAME_MATHEMATICS),
+    **dict.fromkeys(["report", "simulate"], COMMAND),
     **dict.fromkeys(
         [
             *("FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedExP", "FedExPM", "FedExProx"),
@@ -41,21 +44,7 @@ DEFINED_TWICE = {
 }
 # Names of two meanings that still have to go.
 TO_RENAME = {
-    *(
-        "adapts_lr",
-        "Choice",
-        "Job",
-        "Outcome",
-        "Scale",
-        "Unit",
-        "check_read",
-        "data",
-        "dataset_of",
-        "decayed",
-    ),
-    *("difference", "group_size", "learning_rate", "main", "num_bytes", "partition"),
-    *("partition_of", "report", "rounds", "row_of", "seeds_of", "simulate", "split"),
-    *("targets_of", "tunes"),
+    *("adapts_lr", "identify", "is_plain", "main", "num_bytes", "number", "split"),
 }
 
 

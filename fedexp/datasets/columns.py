@@ -1,12 +1,12 @@
 """Columns of a user's own tables: which are numbers, which become one-hot, what is missing.
 
-- Numbers and truth values stay, and so does text that is nothing but numbers.
+- Numbers and truth values stay numbers. So does a column of text in which every cell is a number.
 - Other text, and categories, become one column of 0 and 1 per level, named ``column=level``. The
-  levels are those of the training rows; another one in the test set is 0 in all of them.
-- A cell is missing if it is NaN or a text of `MISSING`. With ``impute``, numbers are filled in
-  from the training rows, and a missing category is a level of its own, ``column=missing``.
-- Dates are refused, and so is text with more than `MOST_LEVELS` levels, or with more than 20 that
-  have fewer than two rows each on average, such as names.
+  levels are those of the training rows; a level that only the test set has is 0 in all columns.
+- A cell is missing if it is NaN or a text of `MISSING`. With ``impute``, missing numbers are filled
+  in from the training rows, and missing categories get a level of their own, ``column=missing``.
+- Dates raise an error. So does text with more than `MOST_LEVELS` levels, or with more than 20
+  levels that have fewer than two rows each on average, such as names of people.
 """
 
 import logging
@@ -20,14 +20,16 @@ from fedexp.datasets.dealing import Array
 
 MISSING = ("", "?", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None", "<NA>")
 MOST_LEVELS = 50
-_FEW_LEVELS = 20  # up to which text is a category, however few rows share a level
-_FEW_NUMBERS = 10  # up to which numbers beside a few rows of other text may be codes
+_FEW_LEVELS = 20  # with at most so many levels text is a category, however few rows share one
+_FEW_NUMBERS = 10  # at most so many numbers beside a few rows of other text may be codes
 _NUMBER = r"[-+\u2212$€£]?\s*\d[\d.,'’\s]*[%$€£]?"
 _DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?"
 
 
 def typed(name: str, column: Any) -> Any:
-    """A column as numbers or truth values if it holds nothing else, or as text; NaN if missing.
+    """Convert a column to numbers or truth values if it holds nothing else, or to text.
+
+    Missing cells become NaN.
 
     Raises:
         ValueError: dates, or cells that are neither numbers nor text.
@@ -58,8 +60,10 @@ def typed(name: str, column: Any) -> Any:
 
 
 def typed_alike(name: str, train: Any, test: Any) -> tuple[Any, Any]:
-    """Both columns as numbers, or both as text."""
+    """Convert both columns to numbers, or both to text."""
     import pandas as pd
+
+    # Together, so that one cell of text in the test set makes both of them text.
 
     both = pd.concat([train, test], ignore_index=True)
     if isinstance(train.dtype, pd.CategoricalDtype):  # of numbers too
@@ -71,7 +75,12 @@ def typed_alike(name: str, train: Any, test: Any) -> tuple[Any, Any]:
 
 
 def features(name: str, train: Any, test: Any, impute: bool) -> tuple[Any, bool, Array, Array]:
-    """Names of the features that a column becomes, whether it is a number, and both blocks."""
+    """The features that a column becomes.
+
+    Returns:
+        Their names, whether they are numbers, and the training and test values, each
+        ``[num_rows, num_features]``.
+    """
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(train):
@@ -79,6 +88,7 @@ def features(name: str, train: Any, test: Any, impute: bool) -> tuple[Any, bool,
     if impute and train.isna().any():
         train, test = train.fillna("missing"), test.fillna("missing")
     _check_levels(name, pd.concat([train, test]).dropna())
+    # The indexer gives -1 for a level that the training rows lack, and that equals no column.
     levels = sorted(train.dropna().unique())
     codes = (pd.Index(levels).get_indexer(x)[:, None] for x in (train, test))
     blocks = ((x == np.arange(len(levels))).astype(float) for x in codes)
@@ -116,7 +126,7 @@ def _check_levels(name: str, column: Any) -> None:
 
 
 def alike(levels: Iterable[str]) -> list[str]:
-    """Two levels that differ in case alone, if there are such."""
+    """The first two levels that differ in case alone, if there are any."""
     seen: dict[str, str] = {}
     for level in levels:
         if (other := seen.setdefault(level.casefold(), level)) != level:
@@ -127,7 +137,7 @@ def alike(levels: Iterable[str]) -> list[str]:
 def _warn_of_cases(name: str, levels: list[str]) -> None:
     if pair := alike(levels):
         logging.getLogger("flwr").warning(
-            "Column %r: %s differ in case alone, and are inputs of their own", name, quoted(pair)
+            "Column %r: %s differ in case alone, and become two inputs", name, quoted(pair)
         )
 
 
@@ -143,13 +153,19 @@ def _leave_out(names: list[str]) -> str:
 
 
 def drop_flag(names: Iterable[str]) -> str:
-    """The flag that leaves columns out."""
+    """The flag of the command line that drops columns."""
     some = list(names)
     return f"--drop {','.join(some[:8])}{',...' * (len(some) > 8)}"
 
 
 def quoted(names: Iterable[str], most: int = 12) -> str:
-    """The first names in words."""
+    """The first names in quotes, and the number of the others.
+
+    Example:
+        >>> from fedexp.datasets.columns import quoted
+        >>> quoted(["a", "b", "c"], most=2)
+        "'a', 'b' and 1 more"
+    """
     names = list(names)
     shown = ", ".join(map(repr, names[:most]))
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown

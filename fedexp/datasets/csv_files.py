@@ -1,4 +1,4 @@
-"""CSV files of a user's own: one table of several files, each cell as the file has it."""
+"""CSV files of a user's own: several files as one table, with each cell as the file has it."""
 
 import gzip
 import re
@@ -23,14 +23,14 @@ _REMEDY = "Save it as CSV in UTF-8, the first line with the names of the columns
 
 
 def read_csvs(paths: Sequence[Path], client: str = "") -> tuple[Any, Array | None]:
-    """One DataFrame of all files, and of each row the client its file stands for.
+    """Read all files into one DataFrame, and the client of each row from the name of its file.
 
-    A first line with more semicolons, tabs or bars than commas separates by those; with semicolons
-    a comma in a number is a decimal point.
+    The separator is whichever of comma, semicolon, tab and bar is most frequent in the first line.
+    In a file with semicolons, a comma in a number is a decimal point.
 
     Args:
-        paths: with a line of column names each, the same columns in any order.
-        client: ``file`` or ``folder``, by whose name a client goes; empty for no clients.
+        paths: files with a first line of column names; the same columns in any order.
+        client: ``file`` or ``folder``, whose name is then the client's; empty for no clients.
 
     Raises:
         ModuleNotFoundError: pandas is not installed.
@@ -48,7 +48,9 @@ def read_csvs(paths: Sequence[Path], client: str = "") -> tuple[Any, Array | Non
             )
     is_number = pd.DataFrame([frame.dtypes.map(pd.api.types.is_numeric_dtype) for frame in frames])
     mixed = is_number.columns[is_number.any() & ~is_number.all()]
-    if len(mixed):  # 1 in one file and '01' in another would be two levels
+    # A column may hold numbers in one file and text in another. Then it is read again as text
+    # everywhere, or 01 would be the number 1 in one file and the text '01' in another: two levels.
+    if len(mixed):
         frames = [_frame(path, dict.fromkeys(mixed, str)) for path in paths]
     names = (
         short_names(paths) if client == "file" else [path.absolute().parent.name for path in paths]
@@ -77,7 +79,10 @@ def _frame(path: Path, dtype: dict[str, type] | None = None) -> Any:
 
 
 def _named(path: Path, frame: Any, names: list[str]) -> Any:
-    """The columns by their names, as they stand in the file; an index or an empty one has none."""
+    """The columns under their names in the file, without those that have none.
+
+    Only an index (the first column) and empty columns may have no name.
+    """
     import pandas as pd
 
     if pd.to_numeric(pd.Series(names), errors="coerce").notna().all():
@@ -102,7 +107,7 @@ def _check_points(path: Path, frame: Any) -> None:
         if not has_point.any() or pd.to_numeric(texts, errors="coerce").isna().any():
             continue
         if not texts[has_point].str.fullmatch(r"-?[1-9]\d{0,2}\.\d{3}").all():
-            return  # points are decimal here
+            return  # a number that is no thousands, such as 1.25: points are decimal here
         odd[name] = texts[has_point].iloc[0]
     for name, text in odd.items():
         raise DamagedFile(
@@ -113,7 +118,7 @@ def _check_points(path: Path, frame: Any) -> None:
 
 @contextmanager
 def _plainly(path: Path) -> Iterator[None]:
-    """Say in words what pandas says in its own."""
+    """Replace pandas' errors by our own, which name the file and the remedy."""
     import pandas as pd
 
     try:
@@ -131,8 +136,9 @@ def _plainly(path: Path) -> Iterator[None]:
 
 
 def _separator(path: Path) -> str:
-    """The one that is most often in the first line that is not blank."""
+    """The separator that is most frequent in the first line that is not blank."""
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig") as file:
+        # Names in quotes may contain separators.
         header = re.sub(r'"[^"]*"', "", next((line for line in file if line.strip()), ""))
     return max(_SEPARATORS, key=header.count)

@@ -1,6 +1,6 @@
-"""The handwritten digits that come with scikit-learn, without importing it.
+"""The handwritten digits that come with scikit-learn, read without importing scikit-learn.
 
-It takes as long to import as PyTorch does, in every process in which clients train.
+Its import takes as long as PyTorch's, and every process in which clients train would pay for it.
 """
 
 from importlib.util import find_spec
@@ -29,19 +29,27 @@ def digits(_seed: int = 0) -> Dataset:
     images, labels = table[:, :-1].reshape(-1, 1, 8, 8) / 16, table[:, -1].astype(np.int64)
     train, test = (
         (torch.from_numpy(images[rows]), torch.from_numpy(labels[rows]))
-        for rows in stratified(labels, num_test=360)
+        for rows in split_as_scikit_learn(labels, num_test=360)
     )
     return Dataset(train, test, num_classes=10)
 
 
-def stratified(labels: np.ndarray, num_test: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for training and for the test, in which every class has its share.
+def split_as_scikit_learn(labels: np.ndarray, num_test: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split rows into training and test rows with the same proportions of the classes.
 
     They are those of scikit-learn's ``train_test_split(..., stratify=labels, random_state=0)``.
 
     Args:
-        labels: from 0, ``[num_examples]``.
-        num_test: how many rows are for the test.
+        labels: classes from 0, ``[num_examples]``.
+        num_test: number of test rows.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedexp.datasets.digits import split_as_scikit_learn
+        >>> labels = np.repeat([0, 1], [6, 4])
+        >>> train, test = split_as_scikit_learn(labels, num_test=5)
+        >>> np.bincount(labels[train]).tolist(), np.bincount(labels[test]).tolist()
+        ([3, 2], [3, 2])
     """
     random = np.random.RandomState(0)  # scikit-learn's generator
     sizes = np.bincount(labels)
@@ -50,12 +58,12 @@ def stratified(labels: np.ndarray, num_test: int) -> tuple[np.ndarray, np.ndarra
     drawn = [random.permutation(np.flatnonzero(labels == c)) for c in range(len(sizes))]
     train = [rows[:n] for rows, n in zip(drawn, num_train, strict=True)]
     test = [rows[n:end] for rows, n, end in zip(drawn, num_train, ends, strict=True)]
-    # The rows are in the order of their classes until here.
+    # Until here the rows are in the order of their classes.
     return random.permutation(np.concatenate(train)), random.permutation(np.concatenate(test))
 
 
 def _divided(number: int, sizes: np.ndarray, random: Any) -> np.ndarray:
-    """``number`` divided in proportion to ``sizes``: the largest remainders are rounded up."""
+    """Divide ``number`` in proportion to ``sizes``, rounding the largest remainders up."""
     exact = sizes / sizes.sum() * number
     whole: np.ndarray = np.floor(exact)
     for remainder in np.unique(exact - whole)[::-1]:

@@ -1,6 +1,6 @@
-"""Readers of public file formats: a path in, verified arrays out.
+"""Readers of public file formats: each takes a path and returns verified arrays.
 
-Every reader raises ValueError with the file, what was expected and what was found.
+Every reader raises ValueError that names the file, what was expected and what was found.
 """
 
 import csv
@@ -20,7 +20,8 @@ from fedexp.datasets.pickles import read_batch
 from fedexp.extras import need
 
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_INFLATED, _RATIO = 1 << 30, 100  # a compressed file may hold 1 GiB, or 100 times its size
+# A compressed file may hold 1 GiB, or 100 times its size: a small file could fill the memory.
+_INFLATED, _RATIO = 1 << 30, 100
 _SAVE = "Write it again with numpy.savez."
 
 
@@ -40,7 +41,7 @@ def damaged(
 def parsing(
     path: Path, expected: object, remedy: str = "Download the file again."
 ) -> Iterator[None]:
-    """Make whatever a parser raises on the content of ``path`` a `damaged` file."""
+    """Turn any error of a parser of ``path`` into the error for a `damaged` file."""
     try:
         yield
     except DamagedFile:
@@ -50,7 +51,7 @@ def parsing(
 
 
 def check_inflated(path: Path, num_bytes: int) -> None:
-    """Raise ``ValueError`` if a compressed file is to become suspiciously large."""
+    """Raise ``ValueError`` if a compressed file would become suspiciously large."""
     if num_bytes > max(_INFLATED, _RATIO * path.stat().st_size):
         raise DamagedFile(
             f"{path}: would inflate to {num_bytes:,} bytes, more than 1 GiB and {_RATIO} times its "
@@ -59,11 +60,22 @@ def check_inflated(path: Path, num_bytes: int) -> None:
 
 
 def read_idx(path: Path, shape: tuple[int, ...] = ()) -> Array:
-    """An array in (gzipped) IDX: the format of MNIST, Fashion-MNIST, EMNIST and QMNIST.
+    """Read an array in (gzipped) IDX, the format of MNIST, Fashion-MNIST, EMNIST and QMNIST.
+
+    The file has two zero bytes, one byte for the type of number, one for the number of dimensions,
+    a big-endian size of 4 bytes for each dimension, and then the numbers, big-endian too.
 
     Args:
-        path: read through gzip if the name ends in ``.gz``.
-        shape: of one row, verified.
+        path: the file; it is read through gzip if the name ends in ``.gz``.
+        shape: of one row, which is verified.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from fedexp.datasets.formats import read_idx
+        >>> header = bytes([0, 0, 0x08, 1, 0, 0, 0, 3])  # bytes, one dimension of size 3
+        >>> _ = Path("labels").write_bytes(header + bytes([7, 8, 9]))
+        >>> read_idx(Path("labels")).tolist()
+        [7, 8, 9]
     """
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rb") as file, parsing(path, "a whole gzip file"):
@@ -72,7 +84,7 @@ def read_idx(path: Path, shape: tuple[int, ...] = ()) -> Array:
             raise damaged(path, f"rows of shape {shape}", dims[1:])
         num_bytes = math.prod(dims) * dtype.itemsize
         check_inflated(path, num_bytes)
-        data = file.read(num_bytes + 1)
+        data = file.read(num_bytes + 1)  # one byte more, to notice a file that is too long
     if len(data) != num_bytes:
         found = len(data) if len(data) < num_bytes else f"{len(data)} or more"
         raise damaged(path, f"{num_bytes} bytes of data", found)
@@ -91,10 +103,10 @@ def _idx_header(path: Path, file: IO[bytes] | gzip.GzipFile) -> tuple[Any, tuple
 
 
 def read_cifar(path: Path, label_key: str) -> tuple[Array, Array]:
-    """One python batch of CIFAR: images ``[n, 3, 32, 32]`` uint8 and labels ``[n]``.
+    """Read one python batch of CIFAR: images ``[n, 3, 32, 32]`` uint8 and labels ``[n]``.
 
     Args:
-        path: a pickle; anything but the published form is refused, see `pickles`.
+        path: a pickle in the published form; `pickles` raises an error for any other content.
         label_key: ``labels`` (CIFAR-10) or ``fine_labels`` (CIFAR-100).
     """
     content = path.read_bytes()
@@ -107,13 +119,14 @@ def read_cifar(path: Path, label_key: str) -> tuple[Array, Array]:
         found = getattr(images, "shape", type(images).__name__)
         raise damaged(path, f"an array of bytes, shape ({len(labels)}, 3072)", found)
     with parsing(path, "classes"):
+        # A row has the 1024 red values of an image, then the green and the blue ones.
         return images.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
 
 
 def read_leaf(paths: Iterable[Path]) -> dict[str, tuple[list[Any], list[Any]]]:
-    """LEAF's JSON: inputs and targets by user, all files of a folder together.
+    """Read LEAF's JSON files: inputs and targets by user.
 
-    A user in several files has the examples of all of them; one without examples is left out.
+    A user in several files has the examples of all of them. Users without examples are dropped.
     """
     clients: dict[str, tuple[list[Any], list[Any]]] = {}
     for path in sorted(paths):
@@ -135,13 +148,13 @@ def read_leaf(paths: Iterable[Path]) -> dict[str, tuple[list[Any], list[Any]]]:
 
 
 def read_table(path: Path, *, num_columns: int, num_rows: int = 0, comment: str = "@|%") -> Array:
-    """Comma-separated text as an array of strings ``[num_rows, num_columns]``.
+    """Read comma-separated text as an array of strings ``[num_rows, num_columns]``.
 
     Args:
         path: CSV without a header, or ARFF.
-        num_columns: verified on every row.
-        num_rows: the published number, verified; 0 takes any.
-        comment: first characters of the lines to skip (ARFF's header, Adult's first line).
+        num_columns: number of cells, which is verified for every row.
+        num_rows: the published number of rows, which is verified; 0 accepts any.
+        comment: lines that start with one of these are skipped (ARFF's header, Adult's first line).
     """
     with path.open(encoding="utf-8", newline="") as file, parsing(path, "comma-separated text"):
         lines = (line for line in file if line.strip() and line[0] not in comment)
@@ -155,7 +168,7 @@ def read_table(path: Path, *, num_columns: int, num_rows: int = 0, comment: str 
 
 
 def read_libsvm(path: Path, *, num_features: int, num_rows: int = 0) -> tuple[Array, Array]:
-    """LIBSVM text: dense inputs ``[n, num_features]`` float32 and raw labels ``[n]``."""
+    """Read LIBSVM text: dense inputs ``[n, num_features]`` float32 and raw labels ``[n]``."""
     need("sklearn", "simulation")
     from sklearn.datasets import load_svmlight_file
 
@@ -172,7 +185,7 @@ def read_libsvm(path: Path, *, num_features: int, num_rows: int = 0) -> tuple[Ar
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """Arrays ``x_train, y_train, x_test, y_test`` and perhaps ``keys`` of a NumPy archive."""
+    """Read ``x_train, y_train, x_test, y_test`` and, if present, ``keys`` of a NumPy archive."""
     names = ["x_train", "y_train", "x_test", "y_test"]
     with (
         path.open("rb") as file,
@@ -194,7 +207,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> Array:
 
 
 def _member_bytes(path: Path, archive: zipfile.ZipFile, name: str) -> int:
-    """Bytes of an array once it is read, by its header, which has to agree with the archive."""
+    """The size of an array in bytes by its header, which must agree with the archive's."""
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as file:
         if np.lib.format.read_magic(file) == (1, 0):

@@ -1,4 +1,4 @@
-"""Tables of a user's own: the columns by their part, all of them as numbers."""
+"""Tables of a user's own: which column is the target, which the client, which are inputs."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -18,7 +18,7 @@ class Encoded(NamedTuple):
         train: ``[num_examples, num_features]``; NaN where a number is missing.
         test: likewise.
         columns: names of the features.
-        is_number: which features are numbers, not a level.
+        is_number: which features are numbers; the others are levels of a category.
     """
 
     train: Array
@@ -28,7 +28,7 @@ class Encoded(NamedTuple):
 
 
 def is_frame(x: Any) -> bool:
-    """Whether ``x`` is a DataFrame; nothing is imported to find out."""
+    """Whether ``x`` is a DataFrame. pandas is not imported for that: it may not be installed."""
     return type(x).__module__.partition(".")[0] == "pandas" and hasattr(x, "columns")
 
 
@@ -46,11 +46,11 @@ def table_rows(
         frame: a table; it is not changed.
         target: column of the target.
         client: column of the natural client, if there is one.
-        drop: columns to leave out.
+        drop: columns that are not used.
         keys: natural client of each row, if no column has it.
 
     Raises:
-        ValueError: a column is not there or there twice, or a target or a client is missing.
+        ValueError: a column does not exist or exists twice, or a target or a client is missing.
     """
     frame = frame.set_axis([str(name) for name in frame.columns], axis=1).reset_index(drop=True)
     names = frame.columns
@@ -79,7 +79,7 @@ def check_named(
     client: str | None = None,
     drop: Collection[str] = (),
 ) -> None:
-    """Raise ``ValueError`` unless there is a target, and all that is named is a column."""
+    """Raise ``ValueError`` unless the target is given, and all given names are columns."""
     if target is None or target == "":
         raise ValueError(
             f"data(target={target!r}): must name the column to learn. {_known(columns)}. "
@@ -139,7 +139,7 @@ def encoded(train: Any, test: Any, *, impute: str = "", standardize: bool = Fals
 
 
 def differing(names: Iterable[str], expected: Iterable[str]) -> str:
-    """How columns differ from those expected, in words."""
+    """The sentence part that says how columns differ from the expected ones."""
     names, expected = list(names), list(expected)
     lacks = [name for name in expected if name not in names]
     has = [name for name in names if name not in expected]

@@ -8,8 +8,8 @@ import numpy as np
 
 from fedexp.datasets.dealing import Array, Indices, generator
 
-if TYPE_CHECKING:
-    from fedexp.datasets.dataset import Dataset  # which needs PyTorch
+if TYPE_CHECKING:  # which needs PyTorch
+    from fedexp.datasets.dataset import Dataset
 
 
 def held_out(groups: Array, fraction: float) -> Array:

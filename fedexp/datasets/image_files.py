@@ -1,4 +1,4 @@
-"""Images of a user's own: one folder per class, below one per client if there are clients."""
+"""Images of a user's own: a folder per class, in a folder per client if there are clients."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +17,16 @@ _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # modes of more than 8 bi
 def read_images(
     files: Sequence[Path], *, root: Path | None = None, by_client: bool = False, size: int = 0
 ) -> Rows:
-    """Images ``[n, channels, height, width]`` uint8, grey if all are, and classes by folder.
+    """Read images of ``[height, width]`` or ``[channels, height, width]`` uint8, and their classes.
 
-    Classes are in the order of their names, or of their numbers if all names are numbers.
+    The images are grey if all files are grey, otherwise RGB. Classes are in the order of their
+    names, or of their numbers if all names are numbers.
 
     Args:
         files: ``CLASS/NAME.png``, or ``CLIENT/CLASS/NAME.png``.
-        root: folder below which no other folders may be, if it is known.
-        by_client: whether the folder above the class is the client.
-        size: they are scaled to this many pixels square; 0 leaves them.
+        root: the folder of all files, if it is known; there may be no other folders in it.
+        by_client: whether the folder above that of the class is the client.
+        size: images are scaled to this many pixels square; 0 leaves them as they are.
 
     Raises:
         ModuleNotFoundError: pillow is not installed.
@@ -44,7 +45,7 @@ def read_images(
 
 
 def pixels(image: Any, size: int = 0) -> Array:
-    """A PIL image upright as ``[height, width]`` or, in colour, ``[height, width, 3]`` uint8.
+    """The pixels of an image as uint8: ``[height, width]`` if grey, else ``[height, width, 3]``.
 
     Raises:
         ValueError: more than 8 bits a pixel.
@@ -53,6 +54,7 @@ def pixels(image: Any, size: int = 0) -> Array:
 
     if image.mode in _DEEP:
         raise ValueError(f"an image of mode {image.mode}, of more than 8 bits. Save it with 8")
+    # Cameras store a photo as the sensor was held, and the rotation beside it.
     image = ImageOps.exif_transpose(image)
     image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
     return np.asarray(image.resize((size, size)) if size else image)
@@ -62,7 +64,7 @@ def stacked_images(images: Sequence[Array], names: Sequence[object]) -> Array:
     """``[n, height, width]`` if all are grey, else ``[n, 3, height, width]``.
 
     Raises:
-        ValueError: images of different sizes, the first two of them by name.
+        ValueError: images have different sizes; it names the first two.
     """
     first = images[0].shape[:2]
     if odd := [i for i, image in enumerate(images) if image.shape[:2] != first]:

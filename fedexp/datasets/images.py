@@ -21,15 +21,16 @@ EMNIST_CLASSES = {
 
 
 def mnist(data_dir: Path) -> Dataset:
-    """MNIST; its natural clients are the writers if ``qmnist/`` lies beside it.
+    """MNIST. Its natural clients are the writers, if the folder ``qmnist/`` is beside ``mnist/``.
 
-    Writers: Yadav & Bottou 2019, arXiv:1905.10498.
+    QMNIST names the writer of each digit: Yadav & Bottou 2019, arXiv:1905.10498.
     """
     train, test = _idx_split(data_dir / "mnist", "", 10)
     path = data_dir / "qmnist" / "qmnist-train-labels-idx2-int.gz"
     if not path.exists():
         return Dataset(train, test, 10)
     table = read_idx(path, shape=(8,))
+    # Column 0 is the label and column 2 the writer. The rows must be MNIST's, in MNIST's order.
     if not np.array_equal(table[:, 0], train[1].numpy()):
         raise damaged(path, "the labels of MNIST's training set in column 0", "others")
     writers, keys = np.unique(table[:, 2], return_inverse=True)
@@ -46,6 +47,7 @@ def emnist(data_dir: Path, split: str) -> Dataset:
     """A split of EMNIST, turned upright. Cohen et al. 2017, arXiv:1702.05373."""
     num_classes = EMNIST_CLASSES[split]
     first = 1 if split == "letters" else 0
+    # The letters are numbered from 1. EMNIST's images are stored with rows and columns exchanged.
     parts = _idx_split(data_dir / "emnist", f"emnist-{split}-", num_classes, first)
     train, test = ((x.mT.contiguous(), y) for x, y in parts)
     return Dataset(train, test, num_classes)
@@ -68,6 +70,7 @@ def cifar(data_dir: Path, num_classes: int) -> Dataset:
     images, labels = (list(arrays) for arrays in zip(*batches, strict=True))
     x = torch.from_numpy(np.concatenate(images[:-1]).astype(np.float32)).div_(255)
     x_test = torch.from_numpy(images[-1].astype(np.float32)).div_(255)
+    # The test images too are scaled by the mean and deviation of the training images.
     std, mean = torch.std_mean(x, dim=(0, 2, 3), keepdim=True)
     for part in (x, x_test):
         part.sub_(mean).div_(std)
@@ -76,7 +79,7 @@ def cifar(data_dir: Path, num_classes: int) -> Dataset:
 
 
 def femnist(data_dir: Path) -> Dataset:
-    """LEAF's FEMNIST: 62 characters, natural clients are writers. arXiv:1812.01097."""
+    """LEAF's FEMNIST: 62 characters; the natural clients are the writers. arXiv:1812.01097."""
     folder = data_dir / "femnist"
     train = read_leaf((folder / "train").glob("*.json"))
     x, y = _leaf_images(folder / "train", train)

@@ -1,7 +1,7 @@
 """Inputs of a user's own data: which arrays are images, which are tokens, which are numbers.
 
 - uint8 of shape ``[n, height, width]``, ``[n, channels, height, width]`` or ``[n, height, width,
-  channels]`` are images: scaled to [0, 1], channels first.
+  channels]`` are images. They are scaled to [0, 1], with the channels first.
 - Other integers stay integers: uint8 as it is, the others as int64. A model with an embedding takes
   them as tokens; for any other model int64 becomes float32, see `Dataset.as_numbers`.
 - Floats and truth values become float32.
@@ -20,7 +20,7 @@ _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
 def array_of(name: str, values: Any) -> Array:
-    """The array ``name`` of `from_arrays`, whatever it comes in, with at least one row.
+    """Convert ``values``, the argument ``name`` of `from_arrays`, to an array of at least one row.
 
     Raises:
         ValueError: rows of several shapes, no rows, or no array at all.
@@ -52,15 +52,15 @@ def inputs_of(
     standardize: bool | Sequence[bool] = False,
     columns: Sequence[str] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training and test inputs as tensors of one kind; see the module for the rules.
+    """Convert training and test inputs to tensors of one kind; the module has the rules.
 
     Args:
         x_train: ``[num_examples, ...]``, or ``[num_examples]`` if there is one feature.
         x_test: as ``x_train``.
-        impute: what stands for a missing value (NaN): the column's ``mean`` or ``median`` over the
-            training rows, or ``zero``; empty to leave it.
+        impute: what replaces a missing value (NaN): the column's ``mean`` or ``median`` over the
+            training rows, or ``zero``; empty keeps NaN.
         standardize: whether, or which features, get mean 0 and standard deviation 1 over the
-            training rows; of images each channel. A constant feature becomes 0.
+            training rows; of images, each channel. A constant feature becomes 0.
         columns: names of the features, for messages.
 
     Raises:
@@ -96,9 +96,10 @@ def inputs_of(
 def _standardized(
     train: torch.Tensor, test: torch.Tensor, which: Array | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both as float32, by the mean and the standard deviation of ``train``."""
+    """Standardise both by the mean and the standard deviation of ``train``, as float32."""
     axes = (0, 2, 3) if train.ndim == 4 else (0,)
     std, mean = torch.std_mean(train, axes, correction=0, keepdim=True)
+    # Not std > 0: rounding can give a constant column a tiny standard deviation.
     varies = train.amax(axes, keepdim=True) > train.amin(axes, keepdim=True)
     chosen = torch.ones(()).bool() if which is None else torch.from_numpy(which)
     mean, scale = mean.where(chosen, 0), std.where(chosen & varies, 1)
@@ -106,7 +107,7 @@ def _standardized(
 
 
 def check_finite(owner: str, x: torch.Tensor, columns: Sequence[str] = ()) -> None:
-    """Raise ``ValueError`` if inputs hold NaN or infinity; it names the first column that does."""
+    """Raise ``ValueError`` that names the first column with NaN or infinity, if there is one."""
     if not x.is_floating_point() or bool(x.isfinite().all()):
         return
     bad = ~x.flatten(1).isfinite()
@@ -123,6 +124,7 @@ def check_finite(owner: str, x: torch.Tensor, columns: Sequence[str] = ()) -> No
 
 def check_exact(owner: str, x: torch.Tensor, columns: Sequence[str] = ()) -> None:
     """Raise ``ValueError`` if float32 cannot hold the integers ``x``."""
+    # float32 has 24 bits for the digits, so it holds every integer up to 2^24.
     large = x.flatten(1).abs().amax(0) > 1 << 24
     if bool(large.any()):
         j = int(large.nonzero()[0])
@@ -171,6 +173,7 @@ def _column(j: int, shape: Sequence[int], columns: Sequence[str]) -> str:
 
 
 def _images(x: Array) -> torch.Tensor:
+    # Channels last, as image libraries have them, unless they could as well be first.
     if x.ndim == 4 and x.shape[-1] in _CHANNELS and x.shape[1] not in _CHANNELS:
         x = np.moveaxis(x, -1, 1)
     images = _tensor(x, np.float32).div_(255)
@@ -178,12 +181,12 @@ def _images(x: Array) -> torch.Tensor:
 
 
 def _tensor(x: Array, dtype: Any) -> torch.Tensor:
-    with np.errstate(over="ignore"):  # to infinity, which `check_finite` names
+    with np.errstate(over="ignore"):  # too large values become infinite; `check_finite` finds them
         return torch.from_numpy(np.require(x, dtype, ["C", "W"]))
 
 
 def _filled(train: Array, test: Array, how: str, columns: Sequence[str]) -> tuple[Array, Array]:
-    """Both with missing values filled in from the training rows."""
+    """Replace missing values in both by values from the training rows."""
     train, test = (x.astype(np.float64) for x in (train, test))
     shape, seen = train.shape[1:], ~np.isnan(train.reshape(len(train), -1))
     if how != "zero" and not seen.any(0).all():

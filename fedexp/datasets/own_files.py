@@ -1,4 +1,4 @@
-"""Files of a user's own: what a path names, and which options are for files of that kind."""
+"""Files of a user's own: the files that a path names, their kind, and the options of that kind."""
 
 import glob
 import json
@@ -23,7 +23,7 @@ READS: dict[str, frozenset[str]] = {
     SPLIT_SAVED: frozenset(_TABLE | {"image_size"}),
     NPZ: frozenset({"impute", "standardize", "targets"}),
 }
-"""Fields of ``Config`` by the kind of files that reads them."""
+"""Fields of ``Config`` that are used, by kind of files."""
 
 SAVED_BY = "a dataset that save_to_disk wrote"
 
@@ -37,10 +37,10 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".
 def found(path: str) -> tuple[str, list[Path]]:
     """The kind of files, a key of `READS`, that a path or a pattern names, and the files.
 
-    Of a folder these are all that lie in it, at any depth; of a saved dataset it is its folder.
+    A folder stands for all files in it, at any depth. A saved dataset is returned as its folder.
 
     Raises:
-        ValueError: there is nothing, or it is of no kind or of two.
+        ValueError: there are no files, or they are of an unknown kind or of two kinds.
     """
     whole = os.path.expanduser(path)
     if not os.path.exists(whole) and glob.has_magic(whole):
@@ -86,7 +86,7 @@ def _is_hidden(file: Path, folder: Path) -> bool:
 
 
 def by_subfolder(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """The files by the folder, or the file, directly in ``folder`` that they belong to."""
+    """The files by the name of the subfolder of ``folder`` that holds them, or by their own."""
     parts: dict[str, list[Path]] = {}
     for file in files:
         name = file.relative_to(folder).parts[0].partition(".")[0]
@@ -95,7 +95,7 @@ def by_subfolder(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each file: its own without suffixes, behind its folders if two are the same."""
+    """A name for each file: its own without suffixes, after its folders if two are the same."""
     names = [path.name.partition(".")[0] or path.name for path in paths]
     if len(set(names)) == len(names):
         return names
@@ -113,7 +113,7 @@ def _kind(path: Path) -> str:
 
 
 def _splits(folder: Path) -> list[str] | None:
-    """Splits of a dataset that ``save_to_disk`` wrote, or None if it is none."""
+    """The splits of a dataset that ``save_to_disk`` wrote, or None for any other folder."""
     if (folder / "dataset_dict.json").exists():
         with parsing(folder, SAVED_BY, "Save it again."):
             return list(json.loads((folder / "dataset_dict.json").read_text())["splits"])

@@ -1,4 +1,4 @@
-"""The rows of a user's own data, whatever they come in."""
+"""Reading a user's own data: from any accepted form to `Rows`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -38,11 +38,11 @@ OPTIONS = {
     _FRAME: READS[CSV],
     _ARRAYS: frozenset({"client_from", "test_fraction", "impute", "standardize", "targets"}),
 }
-"""Options by the kind of source that reads them, named as fields of ``Config``."""
+"""Options that are used, by kind of source, under their names in ``Config``."""
 
 
 def read_source(source: Any, client: Any, **options: Any) -> tuple[str, Found]:
-    """The kind of a source, a key of `OPTIONS`, its rows, and its test rows if it has them apart.
+    """Read a source: its kind, a key of `OPTIONS`, its rows, and its own test rows if it has any.
 
     Args:
         source: as in `data`.
@@ -137,7 +137,7 @@ def _read_hf(source: Any, client: str | None, **options: Any) -> tuple[str, Foun
 
 
 def _read_parts(source: Any, client: Any, **options: Any) -> tuple[str, Found]:
-    """Of a pair that trains and tests, or of arrays."""
+    """Read a pair of a training and a test set, or arrays."""
     if len(source) == 2 and all(_is_whole(x, options["target"]) for x in source):
         (kind, (train, _)), (_, (test, _)) = (read_source(x, client, **options) for x in source)
         return kind, (train, test)
@@ -152,7 +152,7 @@ def _read_parts(source: Any, client: Any, **options: Any) -> tuple[str, Found]:
 
 
 def _is_whole(source: Any, target: str | None) -> bool:
-    """Whether it has its targets in itself."""
+    """Whether ``source`` contains its targets, as a dataset does and an array does not."""
     whole = (
         isinstance(source, str | Path | torch.utils.data.Dataset) or _package(source) == "datasets"
     )
@@ -187,7 +187,7 @@ def _array_rows(x: Any, y: Any, keys: Any = None) -> Rows:
 
 
 def one_each(keys: Any, rows: Rows) -> Array:
-    """The keys of ``rows``, which have none yet."""
+    """``keys`` as an array, if there is one for each row and ``rows`` have no others."""
     keys = np.asarray(keys)
     if rows.keys is not None or keys.size != len(rows.y):
         raise ValueError(

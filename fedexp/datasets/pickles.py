@@ -1,9 +1,10 @@
 """The pickles that CIFAR is published in, read without the module ``pickle``.
 
-A batch is a dict of texts, lists and one array of bytes. Its opcodes are followed here on a stack
-of plain values. No name is imported and nothing is called: the four calls that the pickle of such
-an array makes are known, and anything else is an error. Containers hold no containers but one
-level of tuples and the values of the dict, so nothing recurses either.
+``pickle.load`` runs whatever code a file asks for, and these files come from the internet. A batch
+of CIFAR is a dict of texts, lists and one array of bytes. This module executes the opcodes of such
+a pickle on a stack of plain values. It imports no name and calls nothing: it knows the four calls
+that the pickle of such an array makes, and anything else is an error. Containers may not hold
+containers, except for one level of tuples and the values of the dict, so that nothing recurses.
 """
 
 import pickletools
@@ -36,11 +37,11 @@ _KNOWN_NAMES = _RECONSTRUCT | {
 
 
 def read_batch(content: bytes) -> dict[Any, Any]:
-    """The dict that is pickled in ``content``, protocol 2.
+    """Read the dict that is pickled in ``content``, in protocol 2.
 
     Raises:
         ValueError: anything but such a dict.
-        IndexError, KeyError, TypeError: likewise, of a stack or memo that lacks what is asked for.
+        IndexError, KeyError, TypeError: likewise, if the stack or memo lacks what is asked for.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -134,7 +135,7 @@ def _flat(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _called(function: Any, args: Any) -> Any:
-    """What a call gives that the pickle of an array makes."""
+    """The result of one of the calls that the pickle of an array makes."""
     if function in _RECONSTRUCT and args == (_Name("numpy ndarray"), (0,), b"b"):
         return _ARRAY
     if function == _Name("numpy dtype") and args in ((b"u1", 0, 1), ("u1", 0, 1)):
@@ -145,7 +146,7 @@ def _called(function: Any, args: Any) -> Any:
 
 
 def _with_state(made: Any, state: Any) -> Any:
-    """The type as it is, or the array with its data."""
+    """Set the state of what a call has made: the type stays as it is, the array gets its data."""
     unordered = (None, None, None, -1, -1, 0)
     if made is _BYTES and state in ((3, b"|", *unordered), (3, "|", *unordered)):
         return _BYTES

@@ -1,4 +1,4 @@
-"""Rows as a source gives them, before it is settled what trains and what tests."""
+"""Rows as a source gives them, before they are split into training and test rows."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -26,23 +26,25 @@ class Rows:
     class_names: tuple[str, ...] = ()
 
     def where(self, mask: Array) -> Self:
-        """The rows of a mask."""
+        """The rows that ``mask`` selects."""
         keys = None if self.keys is None else self.keys[mask]
         return replace(self, x=self.x[mask], y=self.y[mask], keys=keys)
 
     def split(self, fraction: float, kind: str, seed: int) -> tuple[Self, Self]:
-        """What trains, and a share that tests: of each client and class, up to one row.
+        """Split into training and test rows, in one proportion for every client and class.
 
         Args:
-            fraction: of the rows that test.
+            fraction: of the rows that become the test set, up to one row.
             kind: of the targets, as in `targets_of`; values have no classes to balance.
             seed: of the draw.
 
         Raises:
-            ValueError: no share, or no row is left to test on.
+            ValueError: ``fraction`` is out of (0, 1), or no client has a row to test on.
         """
         if not 0 < fraction < 1:
-            raise ValueError(f"data(test={fraction}): must be a share in (0, 1), or the test set.")
+            raise ValueError(
+                f"data(test={fraction}): must be a fraction in (0, 1), or the test set."
+            )
         keys = np.zeros(len(self.y), str) if self.keys is None else self.keys
         is_test = stratified(_codes(keys), _strata(self.y, kind), fraction, seed)
         if not is_test.any():

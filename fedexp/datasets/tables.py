@@ -1,6 +1,6 @@
 """Tables from their published files: hospitals, census, phone users, convex benchmarks.
 
-Numeric columns are standardised by the training rows; a missing value becomes the mean, 0.
+Numeric columns are standardised by the training rows. A missing value becomes 0, the mean.
 """
 
 from pathlib import Path
@@ -25,10 +25,10 @@ _WISDM_CLASSES = ["Downstairs", "Jogging", "Sitting", "Standing", "Upstairs", "W
 
 
 def heart_disease(data_dir: Path) -> Dataset:
-    """Disease or not at four hospitals; a third of each one's patients are the test set.
+    """Heart disease at four hospitals; a third of each hospital's patients are the test set.
 
-    The columns slope, ca and thal, which most hospitals lack, and then the rows with a missing
-    value are left out, as in Fed-Heart-Disease (Ogier du Terrail et al. 2022, arXiv:2210.04620).
+    Most hospitals lack the columns slope, ca and thal. These are dropped, and then the rows with a
+    missing value, as in Fed-Heart-Disease (Ogier du Terrail et al. 2022, arXiv:2210.04620).
     """
     folder = data_dir / "heart-disease"
     tables = [
@@ -43,14 +43,16 @@ def heart_disease(data_dir: Path) -> Dataset:
     x = np.hstack([values[:, [0, 1, 3, 4, 5, 7, 8, 9]], _one_hot(values[:, [2, 6]])])  # cp, restecg
     if not np.isfinite(values[:, 10]).all():
         raise damaged(folder, "a diagnosis in the last column", "a row without one")
+    # The diagnosis is 0 without the disease, and 1 to 4 with it.
     y = (values[:, 10] > 0).astype(np.int64)
     return _dataset(x, y, held_out(hospital, 1 / 3), 2, hospital, tuple(HOSPITALS))
 
 
 def adult(data_dir: Path) -> Dataset:
-    """Income above 50,000 dollars in the 1994 census; natural clients are the 16 educations.
+    """Income above 50,000 dollars in the census of 1994; the natural clients are 16 educations.
 
-    Agnostic federated learning (Mohri et al. 2019, arXiv:1902.00146) sets doctorates apart.
+    Agnostic federated learning (Mohri et al. 2019, arXiv:1902.00146) has two clients: people with a
+    doctorate, and all others.
     """
     folder = data_dir / "adult"
     tables = [
@@ -71,9 +73,10 @@ def adult(data_dir: Path) -> Dataset:
 
 
 def wisdm(data_dir: Path) -> Dataset:
-    """Six activities from ten seconds of a phone's accelerometer; a fifth of each user is test.
+    """Six activities, from ten seconds of a phone's accelerometer.
 
-    Natural clients are the 36 users. Kwapisz, Weiss & Moore 2010, SensorKDD.
+    The natural clients are the 36 users, and a fifth of each user's rows is the test set. Kwapisz,
+    Weiss & Moore 2010, SensorKDD.
     """
     path = data_dir / "wisdm" / "WISDM_ar_v1.1_transformed.arff"
     table = read_table(path, num_columns=46, num_rows=5_418)
@@ -88,7 +91,7 @@ def wisdm(data_dir: Path) -> Dataset:
 
 
 def libsvm(data_dir: Path, name: str) -> Dataset:
-    """A binary set of LIBSVM Data; a fifth is the test set unless one is published with it."""
+    """A set of two classes of LIBSVM Data. A fifth is the test set unless one is published."""
     num_rows, num_features = LIBSVM_SHAPES[name]
     folder = data_dir / "libsvm"
     x, labels = read_libsvm(folder / name, num_features=num_features, num_rows=num_rows)
@@ -106,6 +109,7 @@ def libsvm(data_dir: Path, name: str) -> Dataset:
 def _dataset(
     x: Array, y: Array, is_test: Array, num_classes: int, keys: Array, names: tuple[str, ...]
 ) -> Dataset:
+    # Standardised by the training rows alone. The mean skips missing values, which become it: 0.
     mean, std = np.nanmean(x[~is_test], axis=0), np.nanstd(x[~is_test], axis=0)
     x = np.nan_to_num((x - mean) / np.where(std > 0, std, 1)).astype(np.float32)
     return _split(x, y, is_test, num_classes, keys[~is_test], names)

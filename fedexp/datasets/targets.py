@@ -1,11 +1,11 @@
 """Targets of a user's own data: which are classes, and which are values of a regression.
 
-- Integers and truth values are classes. From 0 they stay as they are; others (-1 and +1, 1 to K)
-  are numbered in sorted order, and so is text.
-- Rows with a single 1 and else 0 are classes in one-hot form.
-- Floats are values. Floats that are few whole numbers could be both: they are refused unless
-  ``kind`` says which.
-- A shape ``[n, 1]`` counts as ``[n]``.
+- Integers and truth values are classes. If they count from 0 they stay as they are. Others, such
+  as -1 and +1 or 1 to K, are numbered in sorted order, and so is text.
+- Rows of zeros with a single 1 are classes in one-hot form.
+- Floats are values. A few different whole numbers as floats could be both: they raise an error
+  unless ``kind`` says which.
+- The shape ``[n, 1]`` counts as ``[n]``.
 """
 
 import logging
@@ -18,13 +18,13 @@ from fedexp.datasets.dealing import Array
 from fedexp.datasets.inputs import array_of
 
 KINDS = ("auto", "classes", "values")
-_FEW = 20  # whole floats, up to which they look like classes
-_GAPS = 1000  # integers from 0 below this may leave classes out
+_FEW = 20  # up to so many different whole floats look like classes
+_GAPS = 1000  # classes from 0 below this may have gaps: rare ones need not be in the data
 _SAY = "Say targets='classes' or targets='values' (--targets)."
 
 
 class Targets(NamedTuple):
-    """Training and test targets, the number of classes (0: values) and what they stand for."""
+    """Training and test targets, the number of classes (0 for values) and the classes' names."""
 
     train: torch.Tensor
     test: torch.Tensor
@@ -40,12 +40,12 @@ class Targets(NamedTuple):
 
 
 def targets_of(y_train: Any, y_test: Any, kind: str = "auto") -> Targets:
-    """Targets as int64 classes from 0 or as float32 values; see the module for the rules.
+    """Convert targets to int64 classes from 0, or to float32 values; the module has the rules.
 
     Args:
-        y_train: one per row.
+        y_train: one target per row.
         y_test: as ``y_train``.
-        kind: ``classes``, ``values``, or ``auto`` to take what they look like.
+        kind: ``classes``, ``values``, or ``auto`` to decide by the rules.
 
     Raises:
         ValueError: several targets in a row, missing ones, or what could be both kinds.

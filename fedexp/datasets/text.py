@@ -17,7 +17,7 @@ from fedexp.datasets.dealing import Array
 from fedexp.datasets.formats import damaged, parsing, read_leaf
 
 CONTEXT = 80
-STRIDE = 10  # characters from one training example of a role to its next
+STRIDE = 10  # characters between the beginnings of two training examples of a role
 NUM_PLAYS = 37
 _LEAF_LETTERS = (  # LEAF's alphabet, in its order
     "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
@@ -29,7 +29,11 @@ Speech = tuple[str, list[str]]  # role, lines
 
 
 def read_play(path: Path) -> list[Speech]:
-    """Speeches of a play, from its page in the MIT edition of Shakespeare."""
+    """Read the speeches of a play from its page in the MIT edition of Shakespeare.
+
+    On such a page ``<A NAME=speech1><b>ROLE</b></a>`` begins a speech, and
+    ``<A NAME=1.1.1>line</A>`` is a line of it.
+    """
     page = path.read_text(encoding="iso-8859-1")
     speeches: list[Speech] = []
     with parsing(path, "a whole page with speeches"):
@@ -44,10 +48,10 @@ def read_play(path: Path) -> list[Speech]:
 
 
 def _tagged(page: str) -> Iterator[tuple[bool, str]]:
-    """Whether it is a role, and the markup, for each role and line of a page.
+    """Find each role and line of a page: whether it is a role, and its markup.
 
-    The time is linear in the length of the page, whatever stands in it: an end that was once
-    looked for in vain is not looked for again.
+    The time is linear in the length of any page: if a closing tag was not found once, the function
+    does not search for it again.
     """
     done = 0
     absent = set()
@@ -64,7 +68,7 @@ def _tagged(page: str) -> Iterator[tuple[bool, str]]:
 
 
 def read_roles(path: Path) -> list[Speech]:
-    """Speeches of a plain text: ``ROLE:`` on a line of its own, lines, an empty line."""
+    """Read the speeches of a plain text: ``ROLE:`` on its own line, lines, an empty line."""
     with path.open(encoding="utf-8") as file, parsing(path, "text in UTF-8"):
         page = file.read()
     speeches = []
@@ -78,7 +82,7 @@ def read_roles(path: Path) -> list[Speech]:
 
 
 def shakespeare(data_dir: Path) -> Dataset:
-    """The plays of Shakespeare, one client per role of a play."""
+    """The plays of Shakespeare, with one client per role of a play."""
     pages = sorted((data_dir / "shakespeare").glob("*/full.html"))
     if len(pages) != NUM_PLAYS:
         raise damaged(data_dir / "shakespeare", f"{NUM_PLAYS} plays", len(pages))
@@ -90,7 +94,7 @@ def shakespeare(data_dir: Path) -> Dataset:
 
 
 def tiny_shakespeare(data_dir: Path) -> Dataset:
-    """Karpathy's excerpt of the plays, one client per heading."""
+    """Karpathy's excerpt of the plays, with one client per role."""
     roles: dict[str, list[str]] = {}
     for role, lines in read_roles(data_dir / "tinyshakespeare" / "input.txt"):
         roles.setdefault(role, []).extend(lines)
@@ -98,7 +102,7 @@ def tiny_shakespeare(data_dir: Path) -> Dataset:
 
 
 def leaf_shakespeare(data_dir: Path) -> Dataset:
-    """LEAF's Shakespeare: contexts as LEAF cut them. Caldas et al. 2018, arXiv:1812.01097."""
+    """LEAF's Shakespeare, with LEAF's contexts. Caldas et al. 2018, arXiv:1812.01097."""
     folder = data_dir / "leaf-shakespeare"
     train = read_leaf((folder / "train").glob("*.json"))
     test = read_leaf((folder / "test").glob("*.json"))
@@ -118,8 +122,8 @@ def next_character(texts: Mapping[str, str], *, test_fraction: float = 0.2) -> D
     """Cut each client's text into examples; the end of each text is the test set.
 
     Args:
-        texts: text by client. A client too short for one training example is left out.
-        test_fraction: of the characters of each text; test contexts overlap nothing.
+        texts: text by client. Clients whose text is too short for one training example are dropped.
+        test_fraction: of the characters of each text. Contexts of the test set do not overlap.
 
     Returns:
         Inputs ``[num_examples, CONTEXT]``; the classes are the characters that occur, sorted.
@@ -134,6 +138,8 @@ def next_character(texts: Mapping[str, str], *, test_fraction: float = 0.2) -> D
     for name, text in texts.items():
         tokens = _tokens(text, alphabet)
         cut = len(tokens) - int(test_fraction * len(tokens))
+        # The end of the text, not a random part of it: windows that overlap would share characters
+        # between training and test.
         windows = _windows(tokens[:cut], STRIDE)
         if len(windows):
             names.append(name)

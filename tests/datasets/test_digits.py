@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fedexp.datasets import load
-from fedexp.datasets.digits import digits, stratified
+from fedexp.datasets.digits import digits, split_as_scikit_learn
 
 pytest.importorskip("sklearn")
 
@@ -42,5 +42,5 @@ def test_any_stratified_split_is_that_of_scikit_learn(sizes, fraction):
     expected = train_test_split(
         np.arange(len(labels)), test_size=num_test, stratify=labels, random_state=0
     )
-    for own, theirs in zip(stratified(labels, num_test), expected, strict=True):
+    for own, theirs in zip(split_as_scikit_learn(labels, num_test), expected, strict=True):
         np.testing.assert_array_equal(own, theirs)

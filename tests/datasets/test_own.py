@@ -88,9 +88,9 @@ def test_the_seed_moves_the_held_out_rows_and_nothing_else():
     same(one, data(FRAME, target="sick", client="hospital"))
 
 
-def test_a_share_of_nothing_is_refused():
+def test_a_fraction_of_nothing_is_refused():
     for share in (0, 1, 1.5, -0.1):
-        assert "must be a share in (0, 1)" in refused(FRAME, target="sick", test=share)
+        assert "must be a fraction in (0, 1)" in refused(FRAME, target="sick", test=share)
     alone = FRAME.assign(hospital=np.arange(N))
     assert "no client has two rows" in refused(alone, target="sick", client="hospital")
 

@@ -18,7 +18,6 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fedexp.clients import ClientSettings
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.named import as_optimizer, named_optimizer, told
 from fedexp.clients.schedules import Schedule, schedule
@@ -119,7 +118,7 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
         "hyper-between-rounds": config.hyper_between_rounds if optimizer.adapts_lr else "fresh",
         **told(name),
     }
-    local = ClientSettings.of(Config.of(config.values() | settings).values())
+    local = Config.of(config.values() | settings).clients
     schedule_of(config, key)
     optimizer([nn.Parameter(torch.zeros(1, 1))], local)  # what is wrong with it shows now
     return settings

@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -206,9 +206,27 @@ class Config(BaseModel):
             ValueError: an unknown key, or a value out of range; one line for the first of them.
         """
         try:
+            items = frozenset(values.items())
+        except TypeError:  # a list, which no key takes; the line says which
+            return cls._parse(values)
+        # Once per process: every client of a simulation asks for the same configuration.
+        if items not in _parsed:
+            if len(_parsed) >= _MOST_PARSED:
+                _parsed.clear()
+            _parsed[items] = cls._parse(values)
+        return cast(Self, _parsed[items])
+
+    @classmethod
+    def _parse(cls, values: Mapping[str, Any]) -> Self:
+        try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise ValueError(cls._line(error)) from None
+
+    @property
+    def clients(self) -> ClientSettings:
+        """What the clients do unless a message says otherwise; its ``lr`` is before any decay."""
+        return ClientSettings.of(self.values())
 
     @classmethod
     def read(cls, path: str | Path) -> dict[str, Any]:
@@ -254,3 +272,7 @@ class Config(BaseModel):
             f"Config({key}={first['input']!r}): {rule.replace('input', 'it')}. "
             f"The default is {default!r}."
         )
+
+
+_MOST_PARSED = 64
+_parsed: dict[frozenset[tuple[str, Any]], Config] = {}

@@ -19,7 +19,6 @@ from fedexp.choices import (
     strategy_keys,
 )
 from fedexp.clients import (
-    ClientSettings,
     Examples,
     client_app,
     default_loss,
@@ -174,7 +173,7 @@ def check_model(config: Config) -> None:
     metrics = Metrics.of(config.metrics)
     owner, examples = f"Config(model={config.model!r})", Examples(*dataset_of(config).train)
     for name, key in {optimizer_key(config, key): key for key in strategy_keys(config)}.items():
-        settings = ClientSettings.of({**config.values(), **client_config(config, key)})
+        settings = Config.of(config.values() | client_config(config, key)).clients
         try_model(owner, model_of(config), examples, named_optimizer(name), settings)
     if metrics:
         test = Examples(*dataset_of(config).test)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedexp.clients.settings import ClientSettings
 from fedexp.config import Config
 
 
@@ -73,3 +74,12 @@ def test_lists_and_tables_of_a_toml_file_are_told_how_to_be_text(tmp_path):
         Config.read(tmp_path / "a.toml")
     with pytest.raises(ValueError, match="it should be text, such as '0,1'"):
         Config.of({"seeds": [0, 1]})
+
+
+def test_equal_values_are_parsed_once_and_hold_the_clients_settings():
+    config = Config.of({"batch-size": 7, "learning-rate": 0.5})
+    assert Config.of({"learning-rate": 0.5, "batch-size": 7}) is config
+    assert Config.of({"batch-size": 7}) is not config
+    assert (config.clients.batch_size, config.clients.lr) == (7, 0.5)
+    assert config.model_copy(update={"batch_size": 8}).clients.batch_size == 8
+    assert Config().clients == ClientSettings()  # each default stands in one place

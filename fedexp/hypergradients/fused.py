@@ -124,8 +124,7 @@ def step_inplace(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> 
         for state in batch.states:
             state["slots"]["step"] += 1
     weights = STEPS[type(rule)](rule, batch, values)
-    if not rule.hyper:
-        weights = {}  # Nothing above asks for the derivative.
+    weights = weights if rule.hyper else {}  # Without a rule above, nothing asks for these.
     for state in batch.states:
         state["kept"] = {name: x for name, x in state.get("kept", {}).items() if name in weights}
         state["weights"] = weights
@@ -255,7 +254,7 @@ def rmsprop_inplace(rule: RMSpropRule, batch: ParamBatch, values: Mapping[str, f
     torch._foreach_mul_(v, alpha)
     torch._foreach_addcmul_(v, grads, grads, 1 - alpha)
     root = torch._foreach_sqrt(v)
-    if tune_alpha := "alpha" in rule.tuned_names:
+    if "alpha" in rule.tuned_names:
         # ∂√v/∂α = (v_old - g²) / 2√v. By now v_old is overwritten, but v_old - g² = (v - g²) / α.
         curve = batch.write("curve", torch.mul, grads, grads)
         torch._foreach_sub_(curve, v)
@@ -263,7 +262,7 @@ def rmsprop_inplace(rule: RMSpropRule, batch: ParamBatch, values: Mapping[str, f
     torch._foreach_add_(root, rule.eps)
     direction = batch.write("direction", torch.div, grads, root)
     torch._foreach_add_(batch.params, direction, alpha=-lr)
-    if not tune_alpha:
+    if "alpha" not in rule.tuned_names:
         return DESCENT
     torch._foreach_mul_(curve, direction)
     torch._foreach_div_(curve, root)

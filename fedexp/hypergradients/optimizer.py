@@ -14,7 +14,7 @@ The same holds for ``group["momentum"]`` and for ``group["betas"]``, the pair of
 ``beta2``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -182,17 +182,14 @@ class HypergradientOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "rule": self.rule, "per": self.per}
 
-    def _param_sets(self) -> Iterator[ParamSet]:
+    def _param_sets(self) -> list[ParamSet]:
         groups = self.param_groups
         if self.per == "all":
-            yield ParamSet(groups[0], 0, [(group, group["params"]) for group in groups])
-            return
-        for group in groups:
-            if self.per == "group":
-                yield ParamSet(group, 0, [(group, group["params"])])
-            else:
-                for i, param in enumerate(group["params"]):
-                    yield ParamSet(group, i, [(group, [param])])
+            return [ParamSet(groups[0], 0, [(group, group["params"]) for group in groups])]
+        if self.per == "group":
+            return [ParamSet(group, 0, [(group, group["params"])]) for group in groups]
+        each = [(group, i, p) for group in groups for i, p in enumerate(group["params"])]
+        return [ParamSet(group, i, [(group, [p])]) for group, i, p in each]
 
     # Sets and batches are made anew at every step. On an MLP, and all the more on larger models,
     # keeping them between steps saves less than a tenth of a training step, but has to notice

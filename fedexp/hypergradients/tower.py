@@ -132,11 +132,10 @@ def hypergradient(rule: Rule, name: str, value: Number, inner: Number, norm: Num
     scale = rule.scale(name)
     if not rule.normalised:
         grad = inner * scale.speed(value)
-    elif scale.form == "additive":
-        # Times the rate: then, as with `log`, the hyper learning rate is a relative change.
-        grad = inner / no_zero(norm) * value
     else:
-        grad = inner / no_zero(norm)
+        # An additive rate moves in proportion to itself: then, as on the log axis, the hyper
+        # learning rate is a relative change.
+        grad = inner / no_zero(norm) * (value if scale.form == "additive" else 1.0)
     return clip(finite(grad, 0.0), -1e30, 1e30)
 
 

@@ -25,7 +25,7 @@ from fedexp.config import Config
 from fedexp.extras import imported
 from fedexp.logs import level
 from fedexp.readers import strategy_arguments
-from fedexp.specs import Spec, split
+from fedexp.specs import Spec, split_list
 from fedexp.strategies import STRATEGIES, FedOpt, ServerOptimizer, average_named
 from fedexp.strategies.per_client import per_client
 from fedexp.strategies.robustness import Clip, FixedClip, QuantileClip
@@ -52,7 +52,7 @@ class Choice:
         Raises:
             ValueError: it is none.
         """
-        strategy, *own = split(text, "+") or [""]
+        strategy, *own = split_list(text, "+") or [""]
         if len(own) > 1:
             raise ValueError(f"{text!r}: names two local optimizers. Leave one out.")
         return cls(Spec.of(strategy), str(Spec.of(own[0])) if own else "")
@@ -69,7 +69,7 @@ def strategy_keys(config: Config) -> list[str]:
     """
     owner = f"Config(strategy={config.strategy!r})"
     try:
-        wanted = list(map(Choice.of, split(config.strategy)))
+        wanted = list(map(Choice.of, split_list(config.strategy)))
     except ValueError as error:
         raise ValueError(f"Config(strategy): {error}") from None
     if wanted == [Choice(Spec("all"))]:

@@ -38,7 +38,7 @@ class Spec:
         if bracket and not rest.endswith(")"):
             raise ValueError(f"{text!r}: a bracket is missing. Write {name}(key=value).")
         settings: dict[str, Any] = {}
-        for part in split(rest[:-1]) if bracket else []:
+        for part in split_list(rest[:-1]) if bracket else []:
             key, equals, value = (x.strip() for x in part.partition("="))
             key = key.replace("-", "_")
             if not (equals and key and value):
@@ -53,7 +53,7 @@ class Spec:
         return f"{self.name}({inside})" if inside else self.name
 
 
-def split(text: str, at: str = ",") -> list[str]:
+def split_list(text: str, at: str = ",") -> list[str]:
     """The parts of ``text`` between commas outside brackets, without spaces around them.
 
     Raises:

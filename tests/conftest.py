@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from fedexp.simulation.grid import identify
+from fedexp.simulation.flower.messages import identify
+from fedexp.simulation.grid import RUN_ID
 
 settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("tests")
-identify()
+identify(RUN_ID)
 os.environ.pop("COLUMNS", None)  # what runs the tests side by side sets a width
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedexp.specs import Spec, slug, split
+from fedexp.specs import Spec, slug, split_list
 
 NAMES = st.from_regex(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", fullmatch=True)
 VALUES = st.one_of(
@@ -19,7 +19,7 @@ def test_text_and_choice_give_each_other_back(name, settings):
 @given(st.lists(st.tuples(NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), max_size=4))
 def test_a_list_of_choices_is_cut_at_commas_outside_brackets(choices):
     texts = [str(Spec(name, settings)) for name, settings in choices]
-    assert split(", ".join(texts)) == texts
+    assert split_list(", ".join(texts)) == texts
 
 
 def test_hyphens_and_underscores_mean_the_same():
@@ -51,7 +51,7 @@ def test_a_slip_is_named_in_one_line(text, words):
 @pytest.mark.parametrize("text", ["a(b", "a)b", "a(b))", "f([1, 2)"])
 def test_a_list_with_a_lost_bracket_is_refused(text):
     with pytest.raises(ValueError, match="bracket"):
-        split(text)
+        split_list(text)
 
 
 @given(st.text())

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedexp.clients.arguments import kebab, one_line
 from fedexp.clients.losses import classes_for
 from fedexp.extras import imported, need
-from fedexp.specs import Spec, split
+from fedexp.specs import Spec, split_list
 
 Metric = Callable[[Tensor, Tensor], Any]
 """``(outputs, targets) -> number``, both of all examples, on the CPU."""
@@ -121,7 +121,7 @@ def named_metrics(text: str) -> Metrics:
         ValueError: a name that is given twice, taken, or unknown.
     """
     functions: dict[str, Metric] = {}
-    for part in split(text):
+    for part in split_list(text):
         name, equals, rest = part.partition("=")
         if "(" in name or not equals:
             name, rest = "", part

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from fedexp.runs import svg
-from fedexp.runs.pictures import adapts_lr, rate_series
+from fedexp.runs.pictures import has_tuned_rates, rate_series
 from fedexp.runs.reading import UnitResult
 from fedexp.runs.scores import is_classification, target_accuracies
 from fedexp.runs.series import Series, groups_of, is_wide, over_seeds
@@ -41,7 +41,7 @@ def charts(
     scores = [of(f"{prefix}test-{what}") for prefix in ("mean-", "")]
     score["log"] = what == "loss" and is_wide(line for lines in scores for line in lines.values())
     by_traffic = of(f"mean-test-{what}", "bytes")
-    rates = {name: rate_series(group) for name, group in groups.items() if adapts_lr(group)}
+    rates = {name: rate_series(group) for name, group in groups.items() if has_tuned_rates(group)}
     wanted = [
         (average, scores[0], score),
         (last, scores[1], score),

@@ -15,7 +15,7 @@ from fedexp.config import SHORT, Config
 from fedexp.datasets import Dataset, data
 from fedexp.readers import readers
 from fedexp.runs.federation import Own, arrays_of
-from fedexp.specs import split
+from fedexp.specs import split_list
 
 PARTS = ("model", "data", "optimizer", "scheduler", "loss", "metrics", "client_app", "evaluate")
 _OBJECTS_ALONE = ("loss", "client_app", "evaluate")  # no key of the command line means them
@@ -149,7 +149,7 @@ def _data(source: Any, config: Config, values: Mapping[str, Any]) -> Dataset:
         target=config.target or None,
         client=column or kind or None,
         test=config.test_fraction if "test-fraction" in values else None,
-        drop=split(config.drop),
+        drop=split_list(config.drop),
         impute=config.impute,
         standardize=config.standardize,
         targets=config.targets,

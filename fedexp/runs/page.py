@@ -35,6 +35,17 @@ def report(
 
     Raises:
         ValueError: no folder, one without a run, a damaged file, or several without ``out``.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())  # of a run that has taken one round
+        >>> _ = (folder / "config.toml").write_text('dataset = "digits"')
+        >>> (folder / "fedavg").mkdir()
+        >>> line = '{"round": 1, "test-accuracy": 0.5}\\n'
+        >>> _ = (folder / "fedavg" / "metrics.jsonl").write_text(line)
+        >>> report([folder]).name, sorted(path.name for path in folder.iterdir())[1:3]
+        ('report.html', ['curves.svg', 'fedavg'])
     """
     if not folders or (len(folders) > 1 and out is None):
         raise ValueError(
@@ -63,6 +74,15 @@ class Live:
     Args:
         folder: of the run.
         warn: takes the line about a page that cannot be written.
+
+    Example:
+        There is no run to draw, which is told once:
+
+        >>> from tempfile import mkdtemp
+        >>> said = []
+        >>> page = Live(Path(mkdtemp()), said.append)
+        >>> page(), page(), len(said)
+        (None, None, 1)
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None] = _warn) -> None:

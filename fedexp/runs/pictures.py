@@ -53,7 +53,7 @@ def curves(units: Sequence[UnitResult], config: Mapping[str, Any] | None = None)
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
     groups = groups_of(units)
-    tuned = {name: group for name, group in groups.items() if adapts_lr(group)}
+    tuned = {name: group for name, group in groups.items() if has_tuned_rates(group)}
     panels = 3 if tuned else 2
     figure = Figure(figsize=(4.8 * panels + 1.6, 4.0), layout="constrained")
     score, step, *rate = figure.subplots(1, panels)
@@ -94,7 +94,7 @@ def as_png(figure: Any) -> bytes:
     return file.getvalue()
 
 
-def adapts_lr(group: Sequence[UnitResult]) -> bool:
+def has_tuned_rates(group: Sequence[UnitResult]) -> bool:
     """Whether the clients of a group choose their learning rates themselves."""
     return any(row.get("learning-rate-std") for unit in group for row in unit.rows)
 

@@ -13,7 +13,7 @@ from typing import Any
 from fedexp.choices import Choice, optimizer_key
 from fedexp.config import Config
 from fedexp.readers import Fields, optimizer_fields, readers, strategy_arguments
-from fedexp.specs import slug, split
+from fedexp.specs import slug, split_list
 from fedexp.strategies import STRATEGIES
 
 Point = dict[str, str]
@@ -135,15 +135,15 @@ def points_of(config: Config) -> list[Point]:
         ValueError: it is not ``KEY=VALUE,VALUE``, or a key cannot be swept.
     """
     axes: dict[str, list[str]] = {}
-    for part in split(config.sweep, ";"):
+    for part in split_list(config.sweep, ";"):
         key, equals, values = part.partition("=")
         key = key.strip().replace("_", "-")
-        if not equals or not split(values):
+        if not equals or not split_list(values):
             raise ValueError(f"Config(sweep={part!r}): must be KEY=VALUE,VALUE.")
         if key in _NOT_SWEPT or key in axes:
             why = "is given twice" if key in axes else "cannot be swept"
             raise ValueError(f"Config(sweep={part!r}): {key} {why}. Sweep another key.")
-        axes[key] = split(values)
+        axes[key] = split_list(values)
         for value in axes[key]:
             Config.of({key: value})
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
@@ -254,7 +254,7 @@ def _numbers(key: str, text: str) -> list[int]:
         ValueError: it is neither, or names a number twice.
     """
     found: list[int] = []
-    for part in split(text):
+    for part in split_list(text):
         first, dash, last = part.partition("-")
         if not (first.isdecimal() and (last.isdecimal() if dash else True)):
             raise ValueError(f"Config({key}={text!r}): must be numbers by comma, or 0-9.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedexp.config import Config
 from fedexp.files import read_json
-from fedexp.specs import split
+from fedexp.specs import split_list
 
 MetricsRow = dict[str, Any]
 """One line of ``metrics.jsonl`` or of ``clients.csv``."""
@@ -47,6 +47,10 @@ class UnitResult:
         clients: one row for each client and round in which it evaluated.
         folder: None if it is in memory alone.
         about: what ``unit.json`` says beyond that: ``dataset``, ``target-accuracy``, ``tuning``.
+
+    Example:
+        >>> UnitResult("fedavg", 0, rows=[{"round": 1, "test-accuracy": 0.5}]).rows[-1]["round"]
+        1
     """
 
     strategy: str
@@ -75,6 +79,10 @@ class RunData:
         environment: of the first run.
         partition: ``clients`` and ``classes`` by name, ``counts`` ``[num_clients, num_classes]``,
             ``sizes`` ``[num_clients]``; empty where the run left none.
+
+    Example:
+        >>> RunData([UnitResult("fedavg", seed) for seed in (0, 1)], {"dataset": "digits"}).config
+        {'dataset': 'digits'}
     """
 
     units: Sequence[UnitResult]
@@ -89,6 +97,17 @@ def read(folders: Sequence[Path]) -> RunData:
 
     Raises:
         ValueError: a folder holds no run, or a file in it is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())  # of a run that has taken one round
+        >>> _ = (folder / "config.toml").write_text('dataset = "digits"')
+        >>> (folder / "fedavg").mkdir()
+        >>> line = '{"round": 1, "test-accuracy": 0.5}\\n'
+        >>> _ = (folder / "fedavg" / "metrics.jsonl").write_text(line)
+        >>> read([folder]).units[0].rows
+        [{'round': 1, 'test-accuracy': 0.5}]
     """
     configs = [_config(folder) for folder in folders]
     shared = {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)}
@@ -230,7 +249,7 @@ def _config(folder: Path) -> MetricsRow:
 
 def _strategies(config: Mapping[str, Any]) -> list[str]:
     with suppress(ValueError):
-        return split(str(config.get("strategy", "")))
+        return split_list(str(config.get("strategy", "")))
     return []
 
 

@@ -257,6 +257,17 @@ def load_run(folder: str | Path, strategy: str = "", seed: int | None = None) ->
 
     Raises:
         ValueError: no run is there, or several are.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())  # of a run that has taken one round
+        >>> _ = (folder / "config.toml").write_text('dataset = "digits"')
+        >>> (folder / "fedavg").mkdir()
+        >>> line = '{"round": 1, "test-accuracy": 0.5}\\n'
+        >>> _ = (folder / "fedavg" / "metrics.jsonl").write_text(line)
+        >>> load_run(folder).strategy
+        'fedavg'
     """
     found = [
         run

@@ -9,7 +9,7 @@ from itertools import dropwhile
 from typing import Any
 
 from fedexp.runs.reading import MetricsRow, UnitResult
-from fedexp.runs.series import number
+from fedexp.runs.series import as_number
 
 ITERATES = ("", "mean-")
 """Prefixes of the keys of the last iterate and of the average of the iterates."""
@@ -40,7 +40,7 @@ def numbers(unit: UnitResult) -> MetricsRow:
 def rounds_to(unit: UnitResult, target: float, prefix: str = "") -> int | None:
     """The first round whose test accuracy is at least ``target``; None if there is none."""
     rows, key = _scored(unit.rows), f"{prefix}test-accuracy"
-    return next((row["round"] for row in rows if number(row.get(key)) >= target), None)
+    return next((row["round"] for row in rows if as_number(row.get(key)) >= target), None)
 
 
 def target_accuracies(units: Sequence[UnitResult]) -> list[float]:
@@ -76,7 +76,7 @@ def _scored(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
 
 
 def _values(rows: Sequence[MetricsRow], key: str) -> list[Any]:
-    return [row[key] for row in rows if not math.isnan(number(row.get(key)))]
+    return [row[key] for row in rows if not math.isnan(as_number(row.get(key)))]
 
 
 def _median(values: Sequence[float]) -> float | None:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from fedexp.runs.columns import percent, three_figures, two_digits
 from fedexp.runs.reading import MetricsRow, UnitResult
-from fedexp.runs.series import groups_of, number
+from fedexp.runs.series import as_number, groups_of
 from fedexp.runs.svg import WIDTH, AxisScale, box, ends, picture, words
 
 _FEW_CLIENTS = 20  # have a table by name
@@ -160,7 +160,7 @@ def _by_client(group: Sequence[UnitResult]) -> dict[str, float]:
     """Of each client its last value, the mean over seeds."""
     key, found = _key(group), dict[str, list[float]]()
     for unit in group:
-        last = {row["client"]: number(row.get(key)) for row in unit.clients}
+        last = {row["client"]: as_number(row.get(key)) for row in unit.clients}
         for client, value in last.items():
             found.setdefault(client, []).append(value)
     means = {client: statistics.fmean(values) for client, values in found.items()}

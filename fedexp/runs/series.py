@@ -63,7 +63,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def number(value: Any) -> float:
+def as_number(value: Any) -> float:
     """``value``, NaN if it is no finite number."""
     fits = isinstance(value, int | float) and math.isfinite(value)
     return float(value) if fits else math.nan
@@ -93,11 +93,11 @@ def is_wide(lines: Iterable[Series]) -> bool:
 
 def has(units: Sequence[UnitResult], key: str) -> bool:
     """Whether any row has a number for ``key``."""
-    return any(not math.isnan(number(row.get(key))) for unit in units for row in unit.rows)
+    return any(not math.isnan(as_number(row.get(key))) for unit in units for row in unit.rows)
 
 
 def _aligned(unit: UnitResult, key: str, rounds: Sequence[int]) -> Floats:
-    values = {row["round"]: number(row.get(key)) for row in unit.rows}
+    values = {row["round"]: as_number(row.get(key)) for row in unit.rows}
     return np.array([values.get(r, math.nan) for r in rounds])
 
 

@@ -15,7 +15,7 @@ from fedexp.extras import need
 from fedexp.runs.columns import best_of, cell, columns, headings, shown
 from fedexp.runs.reading import MetricsRow, UnitResult
 from fedexp.runs.scores import ITERATES, numbers, rounds_to, target_accuracies
-from fedexp.runs.series import groups_of, number, settings_text
+from fedexp.runs.series import as_number, groups_of, settings_text
 
 BASELINE = "fedavg"
 _NO_MEASURES = {"seed", "target-accuracy", "rounds-to-target", "mean-rounds-to-target"}
@@ -150,7 +150,7 @@ def _means(name: str, group: Sequence[UnitResult], targets: Sequence[float]) -> 
     found = [numbers(unit) for unit in group]
     for key in dict.fromkeys(key for each in found for key in each):
         values = [each[key] for each in found if each.get(key) is not None]
-        if key not in _NO_MEASURES and all(not math.isnan(number(x)) for x in values):
+        if key not in _NO_MEASURES and all(not math.isnan(as_number(x)) for x in values):
             row |= _mean(key, values)
     for target in targets:
         for prefix in ITERATES:

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from fedexp.extras import need
 from fedexp.runs.reading import MetricsRow
-from fedexp.runs.series import number, settings_text
-from fedexp.specs import split
+from fedexp.runs.series import as_number, settings_text
+from fedexp.specs import split_list
 
 try:
     import fcntl
@@ -193,7 +193,7 @@ def trackers_of(log: str, folder: Path, warn: Callable[[str], None] = _warn) -> 
         ValueError: one is unknown.
         ModuleNotFoundError: one is not installed.
     """
-    names = list(dict.fromkeys(split(log)))
+    names = list(dict.fromkeys(split_list(log)))
     for name in names:
         if name not in _KNOWN:
             raise ValueError(f"Config(log={log!r}): unknown {name!r}. Known: {', '.join(_KNOWN)}.")
@@ -205,7 +205,7 @@ def trackers_of(log: str, folder: Path, warn: Callable[[str], None] = _warn) -> 
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    found = {key: number(value) for key, value in row.items() if key not in ("round", "seed")}
+    found = {key: as_number(value) for key, value in row.items() if key not in ("round", "seed")}
     return {key: value for key, value in found.items() if value == value}
 
 

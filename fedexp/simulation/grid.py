@@ -22,7 +22,7 @@ from fedexp.wire import Reading, reason_of
 
 FIRST_NODE_ID = 2  # 0 and 1 are Flower's own
 RAISED = 2  # Flower's error code for a ClientApp that raised
-_RUN_ID = 1
+RUN_ID = 1
 
 
 class LocalGrid(OrderedGrid, MergingGrid):
@@ -47,13 +47,13 @@ class LocalGrid(OrderedGrid, MergingGrid):
             raise ValueError(f"{type(self).__name__}(num_nodes={num_nodes}): must be at least 1.")
         if check := getattr(getattr(client_app, "trainer", None), "check", None):
             check(run_config or {})  # an app of ours knows its settings
-        identify()
+        flower.identify(RUN_ID)
         self.client_app = client_app
         self.num_nodes = num_nodes
         self.run_config = dict(run_config or {})
         self.states: dict[int, Packed] = {}  # Context.state by node, of nodes that have any
         self.busy = 0.0
-        self._run = flower.empty_run(_RUN_ID)
+        self._run = flower.empty_run(RUN_ID)
         self._ids = (f"message-{i}" for i in itertools.count(1))
         self._nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes)
         self._replies: dict[str, Message] = {}  # to be pulled, by the message they answer
@@ -120,7 +120,7 @@ class LocalGrid(OrderedGrid, MergingGrid):
         """The replies to these messages, each once; an error for one that is not there."""
         with self._lock:
             return [
-                self._replies.pop(i) if i in self._replies else unavailable(i, _RUN_ID)
+                self._replies.pop(i) if i in self._replies else unavailable(i, RUN_ID)
                 for i in dict.fromkeys(message_ids)
             ]
 
@@ -174,17 +174,12 @@ class LocalGrid(OrderedGrid, MergingGrid):
         return flower.number(message, next(self._ids))
 
 
-def identify() -> None:
-    """Tell Flower who this process is; without it no Message can be made."""
-    flower.identify(_RUN_ID)
-
-
 def context_of(
     node: int, num_nodes: int, run_config: Mapping[str, Any], state: RecordDict | None
 ) -> Context:
     """The Context of a node of a ``LocalGrid``."""
     node_config: UserConfig = {"partition-id": node - FIRST_NODE_ID, "num-partitions": num_nodes}
-    return Context(_RUN_ID, node, node_config, state or RecordDict(), dict(run_config))
+    return Context(RUN_ID, node, node_config, state or RecordDict(), dict(run_config))
 
 
 def answer(client_app: ClientApp, message: Message, context: Context) -> Message:

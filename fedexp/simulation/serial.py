@@ -47,6 +47,25 @@ class SerialGrid(LocalGrid):
         ValueError: no nodes, a run config that an app of ours cannot take, or an unknown
             ``vectorize``.
         ModuleNotFoundError: ``vectorize`` is ``on``, and PyTorch is not installed.
+
+    Example:
+        A client that returns the model as it is:
+
+        >>> from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+        >>> from flwr.clientapp import ClientApp
+        >>> import numpy as np
+        >>> app = ClientApp()
+        >>> @app.train()
+        ... def train(message, context):
+        ...     metrics = MetricRecord({"num-examples": 1, "node": context.node_id})
+        ...     arrays = message.content["arrays"]
+        ...     return Message(RecordDict({"arrays": arrays, "m": metrics}), reply_to=message)
+        >>> with SerialGrid(app, num_nodes=2) as grid:
+        ...     body = RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(2))})})
+        ...     asked = [Message(body, node, "train") for node in grid.get_node_ids()]
+        ...     replies = grid.send_and_receive(asked)
+        >>> [reply.content["m"]["node"] for reply in replies]
+        [2, 3]
     """
 
     def __init__(

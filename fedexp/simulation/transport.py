@@ -20,7 +20,7 @@ def pack(content: RecordDict) -> Packed:
     Example:
         >>> import numpy as np
         >>> packed = pack(RecordDict({"model": to_record({"w": np.zeros(2)})}))
-        >>> packed["model"]["w"], num_bytes(packed)
+        >>> packed["model"]["w"], packed_bytes(packed)
         (array([0., 0.]), 16)
         >>> unpack(packed).array_records["model"]["w"].shape
         (2,)
@@ -42,7 +42,7 @@ def unpack(packed: Packed) -> RecordDict:
     return content_of({k: to_record(v) if isinstance(v, dict) else v for k, v in packed.items()})
 
 
-def num_bytes(packed: Packed) -> int:
+def packed_bytes(packed: Packed) -> int:
     """How many bytes the arrays have."""
     return sum(
         x.nbytes for record in packed.values() if isinstance(record, dict) for x in record.values()

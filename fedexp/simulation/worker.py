@@ -12,12 +12,12 @@ from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedexp.records import from_record, records_of
-from fedexp.simulation.flower.messages import message_with
+from fedexp.simulation.flower.messages import identify, message_with
 from fedexp.simulation.grid import (
+    RUN_ID,
     answer,
     context_of,
     error_reply,
-    identify,
     too_late,
 )
 from fedexp.simulation.guard import ClientRaised, guarded
@@ -52,7 +52,7 @@ class Worker:
         vectorize: str,
         timeout: float = math.inf,
     ) -> None:
-        identify()
+        identify(RUN_ID)
         self.client_app = client_app
         self.num_nodes = num_nodes
         self.run_config = run_config

@@ -21,7 +21,7 @@ from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, too_late
 from fedexp.simulation.jobs import ClientJob, ErrorReply, ShareOutcome, jobs_of
 from fedexp.simulation.merge_tree import Span, combine, subtrees_up_to
 from fedexp.simulation.ray.workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
-from fedexp.simulation.transport import Packed, num_bytes, unpack
+from fedexp.simulation.transport import Packed, packed_bytes, unpack
 from fedexp.wire import Reading
 
 _CHUNK_BYTES = 1 << 26  # of replies that one task returns
@@ -130,7 +130,7 @@ class RayGrid(LocalGrid):
 
     def _jobs(self, messages: Sequence[Message]) -> tuple[Any, dict[int, ClientJob]]:
         contents, jobs = jobs_of(messages, self.states)
-        return self._workers.put(contents, sum(map(num_bytes, contents))), jobs
+        return self._workers.put(contents, sum(map(packed_bytes, contents))), jobs
 
     def _outcomes(self, tasks: Sequence[_Task], timeout: float) -> Iterator[ShareOutcome]:
         """Outcomes in the order of ``tasks``, which run at the same time."""

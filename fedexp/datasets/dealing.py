@@ -106,8 +106,8 @@ def classes(labels: Array) -> Array:
     return labels.astype(np.min_scalar_type(labels.max(initial=0)), copy=False)
 
 
-def apportioned(total: Array | int, shares: Array) -> Indices:
-    """Integers in proportion to ``shares``, with the sum ``total`` along the first axis.
+def apportioned(total: Array | int, proportions: Array) -> Indices:
+    """Integers in proportion to ``proportions``, with the sum ``total`` along the first axis.
 
     Example:
         >>> import numpy as np
@@ -116,7 +116,7 @@ def apportioned(total: Array | int, shares: Array) -> Indices:
         [2, 3, 5]
     """
     # Rounding the running sum, not each number, makes the integers sum to the total.
-    cuts = np.rint(np.cumsum(shares, axis=0) * total).astype(np.int64)
+    cuts = np.rint(np.cumsum(proportions, axis=0) * total).astype(np.int64)
     return np.diff(cuts, axis=0, prepend=0)
 
 

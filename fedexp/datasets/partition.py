@@ -80,8 +80,8 @@ def dirichlet(labels: Array, *, num_clients: int, alpha: float, seed: int) -> Pa
     check_arguments("dirichlet", labels, num_clients, alpha=alpha)
     rng = generator(seed)
     class_sizes = np.bincount(classes(labels))
-    shares = rng.dirichlet(np.full(num_clients, alpha), size=len(class_sizes)).T
-    return dealt(labels, apportioned(class_sizes, shares), rng)
+    proportions = rng.dirichlet(np.full(num_clients, alpha), size=len(class_sizes)).T
+    return dealt(labels, apportioned(class_sizes, proportions), rng)
 
 
 def dirichlet_equal(labels: Array, *, num_clients: int, alpha: float, seed: int) -> Partition:
@@ -113,13 +113,13 @@ def dirichlet_equal(labels: Array, *, num_clients: int, alpha: float, seed: int)
     rng = generator(seed)
     capacity = np.bincount(classes(labels))
     missing = even_sizes(len(labels), num_clients)
-    shares = rng.dirichlet(np.full(len(capacity), alpha), size=num_clients)
-    counts = np.zeros(shares.shape, np.int64)
+    proportions = rng.dirichlet(np.full(len(capacity), alpha), size=num_clients)
+    counts = np.zeros(proportions.shape, np.int64)
     while missing.any():  # each pass fills every client or exhausts a class
         # q, restricted to the classes that are left. A tiny floor keeps it positive where a small
         # α has made q exactly 0: the client then takes what the others have left over.
-        open_shares = (shares + 1e-12) * (capacity > 0)
-        wanted = rng.multinomial(missing, open_shares / open_shares.sum(1, keepdims=True))
+        open_proportions = (proportions + 1e-12) * (capacity > 0)
+        wanted = rng.multinomial(missing, open_proportions / open_proportions.sum(1, keepdims=True))
         # Of a class that is wanted more often than it is there, a random subset of the draws stays,
         # so that no client is served first.
         for k in np.flatnonzero(wanted.sum(0) > capacity):
@@ -231,7 +231,7 @@ def quantity_lognormal(
     """
     check_arguments("quantity_lognormal", labels, num_clients, sigma=sigma)
     rng = generator(seed)
-    return _of_shares(labels, rng.lognormal(0, sigma, num_clients), rng)
+    return _of_sizes(labels, rng.lognormal(0, sigma, num_clients), rng)
 
 
 def quantity_dirichlet(labels: Array, *, num_clients: int, alpha: float, seed: int) -> Partition:
@@ -257,7 +257,7 @@ def quantity_dirichlet(labels: Array, *, num_clients: int, alpha: float, seed: i
     """
     check_arguments("quantity_dirichlet", labels, num_clients, alpha=alpha)
     rng = generator(seed)
-    return _of_shares(labels, rng.dirichlet(np.full(num_clients, alpha)), rng)
+    return _of_sizes(labels, rng.dirichlet(np.full(num_clients, alpha)), rng)
 
 
 def by_key(keys: Array, *, num_clients: int = 0, seed: int) -> Partition:
@@ -351,7 +351,7 @@ def names_of(dataset: Dataset, parts: Partition) -> tuple[str, ...]:
     return tuple(dataset.names[key] for key in dataset.keys[parts.indices[parts.offsets[:-1]]])
 
 
-def _of_shares(labels: Array, shares: Array, rng: np.random.Generator) -> Partition:
+def _of_sizes(labels: Array, proportions: Array, rng: np.random.Generator) -> Partition:
     # One example each before the rest is divided, so that no client is empty.
-    sizes = 1 + apportioned(len(labels) - len(shares), shares / shares.sum())
-    return by_owner(rng.permutation(np.repeat(np.arange(len(shares)), sizes)), len(shares))
+    sizes = 1 + apportioned(len(labels) - len(proportions), proportions / proportions.sum())
+    return by_owner(rng.permutation(np.repeat(np.arange(len(sizes)), sizes)), len(sizes))

@@ -53,8 +53,8 @@ def heterogeneity(labels: Array, parts: Partition) -> float:
         0.5
     """
     counts = label_counts(labels, parts)
-    shares = counts / counts.sum(1, keepdims=True)
-    return float(np.abs(shares - counts.sum(0) / counts.sum()).sum(1).mean() / 2)
+    proportions = counts / counts.sum(1, keepdims=True)
+    return float(np.abs(proportions - counts.sum(0) / counts.sum()).sum(1).mean() / 2)
 
 
 def plot(

@@ -87,7 +87,7 @@ class Momentum:
 
 
 @dataclass(frozen=True)
-class _Adaptive:
+class AdaptiveDirection:
     """``m ← β₁ m + (1 - β₁) Δ̄``, ``v`` by the subclass, ``d = m/(√v + τ)``; elementwise.
 
     ``m₀ = 0`` and ``v₀ = τ²``. Reddi et al. 2021, arXiv:2003.00295, alg. 2.
@@ -135,7 +135,7 @@ class _Adaptive:
 
 
 @dataclass(frozen=True)
-class Adagrad(_Adaptive):
+class Adagrad(AdaptiveDirection):
     """FedAdagrad: ``v ← v + Δ̄²``, ``d = m/(√v + τ)``; with ``β₁ = 0``, ``m = Δ̄``.
 
     Reddi et al. 2021, arXiv:2003.00295, alg. 2. ``m₀ = 0`` and ``v₀ = τ²``; ``β₂`` is not used.
@@ -161,7 +161,7 @@ class Adagrad(_Adaptive):
 
 
 @dataclass(frozen=True)
-class Adam(_Adaptive):
+class Adam(AdaptiveDirection):
     """FedAdam: ``v ← β₂ v + (1 - β₂) Δ̄²``, ``d = m/(√v + τ)``, ``m ← β₁ m + (1 - β₁) Δ̄``.
 
     Reddi et al. 2021, arXiv:2003.00295, alg. 2. ``m₀ = 0`` and ``v₀ = τ²``. In the first rounds
@@ -212,7 +212,7 @@ class Adam(_Adaptive):
 
 
 @dataclass(frozen=True)
-class Yogi(_Adaptive):
+class Yogi(AdaptiveDirection):
     """FedYogi: ``v ← v - (1 - β₂) Δ̄² sign(v - Δ̄²)``, ``d = m/(√v + τ)``.
 
     Reddi et al. 2021, arXiv:2003.00295, alg. 2. One round changes ``v`` by ``(1 - β₂) Δ̄²``, however

@@ -18,7 +18,7 @@ from flwr.common.logger import log
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedexp.strategies.attributes import Current, OfRule, OfSettings, OfState
-from fedexp.strategies.directions import Adagrad, Adam, Momentum, Yogi
+from fedexp.strategies.directions import Adagrad, Adam, AdaptiveDirection, Momentum, Yogi
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.step_sizes import Constant
@@ -112,7 +112,24 @@ class FedAvgM(FedOpt):
         return bool(self.server_momentum != 0.0 or self.server_learning_rate != 1.0)
 
 
-class FedAdagrad(FedOpt):
+class _AdaptiveStrategy(FedOpt):
+    """``FedOpt`` along an adaptive direction, with the attributes of Flower's FedAdam."""
+
+    eta = OfRule(Constant, "value")
+    beta_1 = OfRule(AdaptiveDirection, "beta_1")
+    beta_2 = OfRule(AdaptiveDirection, "beta_2")
+    tau = OfRule(AdaptiveDirection, "tau")
+    m_t = OfState("first-moment", -1.0)  # Flower's moment is that of -Δ̄
+    v_t = OfState("second-moment")
+
+    def __init__(
+        self, *args: Any, direction: AdaptiveDirection, eta: float, eta_l: float, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, optimizer=ServerOptimizer(direction, Constant(eta)), **kwargs)
+        self.eta_l = eta_l
+
+
+class FedAdagrad(_AdaptiveStrategy):
     """``v ← v + Δ̄²``, ``w ← w - η Δ̄/(√v + τ)``. Reddi et al. 2021, arXiv:2003.00295.
 
     Args:
@@ -139,13 +156,6 @@ class FedAdagrad(FedOpt):
         -1.5
     """
 
-    eta = OfRule(Constant, "value")
-    beta_1 = OfRule(Adagrad, "beta_1")
-    beta_2 = OfRule(Adagrad, "beta_2")
-    tau = OfRule(Adagrad, "tau")
-    m_t = OfState("first-moment", -1.0)
-    v_t = OfState("second-moment")
-
     def __init__(
         self,
         *args: Any,
@@ -156,11 +166,10 @@ class FedAdagrad(FedOpt):
         **kwargs: Any,
     ) -> None:
         direction = Adagrad(beta_2=0.0, tau=tau, initial=0.0 if flower_compatible else None)
-        super().__init__(*args, optimizer=ServerOptimizer(direction, Constant(eta)), **kwargs)
-        self.eta_l = eta_l
+        super().__init__(*args, direction=direction, eta=eta, eta_l=eta_l, **kwargs)
 
 
-class FedAdam(FedOpt):
+class FedAdam(_AdaptiveStrategy):
     """``v ← β₂v + (1-β₂)Δ̄²``, ``w ← w - η m/(√v + τ)``. Reddi et al. 2021, arXiv:2003.00295.
 
     Args:
@@ -189,13 +198,6 @@ class FedAdam(FedOpt):
         -1.5
     """
 
-    eta = OfRule(Constant, "value")
-    beta_1 = OfRule(Adam, "beta_1")
-    beta_2 = OfRule(Adam, "beta_2")
-    tau = OfRule(Adam, "tau")
-    m_t = OfState("first-moment", -1.0)
-    v_t = OfState("second-moment")
-
     def __init__(
         self,
         *args: Any,
@@ -212,11 +214,10 @@ class FedAdam(FedOpt):
             if flower_compatible
             else Adam(beta_1, beta_2, tau)
         )
-        super().__init__(*args, optimizer=ServerOptimizer(direction, Constant(eta)), **kwargs)
-        self.eta_l = eta_l
+        super().__init__(*args, direction=direction, eta=eta, eta_l=eta_l, **kwargs)
 
 
-class FedYogi(FedOpt):
+class FedYogi(_AdaptiveStrategy):
     """``v ← v - (1-β₂)Δ̄² sign(v-Δ̄²)``, ``w ← w - η m/(√v + τ)``. Reddi et al. 2021, 2003.00295.
 
     Args:
@@ -245,13 +246,6 @@ class FedYogi(FedOpt):
         -1.5
     """
 
-    eta = OfRule(Constant, "value")
-    beta_1 = OfRule(Yogi, "beta_1")
-    beta_2 = OfRule(Yogi, "beta_2")
-    tau = OfRule(Yogi, "tau")
-    m_t = OfState("first-moment", -1.0)
-    v_t = OfState("second-moment")
-
     def __init__(
         self,
         *args: Any,
@@ -264,8 +258,7 @@ class FedYogi(FedOpt):
         **kwargs: Any,
     ) -> None:
         direction = Yogi(beta_1, beta_2, tau, initial=0.0 if flower_compatible else None)
-        super().__init__(*args, optimizer=ServerOptimizer(direction, Constant(eta)), **kwargs)
-        self.eta_l = eta_l
+        super().__init__(*args, direction=direction, eta=eta, eta_l=eta_l, **kwargs)
 
 
 class FedProx(FedAvg):

@@ -18,6 +18,7 @@ DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 # Packages in which every public class and function has an example, but for those named here.
 COMPLETE: dict[str, set[str]] = {
     "fedexp": {"load_run"},
+    "fedexp.clients": set(),
     "fedexp.datasets": set(),
     "fedexp.models": set(),
     "fedexp.hypergradients": set(),

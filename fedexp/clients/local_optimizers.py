@@ -14,9 +14,9 @@ from fedexp.clients.fedhyper_sgd import FedHyperSGD, FunctionalFedHyperSGD
 from fedexp.clients.loop import Optimizer
 from fedexp.clients.optimizers import Functional, FunctionalSGD, FunctionalTower, PlainSGD
 from fedexp.clients.settings import KEYS, ClientSettings
-from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.hypergradients.optimizer import Hypergradient
-from fedexp.hypergradients.rules import SGD, Rule
+from fedexp.hypergradients.adaptive_rules import AdagradRule, AdamRule, RMSpropRule
+from fedexp.hypergradients.optimizer import HypergradientOptimizer
+from fedexp.hypergradients.rules import Rule, SGDRule
 
 OptimizerFn = Callable[[Iterable[nn.Parameter], ClientSettings], Optimizer]
 
@@ -88,7 +88,7 @@ def _hyper(line: str, rule: type[Rule], **fixed: Any) -> LocalOptimizer:
     elsewhere = {"lr", "weight_decay", *fixed, *(x.name for x in fields(Rule))}
     return LocalOptimizer(
         f"{line}, its learning rate tuned by hypergradients",
-        lambda params, settings, **own: Hypergradient(params, tower(settings, own)),
+        lambda params, settings, **own: HypergradientOptimizer(params, tower(settings, own)),
         lambda settings, **own: FunctionalTower(tower(settings, own)),
         own={x.name: x.default for x in fields(rule) if x.name not in elsewhere},
     )
@@ -104,7 +104,7 @@ def tower_of(rule: type[Rule], settings: ClientSettings, **fixed: Any) -> Rule:
     shape: dict[str, Any] = {"lr_form": "log", "normalised": True}
     hyper: Rule | None = None
     for _ in range(settings.hyper_height):
-        hyper = SGD(settings.hyper_lr, hyper=hyper, **shape)
+        hyper = SGDRule(settings.hyper_lr, hyper=hyper, **shape)
     decay: dict[str, Any] = {"weight_decay": settings.weight_decay}
     return rule(hyper=hyper, **{"lr": settings.lr, **decay, **shape, **fixed})
 
@@ -131,11 +131,11 @@ sgd = plain_sgd
 
 LOCAL_OPTIMIZERS: dict[str, LocalOptimizer] = {
     "sgd": plain_sgd,
-    "hypersgd": _hyper("SGD", SGD),
-    "hyperadam": _hyper("Adam", Adam),
-    "hyperadamw": _hyper("AdamW", Adam, decoupled=True),
-    "hyperrmsprop": _hyper("RMSprop", RMSprop),
-    "hyperadagrad": _hyper("Adagrad", Adagrad),
+    "hypersgd": _hyper("SGD", SGDRule),
+    "hyperadam": _hyper("Adam", AdamRule),
+    "hyperadamw": _hyper("AdamW", AdamRule, decoupled=True),
+    "hyperrmsprop": _hyper("RMSprop", RMSpropRule),
+    "hyperadagrad": _hyper("Adagrad", AdagradRule),
     "delta-sgd": LocalOptimizer(
         "SGD, its step from the smoothness met on the way (Kim et al. 2024)",
         lambda params, s, **own: DeltaSGD(params, _undecayed("delta-sgd", s), **own),

@@ -1,0 +1,50 @@
+"""The keys of what clients and server send each other; each is written here and nowhere else.
+
+Flower's records name their entries by text. A key that one side writes and the other reads has one
+home, so that a slip is an error at import and not a value that is silently missing.
+"""
+
+# Metrics of a client's reply, and of the clients' settings.
+NUM_EXAMPLES = "num-examples"
+TRAIN_LOSS = "train-loss"
+FINAL_LOSS = "final-loss"
+"""Metric: the client's loss at what it returns. Setting: whether rules need it."""
+LEARNING_RATE = "learning-rate"
+"""Setting: the learning rate that a round starts at. Metric: the one that the client ended at."""
+SERVER_ROUND = "server-round"
+RUN_ID = "run-id"
+"""Setting by which clients tell one run from another."""
+
+# Which client a node is.
+PARTITION_ID = "partition-id"
+NUM_PARTITIONS = "num-partitions"
+
+BUFFERS = "fedexp-buffers"
+"""Record of a reply: names of its floating-point arrays that are no parameters."""
+
+# SCAFFOLD.
+CONTROL_VARIATE = "control-variate"
+"""Record: the server's control variate in a message, the client's own in ``Context.state``."""
+CONTROL_STEP = "control-step"
+"""Metric by which a client says that it used its control variates: ``K η_l``."""
+CONTROL_NODES = "control-nodes"
+CONTROL_ROUNDS = "control-rounds"
+"""Settings: nodes of which a reply was not applied since, and the last round that was (0: none)."""
+MAX_UPDATE_NORM = "max-update-norm"
+MAX_WEIGHT = "max-weight"
+"""Settings: the bounds ``C`` and ``P`` to which the server bounds a client's update and weight."""
+
+# Learning rates that clients tune.
+BETWEEN_ROUNDS = "hyper-between-rounds"
+"""Setting: ``fresh``, ``carry`` (kept in ``Context.state``) or ``average`` (the server's mean)."""
+MEAN_LEARNING_RATE = "mean-learning-rate"
+"""Setting that brings the cohort's mean back to the clients."""
+
+# What the server reports of a round.
+NUM_CLIENTS = "num-clients"
+NUM_FAILURES = "num-failures"
+SERVER_STEP_SIZE = "server-step-size"
+UPDATE_NORM = "update-norm"
+MEAN_UPDATE_NORM = "mean-update-norm"
+NUM_CLIPPED = "num-clipped"
+LEARNING_RATE_STD = "learning-rate-std"

@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
+from fedexp import keys
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.named import as_optimizer, named_optimizer, told
 from fedexp.clients.schedules import Schedule, schedule
@@ -76,8 +77,8 @@ def strategy_keys(config: Config) -> list[str]:
         wanted = [Choice(Spec(name)) for name in STRATEGIES]
     if not wanted:
         raise ValueError(f"{owner}: names none. Known: all, {', '.join(STRATEGIES)}.")
-    keys = [str(choice) for choice in wanted]
-    if len(set(keys)) < len(keys):
+    texts = [str(choice) for choice in wanted]
+    if len(set(texts)) < len(texts):
         raise ValueError(f"{owner}: names one twice. Leave one out.")
     for name in (choice.strategy.name for choice in wanted):
         if name not in STRATEGIES and ":" not in name:
@@ -89,9 +90,9 @@ def strategy_keys(config: Config) -> list[str]:
                 f"{owner}: unknown {name!r}.{hint} Known: all, {', '.join(STRATEGIES)}, "
                 "or module:NAME of your own."
             )
-    for key in keys:
-        named_optimizer(optimizer_key(config, key))
-    return keys
+    for text in texts:
+        named_optimizer(optimizer_key(config, text))
+    return texts
 
 
 def strategy_names(config: Config) -> list[str]:
@@ -115,7 +116,7 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
     settings: dict[str, int | float | bool | str] = {
         "hyper-learning-rate": config.hyper_learning_rate,
         "hyper-height": config.hyper_height,
-        "hyper-between-rounds": config.hyper_between_rounds if optimizer.adapts_lr else "fresh",
+        keys.BETWEEN_ROUNDS: config.hyper_between_rounds if optimizer.adapts_lr else "fresh",
         **told(name),
     }
     local = Config.of(config.values() | settings).clients
@@ -154,11 +155,11 @@ def schedule_of(
             f"{owner}: with hyper-between-rounds={config.hyper_between_rounds!r}, {name} starts "
             "from rates of its own. Use fresh, or no scheduler."
         )
-    if isinstance(made, LocalOptimizer) and "learning-rate" not in made.reads():
+    if isinstance(made, LocalOptimizer) and keys.LEARNING_RATE not in made.reads():
         raise ValueError(
             f"{owner}: {name} takes no learning rate. Give it an argument lr, or use no scheduler."
         )
-    first = getattr(made, "given", {}).get("learning-rate", config.learning_rate)
+    first = getattr(made, "given", {}).get(keys.LEARNING_RATE, config.learning_rate)
     return schedule(choice, config.num_server_rounds, float(first))
 
 

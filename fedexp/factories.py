@@ -13,6 +13,7 @@ import torch
 from flwr.app import Context
 from torch import nn
 
+from fedexp import keys
 from fedexp.choices import (
     client_config,
     optimizer_key,
@@ -135,7 +136,7 @@ def examples(context: Context) -> tuple[Examples, Examples]:
     that has none there, and any other client, is tested on what it trains on.
     """
     partition, num_clients = (
-        int(context.node_config[key]) for key in ("partition-id", "num-partitions")
+        int(context.node_config[key]) for key in (keys.PARTITION_ID, keys.NUM_PARTITIONS)
     )
     config = Config.of({**context.run_config, "num-clients": num_clients})
     return examples_of(dataset_of(config), partition_of(config)[partition], config, partition)

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from fedexp import keys
 from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS
 from fedexp.clients.named import named_optimizer
-from fedexp.clients.state import BETWEEN
 from fedexp.config import Config
 from fedexp.datasets import PARTITIONERS, SOURCES, from_arrays, from_hub
 from fedexp.datasets.own_files import READS, WITH_TEST
@@ -103,8 +103,8 @@ def optimizer_fields(text: str) -> Fields:
     Those that came with its name are not read from anywhere else.
     """
     optimizer = named_optimizer(text)
-    keys = [*optimizer.reads(), *([BETWEEN] if optimizer.adapts_lr else [])]
-    return Fields(key.replace("-", "_") for key in keys if key not in optimizer.given)
+    read = [*optimizer.reads(), *([keys.BETWEEN_ROUNDS] if optimizer.adapts_lr else [])]
+    return Fields(key.replace("-", "_") for key in read if key not in optimizer.given)
 
 
 def _parameters(function: Any) -> Fields:

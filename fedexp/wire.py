@@ -11,18 +11,13 @@ from typing import Any, Self
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedexp import keys
 from fedexp.arrays import Arrays, cast_alike, check_alike, clip_scale, first_non_finite, update_norm
 from fedexp.records import R, from_record, records_of
-
-FINAL_LOSS = "final-loss"
-"""Metric: the client's loss at what it returns, for rules that need it."""
 
 _MAX_WEIGHT, _MAX_NORM = 1e15, 1e100  # so that sums of products and squares stay finite
 _MAX_METRICS = 10_000
 _MAX_INT = 1 << 63
-
-BUFFERS = "fedexp-buffers"
-"""Record key: names of a reply's floating-point arrays that are no parameters."""
 
 
 class BadReply(ValueError):
@@ -104,7 +99,7 @@ class Reading:
         max_norm: ``C``; a longer update counts as ``Δᵢ C/‖Δᵢ‖``.
         max_weight: ``P``; a client that claims more counts with ``P``.
         divided_by: metric by which a client's weight is divided, a positive number; empty for none.
-        narrows: a client may name buffers of its own among ``trainable`` (record ``BUFFERS``).
+        narrows: a client may name buffers of its own among ``trainable`` (record ``keys.BUFFERS``).
         step_key: metric that brings ``Kind.step``, a positive number; empty for none.
     """
 
@@ -192,7 +187,7 @@ class Reading:
 
     def buffers(self, content: RecordDict) -> frozenset[str]:
         """What a reply names as buffers, if it may."""
-        record = records_of(content, ConfigRecord).get(BUFFERS) if self.narrows else None
+        record = records_of(content, ConfigRecord).get(keys.BUFFERS) if self.narrows else None
         names = record.get("names") if record else None
         return frozenset(map(str, names)) if isinstance(names, list) else frozenset()
 
@@ -239,9 +234,9 @@ class Reading:
             raise BadReply(
                 f"{self.weighted_by} is {value}, it must be a positive number below 1e15."
             )
-        loss = metrics.get(FINAL_LOSS, 0.0)
+        loss = metrics.get(keys.FINAL_LOSS, 0.0)
         if isinstance(loss, list) or not math.isfinite(loss):
-            raise BadReply(f"{FINAL_LOSS} is {loss}, it must be a finite number.")
+            raise BadReply(f"{keys.FINAL_LOSS} is {loss}, it must be a finite number.")
         return float(value)
 
 

@@ -31,12 +31,10 @@ COMPLETE: dict[str, set[str]] = {
 SKIPPED = {"fedexp.datasets.hub.from_hub": "it downloads from the Hub"}
 
 # Names that are defined in two modules on purpose, and why.
-SAME_MATHEMATICS = "the direction of the server step is that rule of hypergradients, on arrays"
 OLDER_API = "the same strategy for Flower's older API"
 ENTRY = "what starts a process is called main, in the command line as in Flower's apps"
 COMMAND = "the command line's function has the name of its command, and calls the other one"
 DEFINED_TWICE = {
-    **dict.fromkeys(["Adagrad", "Adam"], SAME_MATHEMATICS),
     **dict.fromkeys(["report", "simulate"], COMMAND),
     "main": ENTRY,
     **dict.fromkeys(

@@ -11,13 +11,14 @@ PACKAGE = ROOT / "fedexp"
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
-TOOLS = {"arrays", "extras", "files", "logs", "specs", "threads", "terminal"}
+TOOLS = {"keys", "arrays", "extras", "files", "logs", "specs", "threads", "terminal"}
 RECORDS = TOOLS | {"simulation.flower", "records", "sums"}
 LEARNING = {"clients", "datasets", "models"}  # and nothing of ours but records
 SERVER = RECORDS | {"stats", "wire", "merged", "strategies", "foreign_draws", "rounds"}
 # A room is a module or a package directly in fedexp, or a package below one that has a row of its
 # own. A new one says here what it may import.
 MAY_IMPORT: dict[str, set[str]] = {
+    "keys": set(),
     "arrays": set(),
     "extras": set(),
     "terminal": set(),
@@ -30,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sums": set(),
     "foreign_draws": set(),
     "stats": {"arrays", "sums"},
-    "wire": {"arrays", "records"},
+    "wire": {"keys", "arrays", "records"},
     "merged": {"arrays", "records", "stats", "wire"},
     "strategies": SERVER - {"rounds"},
     "rounds": SERVER,
@@ -61,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 # Testable with NumPy alone: no Flower, no Ray, no torch, and of ours only each other.
-MATHEMATICS = ["arrays", "sums", "stats"] + [
+MATHEMATICS = ["keys", "arrays", "sums", "stats"] + [
     f"strategies.{name}"
     for name in (
         *("rules", "directions", "step_sizes", "extrapolation", "optimizer", "scaffold"),
@@ -70,6 +71,8 @@ MATHEMATICS = ["arrays", "sums", "stats"] + [
     )
     if (PACKAGE / "strategies" / f"{name}.py").exists()
 ]
+# Where records are written and read: their keys stand in fedexp.keys alone.
+KEYED = ("wire.py", "merged.py", "rounds.py", "clients/", "strategies/", "simulation/")
 HEAVY = {"sklearn", "matplotlib", "pandas", "flwr_datasets", "datasets", "ray"}
 
 
@@ -144,7 +147,7 @@ def test_the_mathematics_needs_numpy_alone(module):
     names = imports(TREES[f"fedexp/{module.replace('.', '/')}.py"])
     assert not {name.split(".")[0] for name in names} & {"flwr", "ray", "torch"}
     own = {name.removeprefix("fedexp.") for name in names if name.startswith("fedexp.")}
-    assert all(any(x.startswith(f"{pure}.") for pure in MATHEMATICS) for x in own)
+    assert all(any(f"{x}.".startswith(f"{pure}.") for pure in MATHEMATICS) for x in own)
 
 
 FENCED = {name for file, tree in TREES.items() if in_fence(file) for name in private_names(tree)}
@@ -203,3 +206,12 @@ def test_nothing_draws_from_a_global_generator(file):
     text = FILES[file].read_text(encoding="utf-8")
     assert "np.random.seed(" not in text
     assert "import random\n" not in text
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_keys_of_records_are_written_in_one_module_alone(file):
+    if not file.removeprefix("fedexp/").startswith(KEYED):
+        return
+    known = {x.value for x in ast.walk(TREES["fedexp/keys.py"]) if isinstance(x, ast.Constant)}
+    texts = {x.value for x in ast.walk(TREES[file]) if isinstance(x, ast.Constant)}
+    assert not texts & known

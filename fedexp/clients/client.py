@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
+from fedexp import keys
 from fedexp.arrays import Arrays
 from fedexp.clients.client_round import ClientRound
 from fedexp.clients.data import Examples
@@ -21,10 +22,9 @@ from fedexp.clients.metrics import Metric, Metrics
 from fedexp.clients.module import copies, load_arrays, unnamed_buffers, unsent
 from fedexp.clients.named import as_optimizer, named_optimizer, told
 from fedexp.clients.settings import ALSO, ClientSettings
-from fedexp.clients.state import CONTROL_VARIATE
 from fedexp.records import from_record, records_of, to_record
 from fedexp.simulation.flower.client_apps import has_mods
-from fedexp.wire import BUFFERS, ClientResult
+from fedexp.wire import ClientResult
 
 ModelFn = Callable[[Context], nn.Module]
 DataFn = Callable[[Context], tuple[Examples, Examples]]
@@ -82,7 +82,7 @@ class Client:
         arrays, metrics = to_record(result.arrays), MetricRecord(dict(result.metrics))
         content = RecordDict({"arrays": arrays, "metrics": metrics})
         if result.buffers:
-            content[BUFFERS] = ConfigRecord({"names": sorted(result.buffers)})
+            content[keys.BUFFERS] = ConfigRecord({"names": sorted(result.buffers)})
         return Message(content, reply_to=message)
 
     def fit(
@@ -122,13 +122,13 @@ class Client:
         own = self.metrics or Metrics.of(text)
         values = evaluate(module, examples, self.loss, metrics=own)
         metrics = {f"eval-{name}": value for name, value in values.items()}
-        record = MetricRecord({"num-examples": len(examples), **metrics})
+        record = MetricRecord({keys.NUM_EXAMPLES: len(examples), **metrics})
         return Message(RecordDict({"metrics": record}), reply_to=message)
 
     def query(self, message: Message, context: Context) -> Message:
         """Reply the node's ``partition-id`` and ``num-partitions``."""
-        keys = "partition-id", "num-partitions"
-        record = MetricRecord({key: int(context.node_config[key]) for key in keys})
+        told = keys.PARTITION_ID, keys.NUM_PARTITIONS
+        record = MetricRecord({key: int(context.node_config[key]) for key in told})
         return Message(RecordDict({"metrics": record}), reply_to=message)
 
     def config(self, content: RecordDict, context: Context) -> Mapping[str, Any]:
@@ -139,8 +139,8 @@ class Client:
         if self.optimizer is None:
             return config | told(name) if "(" in name else config
         given = dict(getattr(self.optimizer, "given", {}))
-        if "learning-rate" in sent:  # of a schedule, which begins with the given one
-            given.pop("learning-rate", None)
+        if keys.LEARNING_RATE in sent:  # of a schedule, which begins with the given one
+            given.pop(keys.LEARNING_RATE, None)
         return config | given
 
     def maker(self, settings: ClientSettings) -> OptimizerFn:
@@ -153,9 +153,13 @@ class Client:
 
     def generator(self, config: Mapping[str, Any], context: Context) -> np.random.Generator:
         """The generator of this client in this round."""
-        partition = int(context.node_config.get("partition-id", context.node_id))
+        partition = int(context.node_config.get(keys.PARTITION_ID, context.node_id))
         return np.random.default_rng(
-            [int(config.get("seed", ALSO["seed"])), int(config.get("server-round", 0)), partition]
+            [
+                int(config.get("seed", ALSO["seed"])),
+                int(config.get(keys.SERVER_ROUND, 0)),
+                partition,
+            ]
         )
 
     def module(self, context: Context) -> nn.Module:
@@ -188,7 +192,7 @@ Trainer = Client
 def model_in(content: RecordDict) -> Arrays:
     """The model in a message of this content."""
     records = records_of(content, ArrayRecord)
-    (record,) = (x for key, x in records.items() if key != CONTROL_VARIATE)
+    (record,) = (x for key, x in records.items() if key != keys.CONTROL_VARIATE)
     return from_record(record)
 
 

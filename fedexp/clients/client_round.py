@@ -10,6 +10,7 @@ import torch
 from flwr.app import Context, RecordDict
 from torch import nn
 
+from fedexp import keys
 from fedexp.arrays import Arrays, first_non_finite
 from fedexp.clients.causes import cause
 from fedexp.clients.known import has_plain_forward
@@ -17,7 +18,7 @@ from fedexp.clients.local_optimizers import mean_rate
 from fedexp.clients.loop import evaluate, train
 from fedexp.clients.losses import is_known
 from fedexp.clients.module import lend, load_arrays, module_arrays
-from fedexp.clients.state import STEP, ControlVariates, save_rate, starting_settings
+from fedexp.clients.state import ControlVariates, save_rate, starting_settings
 from fedexp.wire import ClientResult
 
 if TYPE_CHECKING:
@@ -105,14 +106,18 @@ class ClientRound:
         if not math.isfinite(loss):
             why = cause(self.module, self.before, self.examples, loss_fn)
             raise FloatingPointError(f"train loss is {loss} with learning-rate {rate}: {why}")
-        metrics = {"num-examples": len(self.examples), "train-loss": loss, "learning-rate": rate}
-        if self.config.get("final-loss"):
+        metrics = {
+            keys.NUM_EXAMPLES: len(self.examples),
+            keys.TRAIN_LOSS: loss,
+            keys.LEARNING_RATE: rate,
+        }
+        if self.config.get(keys.FINAL_LOSS):
             load_arrays(self.module, after)
-            metrics["final-loss"] = evaluate(self.module, self.examples, loss_fn)["loss"]
+            metrics[keys.FINAL_LOSS] = evaluate(self.module, self.examples, loss_fn)["loss"]
         if self.control:
             if name := first_non_finite(after):  # the control variate would stay non-finite
                 raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
-            metrics[STEP] = step = self.settings.num_steps * self.settings.lr
+            metrics[keys.CONTROL_STEP] = step = self.settings.num_steps * self.settings.lr
             self.control.keep(self.context, self.before, after, step)
         if getattr(self.make, "adapts_lr", False):
             save_rate(self.config, self.context, rate)

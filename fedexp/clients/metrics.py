@@ -14,6 +14,7 @@ import torch
 from flwr.common.logger import log
 from torch import Tensor
 
+from fedexp import keys
 from fedexp.clients.arguments import kebab, one_line
 from fedexp.clients.losses import classes_for
 from fedexp.extras import imported, need
@@ -22,7 +23,7 @@ from fedexp.specs import Spec, split_list
 Metric = Callable[[Tensor, Tensor], Any]
 """``(outputs, targets) -> number``, both of all examples, on the CPU."""
 
-_TAKEN = {"loss", "accuracy", "num-examples"}
+_TAKEN = {"loss", "accuracy", keys.NUM_EXAMPLES}
 _SAME = {"mae": "mean_absolute_error", "mse": "mean_squared_error"}
 _SAME |= {"rmse": "root_mean_squared_error"}
 _OVER_CLASSES = {"roc_auc": "roc_auc_ovr"} | {

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 
+from fedexp import keys
 from fedexp.clients.arguments import (
     did_you_mean,
     kebab,
@@ -104,7 +105,7 @@ def told(text: str) -> dict[str, int | float | str]:
 
 def _key(name: str) -> str:
     """The key of a setting of the clients, as Flower's records have it."""
-    return "learning-rate" if name.lower() == "lr" else kebab(name.lower())
+    return keys.LEARNING_RATE if name.lower() == "lr" else kebab(name.lower())
 
 
 def _renamed(owner: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+from fedexp import keys
 from fedexp.clients.arguments import (
     did_you_mean,
     kebab,
@@ -75,7 +76,7 @@ class Schedule:
 
     def settings(self, server_round: int) -> dict[str, float]:
         """What the clients are told in a round: the ``train_config`` of ``rounds``."""
-        return {"learning-rate": self(server_round)}
+        return {keys.LEARNING_RATE: self(server_round)}
 
     def _next(self) -> float:
         what = f"in round {len(self._rates) + 1}"

@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
+from fedexp import keys
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -43,7 +45,7 @@ class ClientSettings:
 
     num_steps: int = _setting("local-steps", 20)
     batch_size: int = _setting("batch-size", 20)
-    lr: float = _setting("learning-rate", 0.1)
+    lr: float = _setting(keys.LEARNING_RATE, 0.1)
     weight_decay: float = _setting("weight-decay", 0.0)
     max_grad_norm: float = _setting("max-grad-norm", 0.0)
     proximal_mu: float = _setting("proximal-mu", 0.0)
@@ -74,7 +76,7 @@ class ClientSettings:
             for key, name in KEYS.items()
             if key in config
         }
-        lr = given.get("lr", cls.lr) * decay ** config.get("server-round", 0)
+        lr = given.get("lr", cls.lr) * decay ** config.get(keys.SERVER_ROUND, 0)
         return cls(**{**given, "lr": lr})
 
     def batches(self, num_examples: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -104,18 +106,18 @@ KEYS: dict[str, str] = {x.metadata["key"]: x.name for x in fields(ClientSettings
 
 ALSO: dict[str, Any] = {
     "learning-rate-decay": 1.0,
-    "hyper-between-rounds": "fresh",
+    keys.BETWEEN_ROUNDS: "fresh",
     "seed": 0,
-    "server-round": 0,
-    "final-loss": False,
+    keys.SERVER_ROUND: 0,
+    keys.FINAL_LOSS: False,
 }
 """Keys that clients read besides, and what holds where they are absent."""
 
 
 @lru_cache(maxsize=64)
-def _check_keys(keys: frozenset[str]) -> None:
+def _check_keys(given: frozenset[str]) -> None:
     known = (*KEYS, *ALSO)
-    for key in sorted(keys.difference(known)):
+    for key in sorted(given.difference(known)):
         if near := get_close_matches(key, known, 1, cutoff=0.9):
             raise ValueError(
                 f"ClientSettings({key}): no such setting. Did you mean {near[0]!r}? "

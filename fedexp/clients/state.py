@@ -12,33 +12,13 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from torch import Tensor, nn
 
+from fedexp import keys
 from fedexp.arrays import Arrays, clip_scale, update_norm
 from fedexp.clients.settings import ALSO, ClientSettings
 from fedexp.records import from_record, records_of, to_record
 
-CONTROL_VARIATE = "control-variate"
-"""Record key: the server's control variate in a message, the client's own in ``Context.state``."""
-
-STEP = "control-step"
-"""Metric by which a client says that it used its control variates: ``K η_l``."""
-
 _BEFORE, _RUN = "control-variate-before", "control-run"
 _RATE = "tuned-rate"
-
-RUN = "run-id"
-"""Setting by which clients tell one run from another."""
-
-NODES, ROUNDS = "control-nodes", "control-rounds"
-"""Settings: nodes of which a reply was not applied since, and the last round that was."""
-
-BETWEEN = "hyper-between-rounds"
-"""Setting: ``fresh``, ``carry`` (kept in ``Context.state``) or ``average`` (the server's mean)."""
-
-MEAN = "mean-learning-rate"
-"""Setting by which the server sends back the mean of the rates that clients reported."""
-
-MAX_NORM, MAX_WEIGHT = "max-update-norm", "max-weight"
-"""Settings: the norm and the weight to which the server bounds a client."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,17 +65,17 @@ class ControlVariates:
             num_examples: that it trains on.
             buffers: names that are no parameters here, whatever the server takes them for.
         """
-        if CONTROL_VARIATE not in content:
+        if keys.CONTROL_VARIATE not in content:
             return None
-        sent = from_record(records_of(content, ArrayRecord)[CONTROL_VARIATE])
-        run = float(config.get(RUN, 0.0))
-        weight = min(float(num_examples), float(config.get(MAX_WEIGHT, math.inf)))
+        sent = from_record(records_of(content, ArrayRecord)[keys.CONTROL_VARIATE])
+        run = float(config.get(keys.RUN_ID, 0.0))
+        weight = min(float(num_examples), float(config.get(keys.MAX_WEIGHT, math.inf)))
         return cls(
             {name: c for name, c in sent.items() if name not in buffers},
             _kept(config, context, run, weight),
             run,
-            int(config.get("server-round", 0)),
-            float(config.get(MAX_NORM, math.inf)),
+            int(config.get(keys.SERVER_ROUND, 0)),
+            float(config.get(keys.MAX_UPDATE_NORM, math.inf)),
             weight,
         )
 
@@ -117,7 +97,7 @@ class ControlVariates:
             for name, c in self.server.items()
         }
         state = context.state
-        state[CONTROL_VARIATE] = to_record(new)
+        state[keys.CONTROL_VARIATE] = to_record(new)
         state[_RUN] = MetricRecord(
             {"id": self.run, "round": self.server_round, "weight": self.weight}
         )
@@ -132,14 +112,16 @@ class ControlVariates:
 
 def _kept(config: Mapping[str, Any], context: Context, run: float, weight: float) -> Arrays:
     """``cᵢ`` as of the last reply that the server applied, for ``weight``; empty for zero."""
-    if CONTROL_VARIATE not in context.state:
+    if keys.CONTROL_VARIATE not in context.state:
         return {}
     last = records_of(context.state, MetricRecord)[_RUN]
     if last["id"] != run:
         return {}
-    applied = dict(zip(config.get(NODES, ()), config.get(ROUNDS, ()), strict=True))
+    applied = dict(
+        zip(config.get(keys.CONTROL_NODES, ()), config.get(keys.CONTROL_ROUNDS, ()), strict=True)
+    )
     lost = context.node_id in applied and applied[context.node_id] != last["round"]
-    record = records_of(context.state, ArrayRecord).get(_BEFORE if lost else CONTROL_VARIATE)
+    record = records_of(context.state, ArrayRecord).get(_BEFORE if lost else keys.CONTROL_VARIATE)
     own = from_record(record) if record else {}
     factor = cast(float, last["weight"]) / weight
     return own if factor == 1 else {name: np.asarray(x * factor) for name, x in own.items()}
@@ -152,20 +134,20 @@ def starting_settings(config: Mapping[str, Any], context: Context) -> ClientSett
     only the rate of the weights is kept; the levels above start afresh.
     """
     settings = ClientSettings.of(config)
-    policy = config.get(BETWEEN, ALSO[BETWEEN])
-    if policy == "average" and MEAN in config:
-        return replace(settings, lr=float(config[MEAN]))
+    policy = config.get(keys.BETWEEN_ROUNDS, ALSO[keys.BETWEEN_ROUNDS])
+    if policy == "average" and keys.MEAN_LEARNING_RATE in config:
+        return replace(settings, lr=float(config[keys.MEAN_LEARNING_RATE]))
     kept = records_of(context.state, MetricRecord).get(_RATE)
     if policy == "carry" and kept and kept["run"] == _run(config):
-        return replace(settings, lr=float(kept["learning-rate"]))  # type: ignore[arg-type]
+        return replace(settings, lr=float(kept[keys.LEARNING_RATE]))  # type: ignore[arg-type]
     return settings
 
 
 def save_rate(config: Mapping[str, Any], context: Context, rate: float) -> None:
     """Store a client's last learning rate for its next round, if rates are carried."""
-    if config.get(BETWEEN) == "carry":
-        context.state[_RATE] = MetricRecord({"learning-rate": rate, "run": _run(config)})
+    if config.get(keys.BETWEEN_ROUNDS) == "carry":
+        context.state[_RATE] = MetricRecord({keys.LEARNING_RATE: rate, "run": _run(config)})
 
 
 def _run(config: Mapping[str, Any]) -> float:
-    return float(config.get(RUN, 0.0))
+    return float(config.get(keys.RUN_ID, 0.0))

@@ -42,10 +42,10 @@ def report(
         >>> folder = Path(mkdtemp())  # of a run that has taken one round
         >>> _ = (folder / "config.toml").write_text('dataset = "digits"')
         >>> (folder / "fedavg").mkdir()
-        >>> line = '{"round": 1, "test-accuracy": 0.5}\\n'
+        >>> line = '{"round": 1, "test-accuracy": 0.5}' + chr(10)
         >>> _ = (folder / "fedavg" / "metrics.jsonl").write_text(line)
-        >>> report([folder]).name, sorted(path.name for path in folder.iterdir())[1:3]
-        ('report.html', ['curves.svg', 'fedavg'])
+        >>> report([folder]).name, (folder / "curves.svg").exists()
+        ('report.html', True)
     """
     if not folders or (len(folders) > 1 and out is None):
         raise ValueError(

@@ -104,7 +104,7 @@ def read(folders: Sequence[Path]) -> RunData:
         >>> folder = Path(mkdtemp())  # of a run that has taken one round
         >>> _ = (folder / "config.toml").write_text('dataset = "digits"')
         >>> (folder / "fedavg").mkdir()
-        >>> line = '{"round": 1, "test-accuracy": 0.5}\\n'
+        >>> line = '{"round": 1, "test-accuracy": 0.5}' + chr(10)
         >>> _ = (folder / "fedavg" / "metrics.jsonl").write_text(line)
         >>> read([folder]).units[0].rows
         [{'round': 1, 'test-accuracy': 0.5}]

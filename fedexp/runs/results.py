@@ -264,7 +264,7 @@ def load_run(folder: str | Path, strategy: str = "", seed: int | None = None) ->
         >>> folder = Path(mkdtemp())  # of a run that has taken one round
         >>> _ = (folder / "config.toml").write_text('dataset = "digits"')
         >>> (folder / "fedavg").mkdir()
-        >>> line = '{"round": 1, "test-accuracy": 0.5}\\n'
+        >>> line = '{"round": 1, "test-accuracy": 0.5}' + chr(10)
         >>> _ = (folder / "fedavg" / "metrics.jsonl").write_text(line)
         >>> load_run(folder).strategy
         'fedavg'

@@ -11,6 +11,7 @@ from typing import Any, Self
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
+from fedexp import keys
 from fedexp.merged import Merged, MergingGrid, OrderedGrid
 from fedexp.simulation.delivery import patience, turns, unavailable
 from fedexp.simulation.flower import messages as flower
@@ -178,7 +179,10 @@ def context_of(
     node: int, num_nodes: int, run_config: Mapping[str, Any], state: RecordDict | None
 ) -> Context:
     """The Context of a node of a ``LocalGrid``."""
-    node_config: UserConfig = {"partition-id": node - FIRST_NODE_ID, "num-partitions": num_nodes}
+    node_config: UserConfig = {
+        keys.PARTITION_ID: node - FIRST_NODE_ID,
+        keys.NUM_PARTITIONS: num_nodes,
+    }
     return Context(RUN_ID, node, node_config, state or RecordDict(), dict(run_config))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedexp import keys
 from fedexp.strategies.directions import Momentum
 from fedexp.strategies.extrapolation import Extrapolation, RunningExtrapolation
 from fedexp.strategies.fedopt import FedOpt
@@ -258,7 +259,7 @@ class FedExProx(FedOpt):
                 f"FedExProx(step_size={step_size!r}): unknown. Use 'grads', 'stops' or a number."
             )
         step = named[step_size] if isinstance(step_size, str) else Constant(step_size)
-        config = {"proximal-mu": 1 / gamma} | ({"final-loss": True} if step is polyak else {})
+        config = {"proximal-mu": 1 / gamma} | ({keys.FINAL_LOSS: True} if step is polyak else {})
         rule = ServerOptimizer(step_size=step)
         super().__init__(*args, optimizer=rule, **sending(kwargs, config))
 

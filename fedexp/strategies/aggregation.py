@@ -17,7 +17,7 @@ from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fedexp import wire
+from fedexp import keys, wire
 from fedexp.arrays import Arrays, first_non_finite, has_batch_norm, sq_norm, trainable_names
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.attendance import Attendance
@@ -143,7 +143,7 @@ class Aggregation(FlowerFedAvg):
             return None
         self._learn_buffers(kind)
         params, state, metrics = self._step(received, replies.with_loss(), kind)
-        eta = metrics.get("server-step-size", 1.0)
+        eta = metrics.get(keys.SERVER_STEP_SIZE, 1.0)
         if not math.isfinite(eta) or first_non_finite(params):
             reason = f"the server step {eta:.3g} gives a model that is not finite."
             self.attendance.fail([(node, reason) for node in received.nodes])
@@ -171,12 +171,12 @@ class Aggregation(FlowerFedAvg):
         stats, state, own = extensions.aggregate(received, stats, self.state)
         params, state, eta = optimizer.step(params, stats, state)
         if kind.form:
-            return params, state, {"num-clients": stats.count, **own}
+            return params, state, {keys.NUM_CLIENTS: stats.count, **own}
         metrics = {
-            "server-step-size": eta,
-            "update-norm": sq_norm(stats.mean_update) ** 0.5,
-            "mean-update-norm": stats.mean_norm,
-            "num-clients": stats.count,
+            keys.SERVER_STEP_SIZE: eta,
+            keys.UPDATE_NORM: sq_norm(stats.mean_update) ** 0.5,
+            keys.MEAN_UPDATE_NORM: stats.mean_norm,
+            keys.NUM_CLIENTS: stats.count,
         }
         return params, state, {**metrics, **own}
 

@@ -16,11 +16,10 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
+from fedexp import keys
 from fedexp.arrays import Arrays
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
-
-_RUN = "run-id"
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,5 +270,5 @@ def run_number(state: State) -> Sent:
         >>> run_number(first.state).settings == first.settings  # a run that goes on keeps it
         True
     """
-    known = state.get(_RUN) or {"id": np.asarray(float(time.time_ns()))}
-    return Sent({_RUN: float(known["id"])}, state={_RUN: known})
+    known = state.get(keys.RUN_ID) or {"id": np.asarray(float(time.time_ns()))}
+    return Sent({keys.RUN_ID: float(known["id"])}, state={keys.RUN_ID: known})

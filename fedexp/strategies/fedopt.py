@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fedexp import wire
+from fedexp import keys, wire
 from fedexp.merged import Merged
 from fedexp.records import from_record, to_record
 from fedexp.strategies.aggregation import Aggregation, completed
@@ -190,7 +190,7 @@ class FedOpt(Aggregation):
             return self._nothing(server_round, lost + count)
         params, own = step
         metrics = usable.aggregated(self.train_metrics_aggr_fn) or MetricRecord()
-        metrics.update({**own, "num-failures": lost})
+        metrics.update({**own, keys.NUM_FAILURES: lost})
         self.released = released = to_record(params)
         return released, metrics
 
@@ -218,7 +218,7 @@ class FedOpt(Aggregation):
         least = self.min_train_nodes if trains else self.min_evaluate_nodes
         available = max(least, self.min_available_nodes)
         chosen = draw(grid, fraction, least, available, self.seed, server_round, use)
-        config["server-round"] = server_round
+        config[keys.SERVER_ROUND] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return list(self._construct_messages(record, chosen, use))
 
@@ -243,4 +243,4 @@ class FedOpt(Aggregation):
         if self.fraction_train == 0.0:  # nobody was asked
             return None, None
         log(WARNING, "Round %d: no usable reply, the model is unchanged.", server_round)
-        return None, MetricRecord({"num-clients": 0, "num-failures": num_failures})
+        return None, MetricRecord({keys.NUM_CLIENTS: 0, keys.NUM_FAILURES: num_failures})

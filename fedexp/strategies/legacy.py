@@ -28,6 +28,7 @@ from flwr.server.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import FedAvg as NewFedAvg
 from numpy.typing import NDArray
 
+from fedexp import keys
 from fedexp.arrays import Arrays
 from fedexp.records import decoded, to_record
 from fedexp.strategies import adaptive_presets, fedopt, presets
@@ -157,7 +158,7 @@ class FedOpt(FlowerFedAvg):
             pairs = [(n, result.metrics) for n, result in zip(sizes, sound, strict=True)]
             metrics = {**(self.fit_metrics_aggregation_fn(pairs) or {}), **metrics}
         lost = len(results) - usable.stats.count + len(failures)
-        return released, {**metrics, "num-failures": lost}
+        return released, {**metrics, keys.NUM_FAILURES: lost}
 
     def _begin_with_first(self) -> None:
         if self._first is not None:

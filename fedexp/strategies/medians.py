@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedexp import keys
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
 from fedexp.strategies.extensions import Adapted, Extension, Received, Report
@@ -106,7 +107,7 @@ class MedianBounds(Extension):
         else:
             bound = norm
             stats = _longer(stats, norm / _SHORT)
-        metrics = {"max-update-norm": bound, "num-clipped": stats.num_clipped}
+        metrics = {keys.MAX_UPDATE_NORM: bound, keys.NUM_CLIPPED: stats.num_clipped}
         if norm == 0:  # nobody has moved: the next round is the first one
             return Adapted(stats, {}, metrics)
         medians: State = {"medians": {"norm": np.asarray(norm), "weight": np.asarray(weight)}}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedexp import keys
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
 from fedexp.strategies.extensions import (
@@ -20,15 +21,6 @@ from fedexp.strategies.extensions import (
     run_number,
 )
 from fedexp.strategies.medians import MedianBounds
-
-RATE = "learning-rate"
-"""Metric of a client: the learning rate that it ended at."""
-
-BETWEEN = "hyper-between-rounds"
-"""Setting: ``fresh``, ``carry`` or ``average``."""
-
-MEAN = "mean-learning-rate"
-"""Setting that brings the cohort's mean back to the clients; the state's entry for it."""
 
 
 def spread(rates: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
@@ -57,11 +49,15 @@ def cohort_rates(
     A rate that is not finite and positive does not count; one that differs from the median by
     more than the factor ``within`` counts as if it differed by that.
     """
-    metrics = [m for m in metrics if isinstance(m.get(RATE), float) and 0 < m[RATE] < math.inf]
+    metrics = [
+        m
+        for m in metrics
+        if isinstance(m.get(keys.LEARNING_RATE), float) and 0 < m[keys.LEARNING_RATE] < math.inf
+    ]
     weights = [float(m[weighted_by]) for m in metrics]
     if not sum(weights) > 0:
         return None
-    rates = [m[RATE] for m in metrics]
+    rates = [m[keys.LEARNING_RATE] for m in metrics]
     if within < math.inf:
         middle = float(np.median(rates))
         rates = [min(max(rate, middle / within), middle * within) for rate in rates]
@@ -83,7 +79,8 @@ class RateSharing(Extension):
         >>> import numpy as np
         >>> from fedexp.strategies.extensions import RoundInProgress
         >>> asked = RoundInProgress({}, None, settings={"hyper-between-rounds": "average"})
-        >>> RateSharing().send(asked, {MEAN: {"value": np.asarray(0.25)}}).settings
+        >>> mean = {"mean-learning-rate": {"value": np.asarray(0.25)}}
+        >>> RateSharing().send(asked, mean).settings
         {'mean-learning-rate': 0.25}
     """
 
@@ -94,26 +91,32 @@ class RateSharing(Extension):
 
     def send(self, round_: RoundInProgress, state: State) -> Sent:
         """The mean of the last round, or the run's number."""
-        policy = round_.settings.get(BETWEEN)
+        policy = round_.settings.get(keys.BETWEEN_ROUNDS)
         if policy == "carry":
             return run_number(state)
-        known = policy == "average" and MEAN in state
-        return Sent({MEAN: float(state[MEAN]["value"])} if known else {})
+        known = policy == "average" and keys.MEAN_LEARNING_RATE in state
+        return Sent(
+            {keys.MEAN_LEARNING_RATE: float(state[keys.MEAN_LEARNING_RATE]["value"])}
+            if known
+            else {}
+        )
 
     def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Adapted:
         """The sums as they are; the mean for the next round, and the spread."""
-        if not any(RATE in metrics for metrics in received.metrics):
+        if not any(keys.LEARNING_RATE in metrics for metrics in received.metrics):
             return Adapted(stats)
         weights, within, key = received.claims, math.inf, received.round.reading.weighted_by
         if self.bounds:
             weights, within = self.bounds.bounded(weights), self.bounds.weight
         rows = [
-            {RATE: metrics.get(RATE), key: weight}
+            {keys.LEARNING_RATE: metrics.get(keys.LEARNING_RATE), key: weight}
             for metrics, weight in zip(received.metrics, weights, strict=True)
         ]
         found = cohort_rates(rows, key, within)
         if found is None:
             return Adapted(stats)
-        averages = received.round.settings.get(BETWEEN) == "average"
-        entries: State = {MEAN: {"value": np.asarray(found[0])}} if averages else {}
-        return Adapted(stats, entries, {"learning-rate-std": found[1]})
+        averages = received.round.settings.get(keys.BETWEEN_ROUNDS) == "average"
+        entries: State = (
+            {keys.MEAN_LEARNING_RATE: {"value": np.asarray(found[0])}} if averages else {}
+        )
+        return Adapted(stats, entries, {keys.LEARNING_RATE_STD: found[1]})

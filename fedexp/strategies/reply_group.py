@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fedexp import wire
+from fedexp import keys, wire
 from fedexp.merged import ClientSums
 from fedexp.records import records_of
 from fedexp.stats import PseudoGradientStats
@@ -92,11 +92,11 @@ class ReplyGroup:
 
         For clients that do not, the mean of the others stands.
         """
-        told = [m for _, m in self.metrics if wire.FINAL_LOSS in m]
+        told = [m for _, m in self.metrics if keys.FINAL_LOSS in m]
         if not told:
             return self.stats
         # fsum is exact, so the order in which replies arrive changes no bit.
-        losses = [float(m[wire.FINAL_LOSS]) for m in told]
+        losses = [float(m[keys.FINAL_LOSS]) for m in told]
         if self.bounds:
             losses = self.bounds.near(losses)
         loss = math.fsum(map(operator.mul, map(self.reading.share, told), losses))

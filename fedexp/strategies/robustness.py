@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedexp import keys
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
 from fedexp.strategies.extensions import Adapted, Extension, Received
@@ -38,7 +39,7 @@ class Clip(Extension):
     def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Adapted:
         """The sums are of clipped updates already; the next bound follows from how many were."""
         clipped = received.stats.num_clipped
-        metrics = {"max-update-norm": self.bound(state), "num-clipped": clipped}
+        metrics = {keys.MAX_UPDATE_NORM: self.bound(state), keys.NUM_CLIPPED: clipped}
         return Adapted(stats, self.adapt(received.stats, state), metrics)
 
 

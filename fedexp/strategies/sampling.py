@@ -14,6 +14,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
+from fedexp import keys
 from fedexp.merged import OrderedGrid
 from fedexp.strategies.streaming import unwrapped
 
@@ -118,7 +119,7 @@ def _partition_in(reply: Message) -> tuple[int, int]:
     if reply.has_error():
         raise ValueError(reply.error.reason)
     metrics = cast(Mapping[str, Any], reply.content["metrics"])
-    partition, count = metrics["partition-id"], metrics["num-partitions"]
+    partition, count = metrics[keys.PARTITION_ID], metrics[keys.NUM_PARTITIONS]
     if not (isinstance(partition, int) and isinstance(count, int) and 0 <= partition < count):
         raise ValueError(f"partition {partition} of {count}")
     return partition, count

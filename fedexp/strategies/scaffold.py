@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fedexp import keys
 from fedexp.arrays import Arrays, Float64s, cast_like
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
@@ -26,18 +27,6 @@ from fedexp.strategies.extensions import (
     run_number,
 )
 from fedexp.strategies.medians import MedianBounds
-
-CONTROL = "control-variate"
-"""Record of the server's control variate; the state's entry for it."""
-
-STEP = "control-step"
-"""Metric of a client: ``K η_l``, the number of its local steps times their size."""
-
-NODES, ROUNDS = "control-nodes", "control-rounds"
-"""Settings: nodes of which a reply was not applied since, and the last round that was (0: none)."""
-
-MAX_NORM, MAX_WEIGHT = "max-update-norm", "max-weight"
-"""Settings: the bounds ``C`` and ``P`` on updates and weights."""
 
 _CLIENTS = "control-clients"
 
@@ -69,7 +58,7 @@ class ServerControlVariate(Extension):
 
     def reading(self, state: State) -> Mapping[str, Any]:
         """Only clients of equal ``K η_l`` add up, see ``next_control``."""
-        return {"step_key": STEP}
+        return {"step_key": keys.CONTROL_STEP}
 
     def send(self, round_: RoundInProgress, state: State) -> Sent:
         """The server's control variate, and what clients need to know to keep their own."""
@@ -77,11 +66,13 @@ class ServerControlVariate(Extension):
         lost = clients.ask(round_.nodes, round_.server_round)
         bounds = limits(reading.max_norm, reading.max_weight, reading.uniform)
         control = server_control(round_.params, reading.trainable, state)
-        return run_number(state) | Sent({**bounds, **lost}, {CONTROL: control}, clients.entry())
+        return run_number(state) | Sent(
+            {**bounds, **lost}, {keys.CONTROL_VARIATE: control}, clients.entry()
+        )
 
     def check(self, received: Received, state: State) -> None:
         """In the first round, refuse clients that are not made for control variates."""
-        if CONTROL not in state:
+        if keys.CONTROL_VARIATE not in state:
             check_steps(received.stats.count, received.unlike, received.without_step)
 
     def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Adapted:
@@ -155,7 +146,7 @@ class Clients:
         lost = [i for i in nodes if self.asked.get(i, 0) != self.applied.get(i, 0)]
         self.asked |= dict.fromkeys(nodes, server_round)
         rounds = [self.applied.get(i, 0) for i in lost]
-        return {NODES: lost, ROUNDS: rounds} if lost else {}
+        return {keys.CONTROL_NODES: lost, keys.CONTROL_ROUNDS: rounds} if lost else {}
 
     def apply(self, weights: Mapping[int, float], server_round: int, num_nodes: int) -> None:
         """Note whose replies are applied.
@@ -178,13 +169,13 @@ def limits(max_norm: float, max_weight: float, uniform: bool) -> dict[str, float
     A client's own control variate has to be what the server makes of its reply. Weights are all 1
     if ``uniform``: a client has at least one example.
     """
-    bounds = {MAX_NORM: max_norm, MAX_WEIGHT: 1.0 if uniform else max_weight}
+    bounds = {keys.MAX_UPDATE_NORM: max_norm, keys.MAX_WEIGHT: 1.0 if uniform else max_weight}
     return {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
 
 
 def server_control(params: Arrays, trainable: frozenset[str], state: State) -> Arrays:
     """``c`` as the clients get it: by name, in the dtypes of ``params``; zero in round 1."""
-    control = state.get(CONTROL, {})
+    control = state.get(keys.CONTROL_VARIATE, {})
     return {
         name: cast_like(control[name], w) if name in control else np.zeros_like(w)
         for name, w in params.items()
@@ -214,7 +205,7 @@ def next_control(
         >>> next_control(stats, {}, step=0.25, before=0.0, total=4.0)  # one of four clients
         {'control-variate': {'w': array([0.5])}}
     """
-    old = state.get(CONTROL, {})
+    old = state.get(keys.CONTROL_VARIATE, {})
     new = dict(old)
     for name, update in stats.update.items():
         # The two terms with c are one: (P c - Σ pᵢ c) / P⁺ = c (P - Σ pᵢ) / P⁺.
@@ -222,7 +213,7 @@ def next_control(
         if name in old:
             c += old[name] * ((before - stats.weight) / total)
         new[name] = c
-    return {CONTROL: new}
+    return {keys.CONTROL_VARIATE: new}
 
 
 def check_steps(num_alike: int, unlike: Sequence[int], without: Sequence[int]) -> None:
@@ -240,11 +231,11 @@ def check_steps(num_alike: int, unlike: Sequence[int], without: Sequence[int]) -
     """
     if len(unlike) >= num_alike > 0:
         raise ValueError(
-            f"Scaffold({STEP}): must be the same at every client, {len(unlike)} differ from "
-            f"{num_alike}. Give all the same local-steps and learning-rate."
+            f"Scaffold({keys.CONTROL_STEP}): must be the same at every client, {len(unlike)} "
+            f"differ from {num_alike}. Give all the same local-steps and learning-rate."
         )
     if without and not num_alike:
         raise ValueError(
-            f"Scaffold(metrics of node {without[0]}): no {STEP}, so its ClientApp uses no control "
-            "variates. Use fedexp.clients.client_app, or a strategy without them."
+            f"Scaffold(metrics of node {without[0]}): no {keys.CONTROL_STEP}, so its ClientApp "
+            "uses no control variates. Use fedexp.clients.client_app, or a strategy without them."
         )

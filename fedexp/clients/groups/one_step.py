@@ -15,6 +15,7 @@ from flwr.app import Context, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedexp import keys
 from fedexp.arrays import Arrays
 from fedexp.clients.client import Client
 from fedexp.clients.client_round import ClientRound
@@ -48,7 +49,7 @@ def _chain_of(begun: ClientRound) -> Chain | None:
     """The model as a chain, if its client takes one step of plain SGD on a CPU."""
     settings, make = begun.settings, begun.make
     single = settings.num_steps == 1 and settings.plain and not settings.weight_decay
-    if not single or begun.control or begun.config.get("final-loss"):
+    if not single or begun.control or begun.config.get(keys.FINAL_LOSS):
         return None
     plain = isinstance(make, LocalOptimizer) and make.is_plain
     on_cpu = all(p.device.type == "cpu" for p in begun.module.parameters())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import fedexp.runs.unit_run  # noqa: F401 - it keeps what it imports, so not while it is patched
 from fedexp import app, cli
 from fedexp.clients import Examples
 from fedexp.runs import recorder as runs

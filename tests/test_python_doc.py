@@ -23,7 +23,7 @@ class Pairs(torch.utils.data.Dataset):
 
 
 @pytest.fixture
-def names(tmp_path, monkeypatch, in_this_process):
+def names(tmp_path, monkeypatch):
     """What the document speaks of as the reader's: objects by name, and files by path."""
     pd, pil = pytest.importorskip("pandas"), pytest.importorskip("PIL.Image")
     hf = pytest.importorskip("datasets")
@@ -44,7 +44,7 @@ def names(tmp_path, monkeypatch, in_this_process):
     return {"frame": frame, "x": x, "y": y, "torch_dataset": Pairs(), "hf_dataset": table}
 
 
-def test_the_examples_run_in_their_order(names, capsys):
+def test_the_examples_run_in_their_order(names, in_this_process, capsys):
     seen = {}
     for block in BLOCKS:
         exec(compile(block, "python.md", "exec"), names)
@@ -63,6 +63,7 @@ def test_the_examples_run_in_their_order(names, capsys):
 
 
 def test_the_arrays_of_the_own_client_app_are_those_of_a_hand_written_loop(names):
+    """On Ray, which is what a ClientApp of others goes to."""
     for block in BLOCKS:
         if block.startswith(("import fedexp", "from flwr.app")):
             exec(compile(block, "python.md", "exec"), names)

@@ -148,7 +148,7 @@ class Config(BaseModel):
         0.0, ge=0, le=1, description="that bound follows this quantile of the norms; 0: it is fixed"
     )
     drop_beyond: float = Field(
-        0.0, ge=0, description="leave out updates beyond this multiple of the median norm; 0: none"
+        0.0, ge=0, description="drop updates beyond this multiple of the median norm; 0: none"
     )
     buffers: Literal["average", "keep"] = Field(
         "average", description="arrays that the step does not move: average of the clients, or keep"

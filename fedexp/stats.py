@@ -46,10 +46,10 @@ class PseudoGradientStats:
         cls, before: Arrays, after: Arrays, *, weight: float, trainable: frozenset[str]
     ) -> PseudoGradientStats:
         """Statistics of one client that got ``before`` and returned ``after``."""
-        return cls.fold(before, [after], weights=[weight], trainable=trainable)
+        return cls.aggregate(before, [after], weights=[weight], trainable=trainable)
 
     @classmethod
-    def fold(
+    def aggregate(
         cls,
         before: Arrays,
         afters: Sequence[Arrays],
@@ -66,11 +66,11 @@ class PseudoGradientStats:
         Args:
             before: ``w``, what every one of them got.
             afters: ``wᵢ``, what each returned; names and shapes of ``before``.
-            weights: ``pᵢ > 0``, or 0 for a client to be left out in its place.
+            weights: ``pᵢ > 0``, or 0 for a client that is dropped but keeps its place.
             trainable: names that count as update; the rest are buffers.
-            scales: ``sᵢ ≤ 1``; ``sᵢ Δᵢ`` counts in place of ``Δᵢ``. All 1 if left out.
+            scales: ``sᵢ ≤ 1``; ``sᵢ Δᵢ`` counts in place of ``Δᵢ``. All 1 by default.
             onto: a running total to add to. Its arrays are reused for the result: a server that
-                folds reply after reply holds one float64 model, however many there are.
+                adds reply after reply holds one float64 model, however many there are.
         """
         onto = onto or cls()
         scales = [1.0] * len(afters) if scales is None else scales
@@ -85,7 +85,7 @@ class PseudoGradientStats:
             else:
                 terms = [p * x.astype(np.float64) for p, x in zip(weights, columns, strict=True)]
                 buffers[name] = np.asarray(tree_sum(terms))
-        folded = cls(
+        added = cls(
             count=sum(weight > 0 for weight in weights),
             weight=float(tree_sum(weights)),
             sq_norm=_dot(factors, [s * q for s, q in zip(scales, sq_norms, strict=True)]),
@@ -93,7 +93,7 @@ class PseudoGradientStats:
             buffers=buffers,
             num_clipped=sum(p > 0 and s < 1 for p, s in zip(weights, scales, strict=True)),
         )
-        return replace(replace(onto, update={}) + folded, update=update)
+        return replace(replace(onto, update={}) + added, update=update)
 
     def __add__(self, other: PseudoGradientStats) -> PseudoGradientStats:
         return PseudoGradientStats(

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import stats_of
 
 from fedexp.clients import ClientSettings
 
@@ -20,13 +21,18 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def test_what_contributors_are_shown_works():
-    rule, optimizer, dataset = re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL)
     names: dict = {}
-    for block in (rule, optimizer, dataset):
+    strategies = []
+    for block in blocks:
         exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+        strategies.append(names["strategy"])
+    rule, damped, *_ = strategies
+    halved = damped.extensions[-1].aggregate(None, stats_of([1.0, 3.0]), {}).stats
+    assert halved.update["w"].tolist() == [0.5, 1.5]
     sizes, state = [], {}
     for _ in range(4):
-        eta, state = names["strategy"].optimizer.step_size(None, None, state)
+        eta, state = rule.optimizer.step_size(None, None, state)
         sizes.append(eta)
     assert sizes == pytest.approx([2.0, 2 / 2**0.5, 2 / 3**0.5, 1.0])
     weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
@@ -41,7 +47,7 @@ def test_the_map_of_the_house_names_every_room():
     rooms = {path.stem for path in (ROOT / "fedexp").iterdir() if path.suffix == ".py"}
     rooms |= {path.parent.name for path in (ROOT / "fedexp").glob("*/__init__.py")}
     tools = {"__init__", "__main__", "arrays", "extras", "files", "logs", "specs", "threads"}
-    tools |= {"terminal", "records", "fold", "foreign_draws", "verdict"}
+    tools |= {"terminal", "records", "sums", "foreign_draws", "verdict"}
     table = CONTRIBUTING[: CONTRIBUTING.index("## The way")]
     assert {room for room in rooms - tools if f"`{room}" not in table} == set()
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedexp.stats import PseudoGradientStats, total, tree_sum
 
-# Every kind of array at once; `large` spans several blocks of a fold.
+# Every kind of array at once; `large` spans several blocks of a sum.
 BEFORE = {
     "matrix": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
     "scalar": np.asarray(0.5),
@@ -102,17 +102,17 @@ def test_the_empty_statistics_are_the_zero():
     st.lists(st.tuples(st.integers(0, 99), st.just(0.0) | weights), min_size=1, max_size=9),
     st.none() | st.tuples(st.integers(0, 99), weights),
 )
-def test_a_fold_is_the_tree_sum_of_single_clients_to_the_last_bit(parts, first):
+def test_the_aggregate_is_the_tree_sum_of_single_clients_to_the_last_bit(parts, first):
     onto = client(*first) if first else PseudoGradientStats()
     expected = onto + tree_sum([client(*part) for part in parts])
-    folded = PseudoGradientStats.fold(
+    added = PseudoGradientStats.aggregate(
         BEFORE,
         [after(seed) for seed, _ in parts],
         weights=[weight for _, weight in parts],
         trainable=TRAINABLE,
         onto=deepcopy(onto),
     )
-    assert_same_bits(folded, expected)
+    assert_same_bits(added, expected)
 
 
 @given(clients, clients)
@@ -130,7 +130,7 @@ def test_operands_are_never_changed():
     before, one, a, b = deepcopy(BEFORE), after(1), client(1, 2.0), client(2, 3.0)
     copies = deepcopy((one, a, b))
     total([a, b, a + b])
-    PseudoGradientStats.fold(
+    PseudoGradientStats.aggregate(
         BEFORE, [one, one], weights=[1.0, 2.0], trainable=TRAINABLE, onto=a + b
     )
     assert_same_bits(a, copies[1])
@@ -139,22 +139,22 @@ def test_operands_are_never_changed():
         assert all(np.array_equal(x[name], y[name]) for name in x)
 
 
-def test_a_fold_adds_to_read_only_sums_without_touching_them():
+def test_aggregating_adds_to_read_only_sums_without_touching_them():
     onto = client(1, 1.0)
     for x in onto.update.values():
         x.flags.writeable = False
-    folded = PseudoGradientStats.fold(
+    added = PseudoGradientStats.aggregate(
         BEFORE, [after(2)], weights=[1.0], trainable=TRAINABLE, onto=onto
     )
-    assert_same_bits(folded, client(1, 1.0) + client(2, 1.0))
+    assert_same_bits(added, client(1, 1.0) + client(2, 1.0))
 
 
-def test_a_running_total_is_folded_in_place():
+def test_a_running_total_grows_in_place():
     onto = client(1, 1.0)
-    folded = PseudoGradientStats.fold(
+    added = PseudoGradientStats.aggregate(
         BEFORE, [after(2)], weights=[1.0], trainable=TRAINABLE, onto=onto
     )
-    assert np.shares_memory(folded.update["large"], onto.update["large"])
+    assert np.shares_memory(added.update["large"], onto.update["large"])
 
 
 def test_sums_are_float64_arrays_of_the_parameters_shapes():

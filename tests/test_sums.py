@@ -63,7 +63,7 @@ def test_any_grouping_into_subtrees_gives_the_same_bits():
 
     def total(some):
         part = slice(*some)
-        return PseudoGradientStats.fold(
+        return PseudoGradientStats.aggregate(
             {"w": w},
             [{"w": x} for x in columns[part]],
             weights=list(weights[part]),

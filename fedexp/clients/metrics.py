@@ -79,9 +79,7 @@ class Metrics:
             except ValueError as error:
                 if name not in self._warned:
                     self._warned.add(name)
-                    log(
-                        WARNING, "Metric %r left out: %s.", name, one_line(error.__cause__ or error)
-                    )
+                    log(WARNING, "Metric %r dropped: %s.", name, one_line(error.__cause__ or error))
         return found
 
     def check(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:

@@ -57,7 +57,7 @@ class WorkerShare:
         arrays = [result.arrays if is_one else before for result, is_one in pairs]
         norms = [self.reading.norm(x, before, kind) for x in arrays]
         with np.errstate(over="ignore"):  # it shows in the norm
-            stats = PseudoGradientStats.fold(
+            stats = PseudoGradientStats.aggregate(
                 before,
                 arrays,
                 weights=[result.weight if is_one else 0.0 for result, is_one in pairs],

@@ -12,6 +12,7 @@ from fedexp.strategies.adaptive_presets import (
 from fedexp.strategies.averages import MeanOfLast, MovingAverage, average_named
 from fedexp.strategies.directions import Adagrad, Adam, Identity, Momentum, Yogi
 from fedexp.strategies.evaluation import BothIterates, MeanOfIterates, MeanOfLastTwo
+from fedexp.strategies.extensions import Adapted, Extension, Received, RoundInProgress, Sent
 from fedexp.strategies.extrapolation import Extrapolation, RunningExtrapolation
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.medians import MedianBounds
@@ -38,10 +39,12 @@ __all__ = [
     "STRATEGIES",
     "Adagrad",
     "Adam",
+    "Adapted",
     "BothIterates",
     "Capped",
     "Constant",
     "Diversity",
+    "Extension",
     "Extrapolation",
     "FedAdagrad",
     "FedAdam",
@@ -69,11 +72,14 @@ __all__ = [
     "NesterovExP",
     "Polyak",
     "QuantileClip",
+    "Received",
     "Relaxed",
+    "RoundInProgress",
     "RunningExtrapolation",
     "RunningRatio",
     "Scaffold",
     "ScaffoldExP",
+    "Sent",
     "ServerOptimizer",
     "StochasticPolyak",
     "Yogi",

@@ -34,6 +34,10 @@ class RoundInProgress:
         settings: for the clients, as the user gave them.
         nodes: the nodes that are asked to train; none before they are drawn.
         num_nodes: how many are connected.
+
+    Example:
+        >>> RoundInProgress({}, None, server_round=3, nodes=[7, 8], num_nodes=50).nodes
+        [7, 8]
     """
 
     params: Arrays
@@ -71,6 +75,13 @@ class Received:
         step: ``K η_l``, which all have in common, where the reading has a ``step_key``.
         unlike: nodes of replies that were dropped because they do not add up with the others.
         without_step: nodes of replies that were dropped because they lack the ``step_key``.
+
+    Example:
+        >>> from fedexp.wire import Reading
+        >>> asked = RoundInProgress({}, Reading("num-examples", False, frozenset(), "arrays"))
+        >>> metrics = [{"num-examples": 3}, {"num-examples": 5}]
+        >>> Received(asked, PseudoGradientStats(), [7, 8], metrics, [0.0, 0.0]).weights
+        [3.0, 5.0]
     """
 
     round: RoundInProgress
@@ -107,6 +118,10 @@ class Sent:
         settings: entries of the clients' config record.
         arrays: arrays by name, by the key of the record that brings them.
         state: new entries of the strategy's state. They stay, whatever becomes of the round.
+
+    Example:
+        >>> (Sent({"mu": 0.1}) | Sent({"run-id": 3.0})).settings
+        {'mu': 0.1, 'run-id': 3.0}
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -128,6 +143,10 @@ class Adapted(NamedTuple):
         stats: the sums that the server step gets.
         state: new entries of the strategy's state. They are forgotten if the step is refused.
         metrics: what to report of the round.
+
+    Example:
+        >>> Adapted(PseudoGradientStats(count=2), metrics={"num-late": 1.0}).state
+        {}
     """
 
     stats: PseudoGradientStats

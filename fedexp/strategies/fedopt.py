@@ -200,7 +200,7 @@ class FedOpt(Aggregation):
         """Aggregate the metrics of the usable replies."""
         whole = self.evaluate_metrics_aggr_fn is not aggregate_metricrecords
         usable = Replies({}, self.reading(), whole=whole, bounds=self.bounds)
-        usable.fold_metrics(usable.contents(replies))
+        usable.keep_metrics(usable.contents(replies))
         self.attendance.tell(usable.failures)
         return usable.aggregated(self.evaluate_metrics_aggr_fn) if usable.metrics else None
 

@@ -141,7 +141,7 @@ class FedOpt(FlowerFedAvg):
             check_mean_is_enough(owner, step_size, ours.extensions, weighted=ours.weighted)
         self._begin_with_first()
         usable = ours.replies()
-        usable.fold(self._decoded(results), ours.extensions.drop)
+        usable.aggregate(self._decoded(results), ours.extensions.drop)
         step = ours.finish(server_round, usable)
         if step is None:
             log(WARNING, "Round %d: no usable result, the model is unchanged.", server_round)

@@ -1,4 +1,4 @@
-"""The replies of one round, folded as they arrive."""
+"""The replies of one round, added up as they arrive."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Replies:
 
     Attributes:
         kind: what the replies that count have in common.
-        failures: node and reason of each reply that was left out.
+        failures: node and reason of each reply that was dropped.
         unlike: nodes of sound replies of another kind.
         without_step: nodes of replies without the metric ``reading.step_key``.
     """
@@ -62,7 +62,7 @@ class Replies:
 
     @property
     def num_failures(self) -> int:
-        """How many replies were left out."""
+        """How many replies were dropped."""
         return len(self.failures)
 
     @property
@@ -97,7 +97,7 @@ class Replies:
         for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_error():
-                self._leave_out(node, reply.error.reason or f"error {reply.error.code}")
+                self._drop(node, reply.error.reason or f"error {reply.error.code}")
             else:
                 content = reply.content
                 del reply  # only who iterates may hold it while the next one is in the making
@@ -115,19 +115,19 @@ class Replies:
             self.failures += replies.failures
             self._choose()
         else:
-            self.fold(self.contents(replies), drop)
+            self.aggregate(self.contents(replies), drop)
 
-    def fold(self, contents: Iterable[Content], drop: Drop | None = None) -> None:
+    def aggregate(self, contents: Iterable[Content], drop: Drop | None = None) -> None:
         """As ``take``, of single replies without their messages."""
         if drop is not None:
-            self._fold_held(contents, drop)
+            self._aggregate_held(contents, drop)
         else:
             for node, content in contents:
                 self._add(self._read(node, content), content)
                 del content
         self._choose()
 
-    def _fold_held(self, contents: Iterable[Content], drop: Drop) -> None:
+    def _aggregate_held(self, contents: Iterable[Content], drop: Drop) -> None:
         held = [(self._read(node, content), content) for node, content in contents]
         sound = [(result, content) for result, content in held if not result.refused]
         for result, content in held:
@@ -149,19 +149,19 @@ class Replies:
             )
             self._chosen = self._groups.pop(self.kind)
         for node in self.without_step:
-            self._leave_out(node, f"{self.reading.step_key} is no positive number.")
+            self._drop(node, f"{self.reading.step_key} is no positive number.")
         for kind, group in self._groups.items():
             for node, _ in group.metrics:
                 self.unlike.append(node)
-                self._leave_out(node, _difference(kind, self.kind))
+                self._drop(node, _difference(kind, self.kind))
 
-    def fold_metrics(self, contents: Iterable[Content]) -> None:
+    def keep_metrics(self, contents: Iterable[Content]) -> None:
         """Keep the metrics of evaluate replies, or note why not."""
         for node, content in contents:
             try:
                 self.reading.weight(content)
             except wire.BadReply as error:
-                self._leave_out(node, str(error))
+                self._drop(node, str(error))
             else:
                 self._chosen.keep(node, content)
 
@@ -177,12 +177,12 @@ class Replies:
 
     def _add(self, result: ClientResult, content: RecordDict) -> None:
         if result.kind is None:
-            self._leave_out(result.node, result.refused)
+            self._drop(result.node, result.refused)
             return
         kind, group = result.kind, self._group(result.kind)
         before = kind.part(self.before)
         norm = self.reading.norm(result.arrays, before, kind)
-        group.stats = PseudoGradientStats.fold(
+        group.stats = PseudoGradientStats.aggregate(
             before,
             [result.arrays],
             weights=[result.weight],
@@ -196,7 +196,7 @@ class Replies:
     def _group(self, kind: wire.Kind) -> ReplyGroup:
         return self._groups.setdefault(kind, self._new_group())
 
-    def _leave_out(self, node: int, reason: str) -> None:
+    def _drop(self, node: int, reason: str) -> None:
         self.failures.append((node, reason))
 
 

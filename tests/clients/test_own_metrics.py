@@ -181,7 +181,7 @@ def test_a_metric_that_fails_is_left_out_and_named_once(logged):
         found = evaluate(model, examples, default_loss, metrics=metrics)
         assert found.keys() == {"loss", "accuracy", "sums"}
     for name in FAILING:
-        assert sum(f"Metric {name!r} left out" in line for line in logged) == 1
+        assert sum(f"Metric {name!r} dropped" in line for line in logged) == 1
     with pytest.raises(ValueError, match=r"metrics\(raises\): fails on the test set: ZeroDivision"):
         evaluate(model, examples, default_loss, metrics=metrics.check)
 
@@ -226,4 +226,4 @@ def test_a_client_where_a_metric_has_no_meaning_reports_the_others(logged):
     found, *_ = client("roc-auc, f1", lambda partition: partition == 1)
     assert ["eval-roc-auc" in metrics for metrics in found] == [True, False, True]
     assert all("eval-f1" in metrics for metrics in found)
-    assert sum("Metric 'roc-auc' left out" in line for line in logged) == 1
+    assert sum("Metric 'roc-auc' dropped" in line for line in logged) == 1

@@ -28,10 +28,10 @@ BEFORE = {"w": np.zeros(2)}
 READING = Reading("num-examples", False, frozenset("w"), "arrays")
 
 
-def folded(rows):
+def received(rows):
     replies = Replies(BEFORE, READING)
     bodies = [content(BEFORE, **row) for row in rows]
-    replies.fold(replies.contents(reply(body, i + 2) for i, body in enumerate(bodies)))
+    replies.aggregate(replies.contents(reply(body, i + 2) for i, body in enumerate(bodies)))
     return replies
 
 
@@ -40,7 +40,7 @@ def test_their_mean_is_that_of_flowers_own_function(rows):
     expected = aggregate_metricrecords(
         [RecordDict({"metrics": MetricRecord(dict(row))}) for row in rows], "num-examples"
     )
-    got = folded(rows).aggregated(aggregate_metricrecords)
+    got = received(rows).aggregated(aggregate_metricrecords)
     assert got.keys() == expected.keys()
     scale = max(1.0, *(abs(x) for row in rows for x in (row["train-loss"], *row["per-class"])))
     for key in expected:
@@ -56,7 +56,7 @@ def test_any_other_function_gets_a_record_per_client():
         seen.append(weighted_by)
         return MetricRecord({"most": max(r["metrics"]["train-loss"] for r in records)})
 
-    assert dict(folded(rows).aggregated(largest)) == {"most": 3.0}
+    assert dict(received(rows).aggregated(largest)) == {"most": 3.0}
     assert seen == ["num-examples"]
 
 
@@ -109,7 +109,7 @@ def test_a_metric_that_nobody_reports_soundly_is_left_out():
 
 
 def test_a_client_with_other_metrics_counts_in_the_step():
-    replies = folded([{"train_loss": 1.0}, {"train_loss": 3.0}, {"other": 9.0}])
+    replies = received([{"train_loss": 1.0}, {"train_loss": 3.0}, {"other": 9.0}])
     assert dict(replies.aggregated(aggregate_metricrecords)) == {"train-loss": 2.0, "other": 9.0}
     assert replies.stats.count == 3
     assert math.isfinite(replies.stats.sq_norm)

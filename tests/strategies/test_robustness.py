@@ -86,11 +86,11 @@ def test_scaled_statistics_are_those_of_scaled_updates():
     w = {"w": rng.normal(size=20000), "b": np.asarray(rng.normal())}
     afters = [{k: x + rng.normal(size=x.shape) for k, x in w.items()} for _ in range(3)]
     weights, scales, names = [1.0, 2.0, 0.5], [0.3, 1.0, 0.7], frozenset(w)
-    ours = PseudoGradientStats.fold(w, afters, weights=weights, trainable=names, scales=scales)
+    ours = PseudoGradientStats.aggregate(w, afters, weights=weights, trainable=names, scales=scales)
     shorter = [
         {k: x - s * (x - a[k]) for k, x in w.items()} for a, s in zip(afters, scales, strict=True)
     ]
-    plain = PseudoGradientStats.fold(w, shorter, weights=weights, trainable=names)
+    plain = PseudoGradientStats.aggregate(w, shorter, weights=weights, trainable=names)
     assert ours.sq_norm == pytest.approx(plain.sq_norm)
     assert ours.norm == pytest.approx(plain.norm)
     assert (ours.num_clipped, ours.count) == (2, 3)

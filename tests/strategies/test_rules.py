@@ -147,7 +147,7 @@ def test_a_step_moves_trainable_arrays_and_averages_the_others():
         {"w": np.float32([0, 2]), "bn.running_var": np.float32([0.5]), "n": np.asarray(13)},
         {"w": np.float32([1, 0]), "bn.running_var": np.float32([0.1]), "n": np.asarray(14)},
     ]
-    stats = PseudoGradientStats.fold(before, afters, weights=[1, 1], trainable=frozenset("w"))
+    stats = PseudoGradientStats.aggregate(before, afters, weights=[1, 1], trainable=frozenset("w"))
     new, _, eta = ServerOptimizer(step_size=Constant(3.0)).step(before, stats, {})
     assert list(new) == list(before)
     assert eta == 3.0

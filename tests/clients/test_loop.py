@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fedexp import clients
 from fedexp.clients import ClientSettings, Examples, default_loss, evaluate, sgd, train
+from fedexp.config import Config
 
 SIZES = st.integers(1, 40)
 
@@ -203,3 +205,20 @@ def test_without_examples_nothing_is_trained_or_tested():
         ClientSettings().batches(len(none), np.random.default_rng(0))
     with pytest.raises(ValueError, match="no examples to test on"):
         evaluate(nn.Linear(2, 1), none, default_loss)
+
+
+def test_a_client_that_is_told_nothing_trains_as_a_run_does():
+    assert ClientSettings.of({}) == ClientSettings() == ClientSettings.of(Config().values())
+
+
+@pytest.mark.parametrize(
+    ("earlier", "name"),
+    [
+        ("LocalTraining", "ClientSettings"),
+        ("ScheduledSGD", "FedHyperSGD"),
+        ("Trainer", "Client"),
+        ("sgd", "plain_sgd"),
+    ],
+)
+def test_names_of_earlier_versions_are_the_same_objects(earlier, name):
+    assert getattr(clients, earlier) is getattr(clients, name)

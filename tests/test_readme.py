@@ -28,7 +28,8 @@ def test_what_contributors_are_shown_works():
         exec(compile(block, "CONTRIBUTING.md", "exec"), names)
         strategies.append(names["strategy"])
     rule, damped, *_ = strategies
-    halved = damped.extensions[-1].aggregate(None, stats_of([1.0, 3.0]), {}).stats
+    (own,) = (x for x in damped.extensions if isinstance(x, names["Damped"]))
+    halved = own.aggregate(None, stats_of([1.0, 3.0]), {}).stats
     assert halved.update["w"].tolist() == [0.5, 1.5]
     sizes, state = [], {}
     for _ in range(4):

@@ -122,12 +122,6 @@ class _AdaptiveStrategy(FedOpt):
     m_t = OfState("first-moment", -1.0)  # Flower's moment is that of -Δ̄
     v_t = OfState("second-moment")
 
-    def __init__(
-        self, *args: Any, direction: AdaptiveDirection, eta: float, eta_l: float, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, optimizer=ServerOptimizer(direction, Constant(eta)), **kwargs)
-        self.eta_l = eta_l
-
 
 class FedAdagrad(_AdaptiveStrategy):
     """``v ← v + Δ̄²``, ``w ← w - η Δ̄/(√v + τ)``. Reddi et al. 2021, arXiv:2003.00295.
@@ -166,7 +160,8 @@ class FedAdagrad(_AdaptiveStrategy):
         **kwargs: Any,
     ) -> None:
         direction = Adagrad(beta_2=0.0, tau=tau, initial=0.0 if flower_compatible else None)
-        super().__init__(*args, direction=direction, eta=eta, eta_l=eta_l, **kwargs)
+        super().__init__(*args, optimizer=ServerOptimizer(direction, Constant(eta)), **kwargs)
+        self.eta_l = eta_l
 
 
 class FedAdam(_AdaptiveStrategy):
@@ -214,7 +209,8 @@ class FedAdam(_AdaptiveStrategy):
             if flower_compatible
             else Adam(beta_1, beta_2, tau)
         )
-        super().__init__(*args, direction=direction, eta=eta, eta_l=eta_l, **kwargs)
+        super().__init__(*args, optimizer=ServerOptimizer(direction, Constant(eta)), **kwargs)
+        self.eta_l = eta_l
 
 
 class FedYogi(_AdaptiveStrategy):
@@ -258,7 +254,8 @@ class FedYogi(_AdaptiveStrategy):
         **kwargs: Any,
     ) -> None:
         direction = Yogi(beta_1, beta_2, tau, initial=0.0 if flower_compatible else None)
-        super().__init__(*args, direction=direction, eta=eta, eta_l=eta_l, **kwargs)
+        super().__init__(*args, optimizer=ServerOptimizer(direction, Constant(eta)), **kwargs)
+        self.eta_l = eta_l
 
 
 class FedProx(FedAvg):

@@ -86,7 +86,8 @@ def common_arguments() -> dict[str, Any]:
 def _defaults(cls: type, until: type = object) -> dict[str, Any]:
     """Of the named arguments of ``cls`` and what it derives from; the nearest class decides."""
     found: dict[str, Any] = {}
-    for base in cls.__mro__[: cls.__mro__.index(until)]:
+    own = [base for base in cls.__mro__[: cls.__mro__.index(until)] if "__init__" in vars(base)]
+    for base in own:
         for parameter in inspect.signature(base).parameters.values():
             is_named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
             if is_named and not any(kind in str(parameter.annotation) for kind in _IN_TEXT_NO):

@@ -11,7 +11,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedexp.stats import PseudoGradientStats
-from fedexp.wire import Kind, Reading
+from fedexp.wire import Kind, ReplyFormat
 
 Failure = tuple[int, str]
 """A node, and why its reply is not used."""
@@ -81,7 +81,7 @@ class MergingGrid(Grid):
 
     @abstractmethod
     def send_and_merge(
-        self, messages: Iterable[Message], reading: Reading, timeout: float | None
+        self, messages: Iterable[Message], reading: ReplyFormat, timeout: float | None
     ) -> Merged:
         """Let the nodes train, and add their results up where they are made.
 

@@ -60,7 +60,7 @@ class ClientResult:
         arrays: its model after the local steps; nobody writes to them any more.
         metrics: as the client reported them.
         buffers: names among ``arrays`` that only the client knows to be no parameters.
-        kind: what it can be added to; None until ``Reading.admitted`` has set it.
+        kind: what it can be added to; None until ``ReplyFormat.admitted`` has set it.
         weight: ``pᵢ``; likewise.
         refused: why it is not used; empty if it is.
 
@@ -88,7 +88,7 @@ class ClientResult:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReplyFormat:
     """How replies of a round are to be read.
 
     Attributes:

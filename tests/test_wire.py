@@ -7,7 +7,7 @@ import pytest
 from builders import content, record
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
-from fedexp.wire import Reading
+from fedexp.wire import ReplyFormat
 
 BEFORE = {"w": np.zeros((2, 3), np.float32), "n": np.asarray(3)}
 GOOD = {"w": np.ones((2, 3), np.float32), "n": np.asarray(5)}
@@ -20,7 +20,7 @@ def reading(**changes):
         "trainable": frozenset("w"),
         "arrays_key": "arrays",
     }
-    return Reading(**(values | changes))
+    return ReplyFormat(**(values | changes))
 
 
 def test_a_reply_that_was_read_dies_with_its_last_reference():

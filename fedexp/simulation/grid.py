@@ -19,7 +19,7 @@ from fedexp.simulation.flower.contents import content_of
 from fedexp.simulation.flower.unencoded import unencoded
 from fedexp.simulation.guard import ClientRaised, guarded
 from fedexp.simulation.transport import Packed
-from fedexp.wire import Reading, reason_of
+from fedexp.wire import ReplyFormat, reason_of
 
 FIRST_NODE_ID = 2  # 0 and 1 are Flower's own
 RAISED = 2  # Flower's error code for a ClientApp that raised
@@ -78,7 +78,7 @@ class LocalGrid(OrderedGrid, MergingGrid):
         """Run ``messages``, at least one, on their nodes; yield a reply to each, in any order."""
 
     @abstractmethod
-    def _merge(self, messages: list[Message], reading: Reading, timeout: float) -> Merged:
+    def _merge(self, messages: list[Message], reading: ReplyFormat, timeout: float) -> Merged:
         """Run ``messages``, at least one, on their nodes; the results, added up."""
 
     def set_run(self, run: flower.Run) -> None:
@@ -142,7 +142,7 @@ class LocalGrid(OrderedGrid, MergingGrid):
         return self._answers([self._numbered(message) for message in messages], timeout)
 
     def send_and_merge(
-        self, messages: Iterable[Message], reading: Reading, timeout: float | None
+        self, messages: Iterable[Message], reading: ReplyFormat, timeout: float | None
     ) -> Merged:
         """Let the nodes train, and add their results up where they are made.
 

@@ -26,7 +26,7 @@ from fedexp.simulation.jobs import jobs_of
 from fedexp.simulation.transport import pack, unpack
 from fedexp.simulation.worker import Worker
 from fedexp.threads import one_thread
-from fedexp.wire import Reading
+from fedexp.wire import ReplyFormat
 
 
 class SerialGrid(LocalGrid):
@@ -87,7 +87,7 @@ class SerialGrid(LocalGrid):
         self.busy = 0.0
         return (self._answer(message, timeout) for message in messages)
 
-    def _merge(self, messages: list[Message], reading: Reading, timeout: float) -> Merged:
+    def _merge(self, messages: list[Message], reading: ReplyFormat, timeout: float) -> Merged:
         worker = self._worker or self._new_worker()
         worker.timeout = timeout
         contents, jobs = jobs_of(messages, self.states)

@@ -26,7 +26,7 @@ from fedexp.simulation.merge_tree import Span, subtrees
 from fedexp.simulation.transport import Packed, pack, unpack
 from fedexp.simulation.worker_share import WorkerShare, models_at_once
 from fedexp.threads import one_thread
-from fedexp.wire import ClientResult, Reading
+from fedexp.wire import ClientResult, ReplyFormat
 
 if TYPE_CHECKING:  # they need PyTorch, and a ClientApp of NumPy does without
     from fedexp.clients.client import Client
@@ -97,7 +97,7 @@ class Worker:
         contents: Sequence[Packed],
         jobs: Mapping[int, ClientJob],
         whole: Span,
-        reading: Reading,
+        reading: ReplyFormat,
         group_size: int,
     ) -> ShareOutcome:
         """Run ``jobs``, neighbours in the cohort ``whole``, and add their results up."""
@@ -182,7 +182,7 @@ class _Merging(_Work):
         worker: Worker,
         contents: Sequence[Packed],
         jobs: Mapping[int, ClientJob],
-        reading: Reading,
+        reading: ReplyFormat,
         content: int,
     ) -> None:
         super().__init__(worker, contents, jobs)

@@ -11,7 +11,7 @@ from fedexp.arrays import Arrays, first_non_finite, update_norm
 from fedexp.merged import ClientSums, Merged
 from fedexp.simulation.merge_tree import Span, halves
 from fedexp.stats import PseudoGradientStats
-from fedexp.wire import BadReply, ClientResult, Kind, Reading, check_norm
+from fedexp.wire import BadReply, ClientResult, Kind, ReplyFormat, check_norm
 
 _GROUP_BYTES = 1 << 28  # of trained models that wait to be added together
 _MAX_SQ_NORM = 1e200  # of a sum; beyond it, or NaN, its clients are looked at one by one
@@ -28,7 +28,7 @@ class WorkerShare:
     """
 
     run: Callable[[Span], Sequence[ClientResult]]
-    reading: Reading
+    reading: ReplyFormat
     before: Arrays
 
     def merged(self, span: Span, size: int) -> Merged:

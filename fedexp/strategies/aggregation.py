@@ -95,9 +95,9 @@ class Aggregation(FlowerFedAvg):
         self.state = self.state | sent.state
         return sent
 
-    def reading(self) -> wire.Reading:
+    def reading(self) -> wire.ReplyFormat:
         """How the replies of this round are read."""
-        reading: wire.Reading = self._round().reading
+        reading: wire.ReplyFormat = self._round().reading
         return reading
 
     def replies(self) -> Replies:
@@ -183,9 +183,9 @@ class Aggregation(FlowerFedAvg):
     def _round(self) -> RoundInProgress:
         return self.round or RoundInProgress({}, self._reading({}), settings=self.client_config)
 
-    def _reading(self, params: Arrays) -> wire.Reading:
+    def _reading(self, params: Arrays) -> wire.ReplyFormat:
         trainable = trainable_names(params).difference(self.state.get(_BUFFERS, {}))
-        reading = wire.Reading(
+        reading = wire.ReplyFormat(
             self.weighted_by_key,
             not self.weighted,
             trainable if self.trainable is None else self.trainable,

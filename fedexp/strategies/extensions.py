@@ -28,7 +28,7 @@ class RoundInProgress:
 
     Attributes:
         params: ``w``, the model that is sent; ``{}`` where it is not known.
-        reading: how the replies are read, a ``wire.Reading``: which names the step moves
+        reading: how the replies are read, a ``wire.ReplyFormat``: which names the step moves
             (``trainable``), and by what updates and weights are bounded.
         server_round: its number, from 1.
         settings: for the clients, as the user gave them.
@@ -41,7 +41,7 @@ class RoundInProgress:
     """
 
     params: Arrays
-    reading: Any  # this module is to need NumPy alone, and wire.Reading needs Flower
+    reading: Any  # this module is to need NumPy alone, and wire.ReplyFormat needs Flower
     server_round: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     nodes: Sequence[int] = ()
@@ -77,8 +77,8 @@ class Received:
         without_step: nodes of replies that were dropped because they lack the ``step_key``.
 
     Example:
-        >>> from fedexp.wire import Reading
-        >>> asked = RoundInProgress({}, Reading("num-examples", False, frozenset(), "arrays"))
+        >>> from fedexp.wire import ReplyFormat
+        >>> asked = RoundInProgress({}, ReplyFormat("num-examples", False, frozenset(), "arrays"))
         >>> metrics = [{"num-examples": 3}, {"num-examples": 5}]
         >>> Received(asked, PseudoGradientStats(), [7, 8], metrics, [0.0, 0.0]).weights
         [3.0, 5.0]
@@ -192,7 +192,7 @@ class Extension:
     holds_replies: ClassVar[bool] = False
 
     def reading(self, state: State) -> Mapping[str, Any]:
-        """Fields of ``wire.Reading`` that differ in the coming round: bounds, metrics required."""
+        """Fields of ``wire.ReplyFormat`` that differ in the coming round: bounds, metrics required."""
         return {}
 
     def send(self, round_: RoundInProgress, state: State) -> Sent:

@@ -222,7 +222,7 @@ class FedOpt(Aggregation):
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return list(self._construct_messages(record, chosen, use))
 
-    def _merge_by(self) -> wire.Reading | None:
+    def _merge_by(self) -> wire.ReplyFormat | None:
         """How a grid may add the replies up; None where single replies are looked at.
 
         Without a model there is nothing to measure updates from.

@@ -44,7 +44,7 @@ class Replies:
     def __init__(
         self,
         before: Arrays,
-        reading: wire.Reading,
+        reading: wire.ReplyFormat,
         *,
         whole: bool = False,
         bounds: MedianBounds | None = None,

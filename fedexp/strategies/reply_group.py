@@ -36,7 +36,7 @@ class ReplyGroup:
         contents: records of each reply, without arrays unless ``whole``; none of merged ones.
     """
 
-    reading: wire.Reading
+    reading: wire.ReplyFormat
     whole: bool = False
     bounds: MedianBounds | None = None
     stats: PseudoGradientStats = field(default_factory=PseudoGradientStats)

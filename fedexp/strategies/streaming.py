@@ -10,7 +10,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedexp.merged import Merged, MergingGrid, merging
-from fedexp.wire import Reading
+from fedexp.wire import ReplyFormat
 
 _SLICE = 4  # replies pulled together: what the server holds at once
 _PAUSE = 0.5  # seconds between looks when nothing has arrived
@@ -19,7 +19,7 @@ _PAUSE = 0.5  # seconds between looks when nothing has arrived
 def stream(
     grid: Grid,
     types: Iterable[str] = (MessageType.TRAIN, MessageType.EVALUATE),
-    merge_by: Callable[[], Reading | None] = lambda: None,
+    merge_by: Callable[[], ReplyFormat | None] = lambda: None,
 ) -> Grid:
     """``grid``, with ``send_and_receive`` handing out replies as they arrive.
 
@@ -46,7 +46,7 @@ class Stream:
     """
 
     def __init__(
-        self, grid: Grid, types: frozenset[str], merge_by: Callable[[], Reading | None]
+        self, grid: Grid, types: frozenset[str], merge_by: Callable[[], ReplyFormat | None]
     ) -> None:
         self.grid, self.types, self.merge_by = grid, types, merge_by
 

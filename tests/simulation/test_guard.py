@@ -22,7 +22,7 @@ from fedexp.simulation import SerialGrid, guard
 from fedexp.simulation.jobs import jobs_of
 from fedexp.simulation.worker import Worker
 from fedexp.strategies import FedAvg, FedExP
-from fedexp.wire import Reading
+from fedexp.wire import ReplyFormat
 
 
 def raising(error):
@@ -94,7 +94,9 @@ def test_a_client_of_ours_that_ends_itself_is_one_failure_alone_and_in_a_group(e
     worker = Worker(stock(end), 3, {}, "on")
     body = RecordDict({"arrays": model})
     contents, jobs = jobs_of([Message(body, node, "train") for node in (2, 3, 4)], {})
-    reading = Reading("num-examples", False, frozenset(module_arrays(nn.Linear(4, 3))), "arrays")
+    reading = ReplyFormat(
+        "num-examples", False, frozenset(module_arrays(nn.Linear(4, 3))), "arrays"
+    )
     assert worker.group_size(3)[0] > 1
     outcome = worker.merge(contents, jobs, (0, 3), reading, 3)
     merged = outcome.merged[0, 3]

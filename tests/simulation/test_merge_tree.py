@@ -12,10 +12,10 @@ from fedexp.merged import ClientSums, Merged
 from fedexp.simulation.merge_tree import combine, halves, subtrees, subtrees_up_to
 from fedexp.simulation.worker_share import WorkerShare
 from fedexp.stats import PseudoGradientStats, tree_sum
-from fedexp.wire import ClientResult, Reading
+from fedexp.wire import ClientResult, ReplyFormat
 
 BEFORE = {"w": np.linspace(-1, 1, 5, dtype=np.float32), "n": np.asarray(3)}
-READING = Reading("num-examples", False, frozenset("w"), "arrays")
+READING = ReplyFormat("num-examples", False, frozenset("w"), "arrays")
 
 
 def after(i: int) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedexp.strategies import FedAvg
 from fedexp.strategies.client_metrics import weighted_means
 from fedexp.strategies.replies import Replies
-from fedexp.wire import Reading
+from fedexp.wire import ReplyFormat
 
 NUMBERS = st.floats(-1e6, 1e6)
 METRICS = st.fixed_dictionaries(
@@ -25,7 +25,7 @@ METRICS = st.fixed_dictionaries(
     }
 )
 BEFORE = {"w": np.zeros(2)}
-READING = Reading("num-examples", False, frozenset("w"), "arrays")
+READING = ReplyFormat("num-examples", False, frozenset("w"), "arrays")
 
 
 def received(rows):

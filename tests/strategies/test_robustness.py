@@ -5,7 +5,7 @@ from test_presets import arrays_of, grid_of, run
 from fedexp.records import from_record
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies import STRATEGIES, FedAvg, FedExP, FixedClip, QuantileClip
-from fedexp.wire import Reading
+from fedexp.wire import ReplyFormat
 
 W = {"w": np.zeros(8)}
 SETTINGS = {"fraction_evaluate": 0.0, "weighted": False}
@@ -99,7 +99,7 @@ def test_scaled_statistics_are_those_of_scaled_updates():
 
 
 def test_an_update_is_scaled_to_the_bound_and_no_further():
-    reading = Reading("num-examples", False, frozenset({"w"}), "arrays", max_norm=0.5)
+    reading = ReplyFormat("num-examples", False, frozenset({"w"}), "arrays", max_norm=0.5)
     assert reading.norm({"w": np.full(4, 2.0)}, {"w": np.zeros(4)}) == 4.0
     assert reading.scale(4.0) == pytest.approx(0.5 / 4)
     assert reading.scale(0.2) == 1.0

@@ -22,7 +22,7 @@ from fedexp.simulation.jobs import ClientJob, ErrorReply, ShareOutcome, jobs_of
 from fedexp.simulation.merge_tree import Span, combine, subtrees_up_to
 from fedexp.simulation.ray.workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
 from fedexp.simulation.transport import Packed, packed_bytes, unpack
-from fedexp.wire import Reading
+from fedexp.wire import ReplyFormat
 
 _CHUNK_BYTES = 1 << 26  # of replies that one task returns
 _ONE_BY_ONE = 3  # the attempt in which a worker notes each client that it runs
@@ -114,7 +114,7 @@ class RayGrid(LocalGrid):
             for position, reply in sorted(outcome.replies.items()):
                 yield _message(messages[position], reply)
 
-    def _merge(self, messages: list[Message], reading: Reading, timeout: float) -> Merged:
+    def _merge(self, messages: list[Message], reading: ReplyFormat, timeout: float) -> Merged:
         contents, jobs = self._jobs(messages)
         whole, size = (0, len(messages)), self._size_of_groups(timeout)
         groups = subtrees_up_to(size, whole)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedexp.hypergradients import SGD, Adam, Hypergradient, Rule
+from fedexp.hypergradients import SGD, Adam, HypergradientOptimizer, Rule
 
 Step = Callable[[], Any]
 Row = dict[str, dict[str, float]]
@@ -167,7 +167,7 @@ def contenders(build: Callable[[], nn.Module], kind: str, size: int) -> dict[str
     if kind == "Adam":
         steps["torch, fused"] = training(build, lambda p: plain(p, lr=1e-3, fused=True), size)
     for name, rule in rules.items():
-        steps[name] = training(build, lambda p, rule=rule: Hypergradient(p, rule), size)
+        steps[name] = training(build, lambda p, rule=rule: HypergradientOptimizer(p, rule), size)
     if theirs := published(build, kind, size):
         steps["published"] = theirs
     return steps
@@ -180,7 +180,11 @@ def peak_copies(height: int | None) -> float:
     rule = SGD(1e-3, hyper=tower(height or 0))
 
     def build(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(params, 1e-3) if height is None else Hypergradient(params, rule)
+        return (
+            torch.optim.SGD(params, 1e-3)
+            if height is None
+            else HypergradientOptimizer(params, rule)
+        )
 
     small = nn.Parameter(torch.zeros(2))
     small.grad = torch.zeros(2)

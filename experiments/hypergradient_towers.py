@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, nll_loss
 
 from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.hypergradients.optimizer import Hypergradient
+from fedexp.hypergradients.optimizer import HypergradientOptimizer
 from fedexp.hypergradients.rules import SGD, Rule
 
 ALL = ("lr", "beta1", "beta2")
@@ -100,7 +100,7 @@ def trained(data: Digits, rule: Rule, num_epochs: float, seed: int) -> dict[str,
     torch.manual_seed(seed)  # Layers draw their first weights from the global generator.
     images, labels = data.train
     model = MLP(images.shape[1])
-    optimizer = Hypergradient(model.parameters(), rule)
+    optimizer = HypergradientOptimizer(model.parameters(), rule)
     generator = torch.Generator().manual_seed(seed)
     num_steps, batches = round(num_epochs * -(-len(labels) // 256)), iter(())
     for _ in range(num_steps):

@@ -192,7 +192,7 @@ class Extension:
     holds_replies: ClassVar[bool] = False
 
     def reading(self, state: State) -> Mapping[str, Any]:
-        """Fields of ``wire.ReplyFormat`` that differ in the coming round: bounds, wanted metrics."""
+        """Fields of ``wire.ReplyFormat`` that differ in the coming round, e.g. bounds."""
         return {}
 
     def send(self, round_: RoundInProgress, state: State) -> Sent:

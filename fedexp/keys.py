@@ -1,5 +1,7 @@
-"""The keys of what clients and server send each other; each is written here and nowhere else.
+"""The keys of what clients and server send each other.
 
+The code that writes and reads records has them from here alone; the files of a run use the same
+words.
 Flower's records name their entries by text. A key that one side writes and the other reads has one
 home, so that a slip is an error at import and not a value that is silently missing.
 """

@@ -179,7 +179,7 @@ class ReplyFormat:
             buffers: what the reply names as such.
         """
         step = metrics.get(self.step_key, 0.0)
-        sound = isinstance(step, int | float) and 0 < step < math.inf
+        sound = isinstance(step, int | float) and 1 / _MAX_WEIGHT < step < _MAX_WEIGHT
         absent = frozenset(before.keys() - arrays.keys())
         form = () if before else tuple((k, x.shape, x.dtype) for k, x in arrays.items())
         moved = self._moved(buffers) if before else frozenset()
@@ -263,6 +263,8 @@ def check_metrics(metrics: Mapping[Any, Any]) -> None:
     if len(metrics) > _MAX_METRICS:
         raise BadReply(f"it has {len(metrics)} metrics, at most {_MAX_METRICS} are read.")
     for key, value in metrics.items():
+        if not isinstance(key, str):
+            raise BadReply(f"metric {key!r} has a name that is no text.")
         for x in value if isinstance(value, list) else (value,):
             if not isinstance(x, int | float):
                 raise BadReply(f"metric {key!r} is {str(x)[:30]}, no number.")

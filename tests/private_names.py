@@ -28,8 +28,13 @@ def _names(node: ast.AST) -> Iterator[str]:
         case ast.Import(names=names):
             yield from (x.name for x in names if PRIVATE_MODULES.match(x.name))
         case ast.ImportFrom(module=str(module), names=names):
-            full = (f"{module}.{x.name}" for x in names)
-            yield from (name for name in full if PRIVATE_MODULES.match(name))
+            theirs = module.split(".")[0] in ("flwr", "ray")
+            yield from (
+                full
+                for x in names
+                if PRIVATE_MODULES.match(full := f"{module}.{x.name}")
+                or (theirs and x.name.startswith("_"))
+            )
         case ast.Call(func=ast.Name(id="Patch"), args=[owner], keywords=methods):
             yield from (f"{ast.unparse(owner)}.{x.arg}" for x in methods)
         case ast.Call(func=ast.Name(id="Message"), keywords=given):

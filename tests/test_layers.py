@@ -65,11 +65,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 MATHEMATICS = ["keys", "arrays", "sums", "stats"] + [
     f"strategies.{name}"
     for name in (
-        *("rules", "directions", "step_sizes", "extrapolation", "optimizer", "scaffold"),
+        *("directions", "step_sizes", "extrapolation", "optimizer", "scaffold"),
         *("averages", "running_ratio", "extensions", "rate_sharing"),
         *("robustness", "medians", "proximal"),
     )
-    if (PACKAGE / "strategies" / f"{name}.py").exists()
 ]
 # Where records are written and read: their keys stand in fedexp.keys alone.
 KEYED = ("wire.py", "merged.py", "rounds.py", "clients/", "strategies/", "simulation/")

@@ -4,8 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 from builders import stats_of
+from flwr.app import ArrayRecord
 
-from fedexp.clients import ClientSettings
+from fedexp.clients import ClientSettings, Examples, client_app
+from fedexp.simulation import SerialGrid
+from fedexp.strategies import Scaffold
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -20,6 +23,17 @@ def test_the_examples_run(block, capsys):
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
+FIRST = {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}
+
+
+def scaffold_app():
+    def examples(context):
+        inputs = torch.arange(8.0).view(4, 2) / 8 + int(context.node_config["partition-id"])
+        return (Examples(inputs, torch.tensor([0, 1, 0, 1])),) * 2
+
+    return client_app(lambda context: torch.nn.Linear(2, 2), examples)
+
+
 def test_what_contributors_are_shown_works():
     blocks = re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL)
     names: dict = {}
@@ -28,6 +42,16 @@ def test_what_contributors_are_shown_works():
         exec(compile(block, "CONTRIBUTING.md", "exec"), names)
         strategies.append(names["strategy"])
     rule, damped, *_ = strategies
+    results = [
+        Scaffold(fraction_evaluate=0.0).start(
+            make(scaffold_app(), 3, run_config={"local-steps": 2}),
+            ArrayRecord(FIRST),
+            num_rounds=2,
+        )
+        for make in (names["OneWorkerGrid"], SerialGrid)
+    ]
+    ours, theirs = (result.arrays["weight"].numpy() for result in results)
+    assert (ours == theirs).all()
     (own,) = (x for x in damped.extensions if isinstance(x, names["Damped"]))
     halved = own.aggregate(None, stats_of([1.0, 3.0]), {}).stats
     assert halved.update["w"].tolist() == [0.5, 1.5]

@@ -20,7 +20,6 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._C._autograd import _profiler_enabled
 from torch.optim.optimizer import (
     ParamsT,
     _global_optimizer_post_hooks,
@@ -38,6 +37,9 @@ from fedexp.hypergradients.fused import (
 )
 from fedexp.hypergradients.rules import Rule
 from fedexp.hypergradients.tower import Levels, first_levels, hypergradient, mean_of, updated
+
+# A name of PyTorch's own; where it is gone, every step is recorded.
+_is_recorded = getattr(torch.autograd, "_profiler_enabled", lambda: True)
 
 Per: TypeAlias = Literal["all", "group", "tensor"]
 
@@ -135,7 +137,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
         if hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
             return self._recorded_step(closure)
-        return self._recorded_step(closure) if _profiler_enabled() else self._step(closure)
+        return self._recorded_step(closure) if _is_recorded() else self._step(closure)
 
     step.hooked = True  # type: ignore[attr-defined]  # So that torch does not wrap it.
 

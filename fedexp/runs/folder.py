@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -273,7 +274,8 @@ def _made(config: Config) -> tuple[Path, bool]:
     if config.out:
         with _true_reason(Path(config.out)):
             return Path(config.out), _make(Path(config.out))
-    name = config.name or config.strategy.replace(",", "-")[:100]
+    # Of letters that a shell takes as they are: the name is to be pasted.
+    name = config.name or re.sub(r"[^\w.+=]+", "-", config.strategy)[:100].strip("-")
     stem = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
         folder = stem.with_name(stem.name + suffix)

@@ -5,10 +5,20 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from threading import RLock
 from typing import Any, Self
 
-from flwr.app import Context, Error, Message, RecordDict, UserConfig
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+    UserConfig,
+)
 from flwr.clientapp import ClientApp
 
 from fedexp import keys
@@ -16,6 +26,7 @@ from fedexp.merged import Merged, MergingGrid, OrderedGrid
 from fedexp.simulation.delivery import patience, turns, unavailable
 from fedexp.simulation.flower import messages as flower
 from fedexp.simulation.flower.contents import content_of
+from fedexp.simulation.flower.lazy_arrays import ndarray_of
 from fedexp.simulation.flower.unencoded import unencoded
 from fedexp.simulation.guard import ClientRaised, guarded
 from fedexp.simulation.transport import Packed
@@ -24,6 +35,7 @@ from fedexp.wire import ReplyFormat, reason_of
 FIRST_NODE_ID = 2  # 0 and 1 are Flower's own
 RAISED = 2  # Flower's error code for a ClientApp that raised
 RUN_ID = 1
+_VECTORIZE = ("auto", "on", "off")
 
 
 class LocalGrid(OrderedGrid, MergingGrid):
@@ -175,6 +187,12 @@ class LocalGrid(OrderedGrid, MergingGrid):
         return flower.number(message, next(self._ids))
 
 
+def check_vectorize(owner: str, mode: str) -> None:
+    """Raise ``ValueError`` unless ``mode`` says when groups of clients are trained at once."""
+    if mode not in _VECTORIZE:
+        raise ValueError(f"{owner}(vectorize={mode!r}): must be one of {', '.join(_VECTORIZE)}.")
+
+
 def context_of(
     node: int, num_nodes: int, run_config: Mapping[str, Any], state: RecordDict | None
 ) -> Context:
@@ -189,7 +207,7 @@ def context_of(
 def answer(client_app: ClientApp, message: Message, context: Context) -> Message:
     """The client's reply; whatever it raises becomes an error reply."""
     # Strategies send one RecordDict to all; a client may change its own.
-    own = content_of({key: record.copy() for key, record in message.content.items()})
+    own = content_of({key: _copied(record) for key, record in message.content.items()})
     private = flower.message_with(message.metadata, own)
     kept = context.state
     try:
@@ -203,6 +221,15 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
         return error_reply(message, f"its Context.state is {type(state).__name__}, no RecordDict.")
     context.state = state
     return _signed_by_us(reply, message)
+
+
+def _copied(record: ArrayRecord | MetricRecord | ConfigRecord) -> Any:
+    own = record.copy()
+    if isinstance(own, ArrayRecord):
+        for name, array in own.items():
+            if ndarray_of(array) is None:  # one of Flower's: its attributes can be written to
+                own[name] = copy(array)
+    return own
 
 
 def error_reply(message: Message, reason: str) -> Message:

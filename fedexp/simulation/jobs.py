@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from flwr.app import Message, Metadata
+from flwr.app import Error, Message, Metadata
 
 from fedexp.merged import Merged
 from fedexp.simulation.merge_tree import Span
-from fedexp.simulation.transport import Packed, pack
+from fedexp.simulation.transport import Packed, pack, unpack
 
 
 class ClientJob(NamedTuple):
@@ -67,3 +67,10 @@ class ShareOutcome:
     states: Mapping[int, Packed] = field(default_factory=dict)
     seconds: Mapping[int, float] = field(default_factory=dict)
     busy: float = 0.0
+
+
+def reply_of(request: Message, reply: Packed | ErrorReply) -> Message:
+    """What a worker sent back for ``request`` as a message to the server."""
+    if isinstance(reply, tuple):
+        return Message(Error(*reply), reply_to=request)
+    return Message(unpack(reply), reply_to=request)

@@ -18,6 +18,7 @@ from fedexp.simulation.grid import (
     FIRST_NODE_ID,
     LocalGrid,
     answer,
+    check_vectorize,
     context_of,
     error_reply,
     too_late,
@@ -77,6 +78,7 @@ class SerialGrid(LocalGrid):
         vectorize: str = "off",
     ) -> None:
         super().__init__(client_app, num_nodes, run_config=run_config)
+        check_vectorize("SerialGrid", vectorize)
         if vectorize == "on":
             need("torch", "torch")
         self._vectorize = vectorize

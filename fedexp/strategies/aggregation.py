@@ -78,6 +78,11 @@ class Aggregation(FlowerFedAvg):
 
     def begin(self, params: Arrays, server_round: int = 0) -> None:
         """Take ``params`` as the model of the coming round; name its buffers in the log, once."""
+        if self.round is None and params and self.trainable and self.trainable - params.keys():
+            raise ValueError(
+                f"FedOpt(trainable={sorted(self.trainable - params.keys())}): the model has no "
+                f"such arrays. It has {sorted(params)[:5]}, ..."
+            )
         reading = self._reading(params)
         self.round = RoundInProgress(params, reading, server_round, dict(self.client_config))
         names = [name for name in params if name not in reading.trainable]
@@ -144,7 +149,9 @@ class Aggregation(FlowerFedAvg):
         self._learn_buffers(kind)
         params, state, metrics = self._step(received, replies.with_loss(), kind)
         eta = metrics.get(keys.SERVER_STEP_SIZE, 1.0)
-        if not math.isfinite(eta) or first_non_finite(params):
+        # What is new in the state as well: it would stay there, and fail every later round.
+        new = [x for key, x in state.items() if x is not self.state.get(key)]
+        if not math.isfinite(eta) or any(map(first_non_finite, [params, *new])):
             reason = f"the server step {eta:.3g} gives a model that is not finite."
             self.attendance.fail([(node, reason) for node in received.nodes])
             return None

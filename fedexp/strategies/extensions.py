@@ -167,7 +167,8 @@ class Extension:
             be too small.
         needs_updates: it looks at the updates of single clients. If so, it cannot be used where the
             model is not known, nor under secure aggregation.
-        holds_replies: it drops replies, for which the server has to hold all of a round.
+        holds_replies: it drops replies, for which the server has to hold all of a round. A class
+            that overrides ``drop`` has it set.
 
     Example:
         A server that takes half of every update:
@@ -190,6 +191,11 @@ class Extension:
     keeps_mean: ClassVar[bool] = False
     needs_updates: ClassVar[bool] = True
     holds_replies: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "drop" in vars(cls):  # whoever drops replies has to hold them
+            cls.holds_replies = True
 
     def reading(self, state: State) -> Mapping[str, Any]:
         """Fields of ``wire.ReplyFormat`` that differ in the coming round, e.g. bounds."""
@@ -277,6 +283,23 @@ class Extensions(tuple[Extension, ...]):
             stats, entries, own = extension.aggregate(received, stats, state)
             state, metrics = state | entries, metrics | dict(own)
         return Adapted(stats, state, metrics)
+
+
+def check_extensions(given: Any) -> list[Extension]:
+    """``given`` as a list.
+
+    Raises:
+        ValueError: it holds something that is no extension.
+    """
+    found: list[Any] = [given] if isinstance(given, Extension | type) else list(given or ())
+    for i, one in enumerate(found):
+        if not isinstance(one, Extension):
+            what = one.__name__ if isinstance(one, type) else repr(one)
+            raise ValueError(
+                f"FedOpt(extensions[{i}]={what}): must be an Extension. Give one, such as "
+                "extensions=[FixedClip(1.0)]."
+            )
+    return found
 
 
 def run_number(state: State) -> Sent:

@@ -17,7 +17,7 @@ from fedexp.merged import Merged
 from fedexp.records import from_record, to_record
 from fedexp.strategies.aggregation import Aggregation, completed
 from fedexp.strategies.attributes import Current
-from fedexp.strategies.extensions import Extension
+from fedexp.strategies.extensions import Extension, check_extensions
 from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
 from fedexp.strategies.replies import Replies
@@ -107,6 +107,11 @@ class FedOpt(Aggregation):
         super().__init__(*args, **kwargs)
         if buffers not in ("average", "keep"):
             raise ValueError(f"FedOpt(buffers={buffers!r}): unknown. Use 'average' or 'keep'.")
+        if isinstance(trainable, str):
+            raise ValueError(
+                f"FedOpt(trainable={trainable!r}): must be a list. Give [{trainable!r}]."
+            )
+        _check("optimizer", optimizer, ServerOptimizer | None, "ServerOptimizer(step_size=...)")
         self.optimizer = limited(optimizer or ServerOptimizer(), relaxation, max_step_size)
         self.weighted = weighted
         self.trainable = None if trainable is None else frozenset(trainable)
@@ -114,8 +119,11 @@ class FedOpt(Aggregation):
         self.buffers = buffers
         self.client_config = dict(client_config or {})
         dropping = None if drop_beyond is None else DropBeyond(drop_beyond)
+        _check("clip", clip, Clip | None, "FixedClip(1.0)")
+        _check("robust", robust, bool | MedianBounds, "True")
         given = (clip, MedianBounds() if robust is True else robust or None, dropping)
-        self.extensions = completed([*filter(None, given), *extensions], weighted, control_variates)
+        own = check_extensions(extensions)
+        self.extensions = completed([*filter(None, given), *own], weighted, control_variates)
         constant = isinstance(self.optimizer.step_size, Constant)
         self._limits_batch_norm = max_step_size is None and not constant
         if self.bounds and self._limits_batch_norm:
@@ -244,3 +252,9 @@ class FedOpt(Aggregation):
             return None, None
         log(WARNING, "Round %d: no usable reply, the model is unchanged.", server_round)
         return None, MetricRecord({keys.NUM_CLIENTS: 0, keys.NUM_FAILURES: num_failures})
+
+
+def _check(name: str, value: Any, kinds: Any, example: str) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``kinds``."""
+    if not isinstance(value, kinds):
+        raise ValueError(f"FedOpt({name}={value!r}): cannot be that. Use {name}={example}.")

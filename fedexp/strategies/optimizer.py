@@ -39,6 +39,13 @@ class ServerOptimizer:
     step_size: StepSize = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
+        for name, rule in (("direction", self.direction), ("step_size", self.step_size)):
+            if not callable(rule) or isinstance(rule, type):
+                what = rule.__name__ if isinstance(rule, type) else repr(rule)
+                raise ValueError(
+                    f"ServerOptimizer({name}={what}): must be a rule, a function or an object that "
+                    "is called like one. Use Identity(), Constant(1.0) or one of your own."
+                )
         check_direction(self.step_size, self.direction)
 
     @property

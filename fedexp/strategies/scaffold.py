@@ -229,7 +229,7 @@ def check_steps(num_alike: int, unlike: Sequence[int], without: Sequence[int]) -
     Raises:
         ValueError: they are not.
     """
-    if len(unlike) >= num_alike > 0:
+    if len(unlike) > num_alike > 0:
         raise ValueError(
             f"Scaffold({keys.CONTROL_STEP}): must be the same at every client, {len(unlike)} "
             f"differ from {num_alike}. Give all the same local-steps and learning-rate."

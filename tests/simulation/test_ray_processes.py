@@ -232,7 +232,7 @@ def test_a_grid_without_workers_is_refused(argument, value):
 
 
 def test_an_unknown_way_to_vectorize_is_refused_before_anything_starts():
-    with pytest.raises(ValueError, match="vectorize='perhaps': must be one of"):
+    with pytest.raises(ValueError, match=r"RayGrid\(vectorize='perhaps'\): must be one of"):
         RayGrid(object(), 4, vectorize="perhaps")
     assert not ray.is_initialized()
 

@@ -2,10 +2,11 @@
 
 import io
 import pickle
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from builders import Single, partition
+from builders import Single, content, grid_of, merging_if, partition
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -14,7 +15,7 @@ from fedexp.records import from_record, to_record
 from fedexp.rounds import Round
 from fedexp.runs.rows import row_of
 from fedexp.simulation import SerialGrid
-from fedexp.strategies import FedAdam, FedAvg, FedExP, Scaffold
+from fedexp.strategies import Adapted, Extension, FedAdam, FedAvg, FedExP, Scaffold
 
 MODEL = {"w": np.zeros((3, 2), np.float32), "b": np.zeros(2, np.float32)}
 W, B = np.full((3, 2), 0.1, np.float32), np.full(2, 0.1, np.float32)
@@ -292,3 +293,58 @@ def test_no_metric_of_a_client_changes_what_the_line_of_a_round_says_of_the_roun
     row = row_of(Round(3, ArrayRecord(), False, forged, forged, MetricRecord(), 2.0))
     expected = {"round": 3, "failed": False, "round-seconds": 2.0, "train-loss": 0.5}
     assert {key: row[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("merges", [True, False])
+def test_a_metric_whose_name_is_no_text_is_one_failure(merges):
+    def train(message, context):
+        reply = content({"w": np.ones(2)})
+        if partition(context) == 0:
+            reply["metrics"].__dict__["_data"][5] = 1  # past Flower's own check
+        return reply
+
+    grid = merging_if(merges, grid_of(3, train))
+    result = FedAvg(fraction_evaluate=0.0).start(grid, to_record({"w": np.zeros(2)}), num_rounds=1)
+    metrics = result.train_metrics_clientapp[1]
+    assert (metrics["num-clients"], metrics["num-failures"]) == (2, 1)
+
+
+@pytest.mark.parametrize("step", [5e-324, 1e300, -1.0, float("nan")])
+def test_a_false_control_step_does_not_stay_in_the_server(step):
+    def train(message, context):
+        lies = partition(context) == 0 and message.content["config"]["server-round"] == 2
+        return content({"w": np.ones(2)}, control_step=step if lies else 0.1)
+
+    strategy = Scaffold(fraction_evaluate=0.0)
+    result = strategy.start(grid_of(2, train), to_record({"w": np.zeros(2)}), num_rounds=4)
+    counts = [m["num-clients"] for m in result.train_metrics_clientapp.values()]
+    assert counts == [2, 1, 2, 2]
+    assert np.isfinite(strategy.state["control-variate"]["w"]).all()
+
+
+def test_a_step_whose_memory_is_not_finite_is_not_taken():
+    @dataclass(frozen=True)
+    class Overflows(Extension):
+        def aggregate(self, received, stats, state):
+            huge = np.array([np.inf if received.round.server_round == 2 else 1.0])
+            return Adapted(stats, {"own": {"x": huge}})
+
+    strategy = FedAvg(fraction_evaluate=0.0, extensions=[Overflows()])
+    grid = grid_of(2, lambda message, context: content({"w": np.ones(2)}))
+    result = strategy.start(grid, to_record({"w": np.zeros(2)}), num_rounds=3)
+    assert [m["num-clients"] for m in result.train_metrics_clientapp.values()] == [2, 0, 2]
+    assert strategy.state["own"]["x"].tolist() == [1.0]
+
+
+def test_a_client_that_writes_to_the_arrays_it_got_writes_to_its_own():
+    model, seen = ArrayRecord({"w": Array(np.zeros(3))}), []
+
+    def train(message, context):
+        array = message.content["arrays"]["w"]
+        seen.append(array.numpy().tolist())
+        array.data = b"xx"
+        return content({"w": np.ones(3)})
+
+    FedAvg(fraction_evaluate=0.0).start(merging_if(False, grid_of(3, train)), model, num_rounds=1)
+    assert seen == [[0.0] * 3] * 3
+    assert model["w"].numpy().tolist() == [0.0] * 3

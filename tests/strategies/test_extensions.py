@@ -11,7 +11,16 @@ from flwr.app import ConfigRecord
 from fedexp.records import from_record
 from fedexp.rounds import rounds
 from fedexp.runs.checkpoint import Checkpoint
-from fedexp.strategies import FedAvg, FedExP, FixedClip, MedianBounds, QuantileClip
+from fedexp.strategies import (
+    FedAvg,
+    FedExP,
+    FedOpt,
+    FixedClip,
+    Identity,
+    MedianBounds,
+    QuantileClip,
+    ServerOptimizer,
+)
 from fedexp.strategies.extensions import Adapted, Extension, Extensions, Sent
 from fedexp.strategies.robustness import DropBeyond
 
@@ -64,8 +73,9 @@ class FedNova(Extension):
         return {"divided_by": "local-steps"}  # so that the sums are Σ (nᵢ/τᵢ) Δᵢ and Σ nᵢ/τᵢ
 
     def aggregate(self, received, stats, state):
-        total, sizes = sum(received.claims), received.claims
         taus = [metrics["local-steps"] for metrics in received.metrics]
+        sizes = [p * tau for p, tau in zip(received.weights, taus, strict=True)]
+        total = sum(sizes)
         effective = sum(n * tau for n, tau in zip(sizes, taus, strict=True)) / total
         factor = effective * stats.weight / total
         update = {k: x * factor for k, x in stats.update.items()}
@@ -73,16 +83,17 @@ class FedNova(Extension):
 
 
 @both
-def test_fednova_is_the_papers_formula(merges):
+@pytest.mark.parametrize("weighted", [True, False])
+def test_fednova_is_the_papers_formula(merges, weighted):
     # Wang et al. 2020, arXiv:2007.07481, eq. 10: plain SGD, so that |a_i|_1 is the number of steps.
-    p = np.array(SIZES) / sum(SIZES)
+    p = np.array(SIZES) / sum(SIZES) if weighted else np.full(3, 1 / 3)
     w, effective = dict(W), float(p @ STEPS)
     for t in (1, 2, 3):
         updates = [update(i, t) for i in range(3)]
         w = {
             k: w[k] - effective * sum(p[i] * updates[i][k] / STEPS[i] for i in range(3)) for k in W
         }
-    ours, metrics = run(FedAvg(extensions=[FedNova()], **QUIET), merges=merges)
+    ours, metrics = run(FedAvg(extensions=[FedNova()], weighted=weighted, **QUIET), merges=merges)
     close(ours, w)
     assert metrics["effective-steps"] == pytest.approx(effective)
 
@@ -306,3 +317,41 @@ def test_replies_are_held_only_where_an_extension_drops_some(merges):
     _, metrics = run(strategy, 1, merges=merges)
     assert (metrics["num-clients"], metrics["num-failures"]) == (2, 1)
     assert strategy.attendance.reasons == {"it came last.": [4]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"extensions": [object()]}, r"extensions\[0\]=<object .*must be an Extension"),
+        ({"extensions": [FixedClip(1.0), FixedClip]}, r"extensions\[1\]=FixedClip\): must be"),
+        ({"extensions": FixedClip}, r"extensions\[0\]=FixedClip\): must be"),
+        ({"clip": 1.0}, r"clip=1.0\): cannot be that. Use clip=FixedClip\(1.0\)"),
+        ({"robust": "yes"}, "robust='yes'"),
+        ({"optimizer": 3}, "optimizer=3"),
+        ({"trainable": "w"}, r"trainable='w'\): must be a list. Give \['w'\]"),
+    ],
+)
+def test_what_is_no_extension_is_said_at_once(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        FedOpt(**arguments)
+
+
+@pytest.mark.parametrize("rule", [{"direction": Identity}, {"step_size": 3}])
+def test_what_is_no_rule_is_said_at_once(rule):
+    with pytest.raises(ValueError, match="must be a rule"):
+        ServerOptimizer(**rule)
+
+
+def test_a_trainable_name_that_the_model_lacks_is_refused():
+    strategy = FedAvg(trainable=["w", "wieght"], **QUIET)
+    with pytest.raises(ValueError, match=r"trainable=\['wieght'\]\): the model has no such arrays"):
+        run(strategy, 1)
+
+
+def test_an_extension_that_drops_holds_the_replies_without_saying_so():
+    class First(Extension):
+        def drop(self, norms):
+            return {0: "it is the first."}
+
+    _, metrics = run(FedAvg(extensions=[First()], **QUIET), 1)
+    assert (metrics["num-clients"], metrics["num-failures"]) == (2, 1)

@@ -19,13 +19,6 @@ from fedexp.clients.settings import ClientSettings
 
 MOST = 64  # clients trained together; measured: more gain little
 _CACHE = 5 << 20  # bytes of a group's parameters; measured: the best between 1 and 10 MiB
-_MODES = ("auto", "on", "off")
-
-
-def check_mode(mode: str) -> None:
-    """Raise ``ValueError`` unless ``mode`` is one that ``ClientGroup.of`` knows."""
-    if mode not in _MODES:
-        raise ValueError(f"vectorize={mode!r}: must be one of {', '.join(_MODES)}.")
 
 
 def obstacle_to(client: Client | None, context: Context) -> str:

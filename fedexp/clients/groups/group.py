@@ -16,7 +16,7 @@ from fedexp.arrays import Arrays
 from fedexp.clients.client import Client, client_of
 from fedexp.clients.client_round import ClientRound
 from fedexp.clients.data import Examples, batch_rows
-from fedexp.clients.groups.admission import MOST, check_mode, clients_at_once, obstacle_to, unlike
+from fedexp.clients.groups.admission import MOST, clients_at_once, obstacle_to, unlike
 from fedexp.clients.groups.chain import Chain
 from fedexp.clients.groups.stacked import StackedObjective, losses_of
 from fedexp.clients.local_optimizers import LocalOptimizer
@@ -57,9 +57,8 @@ class ClientGroup:
             context: of the node on whose data a group is tried out.
 
         Raises:
-            ValueError: unknown mode, or ``on`` for clients that cannot be vectorised.
+            ValueError: ``on`` for clients that cannot be vectorised.
         """
-        check_mode(mode)
         if mode == "off":
             return None, ""
         client = client_of(app)

@@ -10,7 +10,7 @@ from logging import WARNING
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Error, Message
+from flwr.app import ArrayRecord, Message
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
@@ -18,10 +18,10 @@ from fedexp.merged import Merged
 from fedexp.records import records_of
 from fedexp.simulation.division import Costs, chunks, split_work
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, too_late
-from fedexp.simulation.jobs import ClientJob, ErrorReply, ShareOutcome, jobs_of
+from fedexp.simulation.jobs import ClientJob, ShareOutcome, jobs_of, reply_of
 from fedexp.simulation.merge_tree import Span, combine, subtrees_up_to
 from fedexp.simulation.ray.workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
-from fedexp.simulation.transport import Packed, packed_bytes, unpack
+from fedexp.simulation.transport import Packed, packed_bytes
 from fedexp.wire import ReplyFormat
 
 _CHUNK_BYTES = 1 << 26  # of replies that one task returns
@@ -112,7 +112,7 @@ class RayGrid(LocalGrid):
         ]
         for outcome in self._outcomes(tasks, timeout):
             for position, reply in sorted(outcome.replies.items()):
-                yield _message(messages[position], reply)
+                yield reply_of(messages[position], reply)
 
     def _merge(self, messages: list[Message], reading: ReplyFormat, timeout: float) -> Merged:
         contents, jobs = self._jobs(messages)
@@ -211,12 +211,6 @@ def _again(task: _Task, position: int | None, reason: str) -> _Task:
 
 def _part(jobs: Mapping[int, ClientJob], span: Span) -> dict[int, ClientJob]:
     return {p: jobs[p] for p in range(*span)}
-
-
-def _message(request: Message, reply: Packed | ErrorReply) -> Message:
-    if isinstance(reply, tuple):
-        return Message(Error(*reply), reply_to=request)
-    return Message(unpack(reply), reply_to=request)
 
 
 def _num_bytes(message: Message) -> int:

@@ -13,8 +13,8 @@ from uuid import uuid4
 
 from flwr.clientapp import ClientApp
 
-from fedexp.clients.groups.admission import check_mode
 from fedexp.simulation.flower.profiler_marks import skip_idle_marks
+from fedexp.simulation.grid import check_vectorize
 from fedexp.simulation.guard import nobody_debugs
 from fedexp.simulation.ray.cluster import (
     claim,
@@ -143,7 +143,7 @@ class RayWorkers:
                 f"RayGrid(num_workers={num_workers}): must be at least 1. "
                 "Leave it out for one per CPU."
             )
-        check_mode(vectorize)
+        check_vectorize("RayGrid", vectorize)
         self._actors: list[Any] = []
         keep_freed_memory()
         try:

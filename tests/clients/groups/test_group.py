@@ -12,6 +12,7 @@ from fedexp.clients import Examples, client_app, module_arrays
 from fedexp.clients.client import model_in
 from fedexp.clients.groups.group import ClientGroup
 from fedexp.records import from_record, to_record
+from fedexp.simulation import SerialGrid
 from fedexp.simulation.grid import context_of
 from fedexp.wire import ClientResult
 
@@ -200,6 +201,7 @@ def test_auto_takes_tiny_models_without_convolutions_and_off_takes_none():
 
 
 def test_an_unknown_mode_is_refused():
-    app, _, contexts = round_of(linear)
-    with pytest.raises(ValueError, match=r"vectorize='perhaps': must be one of auto, on, off\."):
-        ClientGroup.of(app, "perhaps", contexts[0])
+    with pytest.raises(
+        ValueError, match=r"SerialGrid\(vectorize='perhaps'\): must be one of auto,"
+    ):
+        SerialGrid(round_of(linear)[0], 2, vectorize="perhaps")

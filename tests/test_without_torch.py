@@ -31,6 +31,7 @@ WORKS = {
         *("quantity_lognormal", "shards", "split"),
     },
     ".hypergradients": set(),
+    ".learned_steps": set(),
     ".runs": None,
     ".simulation": {"SerialGrid"},
     ".strategies": None,

@@ -67,10 +67,14 @@ def problem(dtype: torch.dtype = torch.float64) -> Quadratic:
 
 
 def gradients(step_sizes: list[float]) -> list[dict[str, Any]]:
-    """Both meta-gradients against the number of steps; the naive one as a logarithm."""
-    rows = []
+    """Both meta-gradients against the number of steps; the naive one as a logarithm.
+
+    On ``H + I``: the slowest mode of ``H`` alone takes longer than 640 steps to vanish.
+    """
+    rows, given = [], problem()
+    given = Quadratic(given.matrix + torch.eye(20, dtype=torch.float64), given.first)
     for eta in step_sizes:
-        found = [meta_gradient(problem(), eta, t) for t in STEPS]
+        found = [meta_gradient(given, eta, t) for t in STEPS]
         rows.append(
             {
                 "step-size": eta,
@@ -244,7 +248,7 @@ def overfitting(dim: int, num_tasks: int, num_tests: int) -> list[dict[str, Any]
 
 def statements(result: dict[str, Any]) -> list[dict[str, Any]]:
     """What the paper says of its plots, and whether it is so here."""
-    steps = [row["learned"] for row in result["learned"]]
+    steps = [row["best"] for row in result["learned"]]
     gaps = {
         (row["num-examples"] / row["dim"], row["noise"]): row["simulated"]["rmse"][0]
         - row["simulated"]["rmse"][1]
@@ -254,7 +258,7 @@ def statements(result: dict[str, Any]) -> list[dict[str, Any]]:
     by_size = [gaps[ratio, 1] for ratio in (1.0, 2.0, 5.0, 10.0)]
     path = next(row for row in result["learned"] if row["num-steps"] == 80)
     found = {
-        "the learned step size grows with t (Figure 2)": steps == sorted(steps),
+        "the best step size grows with t (Figure 2)": steps == sorted(steps),
         "meta-descent is near the optimum at its end (Figure 1)": abs(
             path["learned"] / path["best"] - 1
         )
@@ -277,7 +281,7 @@ def plot(path: Path, result: dict[str, Any]) -> None:
         label = f"η = {row['step-size']:g}"
         naive.plot(row["num-steps"], row["log10-naive"], marker=".", label=label)
         log.plot(row["num-steps"], np.abs(row["log"]), marker=".", label=label)
-    naive.set(title="naive objective: log₁₀ |F'|", xlabel="t", xscale="log", yscale="symlog")
+    naive.set(title="naive objective: log₁₀ |F'|", xlabel="t", xscale="log", ylim=(-40, 60))
     log.set(title="log objective: |F'|", xlabel="t", xscale="log", yscale="log")
     log.legend(fontsize=7)
     _table(table, [row for row in result["failures"] if row["type"] == "float32"])
@@ -326,7 +330,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     ends = torch.linalg.eigvalsh(problem().matrix)[[0, -1]]
     result = {
-        "gradients": gradients([0.01, 0.03, 0.04, 0.1, 1.0, 10.0]),
+        "gradients": gradients([0.003, 0.01, 0.03, 0.04, 1.0, 10.0]),
         "failures": failures(),
         "learned": learned(1000 if args.full else 300),
         "limit": 2 / float(ends.sum()),

@@ -102,7 +102,9 @@ class LearnedStepSize:
     num_truncated: int
 
     def best(self) -> Tensor:
-        """The step size on the path at which ``F`` was least."""
+        """The step size on the path at which ``F`` was least; the last where none was finite."""
+        if min(self.values) == math.inf:
+            return self.step_size
         return self.path[min(range(len(self.path)), key=self.values.__getitem__)]
 
 

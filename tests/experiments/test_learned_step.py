@@ -47,3 +47,10 @@ def test_the_oracle_is_the_reference_at_the_same_ratio(result):
         assert row["oracle"]["step-size"] == pytest.approx(row["reference"]["step-size"], rel=0.02)
         assert row["oracle"]["rmse"] == pytest.approx(row["reference"]["rmse"], rel=0.005)
         assert row["simulated"]["rmse"] == pytest.approx(row["oracle"]["rmse"], rel=0.1)
+
+
+def test_the_naive_gradient_vanishes_or_explodes_and_the_log_one_is_bounded(result):
+    naive = {row["step-size"]: row["log10-naive"][-1] for row in result["gradients"]}
+    assert naive[0.03] < -10
+    assert naive[0.04] > 100
+    assert all(abs(x) < 200 for row in result["gradients"] for x in row["log"])

@@ -1,6 +1,7 @@
 """The meta-descent of the paper, its trajectory, and a step size that backs off."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +80,25 @@ def test_a_step_size_that_is_too_large_backs_off_until_there_is_a_gradient():
     assert found.best() < 4
 
 
+def test_where_every_trajectory_was_truncated_the_best_is_the_smallest():
+    tasks = lambda eta: [MetaGradient(math.inf, eta * 0, 1, truncated=True)]  # noqa: E731
+    found = descend(tasks, torch.tensor(8.0), MetaDescent(num_meta_steps=3))
+    assert float(found.best()) == float(found.step_size) == 1.0
+
+
+def test_a_truncated_task_counts_as_0_beside_others():
+    def tasks(eta):
+        return [
+            MetaGradient(math.inf, eta * 0, 1, truncated=True),
+            MetaGradient(float(eta), torch.tensor(2.0), 1),
+        ]
+
+    settings = MetaDescent(num_meta_steps=1, rate=0.1, scale="linear")
+    found = descend(tasks, torch.tensor(1.0), settings)
+    assert float(found.step_size) == pytest.approx(1 - 0.1 * 2 / 2)
+    assert found.num_truncated == 0
+
+
 def test_tasks_are_averaged():
     def tasks(eta):
         return [MetaGradient(float(eta) * a, torch.tensor(a), num_steps=1) for a in (1.0, 3.0)]
@@ -118,6 +138,15 @@ def test_a_client_finds_its_step_size(first):
     assert min(found.values) <= best + 0.01
     assert all(torch.equal(v, before[k]) for k, v in weights.items())
     assert found.step_size.dtype == torch.float32
+
+
+def test_the_example_of_the_documentation_runs(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "learned-steps.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        exec(code, {})
+    assert capsys.readouterr().out.startswith("tensor(")
 
 
 def test_buffers_of_a_module_take_part():

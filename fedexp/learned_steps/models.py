@@ -184,7 +184,8 @@ def _gradient_and_product(
 ) -> tuple[Weights, Weights]:
     """``∇f(w)`` and ``H v``, by forward mode over reverse mode."""
     gradient, product = jvp(lambda x: grad(loss)(x, batch), (w,), (v,))[:2]
-    return gradient, product
+    # Forward mode returns float64 where a parameter without dimensions meets a Python number.
+    return gradient, {k: x.to(w[k].dtype) for k, x in product.items()}
 
 
 def _end(meta_loss: MetaLoss, w: Weights) -> tuple[float, Weights] | None:

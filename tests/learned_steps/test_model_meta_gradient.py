@@ -88,15 +88,17 @@ def test_the_tangent_may_be_larger_than_any_float(each):
     """After one step the weight rests on a summit, and its tangent grows by 11 in every step."""
 
     def loss(weights, batch):
-        return 1e-3 * weights["a"] if batch == "slope" else -5 * (weights["a"] + 1e-3) ** 2
+        a = weights["a"]
+        return 1e-20 * a if batch == "slope" else -5 * (a + 1e-20) ** 2
 
     def end(weights):
         return 1 + 1e-30 * weights["a"]
 
-    start, batches = {"a": torch.tensor(0.0)}, ["slope"] + ["summit"] * 60
-    found = model_meta_gradient(loss, end, start, batches, [1.0] * 61 if each else 1.0)
-    assert torch.finfo(torch.float32).max < 11.0**60
-    assert float(found.log_slope.sum()) == pytest.approx(-1e-30 * 1e-3 * 11.0**60, rel=1e-4)
+    start, batches = {"a": torch.tensor(0.0)}, ["slope"] + ["summit"] * 75
+    found = model_meta_gradient(loss, end, start, batches, [1.0] * 76 if each else 1.0)
+    assert torch.finfo(torch.float32).max < 1e-30 * 11.0**75
+    assert found.log_slope.dtype == torch.float32
+    assert float(found.log_slope.sum()) == pytest.approx(-1e-30 * 1e-20 * 11.0**75, rel=1e-4)
 
 
 class Alive(TorchDispatchMode):

@@ -166,6 +166,36 @@ def test_a_factor_that_is_exactly_0_is_no_division_by_0(f):
     assert error(f(two, once, 2).log_slope, backpropagated(two, once, 2)) < 1e-12
 
 
+@pytest.mark.parametrize("f", [meta_gradient, closed_form])
+def test_columns_that_repeat_others_change_nothing_but_the_rate(f):
+    """Twice the same columns are a matrix whose smallest singular values are rounding."""
+    one = least_squares(validation=True)
+    x, y = one.validation
+    twice = LeastSquares(one.inputs.repeat(1, 2), one.targets, validation=(x.repeat(1, 2), y))
+    for eta in (0.01, 0.1):
+        found, expected = f(twice, eta, 40), f(one, 2 * eta, 40)
+        assert found.log_loss == pytest.approx(expected.log_loss)
+        assert float(found.log_slope) == pytest.approx(2 * float(expected.log_slope), rel=1e-8)
+
+
+@pytest.mark.parametrize("f", [meta_gradient, closed_form])
+def test_a_column_of_zeros_changes_nothing(f):
+    one = least_squares(validation=True)
+    x, y = one.validation
+    zeros = torch.zeros(12, 1).double()
+    more = torch.cat([one.inputs, zeros], 1)
+    wider = LeastSquares(more, one.targets, validation=(torch.cat([x, zeros[:5] + 7], 1), y))
+    found, expected = f(wider, 0.05, 40), f(one, 0.05, 40)
+    assert found.log_loss == pytest.approx(expected.log_loss)
+    assert float(found.log_slope) == pytest.approx(float(expected.log_slope), rel=1e-8)
+
+
+@pytest.mark.parametrize("f", [meta_gradient, closed_form])
+def test_a_mode_that_is_not_there_may_explode(f):
+    given = Quadratic(torch.diag(torch.tensor([1.0, 100.0])).double(), torch.eye(2)[0].double())
+    assert float(f(given, 0.5, 640).gradient("log")) == pytest.approx(-2 / (1 - 0.5))
+
+
 def test_many_steps_of_sizes_that_explode_and_vanish_have_a_finite_gradient():
     given, r = published(), torch.Generator().manual_seed(0)
     for scale in (1e-4, 0.03, 1.0, 10.0):

@@ -22,6 +22,7 @@ COMPLETE: dict[str, set[str]] = {
     "fedexp.datasets": set(),
     "fedexp.models": set(),
     "fedexp.hypergradients": set(),
+    "fedexp.learned_steps": set(),
     "fedexp.strategies": set(),
     "fedexp.simulation": {"RayGrid"},
     "fedexp.runs": set(),

@@ -10,6 +10,7 @@ def test_packages_alone_import_nothing_heavy():
     code = (
         "import sys, fedexp; fedexp.__version__; dir(fedexp); "
         "import fedexp.clients, fedexp.datasets, fedexp.hypergradients, fedexp.runs; "
+        "import fedexp.learned_steps; "
         "print(sorted({'torch', 'numpy', 'flwr', 'ray', 'pandas', 'rich'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

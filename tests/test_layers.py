@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "strategies": SERVER - {"rounds"},
     "rounds": SERVER,
     "hypergradients": set(),
+    "learned_steps": set(),
     "datasets": TOOLS | LEARNING - {"clients"},
     "models": TOOLS | LEARNING - {"clients"},
     "clients": RECORDS | LEARNING | {"wire", "hypergradients"},

@@ -31,6 +31,7 @@ WORKS = {
         *("quantity_lognormal", "shards", "split"),
     },
     ".hypergradients": set(),
+    ".learned_steps": {"expected_errors", "marchenko_pastur"},
     ".runs": None,
     ".simulation": {"SerialGrid"},
     ".strategies": None,

@@ -1,0 +1,223 @@
+"""The meta-gradient through the local steps of any PyTorch model.
+
+The model is a function of a dictionary of parameters, as in `torch.func`; the steps are
+``w_{k+1} = w_k - η_k ∇f_k(w_k)``, where ``f_k`` is the loss on the batch of step ``k``. One
+`torch.func.jvp` of the gradient gives the gradient and a Hessian-vector product together. No graph
+is kept from one step to the next.
+
+The tangent, and the adjoint, obey linear equations, and so they are rescaled at every step as in
+`fedexp.learned_steps.linear`. The weights cannot be rescaled: the step of a model is not linear in
+them. A trajectory that leaves the ball of radius ``max_norm`` is truncated as in the paper, and
+its meta-gradient is 0: the step size backs off instead (`fedexp.learned_steps.descent`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, grad_and_value, jvp
+
+from fedexp.learned_steps.objectives import (
+    MetaGradient,
+    StepSize,
+    checked_step_size,
+    truncation,
+)
+
+Weights: TypeAlias = dict[str, Tensor]
+Batch: TypeAlias = Any
+LossOnBatch: TypeAlias = Callable[[Weights, Batch], Tensor]
+MetaLoss: TypeAlias = Callable[[Weights], Tensor]
+
+
+def loss_of(model: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor]) -> LossOnBatch:
+    """The loss of a module as a function of its parameters and a batch ``(x, y)``.
+
+    Buffers are those of the module. A layer that updates them in ``forward``, as batch norm does in
+    training mode, has to be in evaluation mode.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> loss = loss_of(model, nn.functional.mse_loss)
+        >>> loss({"weight": torch.ones(1, 2)}, (torch.ones(3, 2), torch.zeros(3, 1)))
+        tensor(4.)
+    """
+
+    def loss(weights: Weights, batch: Batch) -> Tensor:
+        x, y = batch
+        return criterion(functional_call(model, weights, (x,)), y)
+
+    return loss
+
+
+def mean_loss(loss: LossOnBatch, batches: Sequence[Batch]) -> MetaLoss:
+    """``w ↦`` the mean of the loss over batches, for the end of the trajectory.
+
+    Train-by-train takes the batches of the steps; train-by-validation takes others.
+
+    Raises:
+        ValueError: There are no batches.
+
+    Example:
+        >>> mean_loss(lambda w, x: (w["a"] - x) ** 2, [0.0, 2.0])({"a": torch.tensor(0.0)})
+        tensor(2.)
+    """
+    if not len(batches):
+        raise ValueError("mean_loss(batches=[]): at least one batch is needed.")
+    return lambda weights: torch.stack([loss(weights, batch) for batch in batches]).mean()
+
+
+def model_meta_gradient(
+    loss: LossOnBatch,
+    meta_loss: MetaLoss,
+    weights: Weights,
+    batches: Sequence[Batch],
+    step_size: StepSize,
+    *,
+    max_norm: float = math.inf,
+) -> MetaGradient:
+    """The meta-gradient of ``meta_loss(w_t)`` by the size of the steps on ``loss``.
+
+    One step size: the tangent ``v = dw/dη`` goes forward beside the weights,
+    ``v⁺ = v - η H_k v - ∇f_k(w_k)``, and the memory does not depend on ``t``. (Derived.)
+
+    One for each step: the adjoint ``a_k = a_{k+1} - η_k H_k a_{k+1}`` goes backward and
+    ``dF/dη_k = -⟨a_{k+1}, ∇f_k(w_k)⟩``. Every ``√t``-th of the weights is kept and those between
+    are computed again: about ``2√t`` times the weights, and one more gradient a step. (Derived.)
+
+    Args:
+        loss: ``f_k(w)``, of the parameters and a batch.
+        meta_loss: The loss at the end, of the parameters; above 0.
+        weights: ``w_0`` by name; they are not modified.
+        batches: One for each step: ``t`` is their number.
+        step_size: ``η``, one number or ``[t]``.
+        max_norm: The norm of all weights from which on a trajectory is truncated.
+
+    Raises:
+        ValueError: There are no batches, ``max_norm`` is not above 0, a step size is negative or
+            not finite, or the loss at the end is negative.
+
+    Example:
+        >>> loss = lambda w, x: (w["a"] - x) ** 2
+        >>> start = {"a": torch.tensor(1.0)}
+        >>> model_meta_gradient(loss, lambda w: loss(w, 0.0), start, [0.0, 0.0], 0.25).log_slope
+        tensor(-16.)
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm={max_norm}: must be above 0.")
+    start = {k: v.detach() for k, v in weights.items()}
+    eta = checked_step_size(step_size, len(batches), next(iter(start.values())))
+    through = _backward if eta.dim() else _forward
+    found = through(loss, meta_loss, start, batches, eta, max_norm)
+    return found or truncation(eta, len(batches))
+
+
+def _forward(
+    loss: LossOnBatch,
+    meta_loss: MetaLoss,
+    w: Weights,
+    batches: Sequence[Batch],
+    eta: Tensor,
+    max_norm: float,
+) -> MetaGradient | None:
+    # The tangent is v · exp(log_scale), so that what enters it is multiplied by exp(-log_scale).
+    v, log_scale, rate = {k: torch.zeros_like(x) for k, x in w.items()}, 0.0, float(eta)
+    for batch in batches:
+        g, hv = _gradient_and_product(loss, batch, w, v)
+        v = _sum(v, (-rate, hv), (-math.exp(-log_scale), g))
+        w = _sum(w, (-rate, g))
+        if not _norm(w) < max_norm:
+            return None
+        # Only down: a factor above 1 would make exp(-log_scale) overflow, and nothing better.
+        size = max(_size(v), 1.0)
+        v, log_scale = {k: x / size for k, x in v.items()}, log_scale + math.log(size)
+    end = _end(meta_loss, w)
+    if end is None:
+        return None
+    slope = _dot(end[1], v) * math.exp(min(log_scale, 700.0))
+    return _checked(end[0], eta.new_tensor(slope), len(batches))
+
+
+def _backward(
+    loss: LossOnBatch,
+    meta_loss: MetaLoss,
+    w: Weights,
+    batches: Sequence[Batch],
+    eta: Tensor,
+    max_norm: float,
+) -> MetaGradient | None:
+    every = math.isqrt(len(batches) - 1) + 1
+    rates, kept = eta.tolist(), []
+    for k, batch in enumerate(batches):
+        if k % every == 0:
+            kept.append(w)
+        w = _sum(w, (-rates[k], _gradient(loss, batch, w)))
+        if not _norm(w) < max_norm:
+            return None
+    end = _end(meta_loss, w)
+    if end is None:
+        return None
+    a, log_scale, slopes = end[1], 0.0, [0.0] * len(batches)
+    for first in reversed(range(0, len(batches), every)):
+        steps = range(first, min(first + every, len(batches)))
+        path = [kept.pop()]
+        for k in steps[:-1]:
+            path.append(_sum(path[-1], (-rates[k], _gradient(loss, batches[k], path[-1]))))
+        for k in reversed(steps):
+            g, ha = _gradient_and_product(loss, batches[k], path.pop(), a)
+            slopes[k] = -_dot(a, g) * math.exp(min(log_scale, 700.0))
+            a = _sum(a, (-rates[k], ha))
+            size = _size(a) or 1.0
+            a, log_scale = {n: x / size for n, x in a.items()}, log_scale + math.log(size)
+    return _checked(end[0], eta.new_tensor(slopes), len(batches))
+
+
+def _gradient(loss: LossOnBatch, batch: Batch, w: Weights) -> Weights:
+    found: Weights = grad(loss)(w, batch)
+    return found
+
+
+def _gradient_and_product(
+    loss: LossOnBatch, batch: Batch, w: Weights, v: Weights
+) -> tuple[Weights, Weights]:
+    """``∇f(w)`` and ``H v``, by forward mode over reverse mode."""
+    gradient, product = jvp(lambda x: grad(loss)(x, batch), (w,), (v,))[:2]
+    # Forward mode returns float64 where a parameter without dimensions meets a Python number.
+    return gradient, {k: x.to(w[k].dtype) for k, x in product.items()}
+
+
+def _end(meta_loss: MetaLoss, w: Weights) -> tuple[float, Weights] | None:
+    """``log f(w_t)`` and its gradient; None where ``f(w_t)`` is not finite."""
+    gradient, loss = grad_and_value(meta_loss)(w)
+    value = float(loss)
+    if value < 0:
+        raise ValueError(f"The loss at the end is {value}: its logarithm needs one above 0.")
+    if not math.isfinite(value):
+        return None
+    if value == 0:
+        return -math.inf, {k: torch.zeros_like(x) for k, x in gradient.items()}
+    return math.log(value), {k: x / value for k, x in gradient.items()}
+
+
+def _checked(log_loss: float, slope: Tensor, num_steps: int) -> MetaGradient | None:
+    """None where the derivative is not finite: a loss overflowed on the way."""
+    return MetaGradient(log_loss, slope, num_steps) if bool(slope.isfinite().all()) else None
+
+
+def _sum(x: Weights, *terms: tuple[float, Weights]) -> Weights:
+    """``x + Σ factor · y``."""
+    return {k: v + sum(factor * y[k] for factor, y in terms) for k, v in x.items()}
+
+
+def _dot(x: Weights, y: Weights) -> float:
+    return sum(float((v.double() * y[k].double()).sum()) for k, v in x.items())
+
+
+def _norm(w: Weights) -> float:
+    return math.sqrt(_dot(w, w))
+
+
+def _size(w: Weights) -> float:
+    return max(float(x.abs().max()) if x.numel() else 0.0 for x in w.values())

@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "merged": {"arrays", "records", "stats", "wire"},
     "strategies": SERVER - {"rounds"},
     "rounds": SERVER,
+    "augmentation": {"extras", "specs"},
     "hypergradients": set(),
     "datasets": TOOLS | LEARNING - {"clients"},
     "models": TOOLS | LEARNING - {"clients"},
@@ -70,6 +71,18 @@ MATHEMATICS = ["keys", "arrays", "sums", "stats"] + [
         *("robustness", "medians", "proximal"),
     )
     if (PACKAGE / "strategies" / f"{name}.py").exists()
+]
+MATHEMATICS += [
+    f"augmentation.{name}"
+    for name in (
+        "schedules",
+        "unseen",
+        "findings",
+        "conditions",
+        "regression",
+        "pairings",
+        "projections",
+    )
 ]
 # Where records are written and read: their keys stand in fedexp.keys alone.
 KEYED = ("wire.py", "merged.py", "rounds.py", "clients/", "strategies/", "simulation/")

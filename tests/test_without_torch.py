@@ -30,6 +30,12 @@ WORKS = {
         *("heterogeneity", "iid", "label_counts", "plot", "quantity_dirichlet"),
         *("quantity_lognormal", "shards", "split"),
     },
+    ".augmentation": {
+        *("Augmentation", "Moments", "PowerLaw", "ProjectionMoments", "Schedule", "ScheduleCheck"),
+        *("augmentations_of", "augmented", "check_schedule", "constant", "min_norm", "noise_step"),
+        *("projected", "projection_fixed_point", "projection_step", "ridge", "schedule_report"),
+        *("unseen_component", "unseen_factor"),
+    },
     ".hypergradients": set(),
     ".runs": None,
     ".simulation": {"SerialGrid"},

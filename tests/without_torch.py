@@ -99,11 +99,13 @@ def main(folder):
     import fedexp.strategies.legacy
     from fedexp.simulation import SerialGrid
 
-    packages = ("", ".clients", ".datasets", ".hypergradients", ".runs", ".simulation")
+    packages = ("", ".augmentation", ".clients", ".datasets", ".hypergradients")
     labels = np.arange(40) % 4
     run = fedexp.load_run(folder)
     found = {
-        "packages": {x: names_of(f"fedexp{x}") for x in (*packages, ".strategies")},
+        "packages": {
+            x: names_of(f"fedexp{x}") for x in (*packages, ".runs", ".simulation", ".strategies")
+        },
         "arrays": {mode: trained(mode) for mode in ("off", "auto")},
         "sizes": fedexp.datasets.PARTITIONERS["iid"](labels, num_clients=4, seed=0).sizes.tolist(),
         "metrics": run.metrics,

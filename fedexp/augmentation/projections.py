@@ -1,55 +1,22 @@
 """Linear regression whose inputs are projected at random: exact moments of gradient descent.
 
-Every step draws ``X_t = P_t X`` with ``P_t`` the orthogonal projection onto a uniformly random (Haar)
-subspace of dimension ``k`` of ``R^n``. Loss, step and notation are those of
+Every step draws ``X_t = P_t X`` with ``P_t`` the orthogonal projection onto a uniformly random
+(Haar) subspace of dimension ``k`` of ``R^n``. Loss, step and notation are those of
 `fedexp.augmentation.regression`. Setting: Hanin & Sun 2021, arXiv:2010.11171; derived here.
 
 One step is affine in ``W`` and quadratic in ``P``, so second moments need ``E[P M P A P]`` and
-``E[P A P S P A P]``. The mean of ``P ⊗ ... ⊗ P`` commutes with rotations, so it is a sum over the ways
-to pair its indices (Weingarten calculus of the orthogonal group: Collins & Śniady 2006,
-arXiv:math-ph/0402073).
+``E[P A P S P A P]``, which `fedexp.augmentation.pairings` has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from fedexp.augmentation.pairings import check_rank, projected
 from fedexp.augmentation.regression import Matrix, Moments, check_step, symmetric
-
-Pairing = tuple[int, ...]  # the partner of each index
-
-
-def projected(rank: int, *matrices: Matrix) -> Matrix:
-    """``E[P M₁ P M₂ ... P]`` for a random projection ``P`` of rank ``k``, ``[..., n, n]``; derived.
-
-    One matrix gives ``a M + b tr(M) I`` for symmetric ``M``, with ``a = k(kn+n-2) / (n(n-1)(n+2))`` and
-    ``b = k(n-k) / (n(n-1)(n+2))``.
-
-    Args:
-        rank: ``k``, from 0 to ``n``.
-        matrices: up to three, each ``[..., n, n]``; leading dimensions broadcast.
-
-    Raises:
-        ValueError: the rank is not an integer between 0 and ``n``.
-
-    Example:
-        >>> import numpy as np
-        >>> projected(1, np.diag([1.0, 0.0])).round(3)  # 3/8 and 1/8: moments of cos⁴, cos² sin²
-        array([[0.375, 0.   ],
-               [0.   , 0.125]])
-    """
-    n = matrices[0].shape[-1]
-    check_rank("projected", rank, n)
-    pairings, loops = _pairings(len(matrices) + 1)
-    # Contracting E[P⊗...⊗P] with a pairing leaves one trace of a power of P, so k, for each loop.
-    # For n below the number of factors the pairings are dependent; any solution does then.
-    weights = np.linalg.lstsq(float(n) ** loops, float(rank) ** loops[0], rcond=None)[0]
-    terms = (c * _contracted(p, matrices) for c, p in zip(weights, pairings, strict=True))
-    return np.asarray(sum(terms))
 
 
 def projection_fixed_point(x: Matrix, y: Matrix, rank: int) -> Matrix:
@@ -77,7 +44,8 @@ def projection_fixed_point(x: Matrix, y: Matrix, rank: int) -> Matrix:
             f"projection_fixed_point(rank={rank}): must lie between 1 and {n - 1}. "
             "Without a projection the limit depends on the start."
         )
-    return np.linalg.solve(projected(rank, x @ x.T), rank / n * x @ y.T).T
+    solution = np.linalg.solve(projected(rank, x @ x.T), rank / n * x @ y.T)
+    return np.asarray(solution.T, np.float64)
 
 
 @dataclass(frozen=True)
@@ -92,6 +60,15 @@ class ProjectionMoments:
         outer: ``M → E[P M P]``, ``[n², n²]``.
         cross: ``M → E[P M P A P]``, ``[n², n²]``.
         twice: ``S → E[P A P S P A P]``, ``[n², n²]``.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.array([[1.0], [0.0]])
+        >>> ProjectionMoments.of(x, rank=1).gram
+        array([[0.375, 0.   ],
+               [0.   , 0.125]])
+        >>> ProjectionMoments.dropping(x, 0.25).once  # rank 2 or 1, each half of the time
+        0.75
     """
 
     once: float
@@ -124,10 +101,11 @@ class ProjectionMoments:
 
     @classmethod
     def dropping(cls, x: Matrix, dropped: float) -> ProjectionMoments:
-        """Those of the random rank of `random_projection`: a mean of ``n (1 - dropped)``.
+        """Those of the random rank of `random_projection`, a mean of ``n (1 - dropped)``.
 
-        The rank is ``n - j`` or ``n - j - 1`` with ``j = ⌊n · dropped⌋``, the latter with probability
-        ``n · dropped - j``. Ranks are integers, so only a random one can follow a power law.
+        The rank is ``n - j`` or ``n - j - 1`` with ``j = ⌊n · dropped⌋``, the latter with
+        probability ``n · dropped - j``. Ranks are integers, so only a random one can follow a power
+        law.
 
         Args:
             x: ``X``, ``[n, N]``.
@@ -151,7 +129,8 @@ def projection_step(
 ) -> Moments:
     """The moments of ``W`` after one step with projected inputs (derived).
 
-    The step of a row is ``v = b P - w P A P`` with ``b = y Xᵀ``, ``A = X Xᵀ``; ``w ← w + (2 eta / N) v``.
+    The step of a row is ``v = b P - w P A P`` with ``b = y Xᵀ``, ``A = X Xᵀ``; ``w ← w + (2 eta /
+    N) v``.
     The mean of a component that is orthogonal to the examples is multiplied by
     ``1 - (2 eta / N) β tr A`` with ``β = k(n-k) / (n(n-1)(n+2))``.
 
@@ -192,55 +171,6 @@ def projection_step(
     )
 
 
-def check_rank(owner: str, rank: int, n: int) -> None:
-    """Raise ``ValueError`` unless ``rank`` is a dimension of a subspace of ``R^n``."""
-    if rank != int(rank) or not 0 <= rank <= n:
-        raise ValueError(f"{owner}(rank={rank}): must be an integer from 0 to n = {n}.")
-
-
 @lru_cache(maxsize=64)
 def _of(shape: tuple[int, ...], content: bytes, rank: int) -> ProjectionMoments:
     return ProjectionMoments.of(np.frombuffer(content).reshape(shape), rank)
-
-
-@lru_cache
-def _pairings(factors: int) -> tuple[list[Pairing], Matrix]:
-    """All pairings of two indices a factor, that of ``P``'s own indices first, and their loops.
-
-    The loops of two pairings are the cycles in which one walks along the one and the other in turn.
-    """
-    pairings = [tuple(found) for found in _paired([-1] * (2 * factors))]
-    return pairings, np.array([[_loops(p, q) for q in pairings] for p in pairings], float)
-
-
-def _paired(partners: list[int]) -> Iterator[list[int]]:
-    if -1 not in partners:
-        yield partners
-        return
-    first = partners.index(-1)
-    for other in range(first + 1, len(partners)):
-        if partners[other] == -1:
-            more = partners.copy()
-            more[first], more[other] = other, first
-            yield from _paired(more)
-
-
-def _loops(p: Pairing, q: Pairing) -> int:
-    left, count = set(range(len(p))), 0
-    while left:
-        index, count = min(left), count + 1
-        while index in left:
-            left -= {index, p[index]}
-            index = q[p[index]]
-    return count
-
-
-def _contracted(pairing: Pairing, matrices: tuple[Matrix, ...]) -> Matrix:
-    """What one pairing leaves of ``P M₁ P M₂ ... P``: factor ``j`` has indices ``2j`` and ``2j + 1``."""
-    letters = ["abcdefgh"[min(i, partner)] for i, partner in enumerate(pairing)]
-    inside = ",".join(f"...{letters[i]}{letters[i + 1]}" for i in range(1, len(letters) - 1, 2))
-    first, last = letters[0], letters[-1]
-    if first != last:
-        return np.asarray(np.einsum(f"{inside}->...{first}{last}", *matrices))
-    traces = np.asarray(np.einsum(f"{inside}->...", *matrices))
-    return traces[..., None, None] * np.eye(matrices[0].shape[-1])

@@ -1,7 +1,8 @@
 """Linear regression under noise that is added to its inputs: exact moments of gradient descent.
 
 The loss is ``(1/N) ‖Y - W X‖²`` with inputs ``X`` of shape ``[n, N]`` (a column is an example) and
-targets ``Y`` of shape ``[p, N]``. Every step draws ``X_t = X + sigma_t G`` with ``G`` standard normal:
+targets ``Y`` of shape ``[p, N]``. Every step draws ``X_t = X + sigma_t G`` with ``G`` standard
+normal:
 
     ``W ← W + (2 eta_t / N) (Y - W X_t) X_tᵀ``.
 
@@ -81,13 +82,14 @@ def ridge(x: Matrix, y: Matrix, coefficient: float) -> Matrix:
 
     Example:
         >>> import numpy as np
-        >>> ridge(np.array([[1.0]]), np.array([[3.0]]), coefficient=2.0)
+        >>> ridge(np.array([[1.0]]), np.array([[3.0]]), coefficient=2.0).round(9)
         array([[1.]])
     """
     if not coefficient > 0:
         raise ValueError(f"ridge(coefficient={coefficient}): must be > 0. Use min_norm for 0.")
-    gram = x @ x.T + coefficient * np.eye(len(x))
-    return np.linalg.solve(gram, x @ y.T).T
+    # By singular values, because X Xᵀ squares the condition number and λ may be tiny.
+    u, values, vt = np.linalg.svd(x, full_matrices=False)
+    return np.asarray((y @ vt.T) * (values / (values**2 + coefficient)) @ u.T)
 
 
 def unseen_component(w: Matrix, x: Matrix) -> Matrix:

@@ -1,7 +1,7 @@
 """How strong an augmentation, or how large a learning rate, is at each step.
 
-A schedule is any callable from a client's global step index ``t = 0, 1, ...`` to a number. The index
-does not start again with a round, so a schedule spans rounds.
+A schedule is any callable from a client's global step index ``t = 0, 1, ...`` to a number. The
+index does not start again with a round, so a schedule spans rounds.
 """
 
 from __future__ import annotations

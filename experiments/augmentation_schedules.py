@@ -35,6 +35,7 @@ from fedexp.augmentation import (
 )
 
 CHECKPOINTS = (1_000, 10_000, 30_000)
+CURVE = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000)  # of the picture
 # x, y: reference rms distances at the checkpoints, and norms of the mean's unseen component.
 REFERENCE: dict[tuple[float, float], tuple[list[float], list[float | None]]] = {
     (2 / 3, 1 / 3): ([0.512229, 0.342421, 0.265758], [0.022035, 0.006969, 0.004024]),
@@ -100,7 +101,9 @@ def schedule_table(
     for (x, y), (distances, unseen) in REFERENCE.items():
         eta, sigma = PowerLaw(0.25, x), PowerLaw(1.0, y / 2)
         check = check_schedule(eta, sigma)
-        exact = recursion(problem, eta, sigma, checkpoints)
+        curve = [t for t in CURVE if t <= checkpoints[-1]]
+        by_step = dict(zip(curve, recursion(problem, eta, sigma, curve), strict=True))
+        exact = [by_step[t] for t in checkpoints]
         runs = simulation(problem, eta, sigma, checkpoints[:num_simulated], num_runs)
         squares = [((w - target) ** 2).sum(axis=1) for w in runs]
         rms = [float(np.sqrt(s.mean())) for s in squares]
@@ -120,6 +123,8 @@ def schedule_table(
             ],
             "unseen": [float(np.linalg.norm(unseen_component(m.mean, problem.x))) for m in exact],
             "unseen-reference": unseen[: len(checkpoints)],
+            "curve-steps": curve,
+            "curve-rms": [m.sq_distance(target) ** 0.5 for m in by_step.values()],
             "unseen-limit": check.unseen_factor
             * float(np.linalg.norm(unseen_component(problem.start, problem.x))),
         }
@@ -205,12 +210,13 @@ def federated() -> list[dict[str, Any]]:
 def plot(path: Path, rows: list[dict[str, Any]], limit: dict[str, Any]) -> None:
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(10, 4), layout="constrained")
+    canvas = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = canvas.subplots(1, 2)
     for number, row in enumerate(rows):
         style = "-" if row["guaranteed"] else "--"
         name = f"x = {row['x']:.2f}, y = {row['y']:.2f}"
-        left.plot(row["steps"], row["rms"], style, color=f"C{number}", label=name)
+        left.plot(row["curve-steps"], row["curve-rms"], style, color=f"C{number}", label=name)
+        left.plot(row["steps"], row["rms-reference"], "x", color=f"C{number}", markersize=5)
         left.errorbar(
             row["steps"][: len(row["rms-simulated"])],
             row["rms-simulated"],
@@ -220,8 +226,10 @@ def plot(path: Path, rows: list[dict[str, Any]], limit: dict[str, Any]) -> None:
             markersize=3,
         )
     left.set(xscale="log", yscale="log", xlabel="step", ylabel="rms distance to minimum norm")
-    left.set_title("recursion (lines; dashed: not guaranteed), simulation (dots)", fontsize=9)
-    left.legend(fontsize=7)
+    left.set_title(
+        "recursion (lines; dashed: not guaranteed), reference (x), simulation (dots)", fontsize=9
+    )
+    left.legend(fontsize=7, loc="lower left")
     right.plot(limit["steps"], limit["distance-of-mean"], "o-", label="here")
     right.plot(limit["steps"], limit["reference"], "x--", label="reference")
     right.set(xscale="log", yscale="log", xlabel="step", ylabel="distance of the mean to ridge")

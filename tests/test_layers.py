@@ -80,6 +80,7 @@ MATHEMATICS += [
         "findings",
         "conditions",
         "regression",
+        "noise",
         "pairings",
         "projections",
     )

@@ -32,7 +32,15 @@ WORKS = {
     },
     ".augmentation": {
         *("Augmentation", "Moments", "PowerLaw", "ProjectionMoments", "Schedule", "ScheduleCheck"),
-        *("augmentations_of", "augmented", "check_schedule", "constant", "min_norm", "noise_step"),
+        *(
+            "augmentations_of",
+            "augmented",
+            "batch_noise_step",
+            "check_schedule",
+            "constant",
+            "min_norm",
+            "noise_step",
+        ),
         *("projected", "projection_fixed_point", "projection_step", "ridge", "schedule_report"),
         *("unseen_component", "unseen_factor"),
     },

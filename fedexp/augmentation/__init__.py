@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fedexp.augmentation.conditions import check_schedule, schedule_report
     from fedexp.augmentation.findings import ScheduleCheck
     from fedexp.augmentation.images import color_jitter, random_crop, random_flip
+    from fedexp.augmentation.noise import batch_noise_step, noise_step
     from fedexp.augmentation.pairings import projected
     from fedexp.augmentation.projections import (
         ProjectionMoments,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from fedexp.augmentation.regression import (
         Moments,
         min_norm,
-        noise_step,
         ridge,
         unseen_component,
     )
@@ -40,12 +40,13 @@ else:
         ScheduleCheck="fedexp.augmentation.findings",
         augmentations_of="fedexp.augmentation.choice",
         augmented="fedexp.augmentation.choice",
+        batch_noise_step="fedexp.augmentation.noise",
         check_schedule="fedexp.augmentation.conditions",
         color_jitter="fedexp.augmentation.images",
         constant="fedexp.augmentation.schedules",
         gaussian_noise="fedexp.augmentation.transforms",
         min_norm="fedexp.augmentation.regression",
-        noise_step="fedexp.augmentation.regression",
+        noise_step="fedexp.augmentation.noise",
         projected="fedexp.augmentation.pairings",
         projection_fixed_point="fedexp.augmentation.projections",
         projection_step="fedexp.augmentation.projections",
@@ -68,6 +69,7 @@ __all__ = [
     "ScheduleCheck",
     "augmentations_of",
     "augmented",
+    "batch_noise_step",
     "check_schedule",
     "color_jitter",
     "constant",

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from fedexp.augmentation.pairings import check_rank, projected
-from fedexp.augmentation.regression import Matrix, Moments, check_step, symmetric
+from fedexp.augmentation.regression import Matrix, Moments, check_step, symmetric, transposed
 
 
 def projection_fixed_point(x: Matrix, y: Matrix, rank: int) -> Matrix:
@@ -159,15 +159,15 @@ def projection_step(
     def mapped(operator: Matrix, matrices: Matrix) -> Matrix:
         return (matrices.reshape(-1, n * n) @ operator.T).reshape(-1, n, n)
 
-    b_w = np.swapaxes(target, 1, 2) @ w  # bᵀ E w, [p, n, n]
+    b_w = transposed(target) @ w  # bᵀ E w, [p, n, n]
     cross = mapped(projection.cross, b_w)  # E[P bᵀw P A P]
-    v_v = mapped(projection.outer, np.swapaxes(target, 1, 2) @ target)
-    v_v += mapped(projection.twice, second) - cross - np.swapaxes(cross, 1, 2)
-    w_v = projection.once * np.swapaxes(b_w, 1, 2) - second @ projection.gram
+    v_v = mapped(projection.outer, transposed(target) @ target)
+    v_v += mapped(projection.twice, second) - cross - transposed(cross)
+    w_v = projection.once * transposed(b_w) - second @ projection.gram
     v = projection.once * target - w @ projection.gram
     return Moments(
         (w + rate * v)[:, 0, :],
-        symmetric(second + rate * (w_v + np.swapaxes(w_v, 1, 2)) + rate**2 * v_v),
+        symmetric(second + rate * (w_v + transposed(w_v)) + rate**2 * v_v),
     )
 
 

@@ -1,14 +1,14 @@
-"""Linear regression under noise that is added to its inputs: exact moments of gradient descent.
+"""Linear regression: its solutions, and the moments of weights that are random.
 
 The loss is ``(1/N) ‖Y - W X‖²`` with inputs ``X`` of shape ``[n, N]`` (a column is an example) and
-targets ``Y`` of shape ``[p, N]``. Every step draws ``X_t = X + sigma_t G`` with ``G`` standard
-normal:
+targets ``Y`` of shape ``[p, N]``. An augmentation gives random inputs ``X_t`` to each step of
+gradient descent,
 
     ``W ← W + (2 eta_t / N) (Y - W X_t) X_tᵀ``.
 
-Setting and notation: Hanin & Sun 2021, arXiv:2010.11171. The recursions here are derived, not
-quoted: one step is affine in ``W``, so the first two moments of ``W`` follow from moments of ``G``
-up to the fourth. They are exact for every sample size, step and strength.
+Setting and notation: Hanin & Sun 2021, arXiv:2010.11171. A step is affine in ``W``, so the first
+two moments of ``W`` follow exactly from moments of the augmentation up to the fourth, for every
+sample size, rate and strength. `noise` and `projections` have these recursions, which are derived.
 """
 
 from __future__ import annotations
@@ -111,61 +111,12 @@ def unseen_component(w: Matrix, x: Matrix) -> Matrix:
     return np.asarray(w - w @ x @ np.linalg.pinv(x))
 
 
-def noise_step(moments: Moments, x: Matrix, y: Matrix, eta: float, sigma: float) -> Moments:
-    """The moments of ``W`` after one step with noise (derived).
-
-    With ``c = 2 eta / N``, ``r = y - w X`` and ``v`` the step of a row, so ``w ← w + c v``:
-
-    - ``E v = E r Xᵀ - sigma² N E w``
-    - ``E wᵀv = E[wᵀr] Xᵀ - sigma² N E wᵀw``
-    - ``E vᵀv = X (E rᵀr + sigma² E‖w‖² I) Xᵀ - sigma² (N + 1) (X E[rᵀw] + transpose)
-      + (sigma² E‖r‖² + sigma⁴ N E‖w‖²) I + sigma⁴ (N² + N) E wᵀw``
-
-    Args:
-        moments: those before the step, of ``p`` rows of length ``n``.
-        x: ``X``, ``[n, N]``.
-        y: ``Y``, ``[p, N]``.
-        eta: ``eta_t``, the learning rate of this step.
-        sigma: ``sigma_t``, the standard deviation of the noise, in units of ``X``.
-
-    Raises:
-        ValueError: the rate or the noise is negative.
-
-    Example:
-        >>> import numpy as np
-        >>> start = Moments.certain(np.array([[1.0]]))
-        >>> after = noise_step(start, np.array([[1.0]]), np.array([[1.0]]), eta=0.25, sigma=1.0)
-        >>> after.mean  # pulled towards 0, as by weight decay
-        array([[0.5]])
-        >>> after.second - after.mean**2
-        array([[[0.75]]])
-    """
-    check_step("noise_step", eta=eta, sigma=sigma)
-    (n, num), s2 = x.shape, sigma**2
-    rate = 2 * eta / num
-    w, target, second = moments.mean[:, None, :], y[:, None, :], moments.second
-    w_r = _t(w) @ target - second @ x  # E wᵀr, [p, n, N]
-    predicted = _t(x) @ _t(w) @ target
-    r_r = _t(target) @ target - predicted - _t(predicted) + x.T @ second @ x  # E rᵀr, [p, N, N]
-    sq_w, sq_r = _trace(second), _trace(r_r)
-    cross = x @ _t(w_r)
-    v_v = x @ (r_r + s2 * sq_w * np.eye(num)) @ x.T
-    v_v -= s2 * (num + 1) * (cross + _t(cross))
-    v_v += (s2 * sq_r + s2**2 * num * sq_w) * np.eye(n) + s2**2 * (num**2 + num) * second
-    w_v = w_r @ x.T - s2 * num * second
-    v = (target - w @ x) @ x.T - s2 * num * w
-    return Moments(
-        (w + rate * v)[:, 0, :],
-        symmetric(second + rate * (w_v + _t(w_v)) + rate**2 * v_v),
-    )
-
-
 def symmetric(second: Matrix) -> Matrix:
     """``second`` with its rounding errors made symmetric, ``[..., n, n]``.
 
     The recursions would amplify an antisymmetric error without bound.
     """
-    return np.asarray((second + _t(second)) / 2)
+    return np.asarray((second + transposed(second)) / 2)
 
 
 def check_step(owner: str, **values: float) -> None:
@@ -175,9 +126,6 @@ def check_step(owner: str, **values: float) -> None:
             raise ValueError(f"{owner}({name}={value}): must be >= 0.")
 
 
-def _t(x: Matrix) -> Matrix:
+def transposed(x: Matrix) -> Matrix:
+    """Each matrix of a stack, transposed."""
     return np.swapaxes(x, -1, -2)
-
-
-def _trace(x: Matrix) -> Matrix:
-    return np.asarray(np.trace(x, axis1=-2, axis2=-1))[..., None, None]

@@ -1,6 +1,7 @@
 """The recursions for noise: an enumeration, simulations, pseudo-inverse and ridge."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import oracle
@@ -9,6 +10,7 @@ import pytest
 from fedexp.augmentation import (
     Moments,
     PowerLaw,
+    batch_noise_step,
     gaussian_noise,
     min_norm,
     noise_step,
@@ -41,6 +43,38 @@ def test_moments_are_those_of_an_enumeration_of_the_noise(n, num, p):
     mean, second = oracle.moments(steps, start, y)
     np.testing.assert_allclose(found.mean, mean, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(found.second, second, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_batch_adds_its_own_variance_and_leaves_the_mean(batch_size):
+    x, y, start = problem(2, 3, p=2, seed=5)
+    y, found = y + 0.5, Moments.certain(start)
+    for eta in (0.2, 0.1):
+        found = batch_noise_step(found, x, y, eta, 0.6, batch_size)
+    whole = run(start, x, y, lambda t: (0.2, 0.1)[t], lambda t: 0.6, 2)
+    np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-12)
+    assert (found.second.trace(axis1=1, axis2=2) > whole.second.trace(axis1=1, axis2=2)).all()
+    # By enumeration: a batch keeps its columns; the others are 0, and the rate is that of B of N.
+    sets = [list(c) for c in combinations(range(3), batch_size)]
+    steps = []
+    for eta in (0.2, 0.1):
+        inputs = []
+        for chosen in sets:
+            for noisy, weight in oracle.noisy_inputs(x[:, chosen], 0.6):
+                padded = np.zeros((2, 3))
+                padded[:, chosen] = noisy
+                inputs.append((padded, weight / len(sets)))
+        steps.append((inputs, eta * 3 / batch_size))
+    mean, second = oracle.moments(steps, start, y)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found.second, second, rtol=1e-10, atol=1e-12)
+
+
+def test_a_batch_of_all_examples_is_the_whole_step():
+    x, y, start = problem()
+    whole = noise_step(Moments.certain(start), x, y, 0.2, 0.6)
+    found = batch_noise_step(Moments.certain(start), x, y, 0.2, 0.6, batch_size=3)
+    np.testing.assert_allclose(found.second, whole.second, rtol=1e-12)
 
 
 def test_moments_are_those_of_a_simulation_with_the_augmentation_itself():
@@ -130,11 +164,17 @@ def test_a_distance_is_exact_for_a_certain_matrix_and_a_mean_for_two():
     [
         (lambda x, y, m: noise_step(m, x, y, -0.1, 0.0), "noise_step(eta=-0.1): must be >= 0."),
         (lambda x, y, m: noise_step(m, x, y, 0.1, -1.0), "noise_step(sigma=-1.0): must be >= 0."),
+        (lambda x, y, m: batch_noise_step(m, x, y, 0.1, 1.0, 4), "batch_noise_step(batch_size=4):"),
+        (lambda x, y, m: batch_noise_step(m, x, y, 0.1, 1.0, 0), "batch_noise_step(batch_size=0):"),
+        (
+            lambda x, y, m: batch_noise_step(m, np.ones((6, 40)), np.ones((1, 40)), 0.1, 1.0, 20),
+            "batch_noise_step(batch_size=20): 137846528820 sets are too many.",
+        ),
         (lambda x, y, m: ridge(x, y, 0.0), "ridge(coefficient=0.0): must be > 0."),
     ],
 )
 def test_negative_rates_are_refused_in_one_line(call, line):
     x, y, start = problem()
-    with pytest.raises(ValueError, match="must be") as error:
+    with pytest.raises(ValueError, match=r"must|too many") as error:
         call(x, y, Moments.certain(start))
     assert str(error.value).startswith(line)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedexp.augmentation.schedules import PowerLaw, Schedule, constant
 from fedexp.extras import imported
-from fedexp.specs import Spec, split
+from fedexp.specs import Spec, split_list
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ def augmentations_of(text: str) -> tuple[Augmentation, ...]:
         >>> [a.strength(0) for a in augmentations_of("flip, crop(scale=0.2, exponent=1)")]
         [1.0, 0.2]
     """
-    return tuple(map(Augmentation.of, split(text)))
+    return tuple(map(Augmentation.of, split_list(text)))
 
 
 def augmented(

@@ -71,12 +71,11 @@ def _decay(t: Vector, eta: PowerLaw, variance: PowerLaw) -> Vector:
 
 
 def _log_tail(start: int, first: float, eta: PowerLaw, variance: PowerLaw) -> float:
-    """``Σ_{t >= T} log(1 - z_t)`` with ``z_t = first · decay``: an integral and two corrections.
+    """``Σ_{t >= T} log(1 - z_t)`` with ``z_t = first · decay``: an integral and a correction.
 
     With ``t + offset = (T + offset) exp(v / (p - 1))`` and ``p`` the sum of the exponents, the
-    integrand is ``exp(-v)`` times a function that is nearly constant, which suits Gauss-Laguerre
-    quadrature.
-    All is computed by logarithms, because ``t`` overflows for ``p`` near 1.
+    integrand is ``exp(-v)`` times a function that is nearly constant. That suits Gauss-Laguerre
+    quadrature. All is computed by logarithms, because ``t`` overflows for ``p`` near 1.
     """
     excess = eta.exponent + variance.exponent - 1
     nodes, weights = np.polynomial.laguerre.laggauss(40)
@@ -90,5 +89,4 @@ def _log_tail(start: int, first: float, eta: PowerLaw, variance: PowerLaw) -> fl
     ratio = np.where(z > 1e-12, np.log1p(-z) / np.maximum(z, 1e-300), -1.0)  # log(1 - z) / z
     integral = (weights * ratio * np.exp(log_z + log_t + nodes)).sum() / excess
     end = first * float(_decay(np.array(float(start)), eta, variance))
-    laws = eta.exponent / (start + eta.offset) + variance.exponent / (start + variance.offset)
-    return float(integral + np.log1p(-end) / 2 - end / (1 - end) * laws / 12)
+    return float(integral + np.log1p(-end) / 2)

@@ -123,7 +123,7 @@ def test_a_slow_limit_is_where_the_long_product_and_its_integral_end():
     finite = unseen_factor(eta, sigma, num_steps=n)
     # The factors left out, by the midpoint rule of the first two powers of their logarithm.
     tail = -0.5 * (n + 0.5) ** -0.2 / 0.2 - 0.125 * (n + 0.5) ** -1.4 / 1.4
-    assert unseen_factor(eta, sigma) == pytest.approx(finite * math.exp(tail), rel=1e-6)
+    assert unseen_factor(eta, sigma) == pytest.approx(finite * math.exp(tail), rel=1e-9)
 
 
 def test_the_limit_joins_its_cases():

@@ -19,6 +19,7 @@ DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 COMPLETE: dict[str, set[str]] = {
     "fedexp": set(),
     "fedexp.clients": set(),
+    "fedexp.augmentation": set(),
     "fedexp.datasets": set(),
     "fedexp.models": set(),
     "fedexp.hypergradients": set(),

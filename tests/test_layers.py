@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "merged": {"arrays", "records", "stats", "wire"},
     "strategies": SERVER - {"rounds"},
     "rounds": SERVER,
+    "augmentation": {"extras", "specs"},
     "hypergradients": set(),
     "learned_steps": set(),
     "datasets": TOOLS | LEARNING - {"clients"},
@@ -69,6 +70,19 @@ MATHEMATICS = ["keys", "arrays", "sums", "stats"] + [
         *("directions", "step_sizes", "extrapolation", "optimizer", "scaffold"),
         *("averages", "running_ratio", "extensions", "rate_sharing"),
         *("robustness", "medians", "proximal"),
+    )
+]
+MATHEMATICS += [
+    f"augmentation.{name}"
+    for name in (
+        "schedules",
+        "unseen",
+        "findings",
+        "conditions",
+        "regression",
+        "noise",
+        "pairings",
+        "projections",
     )
 ]
 # Where records are written and read: their keys stand in fedexp.keys alone.

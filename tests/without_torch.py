@@ -99,11 +99,12 @@ def main(folder):
     import fedexp.strategies.legacy
     from fedexp.simulation import SerialGrid
 
-    packages = ("", ".clients", ".datasets", ".hypergradients", ".learned_steps", ".runs")
+    packages = ("", ".augmentation", ".clients", ".datasets", ".hypergradients", ".learned_steps")
+    others = (".runs", ".simulation", ".strategies")
     labels = np.arange(40) % 4
     run = fedexp.load_run(folder)
     found = {
-        "packages": {x: names_of(f"fedexp{x}") for x in (*packages, ".simulation", ".strategies")},
+        "packages": {x: names_of(f"fedexp{x}") for x in (*packages, *others)},
         "arrays": {mode: trained(mode) for mode in ("off", "auto")},
         "sizes": fedexp.datasets.PARTITIONERS["iid"](labels, num_clients=4, seed=0).sizes.tolist(),
         "metrics": run.metrics,

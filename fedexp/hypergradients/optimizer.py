@@ -38,8 +38,13 @@ from fedexp.hypergradients.fused import (
 from fedexp.hypergradients.rules import Rule
 from fedexp.hypergradients.tower import Levels, first_levels, hypergradient, mean_of, updated
 
-# A name of PyTorch's own; where it is gone, every step is recorded.
-_is_recorded = getattr(torch.autograd, "_profiler_enabled", lambda: True)
+try:
+    from torch._C._autograd import _profiler_enabled as _is_recorded
+except ImportError:  # PyTorch has no public name for it; where it is gone, every step is recorded
+
+    def _is_recorded() -> bool:
+        return True
+
 
 Per: TypeAlias = Literal["all", "group", "tensor"]
 

@@ -67,7 +67,7 @@ def run(strategy, num_rounds, grid=None, first=FIRST, **settings):
 
 def partial(make, **kwargs):
     sizes = {"min_train_nodes": 1, "min_available_nodes": N, "fraction_evaluate": 0.0}
-    return make(fraction_train=0.4, seed=3, **sizes, **kwargs)
+    return make(**{"fraction_train": 0.4, "seed": 3, **sizes, **kwargs})
 
 
 @pytest.mark.parametrize("server_lr", [1.0, 0.7])
@@ -138,7 +138,7 @@ def test_clients_that_take_unlike_steps_are_refused():
     foreign = ClientApp()
     foreign.train()(uneven)
     with pytest.raises(ValueError, match="must be the same at every client"):
-        run(partial(Scaffold), 1, SerialGrid(foreign, N))
+        run(partial(Scaffold, min_train_nodes=N), 1, SerialGrid(foreign, N))
 
 
 def test_proximal_clients_descend_on_their_loss_and_the_distance():

@@ -183,6 +183,20 @@ def doctor(values: dict[str, Any]) -> None:
         fail("not all that fedexp needs is there, see above.", code=1)
 
 
+def check_schedule(values: dict[str, Any]) -> None:
+    """Print what a joint schedule of learning rate and noise leads to."""
+    from fedexp.augmentation import schedule_report
+
+    numbers = {}
+    for name, text in values.items():
+        if text is not None:
+            try:
+                numbers[name.lower()] = float(text)
+            except ValueError:
+                raise ValueError(f"check-schedule {name} {text!r}: must be a number.") from None
+    print(schedule_report(**numbers))
+
+
 def _run(run: Command) -> None:
     from fedexp.console import Progress, client_table, table
     from fedexp.logs import level
@@ -301,6 +315,15 @@ def _add_doctor_flags(parser: Parser) -> None:
     parser.add_argument("--ray", action=Once, nargs=0, const=True, help=text)
 
 
+def _add_schedule_flags(parser: Parser) -> None:
+    parser.add_argument("X", help="exponent of the learning rate, eta (t + offset)^-X")
+    parser.add_argument("Y", help="exponent of the noise's variance, sigma^2 (t + offset)^-Y")
+    for name, text in (("eta", "learning rate"), ("sigma", "spread of the noise")):
+        own = f"{text} where t + offset is 1 (default: 1)"
+        parser.add_argument(f"--{name}", action=Once, metavar="NUMBER", help=own)
+    parser.add_argument("--offset", action=Once, metavar="NUMBER", help="above 0 (default: 1)")
+
+
 @dataclass(frozen=True)
 class Subcommand:
     """A word behind ``fedexp``: what it does, what follows it, its flags, and its function."""
@@ -332,5 +355,11 @@ COMMANDS = {
         "[--data-dir FOLDER] [--ray]",
         _add_doctor_flags,
         doctor,
+    ),
+    "check-schedule": Subcommand(
+        "see where shrinking steps and noise lead",
+        "X Y [--eta E] [--sigma S] [--offset O]",
+        _add_schedule_flags,
+        check_schedule,
     ),
 }

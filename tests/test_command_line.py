@@ -238,3 +238,26 @@ def test_what_to_type_next_survives_the_shell(tmp_path):
     assert shlex.split(command("fedexp", "resume", "my runs/it's")) == [
         *("fedexp", "resume", "my runs/it's")
     ]
+
+
+def test_a_schedule_is_checked_by_its_exponents(capsys):
+    cli.main(["check-schedule", "0.75", "0"])
+    assert "Guaranteed: the weights go to the ridge solution" in capsys.readouterr().out
+    cli.main(["check-schedule", "0.75", "0", "--sigma", "2"])
+    assert "coefficient 4 N" in capsys.readouterr().out  # sigma² N
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["slow", "0"], "check-schedule X 'slow': must be a number."),
+        (["1", "0", "--offset", "0"], "offset"),
+        (["-1", "0"], "-1"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_one_line(words, line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check-schedule", *words])
+    assert ended.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert line in said

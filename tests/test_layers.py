@@ -60,7 +60,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": SERVER | LEARNING | {"simulation"},
     "cli": SERVER
     | LEARNING
-    | {"flags", "parser", "listing", "doctor", "checks", "verdict", "runs", "console"},
+    | {
+        "augmentation",
+        "flags",
+        "parser",
+        "listing",
+        "doctor",
+        "checks",
+        "verdict",
+        "runs",
+        "console",
+    },
     "__main__": {"cli"},
 }
 # Testable with NumPy alone: no Flower, no Ray, no torch, and of ours only each other.

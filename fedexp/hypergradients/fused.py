@@ -125,8 +125,11 @@ def step_inplace(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> 
             state["slots"]["step"] += 1
     weights = STEPS[type(rule)](rule, batch, values)
     weights = weights if rule.hyper else {}  # Without a rule above, nothing asks for these.
+    same = weights.keys() == batch.weights.keys()  # then the last step kept what this one keeps
     for state in batch.states:
-        state["kept"] = {name: x for name, x in state.get("kept", {}).items() if name in weights}
+        if not same or "kept" not in state:
+            kept = state.get("kept", {})
+            state["kept"] = {name: x for name, x in kept.items() if name in weights}
         state["weights"] = weights
 
 
@@ -203,7 +206,8 @@ def norm_product(batches: Sequence[ParamBatch]) -> float:
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    x, y = wide(x), wide(y)
+    if x.dtype.itemsize < 4:
+        x, y = wide(x), wide(y)
     return x.dot(y) if x.dim() == 1 else x.reshape(-1).dot(y.reshape(-1))
 
 

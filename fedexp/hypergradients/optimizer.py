@@ -204,6 +204,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
     def _batches(self, group: Group, params: Sequence[Tensor]) -> list[ParamBatch]:
         """The parameters that have a gradient: one batch, unless some lacked one at times."""
         found: dict[tuple[Any, ...], ParamBatch] = {}
+        states, maximize = self.state, group["maximize"]
         for p in params:
             grad = p.grad
             if grad is None:
@@ -213,16 +214,19 @@ class HypergradientOptimizer(torch.optim.Optimizer):
                     f"{type(self).__name__}(gradient=sparse): only dense gradients have a "
                     "hypergradient here. Use Embedding(sparse=False)."
                 )
-            state = self.state[p]
+            state = states[p]
             if p.is_complex():  # A view: what is written to it, the parameter has.
                 p, grad = torch.view_as_real(p), torch.view_as_real(grad)
             if not state:
                 rule = self.rule.with_values({k: group[k] for k in self.rule.names if k != "lr"})
                 state["slots"] = rule.init(p)
-            key = state.get("seen"), state["slots"].get("step"), *state["slots"]
-            batch = found.get(key) or found.setdefault(key, ParamBatch(group))
+            slots = state["slots"]
+            key = state.get("seen"), slots.get("step"), *slots
+            batch = found.get(key)
+            if batch is None:
+                found[key] = batch = ParamBatch(group)
             batch.params.append(p)
-            batch.grads.append(-grad if group["maximize"] else grad)
+            batch.grads.append(-grad if maximize else grad)
             batch.states.append(state)
         return list(found.values())
 

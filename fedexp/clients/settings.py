@@ -67,12 +67,13 @@ class ClientSettings:
         to the app.
 
         Raises:
-            ValueError: a key is so near to a setting that it must be a slip.
+            ValueError: a key is so near to a setting that it must be a slip; or a value is no
+                number, or a count below 1.
         """
         _check_keys(frozenset(config))
         decay = config.get("learning-rate-decay", ALSO["learning-rate-decay"])
         given = {
-            name: type(getattr(cls, name))(config[key])
+            name: _value(key, config[key], getattr(cls, name))
             for key, name in KEYS.items()
             if key in config
         }
@@ -112,6 +113,17 @@ ALSO: dict[str, Any] = {
     keys.FINAL_LOSS: False,
 }
 """Keys that clients read besides, and what holds where they are absent."""
+
+
+def _value(key: str, value: Any, default: Any) -> Any:
+    """``value`` as the type of ``default``."""
+    try:
+        found = type(default)(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"ClientSettings({key}={value!r}): must be a number.") from None
+    if isinstance(default, int) and found < 1:  # steps, examples or levels
+        raise ValueError(f"ClientSettings({key}={value!r}): must be at least 1.")
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -37,7 +37,7 @@ OLDER_API = "the same strategy for Flower's older API"
 ENTRY = "what starts a process is called main, in the command line as in Flower's apps"
 COMMAND = "the command line's function has the name of its command, and calls the other one"
 DEFINED_TWICE = {
-    **dict.fromkeys(["report", "simulate"], COMMAND),
+    **dict.fromkeys(["check_schedule", "report", "simulate"], COMMAND),
     "main": ENTRY,
     **dict.fromkeys(
         [

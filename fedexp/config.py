@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -209,12 +210,12 @@ class Config(BaseModel):
             items = frozenset(values.items())
         except TypeError:  # a list, which no key takes; the line says which
             return cls._parse(values)
-        # Once per process: every client of a simulation asks for the same configuration.
-        if items not in _parsed:
-            if len(_parsed) >= _MOST_PARSED:
-                _parsed.clear()
-            _parsed[items] = cls._parse(values)
-        return cast(Self, _parsed[items])
+        return cls._parsed(items)
+
+    @classmethod
+    @lru_cache(maxsize=64)  # every client of a simulation asks for the same configuration
+    def _parsed(cls, items: frozenset[tuple[str, Any]]) -> Self:
+        return cls._parse(dict(items))
 
     @classmethod
     def _parse(cls, values: Mapping[str, Any]) -> Self:
@@ -272,7 +273,3 @@ class Config(BaseModel):
             f"Config({key}={first['input']!r}): {rule.replace('input', 'it')}. "
             f"The default is {default!r}."
         )
-
-
-_MOST_PARSED = 64
-_parsed: dict[frozenset[tuple[str, Any]], Config] = {}

@@ -167,8 +167,6 @@ class Extension:
             be too small.
         needs_updates: it looks at the updates of single clients. If so, it cannot be used where the
             model is not known, nor under secure aggregation.
-        holds_replies: it drops replies, for which the server has to hold all of a round. A class
-            that overrides ``drop`` has it set.
 
     Example:
         A server that takes half of every update:
@@ -190,12 +188,6 @@ class Extension:
 
     keeps_mean: ClassVar[bool] = False
     needs_updates: ClassVar[bool] = True
-    holds_replies: ClassVar[bool] = False
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "drop" in vars(cls):  # whoever drops replies has to hold them
-            cls.holds_replies = True
 
     def reading(self, state: State) -> Mapping[str, Any]:
         """Fields of ``wire.ReplyFormat`` that differ in the coming round, e.g. bounds."""
@@ -206,7 +198,10 @@ class Extension:
         return Sent()
 
     def drop(self, norms: Sequence[float]) -> Mapping[int, str]:
-        """Which replies are dropped, and why, by their place among ``norms``, ``‖Δᵢ‖`` of each."""
+        """Which replies are dropped, and why, by their place among ``norms``, ``‖Δᵢ‖`` of each.
+
+        Where an extension overrides this, the server holds all replies of a round.
+        """
         return {}
 
     def check(self, received: Received, state: State) -> None:
@@ -266,7 +261,7 @@ class Extensions(tuple[Extension, ...]):
     @property
     def drop(self) -> Callable[[Sequence[float]], dict[int, str]] | None:
         """How they drop replies; None if they do not, so that no reply has to be held."""
-        holding = [extension for extension in self if extension.holds_replies]
+        holding = [one for one in self if type(one).drop is not Extension.drop]
         if not holding:
             return None
         return lambda norms: {i: why for one in holding for i, why in one.drop(norms).items()}

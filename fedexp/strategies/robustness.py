@@ -137,7 +137,6 @@ class DropBeyond(Extension):
     """
 
     keeps_mean = True
-    holds_replies = True
 
     multiple: float
 

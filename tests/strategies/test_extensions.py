@@ -307,8 +307,6 @@ def test_two_bounds_on_the_updates_are_refused():
 @both
 def test_replies_are_held_only_where_an_extension_drops_some(merges):
     class Last(Extension):
-        holds_replies = True
-
         def drop(self, norms):
             return {len(norms) - 1: "it came last."}
 
@@ -346,12 +344,3 @@ def test_a_trainable_name_that_the_model_lacks_is_refused():
     strategy = FedAvg(trainable=["w", "wieght"], **QUIET)
     with pytest.raises(ValueError, match=r"trainable=\['wieght'\]\): the model has no such arrays"):
         run(strategy, 1)
-
-
-def test_an_extension_that_drops_holds_the_replies_without_saying_so():
-    class First(Extension):
-        def drop(self, norms):
-            return {0: "it is the first."}
-
-    _, metrics = run(FedAvg(extensions=[First()], **QUIET), 1)
-    assert (metrics["num-clients"], metrics["num-failures"]) == (2, 1)

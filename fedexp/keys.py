@@ -45,6 +45,8 @@ MEAN_LEARNING_RATE = "mean-learning-rate"
 # What the server reports of a round.
 NUM_CLIENTS = "num-clients"
 NUM_FAILURES = "num-failures"
+NUM_LATE = "num-late"
+"""Metric: nodes that were asked and had not replied when the round ended; absent if none."""
 SERVER_STEP_SIZE = "server-step-size"
 UPDATE_NORM = "update-norm"
 MEAN_UPDATE_NORM = "mean-update-norm"

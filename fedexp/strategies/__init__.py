@@ -31,6 +31,7 @@ from fedexp.strategies.robustness import FixedClip, QuantileClip
 from fedexp.strategies.running_ratio import RunningRatio
 from fedexp.strategies.step_sizes import Capped, Constant, HypergradientStep, Relaxed
 from fedexp.strategies.table import STRATEGIES
+from fedexp.strategies.waiting import Waiting
 
 # Names of earlier versions; each is the same object.
 Diversity, Hypergradient, Polyak = GradientDiversity, HypergradientStep, StochasticPolyak
@@ -82,6 +83,7 @@ __all__ = [
     "Sent",
     "ServerOptimizer",
     "StochasticPolyak",
+    "Waiting",
     "Yogi",
     "average_named",
     "proximal_step",

@@ -31,6 +31,7 @@ from fedexp.strategies.rate_sharing import RateSharing
 from fedexp.strategies.replies import Replies
 from fedexp.strategies.robustness import Clip, DropBeyond
 from fedexp.strategies.scaffold import ServerControlVariate
+from fedexp.strategies.waiting import Rests, Waiting
 
 _BUFFERS = "buffers"
 _BATCH_NORM_MAX_STEP = 1.5  # the best of those tried in experiments/batch_norm.py
@@ -48,6 +49,8 @@ class Aggregation(FlowerFedAvg):
     buffers: Literal["average", "keep"]
     client_config: dict[str, Any]
     extensions: Extensions
+    waiting: Waiting
+    rests: Rests
     state: State
     round: RoundInProgress | None = None
     attendance: Attendance
@@ -67,6 +70,7 @@ class Aggregation(FlowerFedAvg):
     def restart(self) -> None:
         """Forget earlier rounds, as every run does in round 1."""
         self.state, self.attendance, self.released = {}, Attendance(), None
+        self.rests = Rests(self.waiting)
 
     def check_untouched(self, given: Any, arrays_of: Callable[[Any], Arrays]) -> None:
         """Raise unless the model that is to be sent is what our step ``released``, see ``privacy``.
@@ -119,6 +123,21 @@ class Aggregation(FlowerFedAvg):
             )
         whole = self.train_metrics_aggr_fn is not aggregate_metricrecords
         return Replies(self._round().params, self.reading(), whole=whole, bounds=self.bounds)
+
+    def absent(self, server_round: int, replies: Replies) -> list[int]:
+        """Nodes that had not replied when the round ended; those that fail again and again rest."""
+        sound = [node for node, _ in replies.metrics]
+        failed = [node for node, _ in replies.failures]
+        late = sorted({*self._round().nodes} - {*sound, *failed})
+        if late:
+            log(INFO, "Round %d: it ended before %d nodes replied.", server_round, len(late))
+        missed = [] if len(sound) >= self.waiting.enough else late
+        for node in self.rests.note(server_round, sound, [*failed, *missed]):
+            rounds = self.waiting.rest_rounds
+            log(
+                WARNING, "Node %d has failed again and again and rests for %d rounds.", node, rounds
+            )
+        return late
 
     def finish(
         self, server_round: int, replies: Replies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from logging import INFO, WARNING
 from typing import Any, Literal, cast
 
@@ -25,6 +26,7 @@ from fedexp.strategies.robustness import Clip, DropBeyond
 from fedexp.strategies.sampling import draw
 from fedexp.strategies.step_sizes import Constant
 from fedexp.strategies.streaming import stream
+from fedexp.strategies.waiting import Waiting
 
 
 class FedOpt(Aggregation):
@@ -36,7 +38,8 @@ class FedOpt(Aggregation):
     ``train_metrics_aggr_fn`` of one's own gets the whole replies, so that the server holds all of
     a round; it may return None. The train metrics of a round gain ``server-step-size`` (``η``),
     ``update-norm`` (``‖Δ̄‖``), ``mean-update-norm`` (``Σ pᵢ‖Δᵢ‖ / Σ pᵢ``), ``num-clients``,
-    ``num-failures``, and what the extensions report.
+    ``num-failures``, ``num-late`` if replies were missing when the round ended, and what the
+    extensions report.
 
     Args:
         *args: those of FedAvg.
@@ -61,6 +64,7 @@ class FedOpt(Aggregation):
         client_config: settings for the clients' train config record, e.g. ``proximal-mu``.
         control_variates: SCAFFOLD: send the server's control variate, see ``ServerControlVariate``.
         extensions: more additions to a round, after those that the arguments above stand for.
+        waiting: when a round on real devices ends, and which devices rest, see ``Waiting``.
         **kwargs: those of FedAvg.
 
     Attributes:
@@ -102,6 +106,7 @@ class FedOpt(Aggregation):
         client_config: Mapping[str, int | float | bool | str] | None = None,
         control_variates: bool = False,
         extensions: Iterable[Extension] = (),
+        waiting: Waiting | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -117,6 +122,8 @@ class FedOpt(Aggregation):
         self.trainable = None if trainable is None else frozenset(trainable)
         self.seed = seed
         self.buffers = buffers
+        _check("waiting", waiting, Waiting | None, "Waiting(deadline=60)")
+        self.waiting = waiting or Waiting(rest_after=0)
         self.client_config = dict(client_config or {})
         dropping = None if drop_beyond is None else DropBeyond(drop_beyond)
         _check("clip", clip, Clip | None, "FixedClip(1.0)")
@@ -149,7 +156,7 @@ class FedOpt(Aggregation):
         """
         own = {MessageType.TRAIN: "aggregate_train", MessageType.EVALUATE: "aggregate_evaluate"}
         types = [kind for kind, method in own.items() if self._is_ours(method)]
-        return stream(grid, types, self._merge_by)
+        return stream(grid, types, self._merge_by, self.waiting)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -193,12 +200,14 @@ class FedOpt(Aggregation):
         usable.take(replies, self.extensions.drop)
         count, lost = usable.stats.count, usable.num_failures
         log(INFO, "aggregate_train: Received %s results and %s failures", count, lost)
+        late = self.absent(server_round, usable)
+        own_late = {keys.NUM_LATE: len(late)} if late else {}
         step = self.finish(server_round, usable)
         if step is None:
-            return self._nothing(server_round, lost + count)
+            return self._nothing(server_round, {keys.NUM_FAILURES: lost + count, **own_late})
         params, own = step
         metrics = usable.aggregated(self.train_metrics_aggr_fn) or MetricRecord()
-        metrics.update({**own, keys.NUM_FAILURES: lost})
+        metrics.update({**own, keys.NUM_FAILURES: lost, **own_late})
         self.released = released = to_record(params)
         return released, metrics
 
@@ -225,7 +234,8 @@ class FedOpt(Aggregation):
             return []
         least = self.min_train_nodes if trains else self.min_evaluate_nodes
         available = max(least, self.min_available_nodes)
-        chosen = draw(grid, fraction, least, available, self.seed, server_round, use)
+        awake = partial(self.rests.awake, server_round=server_round) if trains else None
+        chosen = draw(grid, fraction, least, available, self.seed, server_round, use, awake)
         config[keys.SERVER_ROUND] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return list(self._construct_messages(record, chosen, use))
@@ -247,11 +257,13 @@ class FedOpt(Aggregation):
         """Whether neither a subclass nor a caller has put another method in its place."""
         return getattr(getattr(self, method), "__func__", None) is getattr(FedOpt, method)
 
-    def _nothing(self, server_round: int, num_failures: int) -> tuple[None, MetricRecord | None]:
+    def _nothing(
+        self, server_round: int, lost: Mapping[str, int]
+    ) -> tuple[None, MetricRecord | None]:
         if self.fraction_train == 0.0:  # nobody was asked
             return None, None
         log(WARNING, "Round %d: no usable reply, the model is unchanged.", server_round)
-        return None, MetricRecord({keys.NUM_CLIENTS: 0, keys.NUM_FAILURES: num_failures})
+        return None, MetricRecord({keys.NUM_CLIENTS: 0, **lost})
 
 
 def _check(name: str, value: Any, kinds: Any, example: str) -> None:

@@ -6,20 +6,26 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedexp.merged import Merged, MergingGrid, merging
+from fedexp.records import num_bytes
+from fedexp.strategies.waiting import Waiting
 from fedexp.wire import ReplyFormat
 
 _SLICE = 4  # replies pulled together: what the server holds at once
 _PAUSE = 0.5  # seconds between looks when nothing has arrived
+# A reply may hold so many times the bytes of what was sent: sums of edges are in float64, and
+# SCAFFOLD's control variates come twice. The overhead is for names and headers.
+_SPARE, _OVERHEAD = 8, 1 << 20
 
 
 def stream(
     grid: Grid,
     types: Iterable[str] = (MessageType.TRAIN, MessageType.EVALUATE),
     merge_by: Callable[[], ReplyFormat | None] = lambda: None,
+    waiting: Waiting | None = None,
 ) -> Grid:
     """``grid``, with ``send_and_receive`` handing out replies as they arrive.
 
@@ -32,9 +38,10 @@ def stream(
         merge_by: how replies of train messages are read if the grid may add them up: then
             ``send_and_receive`` returns what ``MergingGrid.send_and_merge`` does. None for
             single replies.
+        waiting: when a round ends before all replies have come.
     """
     inner = grid.grid if isinstance(grid, Stream) else grid
-    return cast(Grid, Stream(inner, frozenset(types), merge_by))
+    return cast(Grid, Stream(inner, frozenset(types), merge_by, waiting or Waiting()))
 
 
 class Stream:
@@ -42,13 +49,17 @@ class Stream:
 
     Attributes:
         grid: the wrapped grid.
-        types, merge_by: see ``stream``.
+        types, merge_by, waiting: see ``stream``.
     """
 
     def __init__(
-        self, grid: Grid, types: frozenset[str], merge_by: Callable[[], ReplyFormat | None]
+        self,
+        grid: Grid,
+        types: frozenset[str],
+        merge_by: Callable[[], ReplyFormat | None],
+        waiting: Waiting,
     ) -> None:
-        self.grid, self.types, self.merge_by = grid, types, merge_by
+        self.grid, self.types, self.merge_by, self.waiting = grid, types, merge_by, waiting
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.grid, name)
@@ -69,21 +80,49 @@ class Stream:
         elif isinstance(self.grid, MergingGrid):
             replies = self.grid.send_and_receive(messages, timeout=timeout)
         else:
-            pending = [i for i in self.grid.push_messages(messages) if i]
-            end = time.monotonic() + timeout if timeout is not None else float("inf")
-            replies = self._pull(pending, end)
+            enough = self.waiting.enough if kind == MessageType.TRAIN else float("inf")
+            replies = self._exchange(messages, self.waiting.seconds(timeout), enough)
         return replies if kind in self.types else list(replies)
 
-    def _pull(self, pending: list[str], end: float) -> Iterator[Message]:
-        while pending and time.monotonic() < end:
+    def _exchange(
+        self, messages: list[Message], seconds: float, enough: float
+    ) -> Iterator[Message]:
+        end = time.monotonic() + seconds
+        if seconds < float("inf"):
+            for message in messages:
+                # A node that comes back after the deadline is then given the newest message only.
+                message.metadata.ttl = seconds
+        most = _SPARE * sum(num_bytes(content) for content in _contents(messages)) + _OVERHEAD
+        pending = [i for i in self.grid.push_messages(messages) if i]
+        return self._pull(pending, end, enough, most)
+
+    def _pull(self, pending: list[str], end: float, enough: float, most: int) -> Iterator[Message]:
+        sound = 0
+        while pending and time.monotonic() < end and sound < enough:
             arrived: set[str] = set()
             for start in range(0, len(pending), _SLICE):
-                for reply in self.grid.pull_messages(pending[start : start + _SLICE]):
+                for reply in self._pulled(pending[start : start + _SLICE], most):
                     arrived.add(reply.metadata.reply_to_message_id)
+                    sound += not reply.has_error()
                     yield reply
-            pending = [message_id for message_id in pending if message_id not in arrived]
-            if pending and not arrived:
+                if sound >= enough:
+                    return
+            left = [message_id for message_id in pending if message_id not in arrived]
+            if left and len(left) == len(pending):
                 time.sleep(_PAUSE)
+            pending = left
+
+    def _pulled(self, ids: list[str], most: int) -> Iterable[Message]:
+        # Only here does Flower unpack what came over a network. Its grid takes long to import.
+        from fedexp.simulation.flower.inflation import measured
+
+        with measured(most):
+            return self.grid.pull_messages(ids)
+
+
+def _contents(messages: list[Message]) -> list[RecordDict]:
+    """What the messages hold, once each: those of a round share it."""
+    return list({id(message.content): message.content for message in messages}.values())
 
 
 Grid.register(Stream)

@@ -25,6 +25,11 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_body,
+    get_object_head_values_from_object_content,
+)
+from flwr.superlink.grid import http_grid
 from private_names import private_names
 from torch.autograd import profiler
 
@@ -66,6 +71,25 @@ def _the_dict_inside_a_record():
     content = RecordDict()
     content.__dict__["_data"]["metrics"] = metrics
     assert content == RecordDict({"metrics": metrics})
+
+
+@canary(
+    "flwr",
+    "flower/inflation.py: measured",
+    "flwr.supercore.inflatable.inflatable_object.get_object_body",
+    "flwr.supercore.inflatable.inflatable_object.get_object_head_values_from_object_content",
+    "http_grid.inflate_object_from_contents",
+)
+def _the_objects_that_a_reply_is_stored_as():
+    array = Array(np.zeros((2, 3), np.float32))
+    (chunk,) = array.children
+    kind, children, _ = get_object_head_values_from_object_content(array.deflate())
+    assert (kind, children) == ("Array", [chunk])
+    body = json.loads(get_object_body(array.deflate(), Array))
+    assert body["arraychunk_ids"] == [0]
+    assert (body["shape"], body["dtype"]) == ([2, 3], "float32")
+    given = list(inspect.signature(http_grid.inflate_object_from_contents).parameters)
+    assert given[:2] == ["object_id", "object_contents"]
 
 
 @canary("flwr", "flower/lazy_arrays.py: LazyArray, and contents.py: Content", "__qualname__")

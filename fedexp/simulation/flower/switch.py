@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from types import ModuleType
 from typing import Any, Self
 
 
@@ -24,7 +25,7 @@ class Patch:
     time: whoever leaves first restores the originals for all.
 
     Args:
-        owner: the class.
+        owner: the class, or a module of which functions are replaced.
         methods: replacement by name.
 
     Example:
@@ -38,7 +39,7 @@ class Patch:
         'hello'
     """
 
-    def __init__(self, owner: type[Any], **methods: Any) -> None:
+    def __init__(self, owner: type[Any] | ModuleType, **methods: Any) -> None:
         self.owner = owner
         self.originals = (
             {} if is_plain() else {k: v for k, v in vars(owner).items() if k in methods}

@@ -1,0 +1,85 @@
+"""How long a round waits for devices, and which devices it leaves in peace for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from math import inf
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """When a round on real devices ends, and when a device that fails is not asked for a while.
+
+    A reply that comes after the round has ended belongs to an older model and is ignored: under
+    FedExP its pseudo-gradient would be measured from the wrong point. Messages carry the deadline,
+    so that a slow device skips to the newest round instead of working through old ones.
+
+    Attributes:
+        deadline: seconds after which a round ends with the replies it has, however few.
+        enough: sound replies with which a round ends; the devices asked beyond these are spare.
+        rest_after: failures in a row after which a device is not asked for ``rest_rounds`` rounds;
+            0 for never. An error reply is a failure, as is a reply missing at the deadline; a
+            reply missing because enough others had come is not.
+        rest_rounds: how many rounds a device rests.
+
+    Raises:
+        ValueError: one of them is out of its range.
+
+    Example:
+        >>> Waiting(deadline=60, enough=8).enough
+        8
+    """
+
+    deadline: float = inf
+    enough: float = inf
+    rest_after: int = 3
+    rest_rounds: int = 5
+
+    def __post_init__(self) -> None:
+        least = {"deadline": 0.1, "enough": 1, "rest_after": 0, "rest_rounds": 1}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value >= least[field.name]:
+                raise ValueError(
+                    f"Waiting({field.name}={value!r}): must be at least {least[field.name]}."
+                )
+
+    def seconds(self, timeout: float | None) -> float:
+        """How long a round may take where its caller allows ``timeout``."""
+        return min(self.deadline, inf if timeout is None else timeout)
+
+
+class Rests:
+    """Which devices rest, by their failures in a row.
+
+    Example:
+        >>> rests = Rests(Waiting(rest_after=2, rest_rounds=3))
+        >>> for server_round in (1, 2):
+        ...     rests.note(server_round, sound=[7], failed=[8])
+        >>> rests.awake([7, 8], 5, least=1), rests.awake([7, 8], 6, least=1)
+        ([7], [7, 8])
+    """
+
+    def __init__(self, waiting: Waiting) -> None:
+        self.waiting = waiting
+        self._failures: dict[int, int] = {}
+        self._until: dict[int, int] = {}
+
+    def note(self, server_round: int, sound: list[int], failed: list[int]) -> list[int]:
+        """Note who gave a sound reply and who failed; the devices that begin to rest."""
+        for node in sound:
+            self._failures.pop(node, None)
+        resting = []
+        for node in failed:
+            self._failures[node] = self._failures.get(node, 0) + 1
+            if 0 < self.waiting.rest_after <= self._failures[node]:
+                del self._failures[node]
+                self._until[node] = server_round + self.waiting.rest_rounds
+                resting.append(node)
+        return resting
+
+    def awake(self, nodes: Sequence[int], server_round: int, least: int) -> Sequence[int]:
+        """``nodes`` but those that rest now; all of them if fewer than ``least`` would be left."""
+        left = [node for node in nodes if self._until.get(node, 0) < server_round]
+        return left if len(left) >= least else nodes

@@ -130,7 +130,8 @@ class Aggregation(FlowerFedAvg):
         failed = [node for node, _ in replies.failures]
         late = sorted({*self._round().nodes} - {*sound, *failed})
         if late:
-            log(INFO, "Round %d: it ended before %d nodes replied.", server_round, len(late))
+            asked = len(self._round().nodes)
+            log(INFO, "Round %d: %d of %d nodes are late.", server_round, len(late), asked)
         missed = [] if len(sound) >= self.waiting.enough else late
         for node in self.rests.note(server_round, sound, [*failed, *missed]):
             rounds = self.waiting.rest_rounds

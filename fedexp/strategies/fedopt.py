@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from logging import INFO, WARNING
 from typing import Any, Literal, cast
 
@@ -23,7 +22,7 @@ from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
 from fedexp.strategies.replies import Replies
 from fedexp.strategies.robustness import Clip, DropBeyond
-from fedexp.strategies.sampling import draw
+from fedexp.strategies.sampling import draw, wait_for_nodes
 from fedexp.strategies.step_sizes import Constant
 from fedexp.strategies.streaming import stream
 from fedexp.strategies.waiting import Waiting
@@ -233,9 +232,11 @@ class FedOpt(Aggregation):
         if fraction == 0.0:
             return []
         least = self.min_train_nodes if trains else self.min_evaluate_nodes
-        available = max(least, self.min_available_nodes)
-        awake = partial(self.rests.awake, server_round=server_round) if trains else None
-        chosen = draw(grid, fraction, least, available, self.seed, server_round, use, awake)
+        nodes = wait_for_nodes(grid, max(least, self.min_available_nodes))
+        if trains:
+            nodes = self.rests.awake(nodes, server_round, least)
+            fraction, least = self.waiting.share(len(nodes), fraction, least)
+        chosen = draw(nodes, fraction, least, seed=self.seed, server_round=server_round, use=use)
         config[keys.SERVER_ROUND] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return list(self._construct_messages(record, chosen, use))

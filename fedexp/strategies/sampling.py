@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import Any, cast
 from zlib import crc32
@@ -18,7 +18,6 @@ from fedexp import keys
 from fedexp.merged import OrderedGrid
 from fedexp.strategies.streaming import unwrapped
 
-Awake = Callable[..., Sequence[int]]
 _PATIENCE = 60.0  # seconds to wait for another node if no connected node gives an answer
 
 
@@ -152,31 +151,19 @@ def sample(nodes: Sequence[int], size: int, *, seed: int, server_round: int, use
 
 
 def draw(
-    grid: Grid,
-    fraction: float,
-    least: int,
-    available: int,
-    seed: int,
-    server_round: int,
-    use: str,
-    awake: Awake | None = None,
+    nodes: Sequence[int], fraction: float, least: int, *, seed: int, server_round: int, use: str
 ) -> list[int]:
-    """A ``sample`` of the connected nodes, as many as Flower's FedAvg would ask.
+    """A ``sample`` of the nodes, as many as Flower's FedAvg would ask.
 
     Args:
-        grid: of the nodes.
+        nodes: that may be asked.
         fraction: of the nodes, to be asked.
         least: how many are asked at least.
-        available: how many have to be connected before any is asked.
         seed: of the draw.
         server_round: the number of the round.
         use: ``train`` or ``evaluate``.
-        awake: ``(nodes, least=) ->`` those that may be asked in this round; by default all.
     """
-    nodes = wait_for_nodes(grid, available)
     # A product such as 0.29 · 100 comes out as 28.999999999999996, which must not become 28.
     size = max(int(len(nodes) * fraction + 1e-9), least)
-    if awake:
-        nodes = awake(nodes, least=size)
     log(INFO, "%s: Sampled %s nodes (out of %s)", use, size, len(nodes))
     return sample(nodes, size, seed=seed, server_round=server_round, use=use)

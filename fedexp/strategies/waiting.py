@@ -16,6 +16,7 @@ class Waiting:
     so that a slow device skips to the newest round instead of working through old ones.
 
     Attributes:
+        sample: devices that are asked in a round, all of them if fewer are there.
         deadline: seconds after which a round ends with the replies it has, however few.
         enough: sound replies with which a round ends; the devices asked beyond these are spare.
         rest_after: failures in a row after which a device is not asked for ``rest_rounds`` rounds;
@@ -27,27 +28,36 @@ class Waiting:
         ValueError: one of them is out of its range.
 
     Example:
-        >>> Waiting(deadline=60, enough=8).enough
+        >>> Waiting(sample=10, enough=8, deadline=60).enough
         8
     """
 
+    sample: float = inf
     deadline: float = inf
     enough: float = inf
     rest_after: int = 3
     rest_rounds: int = 5
 
     def __post_init__(self) -> None:
-        least = {"deadline": 0.1, "enough": 1, "rest_after": 0, "rest_rounds": 1}
+        least = {"sample": 1, "deadline": 0.1, "enough": 1, "rest_after": 0, "rest_rounds": 1}
         for field in fields(self):
             value = getattr(self, field.name)
             if not value >= least[field.name]:
                 raise ValueError(
                     f"Waiting({field.name}={value!r}): must be at least {least[field.name]}."
                 )
+        if self.sample < self.enough < inf:
+            raise ValueError(
+                f"Waiting(enough={self.enough:g}): no more than sample={self.sample:g} are asked."
+            )
 
     def seconds(self, timeout: float | None) -> float:
         """How long a round may take where its caller allows ``timeout``."""
         return min(self.deadline, inf if timeout is None else timeout)
+
+    def share(self, number: int, fraction: float, least: int) -> tuple[float, int]:
+        """Which fraction of ``number`` devices is asked, and how many at least."""
+        return (fraction, least) if self.sample == inf else (0.0, int(min(self.sample, number)))
 
 
 class Rests:
@@ -55,8 +65,8 @@ class Rests:
 
     Example:
         >>> rests = Rests(Waiting(rest_after=2, rest_rounds=3))
-        >>> for server_round in (1, 2):
-        ...     rests.note(server_round, sound=[7], failed=[8])
+        >>> [rests.note(server_round, sound=[7], failed=[8]) for server_round in (1, 2)]
+        [[], [8]]
         >>> rests.awake([7, 8], 5, least=1), rests.awake([7, 8], 6, least=1)
         ([7], [7, 8])
     """

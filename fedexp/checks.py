@@ -16,8 +16,13 @@ from fedexp.datasets.own_files import found
 from fedexp.readers import dataset_kind
 
 
-def check_read(config: Config, given: Collection[str] = ()) -> None:
+def check_read(config: Config, given: Collection[str] = (), engine: str = "") -> None:
     """Find out whether all settings that differ from their default, or are ``given``, are read.
+
+    Args:
+        config: of a run.
+        given: keys that are judged though they have their default.
+        engine: that runs the clients; by default the one of ``config``.
 
     Raises:
         ValueError: no strategy, local optimizer, partitioner, dataset or engine of ``config``
@@ -37,7 +42,7 @@ def check_read(config: Config, given: Collection[str] = ()) -> None:
         "strategy": strategy_names(config),
         "local optimizer": [optimizer_key(config, key) for key in keys],
         **_data_choices(config),
-        "engine": ["serial" if config.engine == "serial" else "ray"],
+        "engine": [engine or ("serial" if config.engine == "serial" else "ray")],
     }
     readers.check_has_reader(config, chosen, given)
 

@@ -30,6 +30,7 @@ from fedexp.specs import Spec, split_list
 from fedexp.strategies import STRATEGIES, FedOpt, ServerOptimizer, average_named
 from fedexp.strategies.per_client import per_client
 from fedexp.strategies.robustness import Clip, FixedClip, QuantileClip
+from fedexp.strategies.waiting import Waiting
 
 _STEP_SIZE, _DIRECTION = 3, 2  # positional arguments of the two kinds of rule
 
@@ -223,6 +224,13 @@ def clip_of(config: Config, bound: Any = None, quantile: Any = None) -> Clip | N
     return FixedClip(bound) if bound else None
 
 
+def waiting_of(config: Config) -> Waiting | None:
+    """How a round waits for devices; None where nothing says so, as in a simulation."""
+    named = ("sample", "enough", "deadline")
+    given = {name: value for name in named if (value := getattr(config, name))}
+    return Waiting(**given) if given or config.min_nodes else None
+
+
 def _of_table(config: Config, key: str, num_nodes: int) -> Strategy:
     spec = Choice.of(key).strategy
     entry = STRATEGIES[spec.name]
@@ -256,7 +264,7 @@ def _common(config: Config, key: str, num_nodes: int) -> dict[str, Any]:
     return {
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,
-        "min_available_nodes": num_nodes,
+        "min_available_nodes": config.min_nodes or num_nodes,
         "evaluate_metrics_aggr_fn": per_client,
         "client_config": client_config(config, key),
     }
@@ -276,7 +284,7 @@ def _options(config: Config, cls: type[FedOpt], settings: dict[str, Any]) -> dic
         if (value := getattr(config, field)) or field not in _OWN_IF_0
     }
     clip = settings.pop("clip", None), settings.pop("clip_quantile", None)
-    return options | {"clip": clip_of(config, *clip)}
+    return options | {"clip": clip_of(config, *clip), "waiting": waiting_of(config)}
 
 
 def _known(spec: Spec, cls: type) -> dict[str, Any]:

@@ -173,6 +173,10 @@ class Config(BaseModel):
     max_failed_rounds: int = Field(
         3, ge=0, description="a strategy ends after so many failed rounds in a row; 0 for never"
     )
+    min_nodes: int = Field(0, ge=0, description="devices that a run waits for; 0: one")
+    sample: int = Field(0, ge=0, description="devices asked a round; 0: --fraction-train decides")
+    enough: int = Field(0, ge=0, description="replies that end a round; 0: all that were asked")
+    deadline: float = Field(0.0, ge=0, description="seconds that a round takes at most; 0: none")
     target_accuracy: float = Field(0.85, ge=0, le=1, description="the table counts rounds to it")
     seed: int = Field(ALSO["seed"], ge=0, description="fixes everything that is drawn")
     seeds: Text = Field("", description="several runs: 0,1,2 in place of one seed")

@@ -33,6 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "engine": (
         *("engine", "num-workers", "num-gpus", "ray-address", "vectorize", "device", "timeout"),
     ),
+    "devices": ("min-nodes", "sample", "enough", "deadline"),
     "output": ("out", "name", "log", "worker-log"),
 }
 """Every key of ``Config``, by the heading it has in the help."""
@@ -49,6 +50,7 @@ _METAVARS = {
     ),
     **dict.fromkeys(("local-test-fraction", "clip-quantile"), "SHARE"),
     **{"initial-model": "FILE", "data": "FILES", "target": "COLUMN", "timeout": "SECONDS"},
+    "deadline": "SECONDS",
     **{
         "client-from": "file|folder|column:NAME",
         "average": "last-K|ema-B",
@@ -80,7 +82,25 @@ def add_simulate_flags(parser: Parser) -> None:
     )
     _add_config(parser)
     for title, keys in GROUPS.items():
-        add_flags(parser, title, keys)
+        if title != "devices":
+            add_flags(parser, title, keys)
+
+
+_NOT_ON_DEVICES = {"seeds", "sweep", "select", "tuning-seeds", "worker-log", "log"}
+
+
+def add_run_flags(parser: Parser) -> None:
+    """The flags of a run on devices: one strategy, one seed, and no engine."""
+    parser.add_argument(
+        "--resume", action=Once, nargs=0, const=True, help="go on with the run in --out"
+    )
+    parser.add_argument(
+        "--overwrite", action=Once, nargs=0, const=True, help="replace the run in --out"
+    )
+    _add_config(parser)
+    for title, keys in GROUPS.items():
+        if title != "engine":
+            add_flags(parser, title, [key for key in keys if key not in _NOT_ON_DEVICES])
 
 
 def add_partition_flags(parser: Parser) -> None:

@@ -23,6 +23,7 @@ _SAME = {"eta": "server_learning_rate"}  # an argument of a strategy, and the fi
 _ENGINES = {
     "serial": Fields({"vectorize"}),
     "ray": Fields({"num_workers", "num_gpus", "ray_address", "worker_log", "vectorize"}),
+    "fedexp run": Fields({"min_nodes", "sample", "enough", "deadline"}),
 }
 
 

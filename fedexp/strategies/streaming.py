@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 from flwr.app import Message, MessageType, RecordDict
@@ -87,21 +88,25 @@ class Stream:
     def _exchange(
         self, messages: list[Message], seconds: float, enough: float
     ) -> Iterator[Message]:
-        end = time.monotonic() + seconds
+        # Only here does Flower unpack what came over a network. Its grid takes long to import.
+        from fedexp.simulation.flower.inflation import measured
+
         if seconds < float("inf"):
             for message in messages:
                 # A node that comes back after the deadline is then given the newest message only.
                 message.metadata.ttl = seconds
         most = _SPARE * sum(num_bytes(content) for content in _contents(messages)) + _OVERHEAD
         pending = [i for i in self.grid.push_messages(messages) if i]
-        return self._pull(pending, end, enough, most)
+        return self._pull(pending, time.monotonic() + seconds, enough, measured(most))
 
-    def _pull(self, pending: list[str], end: float, enough: float, most: int) -> Iterator[Message]:
+    def _pull(
+        self, pending: list[str], end: float, enough: float, guard: AbstractContextManager[Any]
+    ) -> Iterator[Message]:
         sound = 0
         while pending and time.monotonic() < end and sound < enough:
             arrived: set[str] = set()
             for start in range(0, len(pending), _SLICE):
-                for reply in self._pulled(pending[start : start + _SLICE], most):
+                for reply in self._pulled(pending[start : start + _SLICE], guard):
                     arrived.add(reply.metadata.reply_to_message_id)
                     sound += not reply.has_error()
                     yield reply
@@ -112,11 +117,8 @@ class Stream:
                 time.sleep(_PAUSE)
             pending = left
 
-    def _pulled(self, ids: list[str], most: int) -> Iterable[Message]:
-        # Only here does Flower unpack what came over a network. Its grid takes long to import.
-        from fedexp.simulation.flower.inflation import measured
-
-        with measured(most):
+    def _pulled(self, ids: list[str], guard: AbstractContextManager[Any]) -> Iterable[Message]:
+        with guard:
             return self.grid.pull_messages(ids)
 
 

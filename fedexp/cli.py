@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fedexp
+from fedexp.devices import device_commands
 from fedexp.extras import missing, need
 from fedexp.files import reason
 from fedexp.flags import add_partition_flags, add_simulate_flags, config_of
@@ -361,5 +362,11 @@ COMMANDS = {
         "X Y [--eta E] [--sigma S] [--offset O]",
         _add_schedule_flags,
         check_schedule,
+    ),
+    "device": Subcommand(
+        device_commands.LINE,
+        device_commands.USAGE,
+        device_commands.add_device_flags,
+        device_commands.device,
     ),
 }

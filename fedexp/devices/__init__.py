@@ -1,0 +1,1 @@
+"""Federated learning on real devices: one server, many nodes, one open port."""

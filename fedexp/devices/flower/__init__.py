@@ -1,0 +1,1 @@
+"""Every name of Flower that no release promises to keep and that devices and servers need."""

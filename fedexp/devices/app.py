@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from flwr.app import Context
@@ -16,7 +14,6 @@ from fedexp.clients.data import Examples
 from fedexp.config import Config
 from fedexp.datasets import Dataset
 from fedexp.datasets.holdout import split
-from fedexp.devices.data_description import KEY
 from fedexp.devices.told import data_of, introduced, own_context
 from fedexp.models import build
 
@@ -28,11 +25,12 @@ def examples(context: Context) -> tuple[Examples, Examples]:
     """
     _, data = data_of(context)
     train, test = (Examples(*map(torch.from_numpy, pair)) for pair in (data.train, data.test))
-    fraction = float(_own(context.run_config).get("local-test-fraction", 0.0))
+    config = _config(context)
+    fraction = config.local_test_fraction
     if not fraction or data.has_test:
         return train, test
     number = int(context.node_config.get(keys.PARTITION_ID, context.node_id))
-    seed = int(np.random.SeedSequence([_config(context).seed, number]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
     rows = map(torch.from_numpy, split(np.arange(len(train)), fraction=fraction, seed=seed))
     mine, held_out = (Examples(train.inputs, train.targets, some) for some in rows)
     return mine, held_out
@@ -47,12 +45,10 @@ def model(context: Context) -> nn.Module:
     return build(config.model, dataset, seed=config.seed)
 
 
-def _own(run_config: Any) -> dict[str, Any]:
-    return {key: value for key, value in run_config.items() if key != KEY}
-
-
 def _config(context: Context) -> Config:
-    return Config.of(_own(context.run_config))
+    """The configuration, of which the server's own app may have more keys than ours."""
+    known = Config.keys()
+    return Config.of({key: x for key, x in context.run_config.items() if key in known})
 
 
 def _client_app() -> ClientApp:

@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from fedexp.devices.failures import Away, Rejected, RunEnded, UnknownNode
 from fedexp.devices.flower.fleet import FleetLink, FleetTask
 from fedexp.devices.node_folder import NodeFolder
-from fedexp.devices.patience import Patience, Stopped, waits
+from fedexp.devices.patience import Patience, Stopped, StopSign, waits
 from fedexp.simulation.flower.messages import message_with
 from fedexp.simulation.grid import answer, error_reply
 
@@ -61,7 +61,7 @@ class Device:
     respond: Answer | None = None
 
     def __post_init__(self) -> None:
-        self.stop = threading.Event()
+        self.stop = StopSign()
         self._busy = False
         self._contexts: dict[int, Context] = {}  # by run
         self._said: set[str] = set()

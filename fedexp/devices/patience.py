@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import select
 from collections.abc import Callable, Iterator
-from threading import Event
 from typing import TypeVar
 
 from fedexp.devices.failures import Away, Refused
@@ -16,6 +17,43 @@ _HANDSHAKES = 5  # so many that fail, and none before that succeeded: no TLS the
 
 class Stopped(Exception):
     """The device was told to stop while it waited."""
+
+
+class StopSign:
+    """Says once that all is to end. A signal handler may set it.
+
+    Not ``threading.Event``: a handler that interrupts its ``wait`` would wait for itself.
+
+    Example:
+        >>> sign = StopSign()
+        >>> sign.wait(0.0)
+        False
+        >>> sign.set()
+        >>> sign.wait(60.0)
+        True
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._reading, self._writing = os.pipe()
+
+    def set(self) -> None:
+        """Say it."""
+        self._is_set = True
+        os.write(self._writing, b"!")
+
+    def is_set(self) -> bool:
+        """Whether it was said."""
+        return self._is_set
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until it is said; whether it was."""
+        select.select([self._reading], [], [], seconds)
+        return self._is_set
+
+    def __del__(self) -> None:
+        os.close(self._reading)
+        os.close(self._writing)
 
 
 def waits(first: float = _FIRST, longest: float = _LONGEST) -> Iterator[float]:
@@ -40,7 +78,7 @@ class Patience:
         say: takes one line when the server goes, and one when it is back.
     """
 
-    def __init__(self, stop: Event, say: Callable[[str], None]) -> None:
+    def __init__(self, stop: StopSign, say: Callable[[str], None]) -> None:
         self.stop, self.say = stop, say
         self.reached = False  # whether the server has ever answered
 

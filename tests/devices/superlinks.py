@@ -156,7 +156,8 @@ class TestSite:
 
     def submit(self, app: Path, **config: Any) -> int:
         """Start a run of an app; its id."""
-        given = " ".join(f"{k.replace('_', '-')}={json.dumps(x)}" for k, x in config.items())
+        words = {k: f"'{x}'" if isinstance(x, str) else json.dumps(x) for k, x in config.items()}
+        given = " ".join(f"{k.replace('_', '-')}={x}" for k, x in words.items())
         answer = subprocess.run(
             ["flwr", "run", str(app), "here", "--format", "json", *(["-c", given] if given else [])],
             env=self.environment,
@@ -165,7 +166,9 @@ class TestSite:
             check=True,
             timeout=120,
         )
-        return int(re.findall(r'"run-id": *"?(\d+)', answer.stdout)[0])
+        found = re.findall(r'"run-id": *"?(\d+)', answer.stdout)
+        assert found, answer.stdout + answer.stderr
+        return int(found[0])
 
     def device(self, folder: Path, *args: str) -> subprocess.Popen[Any]:
         """``fedexp device`` as a process, which writes to a log beside its folder."""

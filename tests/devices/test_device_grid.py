@@ -190,7 +190,7 @@ def test_evaluation_reaches_the_devices_of_an_edge(rows, paths):
     grid = device_grid(WireGrid(nodes, CONFIG), edges=[9])
     metrics = []
     for one in (grid, simulated(rows, 4)):
-        strategy = FedExP(fraction_evaluate=1.0, min_available_nodes=1)
+        strategy = FedExP(fraction_evaluate=1.0, min_available_nodes=1, seed=0)
         start = to_record({k: x.numpy() for k, x in model().state_dict().items()})
         (seen,) = rounds(strategy, one, start, num_rounds=1, timeout=5.0)
         metrics.append(dict(seen.evaluate))

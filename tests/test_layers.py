@@ -51,6 +51,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "factories": SERVER | LEARNING | {"config", "choices"},
     "checks": SERVER | LEARNING | {"config", "readers", "choices", "factories"},
     "simulation": SERVER | LEARNING | {"config"},
+    "devices.flower": {"arrays", "simulation.flower"},
+    "devices": SERVER
+    | LEARNING
+    | {"parser", "devices.flower", "config", "simulation", "simulation.flower"},
     "runs": SERVER
     | LEARNING
     | {"config", "readers", "choices", "factories", "checks", "verdict", "simulation"},
@@ -62,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | LEARNING
     | {
         "augmentation",
+        "devices",
         "flags",
         "parser",
         "listing",
@@ -143,7 +148,8 @@ def ours(names: set[str]) -> set[str]:
 def in_fence(file: str) -> bool:
     """Whether private names of Flower, and of Ray, may be used there."""
     return (
-        file.startswith("fedexp/simulation/flower/") or file == "fedexp/simulation/ray/private.py"
+        file.startswith(("fedexp/simulation/flower/", "fedexp/devices/flower/"))
+        or file == "fedexp/simulation/ray/private.py"
     )
 
 

@@ -60,5 +60,3 @@ def _client_app() -> ClientApp:
 
 
 client = _client_app()
-
-

@@ -93,7 +93,9 @@ class DataDescription:
                 "mean": float,
                 "std": float,
             }
-            read = {k: tuple(map(lists[k], x)) if k in lists else x for k, x in given.items()}
+            read: dict[str, Any] = {
+                k: tuple(map(lists[k], x)) if k in lists else x for k, x in given.items()
+            }
             return cls(**read)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{KEY}: cannot be read: {error}.") from None

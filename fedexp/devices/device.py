@@ -15,7 +15,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedexp.devices.failures import Away, Rejected, RunEnded, UnknownNode
+from fedexp.devices.flower.failures import Away, Rejected, RunEnded, UnknownNode
 from fedexp.devices.flower.fleet import FleetLink, FleetTask
 from fedexp.devices.node_folder import NodeFolder
 from fedexp.devices.patience import Patience, Stopped, StopSign, waits
@@ -139,7 +139,7 @@ class Device:
         reply = self._answer(message, context)
         say(f"{kind} {round_}: {'failed' if reply.has_error() else 'done'}")
         if reply.has_error():
-            self._say_once(reply.error.reason)
+            self._say_once(str(reply.error.reason))
         return reply
 
     def _answer(self, message: Message, context: Context) -> Message:

@@ -6,9 +6,10 @@ import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from logging import INFO, WARNING
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.common.logger import log
@@ -96,7 +97,7 @@ class DeviceGrid(OrderedGrid, MergingGrid):
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         """As the grid below."""
-        return self.grid.create_message(*args, **kwargs)  # type: ignore[no-any-return]
+        return self.grid.create_message(*args, **kwargs)
 
     def wait_for(self, number: int, timeout: float = float("inf")) -> None:
         """Wait until ``number`` clients are there.
@@ -123,7 +124,8 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         new = [
             node
             for node in sorted(nodes)
-            if node not in known and now - self._asked.get(node, -_QUERY_PATIENCE) >= _QUERY_PATIENCE
+            if node not in known
+            and now - self._asked.get(node, -_QUERY_PATIENCE) >= _QUERY_PATIENCE
         ]
         if not new:
             return
@@ -135,7 +137,9 @@ class DeviceGrid(OrderedGrid, MergingGrid):
             try:
                 found += self._introduced(reply)
             except Exception as error:  # a node may send anything
-                log(WARNING, "Node %d does not say who it is: %s", reply.metadata.src_node_id, error)
+                log(
+                    WARNING, "Node %d does not say who it is: %s", reply.metadata.src_node_id, error
+                )
         self.clients += [x for _, x in sorted(found, key=lambda item: (item[0], item[1].name))]
 
     def _introduced(self, reply: Message) -> list[tuple[int, DeviceClient]]:
@@ -148,7 +152,8 @@ class DeviceGrid(OrderedGrid, MergingGrid):
             partition = int(metrics[keys.PARTITION_ID])
             return [(partition, DeviceClient(f"partition {partition:06d}", node))]
         told = reply.content.config_records[DEVICE]
-        names, is_edge = [str(x)[:200] for x in told["names"]], bool(told["edge"])
+        names = [str(x)[:200] for x in cast(list[str], told["names"])]
+        is_edge = bool(told["edge"])
         if (is_edge or len(names) != 1) and node not in self.edges:
             raise ValueError("it wants to answer for others, and is not listed as an edge.")
         partition = int(metrics.get(keys.PARTITION_ID, 0))
@@ -210,7 +215,7 @@ class DeviceGrid(OrderedGrid, MergingGrid):
             else:
                 place = request.places[0]
                 result = _result(nodes[place], reply, reading, before)
-                share = WorkerShare(lambda _, one=result: [one], reading, before)
+                share = WorkerShare(partial(_only, result), reading, before)
                 parts[request.places] = share.merged(request.places, 1)
             _settle(whole, parts)
             del reply
@@ -262,7 +267,8 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         own = {**settings, **({DESCRIPTION: self.description} if self.description else {})}
         content = dict(message.content)
         key = next((k for k, x in content.items() if isinstance(x, ConfigRecord)), "config")
-        content[key] = ConfigRecord({**content.get(key, {}), **own})
+        before = cast(ConfigRecord, content.get(key, ConfigRecord()))
+        content[key] = ConfigRecord({**before, **own})
         given = message.metadata
         return Message(
             RecordDict(content),
@@ -286,10 +292,9 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         while pending and num_sound < enough and time.monotonic() < end:
             arrived = list(self.grid.pull_messages(list(pending)))
             for reply in arrived:
-                request = pending.pop(reply.metadata.reply_to_message_id, None)
-                if request is not None:
+                if (message_id := reply.metadata.reply_to_message_id) in pending:
                     num_sound += not reply.has_error()
-                    yield request, reply
+                    yield pending.pop(message_id), reply
             if pending and not arrived:
                 time.sleep(_PAUSE)
         self.num_late = sum(x.places[1] - x.places[0] for x in pending.values())
@@ -309,6 +314,10 @@ def _result(node: int, reply: Message, reading: ReplyFormat, before: Arrays) -> 
     if reply.has_error():
         return ClientResult(node, refused=reply.error.reason or f"error {reply.error.code}")
     return reading.result(node, reply.content, before, look_at_updates=False)
+
+
+def _only(result: ClientResult, _: Span) -> list[ClientResult]:
+    return [result]
 
 
 def _of_edge(

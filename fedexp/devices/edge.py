@@ -84,9 +84,7 @@ class Edge:
         content = RecordDict({DEVICE: ConfigRecord({"names": names, "edge": True})})
         return Message(content, reply_to=message)
 
-    def _of_one(
-        self, message: Message, context: Context, settings: Mapping[str, Any]
-    ) -> Message:
+    def _of_one(self, message: Message, context: Context, settings: Mapping[str, Any]) -> Message:
         own = int(settings.get(OWN_POSITION, -1))
         if not 0 <= own < len(self.paths):
             raise ValueError(f"the edge has {len(self.paths)} devices, the message is for {own}.")

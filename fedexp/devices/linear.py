@@ -105,7 +105,9 @@ def fit(
             if settings.proximal_mu:
                 g += settings.proximal_mu * (w[name] - before[name])
         if settings.max_grad_norm:
-            norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradient.values()))
+            norm = math.sqrt(
+                sum(float((g.astype(np.float64) ** 2).sum()) for g in gradient.values())
+            )
             scale = min(1.0, settings.max_grad_norm / (norm + 1e-6))
             gradient = {name: g * np.float32(scale) for name, g in gradient.items()}
         for name, g in gradient.items():

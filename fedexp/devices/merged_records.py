@@ -109,8 +109,7 @@ def decoded(
             raise BadReply(f"it answers for {list(parts)}, not for {list(asked)}.")
         used = _Arrays(arrays)
         found = {
-            span: _part(used, *parts[span], nodes, reading, before)
-            for span, nodes in asked.items()
+            span: _part(used, *parts[span], nodes, reading, before) for span, nodes in asked.items()
         }
         used.check_empty()
     except BadReply:
@@ -215,7 +214,9 @@ def _checked(sums: ClientSums, reading: ReplyFormat) -> ClientSums:
     own = [scale * norm for scale, norm in zip(scales, sums.norms, strict=True)]
     expected = sum(p * x * x for p, x in zip(weights, own, strict=True))
     if not _alike(stats.sq_norm, expected):
-        raise BadReply(f"its sq-norm is {stats.sq_norm:.3g}, its clients' norms give {expected:.3g}.")
+        raise BadReply(
+            f"its sq-norm is {stats.sq_norm:.3g}, its clients' norms give {expected:.3g}."
+        )
     most = sum(p * x for p, x in zip(weights, own, strict=True))
     if length <= most * (1 + _CLOSE):
         return sums

@@ -6,7 +6,7 @@ import fcntl
 import os
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +75,8 @@ class NodeFolder:
 
     def remember(self, node_id: int) -> None:
         """Keep ``node_id`` for the next start; a folder that cannot be written to forgets it."""
-        try:
+        with suppress(OSError):
             (self.path / _MEMORY).write_text(f"{node_id}\n")
-        except OSError:
-            pass
 
     @contextmanager
     def held(self) -> Iterator[None]:

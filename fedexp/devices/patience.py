@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 import select
 from collections.abc import Callable, Iterator
+from random import Random
 from typing import TypeVar
 
-from fedexp.devices.failures import Away, Refused
+from fedexp.devices.flower.failures import Away, Refused
 
 R = TypeVar("R")
 _FIRST, _GROWTH, _LONGEST = 0.5, 1.7, 60.0  # seconds, factor, seconds
@@ -64,9 +64,9 @@ def waits(first: float = _FIRST, longest: float = _LONGEST) -> Iterator[float]:
         >>> [0.7 <= next(growing) <= 1.3, 1.1 <= next(growing) <= 2.3, next(growing) <= 2.6]
         [True, True, True]
     """
-    wait = first
+    wait, rng = first, Random()  # of the time of day: no bit of a result depends on it
     while True:
-        yield wait * random.uniform(0.7, 1.3)  # noqa: S311 - no bit of a result depends on it
+        yield wait * rng.uniform(0.7, 1.3)
         wait = min(wait * _GROWTH, longest)
 
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedexp.datasets import data
 from fedexp.devices.data_description import DataDescription, description_of
 from fedexp.devices.device_data import read_device_data
+from fedexp.devices.told import own_context
 
 NUMBERS = DataDescription((2,), num_classes=2)
 TABLE = DataDescription(
@@ -109,7 +111,7 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, text, reason):
 
 def test_a_table_for_a_model_without_names_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("a,b,y\n1,2,0\n")
-    with pytest.raises(ValueError, match="Save x and y with numpy.savez"):
+    with pytest.raises(ValueError, match=r"Save x and y with numpy.savez"):
         read_device_data(tmp_path / "a.csv", NUMBERS)
 
 
@@ -141,15 +143,26 @@ def test_images_lie_in_a_folder_per_class(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"shape": [0]}', '{"shape": [2], "columns": ["a"]}', '{"shape": [2], "x": 1}']
-    + ['{"shape": [2], "std": [0, 1]}', '{"shape": [99999999, 99999999]}', '{"shape": 3}']
-    + ['{"shape": [2], "num_classes": 2, "class_names": ["a"]}', '{"shape": [2], "dtype": "O"}'],
+    [
+        *("", "[]", "{}", '{"shape": [0]}', '{"shape": [2], "columns": ["a"]}'),
+        *('{"shape": [2], "x": 1}', '{"shape": [2], "std": [0, 1]}', '{"shape": 3}'),
+        *('{"shape": [99999999, 99999999]}', '{"shape": [2], "dtype": "O"}'),
+        '{"shape": [2], "num_classes": 2, "class_names": ["a"]}',
+    ],
 )
 def test_a_description_that_contradicts_itself_is_refused(text):
-    with pytest.raises(ValueError, match="data-description|DataDescription"):
+    with pytest.raises(ValueError, match=r"data-description|DataDescription"):
         DataDescription.of_text(text)
 
 
 def test_a_server_that_says_nothing_is_told_so():
     with pytest.raises(ValueError, match="does not describe the data"):
         DataDescription.of_settings({})
+
+
+@pytest.mark.parametrize("key", ["model", "local-optimizer", "metrics"])
+def test_a_server_may_not_choose_code_of_the_device(key):
+    content = RecordDict({"config": ConfigRecord({key: "os:system"})})
+    context = Context(1, 7, {}, RecordDict(), {})
+    with pytest.raises(ValueError, match="a server may not choose which code"):
+        own_context(Message(content, 7, "train"), context)

@@ -22,68 +22,72 @@ from fedexp.simulation.flower.messages import number
 FENCE = Path(__file__).parents[2] / "fedexp" / "devices" / "flower"
 FILES = ("fleet.py", "objects.py")
 # Every private name of the fence -> the function that uses it, and the parameters it relies on.
-USED = {
-    "flwr.app.message.remove_content_from_message": ("objects.py: without_content", "message"),
-    "flwr.common.config.get_fused_config_from_fab": ("fleet.py: run_config", "fab_file run"),
-    "flwr.common.constant.HEARTBEAT_DEFAULT_INTERVAL": ("fleet.py: heartbeat", None),
-    "flwr.common.serde.fab_from_proto": ("fleet.py: run_config", "fab"),
-    "flwr.common.serde.message_from_proto": ("fleet.py: next_task", "message_proto"),
-    "flwr.common.serde.message_to_proto": ("fleet.py: send", "message"),
-    "flwr.common.serde.run_from_proto": ("fleet.py: run_config", "run_proto"),
-    "flwr.proto.fab_pb2.GetFabRequest": ("fleet.py: run_config", "node hash_str run_id"),
-    "flwr.proto.fleet_pb2.ActivateNodeRequest": (
-        "fleet.py: activate",
-        "public_key heartbeat_interval",
-    ),
-    "flwr.proto.fleet_pb2.DeactivateNodeRequest": ("fleet.py: deactivate", "node_id"),
-    "flwr.proto.fleet_pb2.PullMessagesRequest": ("fleet.py: next_task", "node"),
-    "flwr.proto.fleet_pb2.PushMessagesRequest": (
-        "fleet.py: send",
-        "node messages_list message_object_trees clientapp_runtime_list",
-    ),
-    "flwr.proto.heartbeat_pb2.SendNodeHeartbeatRequest": (
-        "fleet.py: heartbeat",
-        "node heartbeat_interval",
-    ),
-    "flwr.proto.message_pb2.ConfirmMessageReceivedRequest": (
-        "fleet.py: load",
-        "node run_id message_object_id",
-    ),
-    "flwr.proto.message_pb2.PullObjectRequest": ("fleet.py: load", "node run_id object_id"),
-    "flwr.proto.message_pb2.PushObjectRequest": (
-        "fleet.py: send",
-        "node run_id session_id object_id object_content",
-    ),
-    "flwr.proto.node_pb2.Node": ("fleet.py: activate", "node_id"),
-    "flwr.proto.run_pb2.GetRunRequest": ("fleet.py: run_config", "node run_id"),
-    "flwr.supercore.primitives.asymmetric.public_key_to_bytes": (
-        "fleet.py: FleetLink",
-        "public_key",
-    ),
-    "flwr.supernode.fleet_http_client.FleetHttpClient": (
-        "fleet.py: FleetLink",
-        "base_url interceptors verify timeout",
-    ),
-    "flwr.supernode.node_auth_http_interceptor.NodeAuthHttpInterceptor": (
-        "fleet.py: FleetLink",
-        "private_key public_key",
-    ),
-} | {
-    f"flwr.supercore.inflatable.inflatable_object.{name}": (f"objects.py: {function}", given)
-    for name, function, given in (
-        ("get_all_nested_objects", "ids_of", "obj"),
-        ("get_object_body", "check_sizes", "object_content cls"),
-        ("get_object_head_values_from_object_content", "check_sizes", "object_content"),
-        ("get_object_tree", "ids_of", "obj"),
-        ("iterate_object_tree", "contents_of", "tree"),
-        ("no_object_id_recompute", "ids_of", ""),
-    )
-} | {
-    "flwr.supercore.inflatable.inflatable_utils.inflate_object_from_contents": (
-        "objects.py: inflated",
-        "object_id object_contents",
-    ),
-}
+USED = (
+    {
+        "flwr.app.message.remove_content_from_message": ("objects.py: without_content", "message"),
+        "flwr.common.config.get_fused_config_from_fab": ("fleet.py: run_config", "fab_file run"),
+        "flwr.common.constant.HEARTBEAT_DEFAULT_INTERVAL": ("fleet.py: heartbeat", None),
+        "flwr.common.serde.fab_from_proto": ("fleet.py: run_config", "fab"),
+        "flwr.common.serde.message_from_proto": ("fleet.py: next_task", "message_proto"),
+        "flwr.common.serde.message_to_proto": ("fleet.py: send", "message"),
+        "flwr.common.serde.run_from_proto": ("fleet.py: run_config", "run_proto"),
+        "flwr.proto.fab_pb2.GetFabRequest": ("fleet.py: run_config", "node hash_str run_id"),
+        "flwr.proto.fleet_pb2.ActivateNodeRequest": (
+            "fleet.py: activate",
+            "public_key heartbeat_interval",
+        ),
+        "flwr.proto.fleet_pb2.DeactivateNodeRequest": ("fleet.py: deactivate", "node_id"),
+        "flwr.proto.fleet_pb2.PullMessagesRequest": ("fleet.py: next_task", "node"),
+        "flwr.proto.fleet_pb2.PushMessagesRequest": (
+            "fleet.py: send",
+            "node messages_list message_object_trees clientapp_runtime_list",
+        ),
+        "flwr.proto.heartbeat_pb2.SendNodeHeartbeatRequest": (
+            "fleet.py: heartbeat",
+            "node heartbeat_interval",
+        ),
+        "flwr.proto.message_pb2.ConfirmMessageReceivedRequest": (
+            "fleet.py: load",
+            "node run_id message_object_id",
+        ),
+        "flwr.proto.message_pb2.PullObjectRequest": ("fleet.py: load", "node run_id object_id"),
+        "flwr.proto.message_pb2.PushObjectRequest": (
+            "fleet.py: send",
+            "node run_id session_id object_id object_content",
+        ),
+        "flwr.proto.node_pb2.Node": ("fleet.py: activate", "node_id"),
+        "flwr.proto.run_pb2.GetRunRequest": ("fleet.py: run_config", "node run_id"),
+        "flwr.supercore.primitives.asymmetric.public_key_to_bytes": (
+            "fleet.py: FleetLink",
+            "public_key",
+        ),
+        "flwr.supernode.fleet_http_client.FleetHttpClient": (
+            "fleet.py: FleetLink",
+            "base_url interceptors verify timeout",
+        ),
+        "flwr.supernode.node_auth_http_interceptor.NodeAuthHttpInterceptor": (
+            "fleet.py: FleetLink",
+            "private_key public_key",
+        ),
+    }
+    | {
+        f"flwr.supercore.inflatable.inflatable_object.{name}": (f"objects.py: {function}", given)
+        for name, function, given in (
+            ("get_all_nested_objects", "ids_of", "obj"),
+            ("get_object_body", "check_sizes", "object_content cls"),
+            ("get_object_head_values_from_object_content", "check_sizes", "object_content"),
+            ("get_object_tree", "ids_of", "obj"),
+            ("iterate_object_tree", "contents_of", "tree"),
+            ("no_object_id_recompute", "ids_of", ""),
+        )
+    }
+    | {
+        "flwr.supercore.inflatable.inflatable_utils.inflate_object_from_contents": (
+            "objects.py: inflated",
+            "object_id object_contents",
+        ),
+    }
+)
 ROUTES = (
     "ActivateNode",
     "DeactivateNode",
@@ -189,7 +193,7 @@ def test_what_an_array_would_become_is_looked_at_before_it_does(times, shape):
     tree, objects = ids_of(sent)
     encoded = {object_id: part.deflate() for object_id, part in objects.items()}
     check_sizes(encoded, total=10_000)
-    with pytest.raises(ValueError, match="would inflate to|declares the shape"):
+    with pytest.raises(ValueError, match=r"would inflate to|declares the shape"):
         inflated(tree.object_id, repeated(encoded, times, shape), 1 << 20)
 
 

@@ -75,7 +75,9 @@ def node(path: Path, name: str) -> tuple[Any, dict[str, Any]]:
     return partial(answer, device_app), {"data": str(path), "name": name}
 
 
-def edge_of(paths: list[Path], name: str, app: ClientApp = device_app) -> tuple[Any, dict[str, Any]]:
+def edge_of(
+    paths: list[Path], name: str, app: ClientApp = device_app
+) -> tuple[Any, dict[str, Any]]:
     return Edge(app, paths, name), {"name": name}
 
 
@@ -112,10 +114,12 @@ def test_devices_give_the_bits_of_a_simulation(rows, paths, order, fraction):
 def test_edges_give_the_bits_of_the_flat_federation(rows, paths, cut):
     parts = [paths[a:b] for a, b in zip((0, *cut), (*cut, NUM), strict=True)]
     nodes = {50 + i: edge_of(part, f"edge{i}") for i, part in enumerate(parts)}
-    for settings in ({"fraction_train": 1.0}, {"fraction_train": 0.5, "clip": FixedClip(0.05)}, {"robust": True}):
-        after, seen = trained(
-            device_grid(WireGrid(nodes, CONFIG), edges=nodes.keys()), **settings
-        )
+    for settings in (
+        {"fraction_train": 1.0},
+        {"fraction_train": 0.5, "clip": FixedClip(0.05)},
+        {"robust": True},
+    ):
+        after, seen = trained(device_grid(WireGrid(nodes, CONFIG), edges=nodes.keys()), **settings)
         expected, simulation = trained(simulated(rows), **settings)
         assert_same_bits(after, expected)
         assert [dict(x.train) for x in seen] == [dict(x.train) for x in simulation]

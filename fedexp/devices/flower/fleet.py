@@ -34,7 +34,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fedexp.devices.failures import Away, Refused, Rejected, RunEnded, UnknownNode
+from fedexp.devices.flower.failures import Away, Refused, Rejected, RunEnded, UnknownNode
 from fedexp.devices.flower.objects import contents_of, ids_of, inflated, without_content
 from fedexp.simulation.flower.messages import identify, number
 
@@ -57,7 +57,7 @@ class FleetTask:
 
 
 class FleetLink:
-    """A device's way to its server. Every call may raise what ``fedexp.devices.failures`` has.
+    """A device's way to its server. Every call may raise what ``flower.failures`` has.
 
     Args:
         server: ``HOST:PORT``.
@@ -227,7 +227,7 @@ class FleetLink:
                 f"{self.server} shows a certificate that ca.crt does not vouch for: "
                 f"{cause.verify_message or cause.reason}."
             )
-        if cause is not None and cause.reason in _NO_TLS:
+        if getattr(cause, "reason", None) in _NO_TLS:
             return Refused(f"{self.server} does not speak TLS. Name the port of `fedexp serve`.")
         early = isinstance(error, httpx.ConnectError) and (
             cause is not None or isinstance(_root(error), ConnectionResetError)

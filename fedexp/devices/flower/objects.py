@@ -26,9 +26,7 @@ _MAX_OBJECTS = 100_000
 _PAUSE, _PATIENCE = 0.5, 60.0  # seconds, while the other side still sends an object
 
 
-def contents_of(
-    tree: Any, pull: Callable[[str], bytes | None], limit: int
-) -> dict[str, bytes]:
+def contents_of(tree: Any, pull: Callable[[str], bytes | None], limit: int) -> dict[str, bytes]:
     """The encoded objects of ``tree``, each once.
 
     Args:
@@ -56,9 +54,7 @@ def contents_of(
     return contents
 
 
-def check_sizes(
-    contents: Mapping[str, bytes], *, total: int, largest: int | None = None
-) -> None:
+def check_sizes(contents: Mapping[str, bytes], *, total: int, largest: int | None = None) -> None:
     """Compare what arrays declare, and what they inflate to, with what may come.
 
     An array may name one piece of bytes many times, so that little on the wire is much in memory;
@@ -86,9 +82,7 @@ def check_sizes(
             )
 
 
-def _sizes(
-    content: bytes, children: list[str], contents: Mapping[str, bytes]
-) -> tuple[int, int]:
+def _sizes(content: bytes, children: list[str], contents: Mapping[str, bytes]) -> tuple[int, int]:
     """Bytes that an encoded array declares, and that it would inflate to."""
     body = json.loads(get_object_body(content, Array))
     lengths = [get_object_head_values_from_object_content(contents[x])[2] for x in children]

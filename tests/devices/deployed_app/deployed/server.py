@@ -31,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
         }
     )
     out = Path(str(config["out"]))
-    strategy = FedExP(fraction_evaluate=0.0, min_available_nodes=1, seed=0)
+    strategy = FedExP(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1, seed=0)
     timeout, number = float(config["timeout"]), int(config["num-server-rounds"])
     for seen in rounds(strategy, devices, start, num_rounds=number, timeout=timeout):
         line = {"round": seen.server_round, "seconds": seen.seconds, **dict(seen.train)}

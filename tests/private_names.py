@@ -5,7 +5,10 @@ import re
 from collections.abc import Iterator
 
 # Modules that no release promises to keep.
-PRIVATE_MODULES = re.compile(r"(flwr\.(supercore|app\.message)|ray\.(_\w+|experimental))(\.|$)")
+PRIVATE_MODULES = re.compile(
+    r"(flwr\.(supercore|supernode|superlink|proto|app\.message|common\.(serde|config|constant))"
+    r"|ray\.(_\w+|experimental))(\.|$)"
+)
 # Attributes, keys and settings: one underscore, or Ray's own marks.
 PRIVATE = re.compile(r"_[a-z]\w*|__ray_\w+|RAY_[a-z]\w*")
 

@@ -53,6 +53,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "factories": SERVER | LEARNING | {"config", "choices"},
     "checks": SERVER | LEARNING | {"config", "readers", "choices", "factories"},
     "simulation": SERVER | LEARNING | {"config"},
+    "devices.flower": {"arrays", "simulation.flower"},
+    "devices": SERVER
+    | LEARNING
+    | {"parser", "devices.flower", "config", "simulation", "simulation.flower"},
     "runs": SERVER
     | LEARNING
     | {"config", "readers", "choices", "factories", "checks", "verdict", "simulation"},

@@ -1,0 +1,1 @@
+"""An app whose ClientApp no device runs."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import fedexp
 from fedexp.devices import commands as devices
-from fedexp.devices import device_commands
+from fedexp.devices import device_commands, run_command
 from fedexp.extras import missing, need
 from fedexp.files import reason
 from fedexp.flags import add_partition_flags, add_simulate_flags, config_of
@@ -373,6 +373,7 @@ COMMANDS = {
     "serve": Subcommand(
         "serve devices", "SITE [--listen ADDRESS]", devices.add_serve_flags, devices.serve
     ),
+    "run": Subcommand(run_command.LINE, run_command.USAGE, run_command.add_flags, run_command.run),
     "device": Subcommand(
         device_commands.LINE,
         device_commands.USAGE,

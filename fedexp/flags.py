@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, get_args
 
 from fedexp.config import SHORT, Config
@@ -89,7 +90,7 @@ def add_simulate_flags(parser: Parser) -> None:
 _NOT_ON_DEVICES = {"seeds", "sweep", "select", "tuning-seeds", "worker-log", "log"}
 
 
-def add_run_flags(parser: Parser) -> None:
+def add_run_flags(parser: Parser, defaults: Mapping[str, Any]) -> None:
     """The flags of a run on devices: one strategy, one seed, and no engine."""
     parser.add_argument(
         "--resume", action=Once, nargs=0, const=True, help="go on with the run in --out"
@@ -100,7 +101,8 @@ def add_run_flags(parser: Parser) -> None:
     _add_config(parser)
     for title, keys in GROUPS.items():
         if title != "engine":
-            add_flags(parser, title, [key for key in keys if key not in _NOT_ON_DEVICES])
+            own = [key for key in keys if key not in _NOT_ON_DEVICES]
+            add_flags(parser, title, own, defaults)
 
 
 def add_partition_flags(parser: Parser) -> None:
@@ -113,12 +115,27 @@ def _add_config(parser: Parser) -> None:
     parser.add_argument("--config", action=Once, metavar="FILE", help="TOML file with these keys")
 
 
-def add_flags(parser: Parser, title: str, keys: Sequence[str], **lines: str) -> None:
-    """One flag per configuration key, under a heading; ``lines`` are other words for some."""
+def add_flags(
+    parser: Parser,
+    title: str,
+    keys: Sequence[str],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    **lines: str,
+) -> None:
+    """One flag per configuration key, under a heading.
+
+    Args:
+        parser: gets them.
+        title: the heading.
+        keys: of ``Config``.
+        defaults: where they are not those of ``Config``; see ``config_of``.
+        **lines: other words for some.
+    """
     group = parser.add_argument_group(title)
     for key in keys:
         field = Config.keys()[key]
-        default = "" if field.default == "" else f" (default: {_shown(field.default)})"
+        value = defaults.get(key, field.default)
+        default = "" if value == "" else f" (default: {_shown(value)})"
         text = f"{lines.get(key, field.description)}{default}".replace("%", "%%")
         names = [f"--{key}", *(f"--{name}" for name in [SHORT.get(key)] if name)]
         own: dict[str, Any] = {"action": Once, "metavar": _metavar(key)}
@@ -146,8 +163,10 @@ def _shown(default: Any) -> str:
     return text.replace(",", ", ")  # so that a line can end there
 
 
-def config_of(values: dict[str, Any]) -> tuple[Config, set[str]]:
+def config_of(
+    values: dict[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Config, set[str]]:
     """Defaults, overridden by the file, overridden by the flags; and the keys of those."""
     given = {key: value for key, value in values.items() if value is not None}
     path = given.pop("config", None)
-    return Config.of({**(Config.read(path) if path else {}), **given}), set(given)
+    return Config.of({**defaults, **(Config.read(path) if path else {}), **given}), set(given)

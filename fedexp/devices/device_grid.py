@@ -80,6 +80,7 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         self.edges, self.enough = frozenset(edges), enough
         self.clients: list[DeviceClient] = []
         self.num_late = 0  # replies of the last messages that nobody waited for
+        self.states: dict[int, Any] = {}  # stays empty: devices keep their own
         self._asked: dict[int, float] = {}  # when a node was last asked who it is
         self._pushed: dict[str, Message] = {}
 
@@ -98,6 +99,9 @@ class DeviceGrid(OrderedGrid, MergingGrid):
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         """As the grid below."""
         return self.grid.create_message(*args, **kwargs)
+
+    def forget(self) -> None:
+        """Nothing: a device forgets with a new run."""
 
     def wait_for(self, number: int, timeout: float = float("inf")) -> None:
         """Wait until ``number`` clients are there.

@@ -153,6 +153,11 @@ class Federation:
         return self.own.client_app is None or self.own.data is not None
 
     @property
+    def deals(self) -> bool:
+        """Whether the data is split here, among the clients."""
+        return self.has_data
+
+    @property
     def knows_model(self) -> bool:
         """Whether there is a module, and not only arrays."""
         own = self.own

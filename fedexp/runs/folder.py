@@ -36,7 +36,7 @@ _PACKAGES = ("fedexp", "flwr", "torch", "numpy", "ray", "scikit-learn", "pandas"
 _LOCK = ".lock"
 _FILES = (
     *("config.toml", "environment.json", "command.txt", "partition.png", "partition.json"),
-    *("curves.png", "curves.svg", "results.csv", "report.html", "summary.json"),
+    *("curves.png", "curves.svg", "results.csv", "report.html", "summary.json", "deployment.json"),
 )
 _FILES_OF_A_UNIT = (
     *("metrics.jsonl", "clients.csv", "summary.json", "checkpoint.safetensors"),
@@ -159,7 +159,7 @@ def begin(
     save_json(folder / "environment.json", environment() | inputs | known)
     save_text(folder / "config.toml", config.to_toml())
     save_text(folder / "command.txt", shlex.join(sys.argv) + "\n")
-    if federation.has_data:
+    if federation.deals:
         _save_partition(folder, federation)
 
 

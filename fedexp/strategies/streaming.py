@@ -73,6 +73,8 @@ class Stream:
         if not messages:
             return []
         kind = messages[0].metadata.message_type.partition(".")[0]
+        seconds = self.waiting.seconds(timeout)
+        timeout = seconds if seconds < float("inf") else None
         if grid := merging(self.grid):
             reading = self.merge_by() if kind == MessageType.TRAIN else None
             if reading is not None:
@@ -82,7 +84,7 @@ class Stream:
             replies = self.grid.send_and_receive(messages, timeout=timeout)
         else:
             enough = self.waiting.enough if kind == MessageType.TRAIN else float("inf")
-            replies = self._exchange(messages, self.waiting.seconds(timeout), enough)
+            replies = self._exchange(messages, seconds, enough)
         return replies if kind in self.types else list(replies)
 
     def _exchange(

@@ -42,6 +42,14 @@ BETWEEN_ROUNDS = "hyper-between-rounds"
 MEAN_LEARNING_RATE = "mean-learning-rate"
 """Setting that brings the cohort's mean back to the clients."""
 
+# Step sizes that clients learn.
+LEARNED_STEP_SIZE = "learned-step-size"
+"""Metric: the step size that a client found. Setting, and metric of a round: the cohort's mean."""
+LEARNED_STEP_SIZE_SPREAD = "learned-step-size-spread"
+"""Metric of a round in which clients tuned: the standard deviation of the logarithms."""
+TUNING_FAILED = "step-size-tuning-failed"
+"""Metric: 1 of a client that found no step size in its meta-steps; the share of them in a round."""
+
 # What the server reports of a round.
 NUM_CLIENTS = "num-clients"
 NUM_FAILURES = "num-failures"

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learned_steps": set(),
     "datasets": TOOLS | LEARNING - {"clients"},
     "models": TOOLS | LEARNING - {"clients"},
-    "clients": RECORDS | LEARNING | {"wire", "hypergradients"},
+    "clients": RECORDS | LEARNING | {"wire", "hypergradients", "learned_steps"},
     "config": TOOLS | {"clients"},  # their settings, and so their defaults
     "progress": TOOLS,
     "console": TOOLS | {"progress"},
@@ -78,7 +78,7 @@ MATHEMATICS = ["keys", "arrays", "sums", "stats"] + [
     f"strategies.{name}"
     for name in (
         *("directions", "step_sizes", "extrapolation", "optimizer", "scaffold"),
-        *("averages", "running_ratio", "extensions", "rate_sharing"),
+        *("averages", "running_ratio", "extensions", "rate_sharing", "step_sharing"),
         *("robustness", "medians", "proximal"),
     )
 ]

@@ -75,9 +75,11 @@ class ClientGroup:
         return (cls(client, size) if client and size and not found else None), found
 
     def takes(self, config: Mapping[str, Any]) -> bool:
-        """Whether the local optimizer of these settings has a functional form."""
+        """Whether the local optimizer has a functional form for all of a round's local steps."""
         make = self.client.maker(ClientSettings.of(config))
-        return isinstance(make, LocalOptimizer) and make.functional is not None
+        if not isinstance(make, LocalOptimizer) or make.functional is None:
+            return False
+        return not (make.tuning and make.tuning().is_due(config))
 
     def fit(
         self,

@@ -121,6 +121,11 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
     }
     local = Config.of(config.values() | settings).clients
     schedule_of(config, key)
+    if optimizer.tuning and config.learning_rate_decay != 1:
+        raise ValueError(
+            f"Config(learning-rate-decay={config.learning_rate_decay}): {name} sets the learning "
+            "rate of every round. Use 1.0."
+        )
     optimizer([nn.Parameter(torch.zeros(1, 1))], local)  # what is wrong with it shows now
     return settings
 
@@ -149,6 +154,10 @@ def schedule_of(
         raise ValueError(
             f"{owner}: learning-rate-decay={config.learning_rate_decay} is a schedule too. "
             "Leave one of the two out."
+        )
+    if getattr(made, "tuning", None):
+        raise ValueError(
+            f"{owner}: {name} sets the learning rate of every round. Use no scheduler."
         )
     if getattr(made, "adapts_lr", False) and config.hyper_between_rounds != "fresh":
         raise ValueError(

@@ -23,8 +23,8 @@ from torch.func import functional_call
 from fedexp import keys
 from fedexp.clients.arguments import one_line
 from fedexp.clients.data import Examples, batches_of
-from fedexp.clients.known import writes_to_weights
-from fedexp.clients.losses import Loss
+from fedexp.clients.known import is_torchs, writes_to_weights
+from fedexp.clients.losses import Loss, is_known
 from fedexp.clients.module import layout_of
 from fedexp.clients.settings import ClientSettings
 from fedexp.learned_steps.descent import LearnedStepSize, MetaDescent, learned_step_size
@@ -33,6 +33,12 @@ from fedexp.learned_steps.models import MetaLoss, Weights, mean_loss
 _OWNER = "learned-step"
 _LONGEST = 1e6  # norms of the first weights; a trajectory that goes further is truncated
 _MOST_HALVINGS = 64  # from 1e19 times too large to 1
+_TRUE_GRADIENTS: tuple[type[nn.Module], ...] = (
+    *(nn.Sequential, nn.Flatten, nn.Linear, nn.Conv1d, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d),
+    *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Dropout),
+    *(nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d),
+)
+"""Layers whose gradient, as PyTorch returns it, is the gradient of what they compute."""
 
 _Batch = tuple[int, Tensor, Tensor]
 """What seeds the random numbers of the forward pass, inputs and targets."""
@@ -171,13 +177,28 @@ class StepTuning:
                     f"{one_line(error)}. Use another local optimizer."
                 ) from error
 
+    def try_on(
+        self, module: nn.Module, examples: Examples, settings: ClientSettings, loss_fn: Loss
+    ) -> None:
+        """Raise as ``tune`` does for a model or a loss that it cannot take."""
+        rng = np.random.default_rng(0)
+        short = replace(self, steps=1, by="training")  # a few rows cannot be parted
+        short.tune(module, examples, settings, loss_fn, rng=rng, split=rng)
+
     def _search(
         self, steps: _LocalSteps, end: MetaLoss, batches: list[_Batch], first: float
     ) -> Tuned:
         def learned(step_size: float, num_meta_steps: int) -> LearnedStepSize:
             descent = MetaDescent(objective=self.objective, num_meta_steps=num_meta_steps)
             return learned_step_size(
-                steps.loss, end, steps.start, batches, step_size, descent, max_norm=steps.max_norm
+                steps.loss,
+                end,
+                steps.start,
+                batches,
+                step_size,
+                descent,
+                max_norm=steps.max_norm,
+                symmetric=steps.symmetric,
             )
 
         found = learned(first, self.steps)
@@ -224,6 +245,10 @@ class _LocalSteps:
         }
         norm = math.sqrt(sum(float(w.double().square().sum()) for w in self.start.values()))
         self.max_norm = _LONGEST * max(1.0, norm)
+        # Only what is known to stop no gradient; see ``model_meta_gradient``.
+        self.symmetric = is_known(loss_fn) and all(
+            is_torchs(m) and isinstance(m, _TRUE_GRADIENTS) for m in module.modules()
+        )
 
     def numbered(
         self, batches: list[tuple[Tensor, Tensor]], rng: np.random.Generator

@@ -60,6 +60,8 @@ def try_model(
         with _named(owner, what, remedy):
             step = made or optimizer(params, settings)
             train(module, few, settings, step, loss, np.random.default_rng(0))
+            if isinstance(optimizer, LocalOptimizer) and optimizer.tuning:
+                optimizer.tuning().try_on(module, few, settings, loss)
         with _named(owner, "an evaluation"):
             evaluate(module, few, loss)
         if module_arrays(module).keys() != names:

@@ -9,8 +9,9 @@ sends the clients' mean back (`fedexp.strategies.step_sharing`), at which the ot
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -292,12 +293,16 @@ def _rows(examples: Examples, positions: NDArray[np.int64]) -> Examples:
     return Examples(examples.inputs, examples.targets, rows)
 
 
-def _differentiable(module: nn.Module) -> AbstractContextManager[None]:
+@contextmanager
+def _differentiable(module: nn.Module) -> Iterator[None]:
     """Off with the fused kernels of recurrent layers, which have no forward mode."""
     if not any(isinstance(m, nn.RNNBase) for m in module.modules()):
-        return nullcontext()
-    flags: Callable[..., AbstractContextManager[None]] = torch.backends.mkldnn.flags
-    return flags(enabled=False)
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a switch for Intel GPUs, which comes along
+        with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+            yield
 
 
 def _is_count(value: Any) -> bool:

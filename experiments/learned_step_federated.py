@@ -69,10 +69,14 @@ def run(
         "accuracy": fmean(accuracies[-5:]),
         "rounds": next((t for t, a in enumerate(accuracies, 1) if a >= target), None),
         "accuracies": [round(a, 4) for a in accuracies],
-        "rates": rates,
-        "learned-step-size": learned if clients == "learned-step" else None,
+        "rates": [_short(x) for x in rates],
+        "learned-step-size": [_short(x) for x in learned] if clients == "learned-step" else None,
         "seconds": round(time.process_time() - start, 2),
     }
+
+
+def _short(number: float | None) -> float | None:
+    return None if number is None else float(f"{number:.4g}")
 
 
 class Federation:
@@ -172,13 +176,14 @@ def plot(path: Path, result: dict[str, Row]) -> None:
         best = [r for r in found["rows"] if r["factor"] == 1]
         for server, ls in zip(SERVERS, ("--", "-"), strict=True):
             same = [r["accuracies"] for r in best if r["server"] == server]
-            mean = [fmean(x) for x in zip(*same, strict=True)]
+            mean = [fmean(x) for x in zip(*same, strict=False)]
             label = f"sgd at {found['rate']:g}, {server}"
             above.plot(range(1, len(mean) + 1), mean, color="0.7", ls=ls, label=label)
         for clients, server in product(CLIENTS, SERVERS):
             same = [r for r in rows if (r["clients"], r["server"]) == (clients, server)]
             style = {"color": colours[clients], "ls": "-" if server == "fedexp" else "--"}
-            mean = [fmean(x) for x in zip(*(r["accuracies"] for r in same), strict=True)]
+            # As long as all seeds ran: a run ends after three failed rounds.
+            mean = [fmean(x) for x in zip(*(r["accuracies"] for r in same), strict=False)]
             above.plot(range(1, len(mean) + 1), mean, label=f"{clients}, {server}", **style)
             for row in same:  # one line for each seed; none where no client replied
                 rates = [math.nan if x is None else x for x in row["rates"]]
@@ -205,7 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
             federation = Federation(name, num_rounds, args.data_dir)
             result[name] = federation.compared(seeds, factors)
             print(table(result[name]))
-            text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+            text = json.dumps(result, allow_nan=False) + "\n"
             (args.out / "learned-step-federated.json").write_text(text, encoding="utf-8")
     plot(args.out / "learned-step-federated.png", result)
 

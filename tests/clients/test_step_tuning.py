@@ -1,5 +1,7 @@
 """Clients that learn their step size: where it leads, what it leaves alone, and what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from fedexp.clients import ClientSettings, Examples, client_app, default_loss, module_arrays
 from fedexp.clients.client import model_in
 from fedexp.clients.groups.group import ClientGroup
+from fedexp.clients.named import named_optimizer
 from fedexp.clients.step_tuning import StepTuning
 from fedexp.clients.trial import try_model
 from fedexp.learned_steps import LeastSquares, MetaDescent, closed_form, descend
@@ -309,8 +312,6 @@ def test_what_pytorch_cannot_differentiate_twice_is_refused_before_round_1():
     def model():
         return nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))
 
-    from fedexp.clients.named import named_optimizer
-
     with pytest.raises(ValueError, match="cannot be differentiated twice: NotImplementedError"):
         try_model("model=m", model(), rows(0), named_optimizer(NAME), ClientSettings())
     with pytest.raises(ValueError, match="Embedding with max_norm writes to weights"):
@@ -318,14 +319,18 @@ def test_what_pytorch_cannot_differentiate_twice_is_refused_before_round_1():
 
 
 def test_a_trial_takes_what_can_be_tuned():
-    from fedexp.clients.named import named_optimizer
-
     for kind in KINDS.values():
         module = seeded(kind)
         before = {k: x.copy() for k, x in module_arrays(module).items()}
         try_model("model=m", module, rows(0), named_optimizer(NAME), ClientSettings())
         for name, x in module_arrays(module).items():
             np.testing.assert_array_equal(x, before[name])
+
+
+def test_a_rate_that_changes_from_step_to_step_is_refused():
+    settings = SimpleNamespace(max_grad_norm=0.0, lr_exponent=0.67)
+    with pytest.raises(ValueError, match=r"learning-rate-exponent=0\.67.*plain steps of one size"):
+        StepTuning().check(settings)
 
 
 def test_clipped_gradients_and_control_variates_are_refused():

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learned_steps": set(),
     "datasets": TOOLS | LEARNING - {"clients"},
     "models": TOOLS | LEARNING - {"clients"},
-    "clients": RECORDS | LEARNING | {"wire", "hypergradients"},
+    "clients": RECORDS | LEARNING | {"wire", "augmentation", "hypergradients"},
     "config": TOOLS | {"clients"},  # their settings, and so their defaults
     "progress": TOOLS,
     "console": TOOLS | {"progress"},

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from fedexp.augmentation.choice import Augmentation, augmented
+from fedexp.clients.arguments import one_line
 from fedexp.clients.settings import ClientSettings, changes_of
 
 
@@ -78,8 +79,8 @@ def check_augmentation(settings: ClientSettings, inputs: Tensor) -> None:
     if changes := BatchChanges.of(settings, np.random.default_rng(0)):
         try:
             changes(inputs, 0)
-        except ValueError as error:
-            line = str(error)
+        except Exception as error:  # of any kind: it may be the user's code
+            line = str(error) if isinstance(error, ValueError) else f"{one_line(error)}."
             owner = f"ClientSettings(augmentation={settings.augmentation!r}): "
             raise ValueError(line if line.startswith(owner) else owner + line) from error
 

@@ -206,18 +206,34 @@ def projected_runs(problem: Problem, rank: int, num_runs: int, num_steps: int = 
     return w[:, 0]
 
 
-def federated(problem: Problem, out: Path, size: Size) -> dict[str, Any]:
+def recursions(problem: Problem, out: Path, number: int) -> dict[str, Any]:
+    """The table, the ridge limit and the projections, to as many checkpoints."""
+    checkpoints, num_runs = list(CHECKPOINTS[:number]), (50, 200, 2000)[number - 1]
+    return {
+        "schedules": schedule_table(
+            problem, checkpoints, num_runs, num_simulated=max(1, number - 1)
+        ),
+        "ridge": ridge_limit(problem, checkpoints),
+        "projections": projection_limit(problem, 6000, num_runs),
+        "num-runs": num_runs,
+    }
+
+
+def federations(problem: Problem, out: Path, number: int) -> dict[str, Any]:
     """Federations with FedAvg and FedExP: the same regression, and digits."""
-    print()
+    size = (
+        Size(steps=20, seeds=2, rounds=2, grid=[0.3]),
+        Size(steps=100, seeds=3, rounds=20, grid=[0.1, 0.3, 1.0]),
+        Size(steps=1000, seeds=10, rounds=40, grid=[0.1, 0.3, 1.0]),
+    )[number - 1]
     rows = regressions(out, problem.x, problem.y, problem.start, size)
-    return {"regression": rows, "digits": digits(size)}
+    return {"federated": {"regression": rows, "digits": digits(size)}}
 
 
-def plot(
-    path: Path, rows: list[dict[str, Any]], limit: dict[str, Any], federations: dict[str, Any]
-) -> None:
+def plot(path: Path, found: dict[str, Any]) -> None:
     from matplotlib.figure import Figure
 
+    rows, limit = found["schedules"], found["ridge"]
     canvas = Figure(figsize=(11, 9), layout="constrained")
     (left, right), (regression, images) = canvas.subplots(2, 2)
     for number, row in enumerate(rows):
@@ -243,8 +259,8 @@ def plot(
     right.set(xscale="log", yscale="log", xlabel="step", ylabel="distance of the mean to ridge")
     right.set_title("constant noise, sigma = 0.5", fontsize=9)
     right.legend()
-    plot_regression(regression, federations["regression"], rows[0])
-    plot_digits(images, federations["digits"])
+    plot_regression(regression, found["federated"]["regression"], rows[0])
+    plot_digits(images, found["federated"]["digits"])
     canvas.savefig(path, dpi=120)
 
 
@@ -280,32 +296,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/augmentation-schedules"))
     parser.add_argument("--full", action="store_true", help="30,000 steps, and 2,000 runs")
     parser.add_argument("--smoke", action="store_true", help="1,000 steps and 50 runs only")
+    parts = {"schedules": recursions, "federated": federations}
+    parser.add_argument("--part", choices=parts, help="only this; the rest of --out stays")
     args = parser.parse_args(arguments)
-    start, problem = time.perf_counter(), Problem.drawn()
+    number, problem = 1 if args.smoke else 3 if args.full else 2, Problem.drawn()
     args.out.mkdir(parents=True, exist_ok=True)
-    number = 1 if args.smoke else 3 if args.full else 2
-    checkpoints = list(CHECKPOINTS[:number])
-    num_runs = 50 if args.smoke else 2000 if args.full else 200
-    sizes = [
-        Size(steps=20, seeds=2, rounds=2, grid=[0.3]),
-        Size(steps=200, seeds=3, rounds=20, grid=[0.1, 0.3, 1.0]),
-        Size(steps=1000, seeds=10, rounds=40, grid=[0.03, 0.1, 0.3, 1.0]),
-    ]
-    rows = schedule_table(problem, checkpoints, num_runs, num_simulated=2 if args.full else 1)
-    limit = ridge_limit(problem, checkpoints)
-    fixed = projection_limit(problem, 6000, num_runs)
-    federations = federated(problem, args.out, sizes[number - 1])
-    plot(args.out / "augmentation-schedules.png", rows, limit, federations)
-    result = {
-        "schedules": rows,
-        "ridge": limit,
-        "projections": fixed,
-        "federated": federations,
-        "num-runs": num_runs,
-        "seconds": time.perf_counter() - start,
-    }
-    text = json.dumps(result, indent=1)
-    (args.out / "augmentation-schedules.json").write_text(text + "\n", encoding="utf-8")
+    path = args.out / "augmentation-schedules.json"
+    found: dict[str, Any] = {}
+    if args.part and path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+    for name in [args.part] if args.part else parts:
+        start = time.perf_counter()
+        found |= parts[name](problem, args.out, number)
+        found[f"{name}-seconds"] = round(time.perf_counter() - start)
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if parts.keys() <= found.keys():
+        plot(path.with_suffix(".png"), found)
 
 
 if __name__ == "__main__":

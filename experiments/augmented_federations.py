@@ -117,6 +117,7 @@ def digits(size: Size) -> list[dict[str, Any]]:
             rounds=size.rounds,
             sweep={"learning_rate": [rate * scale for rate in size.grid]},
             select="mean-final-accuracy",
+            tuning_seeds="3",
             engine="serial",
             **settings,
         )

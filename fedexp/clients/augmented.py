@@ -54,8 +54,9 @@ class BatchChanges:
         changes = changes_of(settings.augmentation) if settings.augmentation else ()
         if not changes:
             return None
-        alone = isinstance(rng, np.random.Generator)
-        generators = _seeded(rng) if alone else [_seeded(one) for one in rng]  # type: ignore
+        if isinstance(rng, np.random.Generator):
+            return cls(settings.augmentation, changes, settings.first_step, _seeded(rng))
+        generators = [_seeded(one) for one in rng]
         return cls(settings.augmentation, changes, settings.first_step, generators)
 
     def __call__(self, inputs: Tensor, step: int) -> Tensor:

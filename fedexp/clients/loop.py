@@ -89,16 +89,18 @@ def train(
 
 def _schedule(optimizer: Optimizer, settings: ClientSettings) -> Callable[[int], None]:
     """Sets the learning rate of a local step: that of each group times ``(t + offset)^-x``."""
-    if any("lr" not in group for group in optimizer.param_groups):
+    groups = optimizer.param_groups
+    # Rprop reads it before its first step alone.
+    if any("lr" not in group for group in groups) or isinstance(optimizer, torch.optim.Rprop):
         raise ValueError(
             f"ClientSettings(learning-rate-exponent={settings.lr_exponent}): "
-            f"{type(optimizer).__name__} takes no learning rate. Use 0."
+            f"{type(optimizer).__name__} takes no learning rate for every step. Use 0."
         )
-    groups = [(group, group["lr"]) for group in optimizer.param_groups]
+    firsts = [(group, group["lr"]) for group in groups]
     factors = replace(settings, lr=1.0).rates()
 
     def set_rates(step: int) -> None:
-        for group, first in groups:
+        for group, first in firsts:
             group["lr"] = first * factors[step]
 
     return set_rates

@@ -94,7 +94,7 @@ def test_a_function_of_ones_own_is_called_for_each_client_of_a_group():
         expected = doubled_and_shaken(group[seed], 0.1, generator(seed))
         assert torch.equal(found[seed], expected)
         assert torch.equal(change(group[seed], 4, generator(seed)), expected)
-    with pytest.raises(ValueError, match="no_such.*Is it on the Python path"):
+    with pytest.raises(ValueError, match=r"No module named .no_such"):
         Augmentation.of("no_such:function")(group, 0, generator())
 
 

@@ -266,8 +266,10 @@ def test_an_optimizer_without_a_rate_is_refused():
         def step(self):
             pass
 
-    with pytest.raises(ValueError, match=r"Signs takes no learning rate\. Use 0"):
+    with pytest.raises(ValueError, match=r"Signs takes no learning rate for every step"):
         fitted(optimizer=lambda params, settings: Signs(params, settings))
+    with pytest.raises(ValueError, match=r"Rprop takes no learning rate for every step"):
+        fitted(optimizer="rprop")
 
 
 TOKENS = Examples(torch.randint(9, (30, 72)), IMAGES.targets)

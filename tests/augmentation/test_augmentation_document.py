@@ -22,13 +22,17 @@ def test_the_example_gives_the_distance_that_it_names(capsys):
 
 
 def test_the_commands_are_taken():
-    commands = re.findall(r"^fedexp simulate (.*)$", TEXT, re.MULTILINE)
-    assert len(commands) > 1
+    text = TEXT.replace("\\\n", "")  # a command of several lines
+    commands = re.findall(r"^fedexp simulate (.*)$", text, re.MULTILINE)
+    assert len(commands) == 3
     for command in commands:
         words = shlex.split(command)
         flags = {
             flag.removeprefix("--"): value
             for flag, value in zip(words[::2], words[1::2], strict=True)
         }
-        if "data" not in flags:  # which the experiment leaves
+        if "data" in flags:  # which the experiment leaves
+            rounds = {"num-server-rounds": flags.pop("rounds")}
+            assert Config.of(flags | rounds).clients.rates() == [0.25]
+        else:
             app.check_model(Config.of(flags | {"strategy": "fedavg"}))

@@ -120,6 +120,7 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
         **told(name),
     }
     local = Config.of(config.values() | settings).clients
+    local.check_rates(optimizer)
     schedule_of(config, key)
     if optimizer.tuning and config.learning_rate_decay != 1:
         raise ValueError(
@@ -158,6 +159,11 @@ def schedule_of(
     if getattr(made, "tuning", None):
         raise ValueError(
             f"{owner}: {name} sets the learning rate of every round. Use no scheduler."
+        )
+    if config.learning_rate_exponent:
+        raise ValueError(
+            f"{owner}: learning-rate-exponent={config.learning_rate_exponent} is a schedule too. "
+            "Leave one of the two out."
         )
     if getattr(made, "adapts_lr", False) and config.hyper_between_rounds != "fresh":
         raise ValueError(

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learned_steps": set(),
     "datasets": TOOLS | LEARNING - {"clients"},
     "models": TOOLS | LEARNING - {"clients"},
-    "clients": RECORDS | LEARNING | {"wire", "hypergradients", "learned_steps"},
+    "clients": RECORDS | LEARNING | {"wire", "augmentation", "hypergradients", "learned_steps"},
     "config": TOOLS | {"clients"},  # their settings, and so their defaults
     "progress": TOOLS,
     "console": TOOLS | {"progress"},

@@ -70,6 +70,7 @@ class ClientRound:
         self.found: dict[str, float] = {}
         if self.tuning:
             self.settings = self.tuning.starting(self.settings, config)
+        self.settings.check_rates(self.make)
         self.rng = client.generator(config, context)
         self.torch_seed = int(self.rng.integers(2**63))  # before the batches, whoever trains
         self.examples, _ = client.data(context)
@@ -157,7 +158,7 @@ class ClientRound:
         if self.control:
             if name := first_non_finite(after):  # the control variate would stay non-finite
                 raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
-            metrics[keys.CONTROL_STEP] = step = self.settings.num_steps * self.settings.lr
+            metrics[keys.CONTROL_STEP] = step = self.settings.path_length
             self.control.keep(self.context, self.before, after, step)
         if getattr(self.make, "adapts_lr", False):
             save_rate(self.config, self.context, rate)

@@ -57,6 +57,13 @@ CASES = {
         },
         Own(),
     ),
+    "augmented images and falling rates": (
+        {
+            **{"strategy": "fedavg, scaffold", "learning_rate_exponent": 0.5},
+            "augmentation": "flip, crop, jitter, noise(exponent=0.3)",
+        },
+        Own(),
+    ),
     "an optimizer of PyTorch's": (
         {"strategy": "fedexp", "local_optimizer": "torch.optim:AdamW(weight-decay=0.1)"},
         Own(),

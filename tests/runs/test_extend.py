@@ -57,6 +57,10 @@ KINDS = {
     "learned step sizes": (
         *("--strategy", "fedexp", "--local-optimizer", "learned-step(every=3, steps=2)"),
     ),
+    "schedules of steps": (
+        *("--strategy", "fedexp", "--learning-rate-exponent", 0.5),
+        *("--augmentation", "noise(scale=0.5, exponent=0.3)"),
+    ),
     "seeds and a sweep": (
         *("--strategy", "fedexp", "--seeds", "0,1", "--sweep", "learning-rate=0.1,0.3"),
     ),

@@ -40,26 +40,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learned_steps": set(),
     "datasets": TOOLS | LEARNING - {"clients"},
     "models": TOOLS | LEARNING - {"clients"},
-    "clients": RECORDS | LEARNING | {"wire", "hypergradients"},
+    "clients": RECORDS | LEARNING | {"wire", "augmentation", "hypergradients", "learned_steps"},
     "config": TOOLS | {"clients"},  # their settings, and so their defaults
     "progress": TOOLS,
     "console": TOOLS | {"progress"},
     "parser": TOOLS,
-    "devices.flower": set(),
-    "devices": TOOLS | {"parser", "devices.flower"},
     "readers": SERVER | LEARNING | {"config"},
     "verdict": SERVER - {"rounds"},
     "choices": SERVER | LEARNING | {"config", "readers"},
     "factories": SERVER | LEARNING | {"config", "choices"},
     "checks": SERVER | LEARNING | {"config", "readers", "choices", "factories"},
     "simulation": SERVER | LEARNING | {"config"},
-    "devices.flower": {"arrays", "simulation.flower"},
-    "devices": SERVER
-    | LEARNING
-    | {"parser", "devices.flower", "config", "simulation", "simulation.flower"},
     "runs": SERVER
     | LEARNING
     | {"config", "readers", "choices", "factories", "checks", "verdict", "simulation"},
+    "devices.flower": {"arrays", "simulation.flower"},
+    "devices": SERVER
+    | LEARNING
+    | {"parser", "flags", "config", "choices", "checks", "simulation", "runs"}
+    | {"devices.flower", "simulation.flower"},
     "app": SERVER | LEARNING | {"config", "choices", "factories", "checks", "verdict", "runs"},
     "listing": SERVER | LEARNING | {"config"},
     "flags": TOOLS | {"config", "parser", "listing"},
@@ -85,7 +84,7 @@ MATHEMATICS = ["keys", "arrays", "sums", "stats"] + [
     f"strategies.{name}"
     for name in (
         *("directions", "step_sizes", "extrapolation", "optimizer", "scaffold"),
-        *("averages", "running_ratio", "extensions", "rate_sharing"),
+        *("averages", "running_ratio", "extensions", "rate_sharing", "step_sharing"),
         *("robustness", "medians", "proximal"),
     )
 ]

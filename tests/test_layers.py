@@ -55,13 +55,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     | LEARNING
     | {"config", "readers", "choices", "factories", "checks", "verdict", "simulation"},
     "devices.flower": {"arrays", "simulation.flower"},
+    "app": SERVER | LEARNING | {"config", "choices", "factories", "checks", "verdict", "runs"},
+    "listing": SERVER | LEARNING | {"config"},
+    "flags": TOOLS | {"config", "parser", "listing"},
     "devices": SERVER
     | LEARNING
     | {"parser", "flags", "config", "choices", "checks", "simulation", "runs"}
     | {"devices.flower", "simulation.flower"},
-    "app": SERVER | LEARNING | {"config", "choices", "factories", "checks", "verdict", "runs"},
-    "listing": SERVER | LEARNING | {"config"},
-    "flags": TOOLS | {"config", "parser", "listing"},
     "doctor": SERVER | LEARNING | {"simulation"},
     "cli": SERVER
     | LEARNING

@@ -11,7 +11,7 @@ from itertools import groupby
 from logging import INFO, WARNING
 from typing import Any, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
@@ -26,11 +26,11 @@ from fedexp.records import from_record, records_of
 from fedexp.simulation.grid import FIRST_NODE_ID
 from fedexp.simulation.merge_tree import Span, combine, halves, subtrees
 from fedexp.simulation.worker_share import WorkerShare
+from fedexp.strategies.streaming import guard_for
 from fedexp.wire import BadReply, ClientResult, ReplyFormat
 
 _PAUSE = 0.2  # seconds between looks for replies
 _QUERY_PATIENCE = 30.0  # seconds that a new node has to say who it is
-_LATE = 2  # Flower's error code; ours for a reply that did not come
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,6 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         self.grid, self.description = grid, description
         self.edges, self.enough = frozenset(edges), enough
         self.clients: list[DeviceClient] = []
-        self.num_late = 0  # replies of the last messages that nobody waited for
         self.states: dict[int, Any] = {}  # stays empty: devices keep their own
         self._asked: dict[int, float] = {}  # when a node was last asked who it is
         self._pushed: dict[str, Message] = {}
@@ -187,7 +186,7 @@ class DeviceGrid(OrderedGrid, MergingGrid):
     def send_and_stream(
         self, messages: Iterable[Message], timeout: float | None
     ) -> Iterator[Message]:
-        """As ``send_and_receive``, handing over each reply as it comes; late ones are errors."""
+        """As ``send_and_receive``, handing over each reply as it comes; late ones never come."""
         asked = list(messages)
         requests = [
             _Request(self._single(message), (p, p + 1), is_edge=False)
@@ -223,6 +222,8 @@ class DeviceGrid(OrderedGrid, MergingGrid):
                 parts[request.places] = share.merged(request.places, 1)
             _settle(whole, parts)
             del reply
+        for part in _missing(whole, parts):  # of those that are late: nothing to add
+            parts[part] = Merged()
         return combine(whole, parts)
 
     def _requests(self, asked: Sequence[Message], reading: ReplyFormat) -> list[_Request]:
@@ -285,26 +286,24 @@ class DeviceGrid(OrderedGrid, MergingGrid):
     def _arrivals(
         self, requests: Sequence[_Request], timeout: float | None
     ) -> Iterator[tuple[_Request, Message]]:
-        """Each request with its reply, as they come, and at the end those that did not come."""
+        """Each request with its reply, as they come; those that do not come in time are missing."""
         if timeout is not None:
             for request in requests:  # so that a slow device skips to the newest round
                 request.message.metadata.ttl = min(request.message.metadata.ttl, timeout)
-        ids = self.grid.push_messages([request.message for request in requests])
+        messages = [request.message for request in requests]
+        guard, ids = guard_for(messages), self.grid.push_messages(messages)
         pending = dict(zip(ids, requests, strict=True))
         end = time.monotonic() + timeout if timeout is not None else float("inf")
         enough, num_sound = self.enough or len(requests), 0
         while pending and num_sound < enough and time.monotonic() < end:
-            arrived = list(self.grid.pull_messages(list(pending)))
+            with guard:
+                arrived = list(self.grid.pull_messages(list(pending)))
             for reply in arrived:
                 if (message_id := reply.metadata.reply_to_message_id) in pending:
                     num_sound += not reply.has_error()
                     yield pending.pop(message_id), reply
             if pending and not arrived:
                 time.sleep(_PAUSE)
-        self.num_late = sum(x.places[1] - x.places[0] for x in pending.values())
-        for request in pending.values():
-            why = "others were enough" if num_sound >= enough else f"no reply within {timeout:g} s"
-            yield request, Message(Error(_LATE, why), reply_to=request.message)
 
 
 def _reply_to(asked: Message, reply: Message) -> Message:
@@ -345,6 +344,17 @@ def _of_edge(
         part: Merged(failures=tuple((node, reason) for node in some))
         for part, some in asked.items()
     }
+
+
+def _missing(span: Span, parts: Mapping[Span, Merged]) -> Iterator[Span]:
+    """The largest branches of the tree below ``span`` of which nothing has come."""
+    if span in parts:
+        return
+    if not any(span[0] <= part[0] and part[1] <= span[1] for part in parts):
+        yield span
+        return
+    for half in halves(span):
+        yield from _missing(half, parts)
 
 
 def _settle(span: Span, parts: dict[Span, Merged]) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedexp.merged import Merged, MergingGrid, merging
@@ -90,16 +90,13 @@ class Stream:
     def _exchange(
         self, messages: list[Message], seconds: float, enough: float
     ) -> Iterator[Message]:
-        # Only here does Flower unpack what came over a network. Its grid takes long to import.
-        from fedexp.simulation.flower.inflation import measured
-
+        guard = guard_for(messages)
         if seconds < float("inf"):
             for message in messages:
                 # A node that comes back after the deadline is then given the newest message only.
                 message.metadata.ttl = seconds
-        most = _SPARE * sum(num_bytes(content) for content in _contents(messages)) + _OVERHEAD
         pending = [i for i in self.grid.push_messages(messages) if i]
-        return self._pull(pending, time.monotonic() + seconds, enough, measured(most))
+        return self._pull(pending, time.monotonic() + seconds, enough, guard)
 
     def _pull(
         self, pending: list[str], end: float, enough: float, guard: AbstractContextManager[Any]
@@ -124,9 +121,13 @@ class Stream:
             return self.grid.pull_messages(ids)
 
 
-def _contents(messages: list[Message]) -> list[RecordDict]:
-    """What the messages hold, once each: those of a round share it."""
-    return list({id(message.content): message.content for message in messages}.values())
+def guard_for(messages: Sequence[Message]) -> AbstractContextManager[Any]:
+    """While it is entered, replies are refused that are far larger than ``messages``."""
+    # Only here does Flower unpack what came over a network. Its grid takes long to import.
+    from fedexp.simulation.flower.inflation import measured
+
+    contents = {id(message.content): message.content for message in messages}.values()
+    return measured(_SPARE * max(map(num_bytes, contents), default=0) + _OVERHEAD)
 
 
 Grid.register(Stream)

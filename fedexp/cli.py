@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fedexp
+from fedexp.devices import commands as devices
 from fedexp.extras import missing, need
 from fedexp.files import reason
 from fedexp.flags import add_partition_flags, add_simulate_flags, config_of
@@ -361,5 +362,14 @@ COMMANDS = {
         "X Y [--eta E] [--sigma S] [--offset O]",
         _add_schedule_flags,
         check_schedule,
+    ),
+    "provision": Subcommand(
+        "make keys for a server and its devices",
+        "SITE --host NAME --nodes NAME[,NAME]",
+        devices.add_provision_flags,
+        devices.provision,
+    ),
+    "serve": Subcommand(
+        "serve devices", "SITE [--listen ADDRESS]", devices.add_serve_flags, devices.serve
     ),
 }

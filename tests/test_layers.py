@@ -45,6 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": TOOLS,
     "console": TOOLS | {"progress"},
     "parser": TOOLS,
+    "devices.flower": set(),
+    "devices": TOOLS | {"parser", "devices.flower"},
     "readers": SERVER | LEARNING | {"config"},
     "verdict": SERVER - {"rounds"},
     "choices": SERVER | LEARNING | {"config", "readers"},
@@ -62,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | LEARNING
     | {
         "augmentation",
+        "devices",
         "flags",
         "parser",
         "listing",
@@ -143,7 +146,8 @@ def ours(names: set[str]) -> set[str]:
 def in_fence(file: str) -> bool:
     """Whether private names of Flower, and of Ray, may be used there."""
     return (
-        file.startswith("fedexp/simulation/flower/") or file == "fedexp/simulation/ray/private.py"
+        file.startswith(("fedexp/simulation/flower/", "fedexp/devices/flower/"))
+        or file == "fedexp/simulation/ray/private.py"
     )
 
 

@@ -1,0 +1,198 @@
+"""The only thing that the outside can reach: it forwards the routes of devices and nothing else.
+
+Flower's SuperLink serves devices, operators and its own processes on one port, and asks only
+devices for a signature: whoever reaches it can submit code that it runs. The SuperLink therefore
+listens on ``127.0.0.1``, and this gate on the public port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from fedexp.devices.rates import Rates
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+# As the bytes came: no percent sign, dot or second slash that the SuperLink might read otherwise.
+_ROUTE = re.compile(rb"/v1/fleet/[a-z]+(-[a-z]+)*")
+_FORWARDED = (b"content-type", b"accept")  # and Flower's own; no other header is of use
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one caller, and all of them, may take.
+
+    Attributes:
+        max_body: bytes of one request.
+        max_held: bytes of all requests that are being read at once.
+        requests_per_second: of one address, on average; four times as many in a burst.
+        seconds: to read a request, and again to answer it.
+    """
+
+    max_body: int = 16 * 2**20
+    max_held: int = 256 * 2**20
+    requests_per_second: float = 100.0
+    seconds: float = 120.0
+
+
+class Gate:
+    """An ASGI application that forwards ``POST /v1/fleet/…`` to the SuperLink.
+
+    Args:
+        client: whose base address is the SuperLink's.
+        limits: see there.
+
+    Attributes:
+        refused: how many requests got which status.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, limits: Limits) -> None:
+        self.refused: Counter[int] = Counter()
+        self._client, self._limits = client, limits
+        self._rates = Rates(limits.requests_per_second, 4 * limits.requests_per_second)
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        try:
+            response = await self._forwarded(scope, receive, Body(self._limits, self._reserve))
+        except Refusal as refusal:
+            self.refused[refusal.status] += 1
+            await _refuse(refusal, receive, send)
+        else:
+            async with asyncio.timeout(self._limits.seconds):
+                await _answer(response, send)
+
+    async def _forwarded(self, scope: Scope, receive: Receive, body: Body) -> httpx.Response:
+        """The SuperLink's answer."""
+        client = scope["client"]
+        if not self._rates.admits(client[0] if client else ""):
+            raise Refusal(429, "too many requests from this address")
+        route = scope["raw_path"]
+        if scope["method"] != "POST" or scope["query_string"] or not _ROUTE.fullmatch(route):
+            raise Refusal(404, "not found")
+        try:
+            content = await body.read(scope["headers"], receive)
+            return await self._client.post(
+                route.decode("ascii"), content=content, headers=_forwarded_headers(scope)
+            )
+        except httpx.HTTPError:  # Flower's clients try again after 503
+            raise Refusal(503, "the server is starting or busy") from None
+        finally:
+            body.release()
+
+    def _reserve(self, size: int) -> bool:
+        """Count bytes that are held, or no longer held if ``size < 0``; False if too many are."""
+        if self._held + size > self._limits.max_held:
+            return False
+        self._held += size
+        return True
+
+
+class Refusal(Exception):
+    """An answer that is not the SuperLink's."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+class Body:
+    """A request's body, counted while it comes, whatever the sender says of its length.
+
+    Args:
+        limits: of the gate.
+        reserve: counts what all requests hold.
+    """
+
+    def __init__(self, limits: Limits, reserve: Callable[[int], bool]) -> None:
+        self._limits, self._reserve = limits, reserve
+        self._parts: list[bytes] = []
+
+    async def read(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
+        """All of it.
+
+        Raises:
+            Refusal: it is too large, too slow, or cut off, or others hold too much.
+        """
+        declared = dict(headers).get(b"content-length", b"0")
+        if int(declared) > self._limits.max_body:
+            raise Refusal(413, "too large")
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                await self._collect(receive)
+        except TimeoutError:
+            raise Refusal(408, "too slow") from None
+        return b"".join(self._parts)
+
+    def release(self) -> None:
+        """Forget it."""
+        self._reserve(-sum(map(len, self._parts)))
+        self._parts.clear()
+
+    async def _collect(self, receive: Receive) -> None:
+        size, more = 0, True
+        while more:
+            event = await receive()
+            if event["type"] == "http.disconnect":
+                raise Refusal(400, "cut off")
+            part = event.get("body", b"")
+            size += len(part)
+            if size > self._limits.max_body:
+                raise Refusal(413, "too large")
+            if not self._reserve(len(part)):
+                raise Refusal(503, "the server is busy")
+            self._parts.append(part)
+            more = event.get("more_body", False)
+
+
+def _forwarded_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
+    return [
+        (name, value)
+        for name, value in scope["headers"]
+        if name in _FORWARDED or name.startswith(b"flwr-")
+    ]
+
+
+async def _answer(response: httpx.Response, send: Send) -> None:
+    headers = [
+        (name.lower(), value)
+        for name, value in response.headers.raw
+        if name.lower() == b"content-type" or name.lower().startswith(b"flwr-")
+    ]
+    headers.append((b"content-length", b"%d" % len(response.content)))
+    start = {"type": "http.response.start", "status": response.status_code, "headers": headers}
+    await send(start)
+    await send({"type": "http.response.body", "body": response.content})
+
+
+async def _refuse(refusal: Refusal, receive: Receive, send: Send) -> None:
+    """Say no and hang up, but listen for a while: who is still sending would miss the answer."""
+    text = refusal.text.encode("ascii")
+    headers = [
+        (b"content-type", b"text/plain"),
+        (b"content-length", b"%d" % len(text)),
+        (b"connection", b"close"),
+    ]
+    if refusal.status in (429, 503):
+        headers.append((b"retry-after", b"5"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": text, "more_body": True})
+    try:
+        async with asyncio.timeout(5):
+            while (event := await receive()).get("more_body"):
+                del event  # thrown away as it comes
+    except TimeoutError:
+        pass
+    await send({"type": "http.response.body", "body": b""})

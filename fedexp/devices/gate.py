@@ -8,6 +8,7 @@ listens on ``127.0.0.1``, and this gate on the public port.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -65,16 +66,17 @@ class Gate:
         """Answer one request."""
         if scope["type"] != "http":
             return
+        body = Body(self._limits, self._reserve, receive)
         try:
-            response = await self._forwarded(scope, receive, Body(self._limits, self._reserve))
+            response = await self._forwarded(scope, body)
         except Refusal as refusal:
             self.refused[refusal.status] += 1
-            await _refuse(refusal, receive, send)
+            await _refuse(refusal, body, send)
         else:
             async with asyncio.timeout(self._limits.seconds):
                 await _answer(response, send)
 
-    async def _forwarded(self, scope: Scope, receive: Receive, body: Body) -> httpx.Response:
+    async def _forwarded(self, scope: Scope, body: Body) -> httpx.Response:
         """The SuperLink's answer."""
         client = scope["client"]
         if not self._rates.admits(client[0] if client else ""):
@@ -83,7 +85,7 @@ class Gate:
         if scope["method"] != "POST" or scope["query_string"] or not _ROUTE.fullmatch(route):
             raise Refusal(404, "not found")
         try:
-            content = await body.read(scope["headers"], receive)
+            content = await body.read(scope["headers"])
             return await self._client.post(
                 route.decode("ascii"), content=content, headers=_forwarded_headers(scope)
             )
@@ -114,13 +116,15 @@ class Body:
     Args:
         limits: of the gate.
         reserve: counts what all requests hold.
+        receive: gives the next part.
     """
 
-    def __init__(self, limits: Limits, reserve: Callable[[int], bool]) -> None:
-        self._limits, self._reserve = limits, reserve
+    def __init__(self, limits: Limits, reserve: Callable[[int], bool], receive: Receive) -> None:
+        self._limits, self._reserve, self._receive = limits, reserve, receive
         self._parts: list[bytes] = []
+        self._more = True
 
-    async def read(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
+    async def read(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         """All of it.
 
         Raises:
@@ -131,7 +135,7 @@ class Body:
             raise Refusal(413, "too large")
         try:
             async with asyncio.timeout(self._limits.seconds):
-                await self._collect(receive)
+                await self._collect()
         except TimeoutError:
             raise Refusal(408, "too slow") from None
         return b"".join(self._parts)
@@ -141,20 +145,28 @@ class Body:
         self._reserve(-sum(map(len, self._parts)))
         self._parts.clear()
 
-    async def _collect(self, receive: Receive) -> None:
-        size, more = 0, True
-        while more:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                raise Refusal(400, "cut off")
-            part = event.get("body", b"")
+    async def skip(self) -> None:
+        """Throw the rest away as it comes."""
+        while self._more:
+            await self._next()
+
+    async def _next(self) -> bytes:
+        event = await self._receive()
+        self._more = event.get("more_body", False)
+        if event["type"] == "http.disconnect":
+            raise Refusal(400, "cut off")
+        return bytes(event.get("body", b""))
+
+    async def _collect(self) -> None:
+        size = 0
+        while self._more:
+            part = await self._next()
             size += len(part)
             if size > self._limits.max_body:
                 raise Refusal(413, "too large")
             if not self._reserve(len(part)):
                 raise Refusal(503, "the server is busy")
             self._parts.append(part)
-            more = event.get("more_body", False)
 
 
 def _forwarded_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
@@ -177,7 +189,7 @@ async def _answer(response: httpx.Response, send: Send) -> None:
     await send({"type": "http.response.body", "body": response.content})
 
 
-async def _refuse(refusal: Refusal, receive: Receive, send: Send) -> None:
+async def _refuse(refusal: Refusal, body: Body, send: Send) -> None:
     """Say no and hang up, but listen for a while: who is still sending would miss the answer."""
     text = refusal.text.encode("ascii")
     headers = [
@@ -189,10 +201,8 @@ async def _refuse(refusal: Refusal, receive: Receive, send: Send) -> None:
         headers.append((b"retry-after", b"5"))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": text, "more_body": True})
-    try:
-        async with asyncio.timeout(5):
-            while (event := await receive()).get("more_body"):
-                del event  # thrown away as it comes
-    except TimeoutError:
-        pass
+    if refusal.status != 408:  # who was too slow once is not waited for again
+        with contextlib.suppress(TimeoutError, Refusal):
+            async with asyncio.timeout(5):
+                await body.skip()
     await send({"type": "http.response.body", "body": b""})

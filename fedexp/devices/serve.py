@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from socket import socket
 from typing import Any
 
@@ -20,7 +21,6 @@ from fedexp.devices.certificate_checks import check_certificates
 from fedexp.devices.gate import Gate
 from fedexp.devices.gate_server import gate_on, listen
 from fedexp.devices.private_files import write_private
-from fedexp.devices.registration import synchronise
 from fedexp.devices.site import Site, read_nodes
 from fedexp.devices.superlink import SuperLink
 
@@ -73,7 +73,9 @@ class _Serving:
         _say("Stopped.")
 
     async def _serve(self, public: socket) -> None:
-        await self._superlink.start()
+        # Flower takes a second or two to import: meanwhile its SuperLink does the same.
+        importing = asyncio.to_thread(import_module, "fedexp.devices.registration")
+        await asyncio.gather(self._superlink.start(), importing)
         await self._list_nodes()
         async with gate_on(self._site, public) as (gate, server):
             self._write_state()
@@ -113,6 +115,8 @@ class _Serving:
                 await asyncio.sleep(10)
 
     async def _list_nodes(self) -> None:
+        from fedexp.devices.registration import synchronise
+
         written = (self._site.folder / "nodes.json").stat().st_mtime_ns
         if written == self._listed:
             return

@@ -9,8 +9,10 @@ import os
 import re
 import signal
 import ssl
+import subprocess
 import sys
 import sysconfig
+import threading
 import uuid
 from collections import deque
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ START_SECONDS = 90.0  # imports alone take 10 on a busy machine
 STOP_SECONDS = 10.0
 _MARK = "FEDEXP_SERVED"  # an environment variable: all offspring of ours inherit it
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+_TELLING = re.compile(r"^[\w.]*(Error|Exception)\b.*:|^ERROR|^\[code")
 
 
 class SuperLink:
@@ -42,8 +45,8 @@ class SuperLink:
         self._site = site
         self._mark = uuid.uuid4().hex
         self._tail: deque[str] = deque(maxlen=40)  # what it said last
-        self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
 
     @property
     def pid(self) -> int:
@@ -52,9 +55,9 @@ class SuperLink:
 
     @property
     def last_words(self) -> str:
-        """The last line that says what went wrong."""
+        """The last line that says what went wrong, of a traceback or of Flower's log."""
         lines = [line for line in self._tail if line]
-        telling = [line for line in lines if re.search(r"[Ee]rror|ERROR|in use", line)]
+        telling = [line for line in lines if _TELLING.search(line)]
         return (telling or lines or ["it said nothing"])[-1][:300]
 
     async def start(self) -> None:
@@ -65,48 +68,52 @@ class SuperLink:
         """
         _write_flower_config(self._site)
         self._tail.clear()
-        self._process = await asyncio.create_subprocess_exec(
-            *_command(self._site),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+        # Not asyncio's: its wait() also waits for all offspring that hold the pipe.
+        self._process = subprocess.Popen(
+            _command(self._site),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=_environment(self._site) | {_MARK: self._mark},
             cwd=self._site.state,
             start_new_session=True,  # Ctrl-C is for us; we end it when the gate is closed
             umask=0o077,  # of the database
             preexec_fn=_end_with_parent,
         )
-        self._reader = asyncio.create_task(self._read())
-        ended = asyncio.create_task(self._process.wait())
-        answers = asyncio.create_task(self._answers())
-        done, waiting = await asyncio.wait(
-            {ended, answers}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED
-        )
-        for task in waiting:
-            task.cancel()
+        self._reader = threading.Thread(target=self._read, args=[self._process], daemon=True)
+        self._reader.start()
+        ended, answers = asyncio.create_task(self.wait()), asyncio.create_task(self._answers())
+        try:
+            done, _ = await asyncio.wait(
+                {ended, answers}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            ended.cancel()
+            answers.cancel()
         if answers not in done:
-            await asyncio.sleep(0.1)  # for its last words
-            how = "ended" if ended in done else f"did not answer in {START_SECONDS:g} s"
             await self.stop()
+            how = "ended" if ended in done else f"did not answer in {START_SECONDS:g} s"
             raise RuntimeError(f"Flower's SuperLink {how}: {self.last_words}")
 
     async def wait(self) -> int:
         """Its exit status, once it has ended by itself."""
         assert self._process is not None, "start() comes first"
-        return await self._process.wait()
+        while (code := self._process.poll()) is None:
+            await asyncio.sleep(0.1)
+        return code
 
     async def stop(self) -> None:
         """End it, and all that it has started; nothing happens if nothing is left."""
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
-                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+                await asyncio.wait_for(self.wait(), STOP_SECONDS)
             except TimeoutError:
                 self._process.kill()
-                await self._process.wait()
+                await self.wait()
         await self._end_offspring()
         if self._reader is not None:
-            await self._reader  # the pipe is closed once all who hold it are gone
+            self._reader.join(5)  # the pipe is closed once all who hold it are gone
 
     async def _end_offspring(self) -> None:
         """SuperExec and ServerApps run in sessions of their own, and may outlive the SuperLink."""
@@ -119,13 +126,13 @@ class SuperLink:
                     _kill(pid, number)
                 await asyncio.sleep(0.1)
 
-    async def _read(self) -> None:
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
         """Keep its last lines; ``state/superlink.log``, which Flower rotates, has them all."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        while line := await self._process.stdout.read(4096):
-            text = _ESCAPES.sub("", line.decode("utf-8", "replace"))
-            self._tail.extend(" ".join(part.split()) for part in text.splitlines())
+        assert process.stdout is not None, "start() asked for a pipe"
+        with process.stdout as pipe:
+            for line in pipe:
+                text = _ESCAPES.sub("", line.decode("utf-8", "replace"))
+                self._tail.append(" ".join(text.split()))
 
     async def _answers(self) -> None:
         trusted = ssl.create_default_context(cafile=str(self._site.ca_certificate))

@@ -7,6 +7,7 @@ nodes and a run that is watched need the same calls from a process that has them
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -91,7 +92,9 @@ class Control:
     def start_run(self, app: Path, run_config: Mapping[str, bool | int | float | str]) -> int:
         """Send the app in the folder ``app`` and start it; the run's id."""
         try:
-            content = build_fab_from_disk(app)
+            with warnings.catch_warnings():  # Flower calls pathspec by a deprecated name
+                warnings.simplefilter("ignore", DeprecationWarning)
+                content = build_fab_from_disk(app)
         except (ClickException, OSError, ValueError) as error:
             said = error.message if isinstance(error, ClickException) else error
             line = " ".join(str(said).split())

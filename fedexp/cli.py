@@ -371,7 +371,10 @@ COMMANDS = {
         devices.provision,
     ),
     "serve": Subcommand(
-        "serve devices", "SITE [--listen ADDRESS]", devices.add_serve_flags, devices.serve
+        "serve devices",
+        "SITE [--listen ADDRESS | --no-gate]",
+        devices.add_serve_flags,
+        devices.serve,
     ),
     "run": Subcommand(run_command.LINE, run_command.USAGE, run_command.add_flags, run_command.run),
     "device": Subcommand(

@@ -65,7 +65,7 @@ class Deployment:
         seen, since, answered = len(list(self.rows())), time.monotonic(), time.monotonic()
         while True:
             try:
-                now = submit.status(self.run_id, self.link)
+                now = submit.run_status(self.run_id, self.link)
                 answered = time.monotonic()
             except ConnectionError:
                 if time.monotonic() - answered > _AWAY:
@@ -79,7 +79,7 @@ class Deployment:
             if now.status == "finished":
                 return now
             if now.status == "pending" and time.monotonic() - since > _PATIENCE:
-                submit.stop(self.run_id, self.link)
+                submit.stop_run(self.run_id, self.link)
                 raise TimeoutError(
                     f"the server has not begun the run in {_PATIENCE:g} s. "
                     "See what `fedexp serve` says."
@@ -111,7 +111,7 @@ def submitted(
     own = {"folder": str(root), "resume": resume, "edges": _edges(link, edges)}
     with tempfile.TemporaryDirectory() as app:
         write_app(Path(app), {**config.values(), **own})
-        run_id = submit.start(Path(app), link, {})
+        run_id = submit.start_run(Path(app), link, {})
     save_json(root / _DEPLOYMENT, {"site": str(site.folder), "run-id": run_id})
     return Deployment(link, run_id, root, unit)
 
@@ -192,7 +192,7 @@ def _still_there(link: submit.Link, folder: Path) -> int:
     """The id of the folder's run if it has not ended; else 0."""
     try:
         run_id = int(read_json(folder / _DEPLOYMENT)["run-id"])
-        return 0 if submit.status(run_id, link).status == "finished" else run_id
+        return 0 if submit.run_status(run_id, link).status == "finished" else run_id
     except (OSError, ValueError, KeyError, RuntimeError):
         return 0
 
@@ -200,7 +200,7 @@ def _still_there(link: submit.Link, folder: Path) -> int:
 def _edges(link: submit.Link, names: str) -> str:
     """Ids of the nodes of these names."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
-    known = {node.name: node.node_id for node in submit.nodes(link)} if wanted else {}
+    known = {node.name: node.node_id for node in submit.registered_nodes(link)} if wanted else {}
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"--edges {unknown[0]}: is no node of the site. Add it with provision.")
     return ",".join(str(known[name]) for name in wanted)

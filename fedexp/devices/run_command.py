@@ -73,7 +73,7 @@ def _end(going: Any, config: Any, again: str) -> None:
     try:
         ended = going.watch(lambda row: print(line(row, config.num_server_rounds), flush=True))
     except KeyboardInterrupt:
-        submit.stop(going.run_id, going.link)
+        submit.stop_run(going.run_id, going.link)
         fail(f"stopped. Go on with: {again}", code=runs.STOPPED)
     except TimeoutError as error:
         fail(str(error), code=runs.NOT_TAKEN)

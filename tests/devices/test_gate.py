@@ -1,12 +1,15 @@
 """The gate alone: what it forwards, what it refuses, how much and how long it reads."""
 
 import asyncio
+import contextlib
+import socket
+import ssl
 from contextlib import asynccontextmanager
 from functools import partial
 
 import httpx
 import pytest
-from sites import exchange, free_port, new_site, request, status_of
+from sites import exchange, free_port, new_site, request, status_of, trusting
 
 from fedexp.devices import gate_server
 from fedexp.devices.gate import Gate, Limits
@@ -39,11 +42,16 @@ def answers(*requests, limits=None, behind=None):
         )
         async with client:
             gate = Gate(client, limits or Limits())
-            outside = httpx.ASGITransport(gate, client=("192.0.2.1", 1))
-            async with httpx.AsyncClient(transport=outside, base_url="https://h") as caller:
-                return [await caller.request(method, url, **more) for method, url, more in requests]
+            async with caller(gate, "192.0.2.1") as one:
+                return [await one.request(method, url, **more) for method, url, more in requests]
 
     return asyncio.run(run()), asked
+
+
+def caller(gate, address):
+    """A client of ``gate`` that calls from ``address``."""
+    outside = httpx.ASGITransport(gate, client=(address, 1))
+    return httpx.AsyncClient(transport=outside, base_url="https://h")
 
 
 def ask(url=ROUTE, method="POST", **more):
@@ -107,31 +115,39 @@ def test_a_superlink_that_is_away_is_a_503_which_flowers_clients_retry(error):
     assert answer.status_code == 503
 
 
-def test_what_is_held_at_once_is_limited_and_given_back():
+@pytest.mark.parametrize(
+    ("holding", "other", "status"),
+    [(["a"], "a", 503), (["a"], "b", 401), (["a", "b"], "c", 503)],
+)
+def test_what_is_held_at_once_is_limited_and_given_back(holding, other, status):
+    """1000 bytes in all, and half of it for one address."""
+
     async def run():
-        reached, go = asyncio.Event(), asyncio.Event()
+        reached, go = asyncio.Semaphore(0), asyncio.Event()
 
         async def slow():
-            yield bytes(600)
-            reached.set()
+            yield bytes(400)
+            reached.release()
             await go.wait()
             yield bytes(1)
 
-        client = httpx.AsyncClient(
-            transport=httpx.MockTransport(partial(superlink, [])), base_url="https://x"
-        )
-        async with client:
-            outside = httpx.ASGITransport(Gate(client, Limits(max_held=1000)))
-            async with httpx.AsyncClient(transport=outside, base_url="https://h") as caller:
-                first = asyncio.ensure_future(caller.post(ROUTE, content=slow()))
-                await reached.wait()
-                refused = await caller.post(ROUTE, content=bytes(600))
+        handler = httpx.MockTransport(partial(superlink, []))
+        async with httpx.AsyncClient(transport=handler, base_url="https://x") as client:
+            gate = Gate(client, Limits(max_held=1000))
+            async with caller(gate, "a") as a, caller(gate, "b") as b, caller(gate, "c") as c:
+                callers = {"a": a, "b": b, "c": c}
+                waiting = [
+                    asyncio.ensure_future(callers[x].post(ROUTE, content=slow())) for x in holding
+                ]
+                for _ in waiting:
+                    await reached.acquire()
+                during = await callers[other].post(ROUTE, content=bytes(300))
                 go.set()
-                await first
-                later = await caller.post(ROUTE, content=bytes(600))
-                return [x.status_code for x in (first.result(), refused, later)]
+                held = await asyncio.gather(*waiting)
+                after = await callers[other].post(ROUTE, content=bytes(500))
+                return during.status_code, {x.status_code for x in [*held, after]}
 
-    assert asyncio.run(run()) == [401, 503, 401]
+    assert asyncio.run(run()) == (status, {401})
 
 
 def test_a_rate_is_per_address_and_comes_back():
@@ -263,14 +279,47 @@ def test_an_odd_length_is_refused(site, length):
     assert status_of(found) in (400, 413)
 
 
+def sent_whole_then_read(site, data):
+    """As clients do that write all of a request before they look for an answer."""
+    found = b""
+    with (
+        socket.create_connection(("127.0.0.1", site.port), 20) as raw,
+        trusting(site.ca_certificate).wrap_socket(raw, server_hostname="localhost") as outside,
+        contextlib.suppress(ConnectionError, ssl.SSLError),
+    ):
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            outside.sendall(data)
+        while part := outside.recv(65536):
+            found += part
+    return found
+
+
+def test_a_refused_request_is_read_on_before_the_connection_ends():
+    """Hanging up at once resets the connection: some systems lose the answer then (RFC 9112)."""
+    happened, left = [], [b"x", b"y", b""]
+
+    async def receive():
+        happened.append("read")
+        part = left.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(left)}
+
+    async def send(event):
+        happened.append(event.get("status") or event["more_body"])
+
+    scope = {"type": "http", "method": "POST", "raw_path": ROUTE.encode(), "query_string": b""}
+    scope |= {"client": ("a", 1), "headers": [(b"content-length", b"9999999999")]}
+    asyncio.run(Gate(httpx.AsyncClient(), Limits())(scope, receive, send))
+    assert happened == [413, True, "read", "read", "read", False]
+
+
 def test_who_sends_too_much_still_reads_why(site):
-    """A server that hangs up at once resets the connection, and the answer is lost."""
-    body = bytes(5 * 2**20)
-    declared = request(ROUTE, body=body)
-    chunked = request(ROUTE, "POST", "Transfer-Encoding: chunked")
-    chunks = [b"10000\r\n" + bytes(65536) + b"\r\n"] * 80 + [b"0\r\n\r\n"]
+    declared = request(ROUTE, body=bytes(8 * 2**20))
+    chunk = b"10000\r\n" + bytes(65536) + b"\r\n"
+    chunked = request(ROUTE, "POST", "Transfer-Encoding: chunked") + chunk * 128 + b"0\r\n\r\n"
     found = on_sockets(
-        site, partial(exchange, site, declared), partial(exchange, site, chunked, *chunks)
+        site,
+        partial(asyncio.to_thread, sent_whole_then_read, site, declared),
+        partial(asyncio.to_thread, sent_whole_then_read, site, chunked),
     )
     assert list(map(status_of, found)) == [413, 413]
 

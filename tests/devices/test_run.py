@@ -266,4 +266,4 @@ def _peak(pid):
 
 def test_the_status_of_a_run_that_does_not_exist_is_an_error(served):
     with pytest.raises(RuntimeError):
-        submit.status(12345, submit.Link.to(served.site))
+        submit.run_status(12345, submit.Link.to(served.site))

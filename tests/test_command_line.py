@@ -140,7 +140,10 @@ def test_switches(words, value):
         (["partition", "--rounds", "3"], "fedexp partition has no --rounds; `fedexp simulate` has"),
         (["partition", "--strategy", "fedexp"], "`fedexp simulate` has --strategy"),
         (["simulat"], "Did you mean simulate? See `fedexp help`."),
-        (["run"], "There are simulate, resume, report, partition, list, doctor, check-schedule."),
+        (
+            ["run"],
+            "There are simulate, resume, report, partition, list, doctor, check-schedule, device.",
+        ),
         (["--dataset", "digits"], "fedexp simulate --dataset"),
         (["help", "lists"], "Did you mean list?"),
         (["resume"], "FOLDER is missing. See `fedexp resume --help`."),

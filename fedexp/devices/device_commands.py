@@ -74,7 +74,7 @@ def _be_node(folder: Path, values: dict[str, Any], limit: int) -> None:
     if values["edge"]:
         from fedexp.devices.edge import Edge
 
-        made.respond = Edge(app, paths, node.name)
+        made.respond = Edge(app, paths, node.name, made.stop.is_set)
     else:
         made.node_config[DATA] = str(paths[0])
     if limit:

@@ -15,12 +15,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, Message, RecordDict
 from private_names import private_names
 
+from fedexp.devices.flower.guard import guarded_replies
 from fedexp.devices.flower.objects import check_sizes, contents_of, ids_of, inflated
 from fedexp.records import from_record, to_record
 from fedexp.simulation.flower.messages import number
 
 FENCE = Path(__file__).parents[2] / "fedexp" / "devices" / "flower"
-FILES = ("fleet.py", "objects.py")
+FILES = ("fleet.py", "objects.py", "guard.py")
 # Every private name of the fence -> the function that uses it, and the parameters it relies on.
 USED = (
     {
@@ -28,6 +29,9 @@ USED = (
         "flwr.common.config.get_fused_config_from_fab": ("fleet.py: run_config", "fab_file run"),
         "flwr.common.constant.HEARTBEAT_DEFAULT_INTERVAL": ("fleet.py: heartbeat", None),
         "flwr.common.serde.fab_from_proto": ("fleet.py: run_config", "fab"),
+        "flwr.common.serde.metadata_from_proto": ("guard.py: guarded_replies", "metadata_proto"),
+        "flwr.proto.message_pb2.Message": ("guard.py: guarded_replies", "metadata"),
+        "flwr.superlink.grid.http_grid": ("guard.py: guarded_replies", None),
         "flwr.common.serde.message_from_proto": ("fleet.py: next_task", "message_proto"),
         "flwr.common.serde.message_to_proto": ("fleet.py: send", "message"),
         "flwr.common.serde.run_from_proto": ("fleet.py: run_config", "run_proto"),
@@ -120,7 +124,7 @@ def test_the_list_of_private_names_is_complete():
     used: set[str] = set()
     for file in FILES:
         used |= private_names(ast.parse((FENCE / file).read_text()))
-    assert used == USED.keys()
+    assert used == USED.keys() | {"grid.inflate_object_from_contents"}  # tested below
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -210,3 +214,25 @@ def test_damaged_objects_are_one_error():
     encoded = {object_id: part.deflate() for object_id, part in objects.items()}
     with pytest.raises(ValueError, match="cannot be read"):
         inflated(tree.object_id, dict.fromkeys(encoded, b"Array  2\0{}"), 1 << 20)
+
+
+def test_a_reply_that_would_fill_the_memory_is_an_error_reply():
+    from flwr.superlink.grid import http_grid
+
+    theirs = http_grid.inflate_object_from_contents
+    sent = message(w=np.zeros(1000))
+    tree, objects = ids_of(sent)
+    encoded = {object_id: part.deflate() for object_id, part in objects.items()}
+    with guarded_replies(largest=8000, total=10_000):
+        sound = http_grid.inflate_object_from_contents(tree.object_id, dict(encoded))
+        assert from_record(sound.content.array_records["arrays"])["w"].shape == (1000,)
+        for bad in (
+            repeated(encoded, 2_000_000, [1000]),
+            repeated(encoded, 1, [10**9]),
+            {k: x if k == tree.object_id else b"Array  2\0{}" for k, x in encoded.items()},
+        ):
+            refused = http_grid.inflate_object_from_contents(tree.object_id, bad)
+            assert "its reply was not read" in refused.error.reason
+            assert refused.metadata.dst_node_id == sent.metadata.dst_node_id
+    assert http_grid.inflate_object_from_contents is theirs
+    assert "inflate_object_from_contents(" in inspect.getsource(http_grid.HttpGrid.pull_messages)

@@ -21,7 +21,7 @@ from fedexp.models import build
 from fedexp.records import from_record, to_record
 from fedexp.rounds import rounds
 from fedexp.simulation import SerialGrid
-from fedexp.simulation.grid import answer
+from fedexp.simulation.grid import answer, error_reply
 from fedexp.strategies import FedExP, FixedClip
 
 DESCRIBED = DataDescription((6,), num_classes=3)
@@ -136,6 +136,27 @@ def test_a_node_that_is_not_listed_may_not_answer_for_others(paths, logged):
     grid = device_grid(WireGrid(nodes, CONFIG))
     assert grid.get_node_ids() == [2]
     assert any("not listed as an edge" in line for line in logged)
+
+
+def test_a_node_of_flowers_takes_part_whatever_it_says_of_itself(rows, paths):
+    def silent(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "query":
+            return error_reply(message, "no query handler")
+        return answer(device_app, message, context)
+
+    nodes = {9: (silent, {"data": str(paths[1])}), 3: node(paths[0], "b")}
+    grid = device_grid(WireGrid(nodes, CONFIG))
+    assert_same_bits(trained(grid)[0], trained(simulated(rows, 2))[0])
+    partitions = {
+        i: (partial(answer, client_app(lambda c: model(), lambda c: ...)), config)  # type: ignore
+        for i, config in (
+            (5, {"partition-id": 1, "num-partitions": 2}),
+            (6, {"partition-id": 0, "num-partitions": 2}),
+        )
+    }
+    grid = device_grid(WireGrid(partitions, CONFIG))
+    assert grid.get_node_ids() == [2, 3]
+    assert [client.node for client in grid.clients] == [6, 5]
 
 
 def test_an_edge_answers_with_sums_or_not_at_all(paths):

@@ -29,7 +29,10 @@ USED = (
         "flwr.common.config.get_fused_config_from_fab": ("fleet.py: run_config", "fab_file run"),
         "flwr.common.constant.HEARTBEAT_DEFAULT_INTERVAL": ("fleet.py: heartbeat", None),
         "flwr.common.serde.fab_from_proto": ("fleet.py: run_config", "fab"),
-        "flwr.common.serde.metadata_from_proto": ("guard.py: guarded_replies", "metadata_proto"),
+        "flwr.common.serde_utils.metadata_from_proto": (
+            "guard.py: guarded_replies",
+            "metadata_proto",
+        ),
         "flwr.proto.message_pb2.Message": ("guard.py: guarded_replies", "metadata"),
         "flwr.superlink.grid.http_grid": ("guard.py: guarded_replies", None),
         "flwr.common.serde.message_from_proto": ("fleet.py: next_task", "message_proto"),

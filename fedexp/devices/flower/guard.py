@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flwr.app import Error, Message
-from flwr.common.serde import metadata_from_proto
+from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.inflatable.inflatable_object import get_object_body
 from flwr.superlink.grid import http_grid

@@ -44,7 +44,7 @@ def device(values: dict[str, Any]) -> None:
         raise ValueError("fedexp device takes --data PATH, or --edge PATH PATH ... Give one.")
     from fedexp.devices import limits
 
-    limit = limits.num_bytes(values["max-memory"]) if values["max-memory"] else 0
+    limit = limits.size_of(values["max-memory"]) if values["max-memory"] else 0
     limits.set_threads(values["threads"] or 1)
     _be_node(folder, values, limit)
 

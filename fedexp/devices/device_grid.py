@@ -19,7 +19,7 @@ from fedexp import keys
 from fedexp.arrays import Arrays
 from fedexp.devices.data_description import KEY as DESCRIPTION
 from fedexp.devices.edge import MERGE, OWN_POSITION
-from fedexp.devices.merged_records import decoded, reading_text
+from fedexp.devices.merged_records import reading_text, sums_in
 from fedexp.devices.told import CLIENT_NUMBER, DEVICE, NUM_CLIENTS
 from fedexp.merged import Merged, MergingGrid, OrderedGrid
 from fedexp.records import from_record, records_of
@@ -335,7 +335,7 @@ def _of_edge(
         reason = reply.error.reason or f"error {reply.error.code}"
     else:
         try:
-            return decoded(reply.content, asked, reading, before)
+            return sums_in(reply.content, asked, reading, before)
         except BadReply as error:
             reason = str(error)
     return {

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, Metadata, Reco
 from flwr.clientapp import ClientApp
 
 from fedexp import keys
-from fedexp.devices.merged_records import encoded, reading_of
+from fedexp.devices.merged_records import content_of_sums, reading_of
 from fedexp.devices.told import CLIENT_NUMBER, DATA, DEVICE, NAME, settings_of
 from fedexp.simulation.grid import FIRST_NODE_ID, answer, error_reply
 from fedexp.simulation.jobs import ClientJob
@@ -120,7 +120,7 @@ class Edge:
         }
         outcome = worker.merge(contents, jobs, asked.whole, asked.reading, 1)
         states |= outcome.states
-        return Message(encoded(outcome.merged), reply_to=message)
+        return Message(content_of_sums(outcome.merged), reply_to=message)
 
 
 OWN_POSITION = "own-position"

@@ -20,7 +20,7 @@ from fedexp.devices import device as device_module
 from fedexp.devices.device import Device
 from fedexp.devices.flower.failures import Away, Refused, Rejected, RunEnded, UnknownNode
 from fedexp.devices.flower.fleet import FleetLink, FleetTask
-from fedexp.devices.limits import num_bytes
+from fedexp.devices.limits import size_of
 from fedexp.devices.node_folder import NodeFolder, new_key
 from fedexp.devices.patience import Patience, Stopped, StopSign, waits
 
@@ -375,4 +375,4 @@ def test_a_new_key_is_handed_over(tmp_path, capsys):
     ("text", "size"), [("300M", 300 << 20), ("1.5G", 3 << 29), ("2048", 2048), ("4 KiB", 4096)]
 )
 def test_sizes(text, size):
-    assert num_bytes(text) == size
+    assert size_of(text) == size

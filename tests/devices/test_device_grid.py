@@ -13,10 +13,14 @@ from wires import WireGrid
 
 from fedexp.clients.client import client_app
 from fedexp.clients.data import Examples
+from fedexp.config import Config
+from fedexp.datasets import Dataset
 from fedexp.devices.app import client as device_app
+from fedexp.devices.app import own_examples
 from fedexp.devices.data_description import DataDescription
 from fedexp.devices.device_grid import DeviceGrid
 from fedexp.devices.edge import Edge
+from fedexp.factories import examples_of
 from fedexp.models import build
 from fedexp.records import from_record, to_record
 from fedexp.rounds import rounds
@@ -65,7 +69,6 @@ def model() -> Any:
 
 
 def _dataset() -> Any:
-    from fedexp.datasets import Dataset
 
     pair = torch.zeros(3, 6), torch.tensor([0, 1, 2])
     return Dataset(pair, pair, 3)
@@ -221,3 +224,24 @@ def test_evaluation_reaches_the_devices_of_an_edge(rows, paths):
         metrics.append(dict(seen.evaluate))
     assert metrics[0] == metrics[1]
     assert metrics[0]["eval-accuracy"] >= 0
+
+
+def test_rows_are_held_out_as_in_a_simulation(rows, paths):
+    x, y = map(torch.from_numpy, rows[5])
+    settings = {**CONFIG, "local-test-fraction": 0.3}
+    for number in (0, 4):
+        node_config = {"data": str(paths[5]), "partition-id": number, "num-partitions": 6}
+        run_config = {**settings, "data-description": DESCRIBED.text()}
+        context = Context(1, 9, node_config, RecordDict(), run_config)
+        own = own_examples(context)
+        whole = Dataset((x, y), (x, y), 3)
+        theirs = examples_of(whole, np.arange(len(y)), Config.of(settings), number)
+        for a, b in zip(own, theirs, strict=True):
+            assert a.rows.tolist() == b.rows.tolist()
+
+
+def test_a_server_waits_for_devices_as_long_as_it_is_told(paths):
+    grid = device_grid(WireGrid({3: node(paths[0], "a")}, CONFIG))
+    grid.wait_for(1)
+    with pytest.raises(ValueError, match="1 of 2 devices came within 0 s"):
+        grid.wait_for(2, timeout=0.0)

@@ -370,6 +370,9 @@ COMMANDS = {
         devices.provision,
     ),
     "serve": Subcommand(
-        "serve devices", "SITE [--listen ADDRESS]", devices.add_serve_flags, devices.serve
+        "serve devices",
+        "SITE [--listen ADDRESS | --no-gate]",
+        devices.add_serve_flags,
+        devices.serve,
     ),
 }

@@ -40,6 +40,8 @@ def add_serve_flags(parser: Parser) -> None:
     parser.add_argument("SITE", help="folder that `fedexp provision` made")
     text = "address of this machine that the gate listens on (default: all)"
     parser.add_argument("--listen", action=Once, metavar="ADDRESS", help=text)
+    text = "open no public port: nginx or Caddy is the gate, see docs/devices.md"
+    parser.add_argument("--no-gate", action=Once, nargs=0, const=True, dest="no-gate", help=text)
 
 
 def provision(values: Values) -> None:
@@ -69,7 +71,10 @@ def serve(values: Values) -> None:
     from fedexp.devices import serve as server
     from fedexp.devices.site import Site
 
-    server.serve(Site.of(values["SITE"]), values["listen"] or "")
+    if values["listen"] and values["no-gate"]:
+        raise ValueError("--listen has no meaning with --no-gate. Leave it out.")
+    site = Site.of(values["SITE"])
+    server.serve(site, values["listen"] or "", gate=not values["no-gate"])
 
 
 def _create(values: Values) -> None:

@@ -13,11 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
 
-from fedexp.devices.rates import Rates
+from fedexp.devices.rates import Rates, owner_of
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -34,7 +35,8 @@ class Limits:
 
     Attributes:
         max_body: bytes of one request.
-        max_held: bytes of all requests that are being read at once.
+        max_held: bytes of all requests that are being read or forwarded at once; one address may
+            take half of it.
         requests_per_second: of one address, on average; four times as many in a burst.
         seconds: to read a request, and again to answer it.
     """
@@ -60,15 +62,16 @@ class Gate:
         self.refused: Counter[int] = Counter()
         self._client, self._limits = client, limits
         self._rates = Rates(limits.requests_per_second, 4 * limits.requests_per_second)
-        self._held = 0
+        self._held: Counter[str] = Counter()  # bytes, by caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        body = Body(self._limits, self._reserve, receive)
+        caller = owner_of(scope["client"][0]) if scope["client"] else ""
+        body = Body(self._limits, partial(self._reserve, caller), receive)
         try:
-            response = await self._forwarded(scope, body)
+            response = await self._forwarded(scope, caller, body)
         except Refusal as refusal:
             self.refused[refusal.status] += 1
             await _refuse(refusal, body, send)
@@ -76,10 +79,9 @@ class Gate:
             async with asyncio.timeout(self._limits.seconds):
                 await _answer(response, send)
 
-    async def _forwarded(self, scope: Scope, body: Body) -> httpx.Response:
+    async def _forwarded(self, scope: Scope, caller: str, body: Body) -> httpx.Response:
         """The SuperLink's answer."""
-        client = scope["client"]
-        if not self._rates.admits(client[0] if client else ""):
+        if not self._rates.admits(caller):
             raise Refusal(429, "too many requests from this address")
         route = scope["raw_path"]
         if scope["method"] != "POST" or scope["query_string"] or not _ROUTE.fullmatch(route):
@@ -94,11 +96,14 @@ class Gate:
         finally:
             body.release()
 
-    def _reserve(self, size: int) -> bool:
+    def _reserve(self, caller: str, size: int) -> bool:
         """Count bytes that are held, or no longer held if ``size < 0``; False if too many are."""
-        if self._held + size > self._limits.max_held:
+        most = self._limits.max_held
+        if size > 0 and (self._held.total() + size > most or self._held[caller] + size > most // 2):
             return False
-        self._held += size
+        self._held[caller] += size
+        if not self._held[caller]:
+            del self._held[caller]
         return True
 
 
@@ -122,6 +127,7 @@ class Body:
     def __init__(self, limits: Limits, reserve: Callable[[int], bool], receive: Receive) -> None:
         self._limits, self._reserve, self._receive = limits, reserve, receive
         self._parts: list[bytes] = []
+        self._size = 0
         self._more = True
 
     async def read(self, headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -138,12 +144,14 @@ class Body:
                 await self._collect()
         except TimeoutError:
             raise Refusal(408, "too slow") from None
-        return b"".join(self._parts)
+        content = b"".join(self._parts)
+        self._parts.clear()  # else it would be held twice while it is forwarded
+        return content
 
     def release(self) -> None:
-        """Forget it."""
-        self._reserve(-sum(map(len, self._parts)))
+        """Say that it is held no longer."""
         self._parts.clear()
+        self._reserve(-self._size)
 
     async def skip(self) -> None:
         """Throw the rest away as it comes."""
@@ -158,14 +166,13 @@ class Body:
         return bytes(event.get("body", b""))
 
     async def _collect(self) -> None:
-        size = 0
         while self._more:
             part = await self._next()
-            size += len(part)
-            if size > self._limits.max_body:
+            if self._size + len(part) > self._limits.max_body:
                 raise Refusal(413, "too large")
             if not self._reserve(len(part)):
                 raise Refusal(503, "the server is busy")
+            self._size += len(part)
             self._parts.append(part)
 
 

@@ -14,6 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedexp.devices.gate import Gate, Limits
+from fedexp.devices.rates import owner_of
 from fedexp.devices.site import Site
 
 MAX_CONNECTIONS = 1024
@@ -28,13 +29,14 @@ class GateProtocol(H11Protocol):
     uvicorn waits for ever for a first request, and for the rest of a header.
     """
 
+    caller = ""
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse one too many."""
         super().connection_made(transport)
-        host = self.client[0] if self.client else None
-        of_one = sum(1 for x in self.connections if x.client and x.client[0] == host)
+        self.caller = owner_of(self.client[0]) if self.client else ""
+        of_one = sum(1 for x in self.connections if getattr(x, "caller", None) == self.caller)
         if len(self.connections) > MAX_CONNECTIONS or of_one > MAX_CONNECTIONS_OF_ONE:
             transport.abort()
         else:

@@ -32,7 +32,7 @@ class Rates:
 
     def admits(self, address: str) -> bool:
         """Whether a call from ``address`` may be answered now; it takes a token if so."""
-        who, now = _owner(address), self._clock()
+        who, now = owner_of(address), self._clock()
         tokens, before = self._buckets.pop(who, (self._burst, now))
         tokens = min(self._burst, tokens + (now - before) * self._per_second)
         admitted = tokens >= 1
@@ -42,8 +42,8 @@ class Rates:
         return admitted
 
 
-def _owner(address: str) -> str:
-    """One household or firm owns a whole /64 of IPv6, and could call from each address in it."""
+def owner_of(address: str) -> str:
+    """Who calls: one household or firm owns a whole /64 of IPv6, and can use each address in it."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -11,7 +11,7 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from socket import socket
@@ -28,7 +28,7 @@ MAX_RESTARTS = 5  # of the SuperLink, in RESTART_SECONDS
 RESTART_SECONDS = 300.0
 
 
-def serve(site: Site, address: str = "") -> None:
+def serve(site: Site, address: str = "", *, gate: bool = True) -> None:
     """Serve until Ctrl-C or SIGTERM; no process is left then.
 
     A SuperLink that dies is started again with its database, and nodes come back by themselves.
@@ -37,6 +37,7 @@ def serve(site: Site, address: str = "") -> None:
     Args:
         site: whose certificates are checked first.
         address: the gate listens on; all of this machine's if empty.
+        gate: whether to open it; if not, another program must be the gate, as in ``deploy/``.
 
     Raises:
         ValueError: a certificate is not in order, a port is taken, or the site is served already.
@@ -46,7 +47,8 @@ def serve(site: Site, address: str = "") -> None:
     read_nodes(site)  # damage is said before anything is started
     if ends - datetime.now(UTC) < timedelta(days=30):
         _say(f"A certificate ends on {ends:%F}. See `fedexp provision --renew-server`.")
-    with _alone(site), listen(address, site.port) as public:
+    with _alone(site), ExitStack() as held:
+        public = held.enter_context(listen(address, site.port)) if gate else None
         listen("127.0.0.1", site.inner_port).close()  # Flower says it with a traceback
         _allow_many_connections()
         asyncio.run(_Serving(site).run(public))
@@ -60,11 +62,12 @@ class _Serving:
         self._deaths: deque[float] = deque(maxlen=MAX_RESTARTS)
         self._listed = 0  # of which version of nodes.json the SuperLink knows
 
-    async def run(self, public: socket) -> None:
-        """All of it, until a signal comes or something fails."""
+    async def run(self, public: socket | None) -> None:
+        """All of it, until a signal comes or something fails; no gate if ``public`` is None."""
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
         try:
             await _first(stop.wait(), self._serve(public))
         finally:
@@ -72,17 +75,20 @@ class _Serving:
             await self._superlink.stop()
         _say("Stopped.")
 
-    async def _serve(self, public: socket) -> None:
+    async def _serve(self, public: socket | None) -> None:
         # Flower takes a second or two to import: meanwhile its SuperLink does the same.
         importing = asyncio.to_thread(import_module, "fedexp.devices.registration")
         await asyncio.gather(self._superlink.start(), importing)
         await self._list_nodes()
-        async with gate_on(self._site, public) as (gate, server):
+        parts = [self._keep_superlink(), self._keep_nodes()]
+        async with AsyncExitStack() as held:
+            if public is not None:
+                gate, server = await held.enter_async_context(gate_on(self._site, public))
+                parts += [_report(gate), _ending(server)]
             self._write_state()
-            _say(f"Serving {self._site.server}. Ctrl-C ends it.")
-            await _first(
-                self._keep_superlink(), self._keep_nodes(), _report(gate), asyncio.shield(server)
-            )
+            where = self._site.server if public else f"{self._site.inner} without a gate"
+            _say(f"Serving {where}. Ctrl-C ends it.")
+            await _first(*parts)
         raise RuntimeError("the gate ended. Start the server again.")
 
     async def _keep_superlink(self) -> None:
@@ -135,9 +141,9 @@ class _Serving:
         write_private(self._site.state / "serve.json", json.dumps(state).encode("ascii"))
 
 
-async def _first(*parts: Coroutine[Any, Any, object] | asyncio.Future[Any]) -> None:
+async def _first(*parts: Coroutine[Any, Any, object]) -> None:
     """Run all until one ends, and end the others; raises what that one raised."""
-    tasks = [asyncio.ensure_future(part) for part in parts]
+    tasks = [asyncio.create_task(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -146,6 +152,11 @@ async def _first(*parts: Coroutine[Any, Any, object] | asyncio.Future[Any]) -> N
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
+
+
+async def _ending(server: asyncio.Task[None]) -> None:
+    """Wait for it, and let it go on if we are ended."""
+    await asyncio.shield(server)
 
 
 async def _report(gate: Gate) -> None:
@@ -179,4 +190,5 @@ def _allow_many_connections() -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    with suppress(BrokenPipeError):  # who read it has gone; the server goes on
+        print(line, flush=True)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryFile
+from typing import IO
 
 from fedexp.devices.site import Site
 
@@ -24,7 +26,7 @@ class Served:
     """
 
     site: Site
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
 
     @property
     def superlink_pid(self) -> int:
@@ -55,34 +57,35 @@ def serving(
         RuntimeError: it ended before it was ready, with its own line; or it is not ready in time.
     """
     command = [sys.executable, "-m", "fedexp", "serve", str(site.folder), "--listen", address]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(environment or {})},
-    )
-    try:
-        _await_ready(site, process, seconds)
-        yield Served(site, process)
-    finally:
-        process.terminate()
+    with TemporaryFile("w+") as said:  # a pipe that nobody reads would be full one day
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            env={**os.environ, **(environment or {})},
+        )
         try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()  # the kernel tells the SuperLink
-            process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
+            _await_ready(site, process, seconds, said)
+            yield Served(site, process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()  # the kernel tells the SuperLink
+                process.wait()
 
 
-def _await_ready(site: Site, process: subprocess.Popen[str], seconds: float) -> None:
+def _await_ready(
+    site: Site, process: subprocess.Popen[bytes], seconds: float, said: IO[str]
+) -> None:
     end = time.monotonic() + seconds
     ready = site.state / "serve.json"
     while time.monotonic() < end:
         if process.poll() is not None:
-            said = process.stderr.read() if process.stderr else ""
-            raise RuntimeError(said.strip() or f"fedexp serve ended, status {process.returncode}")
+            said.seek(0)
+            line = said.read().strip()
+            raise RuntimeError(line or f"fedexp serve ended, status {process.returncode}")
         try:
             if json.loads(ready.read_text(encoding="ascii"))["pid"] == process.pid:
                 return

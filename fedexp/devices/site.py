@@ -30,6 +30,10 @@ class Site:
         max_body_mib: the largest request that the gate forwards, in MiB; Flower sends arrays in
             pieces of 5 MiB.
         requests_per_second: of one address, on average; devices behind one router share it.
+
+    Example:
+        >>> Site(Path("site"), ("fl.example.org", "192.0.2.1")).server
+        'fl.example.org:8443'
     """
 
     folder: Path

@@ -20,6 +20,10 @@ class Link:
     Attributes:
         address: ``HOST:PORT``; the certificate is for ``127.0.0.1`` and ``localhost`` too.
         ca_certificate: PEM file of the site's authority.
+
+    Example:
+        >>> Link.to(Site(Path("/srv/site"), ("fl.example.org",))).address
+        '127.0.0.1:9191'
     """
 
     address: str
@@ -41,6 +45,10 @@ class RunStatus:
         details: why it failed, in Flower's words.
         bytes_sent: from the server to nodes.
         bytes_received: from nodes.
+
+    Example:
+        >>> RunStatus("finished", "completed", "", bytes_sent=9, bytes_received=9).sub_status
+        'completed'
     """
 
     status: str
@@ -58,6 +66,10 @@ class NodeStatus:
         node_id: Flower's number for it; stays the same over restarts.
         name: as in ``nodes.json``; empty if it was registered by other means.
         status: ``registered`` (never seen yet), ``online`` or ``offline``.
+
+    Example:
+        >>> NodeStatus(17, "anna", "online").name
+        'anna'
     """
 
     node_id: int
@@ -65,7 +77,7 @@ class NodeStatus:
     status: str
 
 
-def start(app: Path, link: Link, run_config: Mapping[str, bool | int | float | str]) -> int:
+def start_run(app: Path, link: Link, run_config: Mapping[str, bool | int | float | str]) -> int:
     """Send a Flower app to the server and start it.
 
     The app's ServerApp runs on the server as the user of `fedexp serve`.
@@ -87,7 +99,7 @@ def start(app: Path, link: Link, run_config: Mapping[str, bool | int | float | s
         return control.start_run(app, run_config)
 
 
-def status(run_id: int, link: Link) -> RunStatus:
+def run_status(run_id: int, link: Link) -> RunStatus:
     """How far the run is.
 
     Raises:
@@ -100,13 +112,13 @@ def status(run_id: int, link: Link) -> RunStatus:
     return RunStatus(now.status, now.sub_status, now.details, run.bytes_sent, run.bytes_recv)
 
 
-def stop(run_id: int, link: Link) -> bool:
+def stop_run(run_id: int, link: Link) -> bool:
     """End the run; False if it had ended by itself."""
     with _control(link) as control:
         return control.stop_run(run_id)
 
 
-def nodes(link: Link) -> list[NodeStatus]:
+def registered_nodes(link: Link) -> list[NodeStatus]:
     """The nodes that are let in."""
     with _control(link) as control:
         found = control.nodes()

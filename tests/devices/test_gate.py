@@ -39,11 +39,16 @@ def answers(*requests, limits=None, behind=None):
         )
         async with client:
             gate = Gate(client, limits or Limits())
-            outside = httpx.ASGITransport(gate, client=("192.0.2.1", 1))
-            async with httpx.AsyncClient(transport=outside, base_url="https://h") as caller:
-                return [await caller.request(method, url, **more) for method, url, more in requests]
+            async with caller(gate, "192.0.2.1") as one:
+                return [await one.request(method, url, **more) for method, url, more in requests]
 
     return asyncio.run(run()), asked
+
+
+def caller(gate, address):
+    """A client of ``gate`` that calls from ``address``."""
+    outside = httpx.ASGITransport(gate, client=(address, 1))
+    return httpx.AsyncClient(transport=outside, base_url="https://h")
 
 
 def ask(url=ROUTE, method="POST", **more):
@@ -107,31 +112,39 @@ def test_a_superlink_that_is_away_is_a_503_which_flowers_clients_retry(error):
     assert answer.status_code == 503
 
 
-def test_what_is_held_at_once_is_limited_and_given_back():
+@pytest.mark.parametrize(
+    ("holding", "other", "status"),
+    [(["a"], "a", 503), (["a"], "b", 401), (["a", "b"], "c", 503)],
+)
+def test_what_is_held_at_once_is_limited_and_given_back(holding, other, status):
+    """1000 bytes in all, and half of it for one address."""
+
     async def run():
-        reached, go = asyncio.Event(), asyncio.Event()
+        reached, go = asyncio.Semaphore(0), asyncio.Event()
 
         async def slow():
-            yield bytes(600)
-            reached.set()
+            yield bytes(400)
+            reached.release()
             await go.wait()
             yield bytes(1)
 
-        client = httpx.AsyncClient(
-            transport=httpx.MockTransport(partial(superlink, [])), base_url="https://x"
-        )
-        async with client:
-            outside = httpx.ASGITransport(Gate(client, Limits(max_held=1000)))
-            async with httpx.AsyncClient(transport=outside, base_url="https://h") as caller:
-                first = asyncio.ensure_future(caller.post(ROUTE, content=slow()))
-                await reached.wait()
-                refused = await caller.post(ROUTE, content=bytes(600))
+        handler = httpx.MockTransport(partial(superlink, []))
+        async with httpx.AsyncClient(transport=handler, base_url="https://x") as client:
+            gate = Gate(client, Limits(max_held=1000))
+            async with caller(gate, "a") as a, caller(gate, "b") as b, caller(gate, "c") as c:
+                callers = {"a": a, "b": b, "c": c}
+                waiting = [
+                    asyncio.ensure_future(callers[x].post(ROUTE, content=slow())) for x in holding
+                ]
+                for _ in waiting:
+                    await reached.acquire()
+                during = await callers[other].post(ROUTE, content=bytes(300))
                 go.set()
-                await first
-                later = await caller.post(ROUTE, content=bytes(600))
-                return [x.status_code for x in (first.result(), refused, later)]
+                held = await asyncio.gather(*waiting)
+                after = await callers[other].post(ROUTE, content=bytes(500))
+                return during.status_code, {x.status_code for x in [*held, after]}
 
-    assert asyncio.run(run()) == [401, 503, 401]
+    assert asyncio.run(run()) == (status, {401})
 
 
 def test_a_rate_is_per_address_and_comes_back():

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives import serialization
 from sites import exchange, free_port, new_site, request, trusting
 
 from fedexp import cli
 from fedexp.devices import Link, provision, serving, submit
+from fedexp.devices.flower.control import Control
+from fedexp.devices.registration import synchronise
 
 pytestmark = pytest.mark.deploy
 BIN = Path(sysconfig.get_path("scripts"))
@@ -194,7 +197,7 @@ def key_of(folder):
 
 
 def status_of_node(link, name):
-    return {node.name: node.status for node in submit.nodes(link)}.get(name)
+    return {node.name: node.status for node in submit.registered_nodes(link)}.get(name)
 
 
 def test_a_real_supernode_comes_online_through_the_gate(served, link, tmp_path):
@@ -208,7 +211,7 @@ def test_a_real_supernode_comes_online_through_the_gate(served, link, tmp_path):
 def test_a_supernode_of_an_unknown_key_or_none_is_refused(served, link, tmp_path):
     stranger = new_site(tmp_path / "other", "anna").node_folder("anna")
     (stranger / "ca.crt").write_bytes(served.site.ca_certificate.read_bytes())
-    before = submit.nodes(link)
+    before = submit.registered_nodes(link)
     first, second = tmp_path / "first.log", tmp_path / "second.log"
     with (
         supernode(served.site, stranger, first, *key_of(stranger)) as unknown,
@@ -216,19 +219,35 @@ def test_a_supernode_of_an_unknown_key_or_none_is_refused(served, link, tmp_path
     ):
         assert unknown.wait(60) == 1, first.read_text()
         assert keyless.wait(60) == 1, second.read_text()
-    assert submit.nodes(link) == before
+    assert submit.registered_nodes(link) == before
 
 
 def test_nodes_come_and_go_while_the_server_runs(served, link):
     def names():
-        return {node.name for node in submit.nodes(link)}
+        return {node.name for node in submit.registered_nodes(link)}
 
     provision.add(served.site, "carl")
     until(lambda: "carl" in names())
-    ids = {node.name: node.node_id for node in submit.nodes(link)}
+    ids = {node.name: node.node_id for node in submit.registered_nodes(link)}
     provision.revoke(served.site, "carl")
     until(lambda: "carl" not in names())
-    assert {node.name: node.node_id for node in submit.nodes(link)}.items() < ids.items()
+    assert {node.name: node.node_id for node in submit.registered_nodes(link)}.items() < ids.items()
+
+
+def test_a_node_that_is_registered_already_is_no_error(served, link):
+    """As when two see a change of nodes.json at once."""
+    before = submit.registered_nodes(link)
+    done = synchronise(served.site)
+    assert (done.added, done.removed, done.strangers) == ([], [], 0)
+    public = serialization.load_ssh_public_key(
+        (served.site.node_folder("anna") / "node.pub").read_bytes()
+    )
+    pem = public.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    with Control(served.site.inner, served.site.ca_certificate) as control:
+        assert control.register(pem, "anna") is False
+    assert submit.registered_nodes(link) == before
 
 
 def app(folder, body):
@@ -252,7 +271,7 @@ def app(folder, body):
 
 def finished(link, run):
     def status():
-        now = submit.status(run, link)
+        now = submit.run_status(run, link)
         return now if now.status == "finished" else None
 
     return until(status, 90)
@@ -261,10 +280,10 @@ def finished(link, run):
 def started(link, folder):
     """A run whose ServerApp sleeps: its id, that of its process, and what its status was."""
     out, seen = folder / "pid", []
-    run = submit.start(app(folder / "app", SLEEP), link, {"out": str(out)})
+    run = submit.start_run(app(folder / "app", SLEEP), link, {"out": str(out)})
 
     def running():
-        seen.append(submit.status(run, link).status)
+        seen.append(submit.run_status(run, link).status)
         return seen[-1] == "running" and out.exists() and out.read_text()
 
     return run, int(until(running, 90)), seen
@@ -273,27 +292,27 @@ def started(link, folder):
 def test_a_run_is_submitted_watched_and_stopped(served, link, tmp_path):
     run, pid, seen = started(link, tmp_path)
     assert seen == sorted(seen, key=["pending", "starting", "running"].index)
-    assert submit.stop(run, link)
+    assert submit.stop_run(run, link)
     done = finished(link, run)
     assert (done.status, done.sub_status) == ("finished", "stopped")
-    assert not submit.stop(run, link)
+    assert not submit.stop_run(run, link)
     until(lambda: not alive(pid))
 
 
 def test_a_run_that_fails_says_why(served, link, tmp_path):
-    run = submit.start(app(tmp_path / "app", "raise ValueError('no such luck')"), link, {})
+    run = submit.start_run(app(tmp_path / "app", "raise ValueError('no such luck')"), link, {})
     done = finished(link, run)
     assert (done.sub_status, "no such luck" in done.details) == ("failed", True)
 
 
 def test_what_cannot_be_submitted_is_one_line(served, link, tmp_path):
     with pytest.raises(ValueError, match="is no Flower app"):
-        submit.start(tmp_path, link, {})
+        submit.start_run(tmp_path, link, {})
     with pytest.raises(RuntimeError, match=r"the SuperLink refused: Run ID not found"):
-        submit.status(5, link)
+        submit.run_status(5, link)
     nobody = Link(f"127.0.0.1:{free_port()}", link.ca_certificate)
     with pytest.raises(ConnectionError, match="no SuperLink answers"):
-        submit.nodes(nobody)
+        submit.registered_nodes(nobody)
 
 
 def serve_fails(capsys, site):
@@ -320,11 +339,11 @@ def test_a_taken_port_is_one_line(served, tmp_path, capsys, name):
 
 def test_a_killed_superlink_is_started_again_and_its_apps_end(served, link, tmp_path):
     _, pid, _ = started(link, tmp_path)
-    ids = {node.name: node.node_id for node in submit.nodes(link)}
+    ids = {node.name: node.node_id for node in submit.registered_nodes(link)}
     before = served.superlink_pid
     os.kill(before, signal.SIGKILL)
     until(lambda: served.superlink_pid != before, 90)
-    assert {node.name: node.node_id for node in submit.nodes(link)} == ids
+    assert {node.name: node.node_id for node in submit.registered_nodes(link)} == ids
     assert not alive(pid)  # Flower finds its run failed 50 s later
 
 

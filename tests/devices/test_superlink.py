@@ -1,6 +1,8 @@
 """The SuperLink as a child process, played by small programs that misbehave."""
 
 import asyncio
+import os
+import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 from sites import new_site
 
 from fedexp.devices import superlink
+from fedexp.devices.gate_server import listen
+from fedexp.devices.registration import Registered
 from fedexp.devices.serve import _Serving
 from fedexp.devices.superlink import SuperLink
 
@@ -126,3 +130,49 @@ def test_flowers_commands_find_the_superlink(site, played_by):
     assert config["default"] == "site"
     assert config["site"]["address"] == f"127.0.0.1:{site.inner_port}"
     assert Path(config["site"]["root-certificates"]).is_absolute()
+
+
+def test_without_a_gate_no_public_port_is_opened(site, played_by, monkeypatch, capfd):
+    """A program of another kind is the gate then; here it has the port already."""
+    known = Registered(["anna"], ["bob"], 2)
+    monkeypatch.setattr("fedexp.devices.registration.synchronise", lambda site: known)
+    played_by("import time; time.sleep(100)", answers=True)
+
+    async def run():
+        asyncio.get_running_loop().call_later(2, os.kill, os.getpid(), signal.SIGTERM)
+        await _Serving(site).run(None)
+
+    with listen("127.0.0.1", site.port):
+        asyncio.run(run())
+    assert capfd.readouterr().out.splitlines() == [
+        "Registered: anna.",
+        "Shut out: bob.",
+        "2 registered nodes are not in nodes.json.",
+        f"Serving 127.0.0.1:{site.inner_port} without a gate. Ctrl-C ends it.",
+        "Stopped.",
+    ]
+
+
+def test_a_list_of_nodes_that_is_damaged_later_is_said_and_not_the_end(site, monkeypatch, capfd):
+    (site.folder / "nodes.json").write_text("[{")
+
+    async def run():
+        async with asyncio.timeout(2):
+            await _Serving(site)._keep_nodes()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(run())
+    assert capfd.readouterr().out.count("nodes.json: cannot be read") == 1
+
+
+def test_a_superlink_that_is_away_keeps_the_list_for_later(site, capfd):
+    serving = _Serving(site)
+
+    async def run():
+        async with asyncio.timeout(2):
+            await serving._keep_nodes()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(run())
+    assert capfd.readouterr().out == ""
+    assert serving._listed == 0

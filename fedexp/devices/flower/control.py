@@ -2,6 +2,7 @@
 
 One command of `flwr` takes 2.4 to 7 seconds, nearly all of it imports; a server that registers ten
 nodes and a run that is watched need the same calls from a process that has them imported already.
+Measured on two busy cores: 2 s for the imports, once; then 13 ms a call, and 0.4 s to send an app.
 """
 
 from __future__ import annotations

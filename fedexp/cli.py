@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fedexp
+from fedexp.devices import commands as devices
 from fedexp.devices import device_commands
 from fedexp.extras import missing, need
 from fedexp.files import reason
@@ -362,6 +363,18 @@ COMMANDS = {
         "X Y [--eta E] [--sigma S] [--offset O]",
         _add_schedule_flags,
         check_schedule,
+    ),
+    "provision": Subcommand(
+        "make keys for a server and its devices",
+        "SITE --host NAME --nodes NAME[,NAME]",
+        devices.add_provision_flags,
+        devices.provision,
+    ),
+    "serve": Subcommand(
+        "serve devices",
+        "SITE [--listen ADDRESS | --no-gate]",
+        devices.add_serve_flags,
+        devices.serve,
     ),
     "device": Subcommand(
         device_commands.LINE,

@@ -142,7 +142,8 @@ def test_switches(words, value):
         (["simulat"], "Did you mean simulate? See `fedexp help`."),
         (
             ["run"],
-            "There are simulate, resume, report, partition, list, doctor, check-schedule, device.",
+            "There are simulate, resume, report, partition, list, doctor, check-schedule, "
+            "provision, serve, device.",
         ),
         (["--dataset", "digits"], "fedexp simulate --dataset"),
         (["help", "lists"], "Did you mean list?"),

@@ -21,6 +21,7 @@ COMPLETE: dict[str, set[str]] = {
     "fedexp.clients": set(),
     "fedexp.augmentation": set(),
     "fedexp.datasets": set(),
+    "fedexp.devices": {"Served", "serving"},  # they start processes
     "fedexp.models": set(),
     "fedexp.hypergradients": set(),
     "fedexp.learned_steps": set(),
@@ -37,7 +38,7 @@ OLDER_API = "the same strategy for Flower's older API"
 ENTRY = "what starts a process is called main, in the command line as in Flower's apps"
 COMMAND = "the command line's function has the name of its command, and calls the other one"
 DEFINED_TWICE = {
-    **dict.fromkeys(["check_schedule", "report", "simulate"], COMMAND),
+    **dict.fromkeys(["check_schedule", "report", "serve", "simulate"], COMMAND),
     "main": ENTRY,
     **dict.fromkeys(
         [

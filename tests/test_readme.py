@@ -88,10 +88,14 @@ def test_every_file_that_a_text_links_to_exists(file):
 
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
 def test_every_flag_in_the_commands_is_known(file):
+    from fedexp import cli
     from fedexp.config import Config
 
     own = {"config", "resume", "overwrite", "help", "stream", "rounds", "clients", "lr", "version"}
     own |= {"json", "ray", "strict"}  # of other commands
+    own |= {flag.lstrip("-") for name in cli.COMMANDS for flag in cli.parser_of(name).flags()}
+    own |= {"superlink", "root-certificates", "auth-supernode-private-key", "show"}  # Flower's
+    own |= {"new-key"}  # of `fedexp device`
     text = re.sub(r"python -m (experiments|benchmarks).*", "", file.read_text(encoding="utf-8"))
     for flag in re.findall(r"(?<=\s)`?--([a-z][a-z-]*)", text):
         assert flag in Config.keys().keys() | own, flag

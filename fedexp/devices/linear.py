@@ -48,7 +48,7 @@ def answer_train(message: Message, context: Context) -> Message:
         keys.LEARNING_RATE: settings.lr,
     }
     if config.get(keys.FINAL_LOSS):
-        metrics[keys.FINAL_LOSS] = mean_loss(_scores(after, data.train[0]), data.train[1])
+        metrics[keys.FINAL_LOSS] = linear_loss(_scores(after, data.train[0]), data.train[1])
     content = RecordDict({"arrays": to_record(after), "metrics": MetricRecord(metrics)})
     return Message(content, reply_to=message)
 
@@ -60,7 +60,7 @@ def answer_evaluate(message: Message, context: Context) -> Message:
     described, data = data_of(own)
     x, y = data.test
     outputs = _scores(_model_in(message), x)
-    metrics: dict[str, Any] = {keys.NUM_EXAMPLES: len(y), "eval-loss": mean_loss(outputs, y)}
+    metrics: dict[str, Any] = {keys.NUM_EXAMPLES: len(y), "eval-loss": linear_loss(outputs, y)}
     if described.num_classes:
         metrics["eval-accuracy"] = float((outputs.argmax(1) == y).mean())
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
@@ -99,7 +99,7 @@ def local_sgd(
     total = 0.0
     for rows in settings.batches(len(y), rng):
         outputs = _scores(w, x[rows])
-        total += mean_loss(outputs, y[rows])
+        total += linear_loss(outputs, y[rows])
         gradient = _gradient(w, outputs, x[rows], y[rows])
         for name, g in gradient.items():
             if settings.proximal_mu:
@@ -142,7 +142,7 @@ def _scores(arrays: Arrays, x: Array) -> Array:
     return scores[:, 0] if vector is None else scores + arrays[vector]
 
 
-def mean_loss(outputs: Array, y: Array) -> float:
+def linear_loss(outputs: Array, y: Array) -> float:
     """Mean cross-entropy of classes, mean squared error of values."""
     if y.dtype.kind == "f":
         return float(np.mean((outputs - y) ** 2))

@@ -1,0 +1,72 @@
+"""Sites on loopback, on ports that nobody uses."""
+
+import asyncio
+import socket
+import ssl
+from pathlib import Path
+
+from fedexp.devices.provision import create
+from fedexp.devices.site import Site
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def new_site(folder: Path, *nodes: str, **settings: int) -> Site:
+    """A site for ``localhost``; ``settings`` are those of `Site`."""
+    site = Site(folder, ("localhost",), free_port(), free_port(), **settings)
+    create(site, nodes)
+    return site
+
+
+def trusting(certificate: Path) -> ssl.SSLContext:
+    """An outsider's view: nothing but the authority's certificate, and strict about it."""
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    return context
+
+
+async def exchange(site: Site, *parts: bytes, pause: float = 0.0, seconds: float = 20.0) -> bytes:
+    """Send ``parts`` over TLS, with pauses between them; all that comes back until it ends."""
+    async with asyncio.timeout(seconds):
+        reader, writer = await asyncio.open_connection(
+            "localhost", site.port, ssl=trusting(site.ca_certificate)
+        )
+        try:
+            reading = asyncio.ensure_future(_all_of(reader))
+            for part in parts:
+                writer.write(part)
+                try:
+                    await writer.drain()
+                except ConnectionError:  # it has hung up on us
+                    break
+                await asyncio.sleep(pause)
+            return await reading
+        finally:
+            writer.transport.abort()
+
+
+async def _all_of(reader: asyncio.StreamReader) -> bytes:
+    found = b""
+    try:
+        while part := await reader.read(65536):
+            found += part
+    except ConnectionError:
+        pass
+    return found
+
+
+def request(target: str, method: str = "POST", *headers: str, body: bytes = b"") -> bytes:
+    """A request as its bytes; the connection ends with it."""
+    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
+    if not any(line.lower().startswith(("content-length", "transfer-encoding")) for line in lines):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+def status_of(answer: bytes) -> int:
+    """The first status in ``answer``; 0 if there is none."""
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0

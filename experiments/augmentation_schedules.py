@@ -10,6 +10,9 @@ constant noise is held against ridge regression, and constant rank against the f
 projections.
 By default the table ends at 10,000 steps and simulations take 200 runs of 1,000 steps; ``--full``
 goes to 30,000, with 2,000 runs of 10,000 steps.
+
+At last the same regression as a federation, by ordinary runs, and the digits with and without
+schedules (``experiments.augmented_federations``).
 """
 
 import argparse
@@ -21,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.augmented_federations import Size, digits, regressions
 from fedexp.augmentation import (
     Moments,
     PowerLaw,
@@ -202,16 +206,36 @@ def projected_runs(problem: Problem, rank: int, num_runs: int, num_steps: int = 
     return w[:, 0]
 
 
-def federated() -> list[dict[str, Any]]:
-    """Federations with FedAvg and FedExP: none yet, they need augmentation in the local step."""
-    return []
+def recursions(problem: Problem, out: Path, number: int) -> dict[str, Any]:
+    """The table, the ridge limit and the projections, to as many checkpoints."""
+    checkpoints, num_runs = list(CHECKPOINTS[:number]), (50, 200, 2000)[number - 1]
+    return {
+        "schedules": schedule_table(
+            problem, checkpoints, num_runs, num_simulated=max(1, number - 1)
+        ),
+        "ridge": ridge_limit(problem, checkpoints),
+        "projections": projection_limit(problem, 6000, num_runs),
+        "num-runs": num_runs,
+    }
 
 
-def plot(path: Path, rows: list[dict[str, Any]], limit: dict[str, Any]) -> None:
+def federations(problem: Problem, out: Path, number: int) -> dict[str, Any]:
+    """Federations with FedAvg and FedExP: the same regression, and digits."""
+    size = (
+        Size(steps=20, seeds=2, rounds=2, grid=[0.3]),
+        Size(steps=100, seeds=3, rounds=20, grid=[0.1, 0.3, 1.0]),
+        Size(steps=1000, seeds=10, rounds=40, grid=[0.1, 0.3, 1.0]),
+    )[number - 1]
+    rows = regressions(out, problem.x, problem.y, problem.start, size)
+    return {"federated": {"regression": rows, "digits": digits(size)}}
+
+
+def plot(path: Path, found: dict[str, Any]) -> None:
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = canvas.subplots(1, 2)
+    rows, limit = found["schedules"], found["ridge"]
+    canvas = Figure(figsize=(11, 9), layout="constrained")
+    (left, right), (regression, images) = canvas.subplots(2, 2)
     for number, row in enumerate(rows):
         style = "-" if row["guaranteed"] else "--"
         name = f"x = {row['x']:.2f}, y = {row['y']:.2f}"
@@ -235,7 +259,36 @@ def plot(path: Path, rows: list[dict[str, Any]], limit: dict[str, Any]) -> None:
     right.set(xscale="log", yscale="log", xlabel="step", ylabel="distance of the mean to ridge")
     right.set_title("constant noise, sigma = 0.5", fontsize=9)
     right.legend()
+    plot_regression(regression, found["federated"]["regression"], rows[0])
+    plot_digits(images, found["federated"]["digits"])
     canvas.savefig(path, dpi=120)
+
+
+def plot_regression(axes: Any, federations: list[dict[str, Any]], exact: dict[str, Any]) -> None:
+    for row in federations:
+        name = f"{row['strategy'].partition('(')[0]}, {row['local-steps']} local"
+        style = "-" if row["augmentation"] else ":"
+        color = f"C{2 * (row['local-steps'] > 1) + row['strategy'].startswith('fedexp')}"
+        label = name if row["augmentation"] else None
+        axes.plot(row["curve-steps"], row["curve-rms"], style, color=color, label=label)
+    axes.plot(exact["curve-steps"], exact["curve-rms"], "kx", label="recursion: fedavg, 1 local")
+    axes.set(xscale="log", yscale="log", xlabel="step", ylabel="rms distance to minimum norm")
+    axes.set_title("federations, x = 2/3, y = 1/3 (dotted: no noise)", fontsize=9)
+    axes.legend(fontsize=7, loc="lower left")
+
+
+def plot_digits(axes: Any, rows: list[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(row["schedule"] for row in rows))
+    for number, strategy in enumerate(("fedavg", "fedexp")):
+        scores = [row["accuracy"] for row in rows if row["strategy"] == strategy]
+        at = np.arange(len(names)) + 0.4 * number
+        axes.bar(at, [np.mean(s) for s in scores], 0.35, label=strategy)
+        axes.plot(at, scores, "k.", markersize=4)
+    axes.set_xticks(np.arange(len(names)) + 0.2, names, fontsize=8)
+    low = min(min(row["accuracy"]) for row in rows)
+    axes.set(ylim=(max(0.0, low - 0.05), None), ylabel="test accuracy")
+    axes.set_title("digits: bars are means of three seeds, at the best rate of a grid", fontsize=9)
+    axes.legend(fontsize=7, loc="lower left")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -243,26 +296,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/augmentation-schedules"))
     parser.add_argument("--full", action="store_true", help="30,000 steps, and 2,000 runs")
     parser.add_argument("--smoke", action="store_true", help="1,000 steps and 50 runs only")
+    parts = {"schedules": recursions, "federated": federations}
+    parser.add_argument("--part", choices=parts, help="only this; the rest of --out stays")
     args = parser.parse_args(arguments)
-    start, problem = time.perf_counter(), Problem.drawn()
+    number, problem = 1 if args.smoke else 3 if args.full else 2, Problem.drawn()
     args.out.mkdir(parents=True, exist_ok=True)
-    number = 1 if args.smoke else 3 if args.full else 2
-    checkpoints = list(CHECKPOINTS[:number])
-    num_runs = 50 if args.smoke else 2000 if args.full else 200
-    rows = schedule_table(problem, checkpoints, num_runs, num_simulated=2 if args.full else 1)
-    limit = ridge_limit(problem, checkpoints)
-    fixed = projection_limit(problem, 6000, num_runs)
-    plot(args.out / "augmentation-schedules.png", rows, limit)
-    result = {
-        "schedules": rows,
-        "ridge": limit,
-        "projections": fixed,
-        "federated": federated(),
-        "num-runs": num_runs,
-        "seconds": time.perf_counter() - start,
-    }
-    text = json.dumps(result, indent=1)
-    (args.out / "augmentation-schedules.json").write_text(text + "\n", encoding="utf-8")
+    path = args.out / "augmentation-schedules.json"
+    found: dict[str, Any] = {}
+    if args.part and path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+    for name in [args.part] if args.part else parts:
+        start = time.perf_counter()
+        found |= parts[name](problem, args.out, number)
+        found[f"{name}-seconds"] = round(time.perf_counter() - start)
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if parts.keys() <= found.keys():
+        plot(path.with_suffix(".png"), found)
 
 
 if __name__ == "__main__":

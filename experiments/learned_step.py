@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments import learned_step_federated
 from fedexp.learned_steps.descent import MetaDescent, descend
 from fedexp.learned_steps.linear import closed_form, meta_gradient
 from fedexp.learned_steps.oracle import expected_errors, marchenko_pastur
@@ -325,7 +326,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/learned-step"))
     parser.add_argument("--full", action="store_true", help="d = 1000 and 1000 meta-steps")
+    parser.add_argument(
+        "--federated",
+        action="store_true",
+        help="part learned_step_federated alone",
+    )
     args = parser.parse_args(arguments)
+    if args.federated:
+        learned_step_federated.main(["--out", str(args.out), *["--full"] * args.full])
+        return
     start = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
     ends = torch.linalg.eigvalsh(problem().matrix)[[0, -1]]

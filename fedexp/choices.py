@@ -120,7 +120,13 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
         **told(name),
     }
     local = Config.of(config.values() | settings).clients
+    local.check_rates(optimizer)
     schedule_of(config, key)
+    if optimizer.tuning and config.learning_rate_decay != 1:
+        raise ValueError(
+            f"Config(learning-rate-decay={config.learning_rate_decay}): {name} sets the learning "
+            "rate of every round. Use 1.0."
+        )
     optimizer([nn.Parameter(torch.zeros(1, 1))], local)  # what is wrong with it shows now
     return settings
 
@@ -148,6 +154,15 @@ def schedule_of(
     if config.learning_rate_decay != 1:
         raise ValueError(
             f"{owner}: learning-rate-decay={config.learning_rate_decay} is a schedule too. "
+            "Leave one of the two out."
+        )
+    if getattr(made, "tuning", None):
+        raise ValueError(
+            f"{owner}: {name} sets the learning rate of every round. Use no scheduler."
+        )
+    if config.learning_rate_exponent:
+        raise ValueError(
+            f"{owner}: learning-rate-exponent={config.learning_rate_exponent} is a schedule too. "
             "Leave one of the two out."
         )
     if getattr(made, "adapts_lr", False) and config.hyper_between_rounds != "fresh":

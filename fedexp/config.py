@@ -107,6 +107,17 @@ class Config(BaseModel):
     scheduler: Text = Field(
         "", description="of the learning rate over the rounds: cosine, step(step-size=10), ..."
     )
+    learning_rate_exponent: float = Field(
+        ClientSettings.lr_exponent,
+        ge=0,
+        description="x of a learning rate that falls with the steps, as (t + offset)^-x",
+    )
+    learning_rate_offset: float = Field(ClientSettings.lr_offset, gt=0, description="of that")
+    augmentation: Text = Field(
+        ClientSettings.augmentation,
+        description="of every minibatch, by comma: noise(exponent=0.33), projection, crop, flip, "
+        "jitter",
+    )
     weight_decay: float = Field(ClientSettings.weight_decay, ge=0, description="of the clients")
     local_optimizer: Text = Field(
         ClientSettings.optimizer, description="by name with settings, or module:function"

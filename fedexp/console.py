@@ -42,10 +42,11 @@ def table(summaries: Sequence[Summary], target: float) -> None:
     groups = _by_strategy(summaries)
     has_accuracy = any(s[f"{p}best-accuracy"] is not None for s in summaries for p in _PREFIXES)
     columns = _accuracies(target) if has_accuracy else _LOSSES
-    view = _table("strategy", *columns, "step", "s/round")
+    learned = {key: x for key, x in _LEARNED.items() if any(s.get(key) for s in summaries)}
+    own_columns = {"mean-server-step-size": ("step", "{:.2f}"), **learned, **_SECONDS}
+    view = _table("strategy", *columns, *(title for title, _ in own_columns.values()))
     for label, group in groups.items():
-        own = [_over(group, "mean-server-step-size", "{:.2f}")]
-        own.append(_over(group, "seconds-a-round", "{:.3f}"))
+        own = [_over(group, key, form) for key, (_, form) in own_columns.items()]
         view.add_row(label, *(f(group, "") for f in columns.values()), *own)
         view.add_row(f"  {group[0]['average']}", *(f(group, "mean-") for f in columns.values()))
     _print(view)
@@ -55,6 +56,8 @@ def table(summaries: Sequence[Summary], target: float) -> None:
     _failure_table(groups)
 
 
+_LEARNED = {"learned-step-size": ("learned", "{:.3g}")}
+_SECONDS = {"seconds-a-round": ("s/round", "{:.3f}")}
 _PREFIXES = "", "mean-"
 _ITERATES = (
     "First line: the last iterate (model.safetensors). "

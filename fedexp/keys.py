@@ -28,7 +28,7 @@ BUFFERS = "fedexp-buffers"
 CONTROL_VARIATE = "control-variate"
 """Record: the server's control variate in a message, the client's own in ``Context.state``."""
 CONTROL_STEP = "control-step"
-"""Metric by which a client says that it used its control variates: ``K η_l``."""
+"""Metric by which a client says that it used its control variates: ``K η_l``, or ``Σ η_t``."""
 CONTROL_NODES = "control-nodes"
 CONTROL_ROUNDS = "control-rounds"
 """Settings: nodes of which a reply was not applied since, and the last round that was (0: none)."""
@@ -41,6 +41,14 @@ BETWEEN_ROUNDS = "hyper-between-rounds"
 """Setting: ``fresh``, ``carry`` (kept in ``Context.state``) or ``average`` (the server's mean)."""
 MEAN_LEARNING_RATE = "mean-learning-rate"
 """Setting that brings the cohort's mean back to the clients."""
+
+# Step sizes that clients learn.
+LEARNED_STEP_SIZE = "learned-step-size"
+"""Metric: the step size that a client found. Setting, and metric of a round: the cohort's mean."""
+LEARNED_STEP_SIZE_SPREAD = "learned-step-size-spread"
+"""Metric of a round in which clients tuned: the standard deviation of the logarithms."""
+TUNING_FAILED = "step-size-tuning-failed"
+"""Metric: 1 of a client that found no step size in its meta-steps; the share of them in a round."""
 
 # What the server reports of a round.
 NUM_CLIENTS = "num-clients"

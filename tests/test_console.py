@@ -154,3 +154,10 @@ def test_a_partition_is_a_line_per_client(num, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[2] == ["0", "8", "4", "4"]
     assert (lines[-1] == ["...", "and", "10", "more", "clients"]) is (num == 30)
+
+
+def test_learned_step_sizes_have_a_column_where_there_are_any(capsys):
+    first = lines_of(capsys, [summary("a"), summary("b", **{"learned-step-size": 0.04567})], 0.85)
+    assert first[0].split()[-3:] == ["step", "learned", "s/round"]
+    assert any("0.0457" in line for line in first if line.lstrip().startswith("b"))
+    assert "learned" not in lines_of(capsys, [summary("a")], 0.85)[0]

@@ -40,11 +40,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learned_steps": set(),
     "datasets": TOOLS | LEARNING - {"clients"},
     "models": TOOLS | LEARNING - {"clients"},
-    "clients": RECORDS | LEARNING | {"wire", "hypergradients"},
+    "clients": RECORDS | LEARNING | {"wire", "augmentation", "hypergradients", "learned_steps"},
     "config": TOOLS | {"clients"},  # their settings, and so their defaults
     "progress": TOOLS,
     "console": TOOLS | {"progress"},
     "parser": TOOLS,
+    "devices.flower": set(),
+    "devices": TOOLS | {"parser", "devices.flower"},
     "readers": SERVER | LEARNING | {"config"},
     "verdict": SERVER - {"rounds"},
     "choices": SERVER | LEARNING | {"config", "readers"},
@@ -83,7 +85,7 @@ MATHEMATICS = ["keys", "arrays", "sums", "stats"] + [
     f"strategies.{name}"
     for name in (
         *("directions", "step_sizes", "extrapolation", "optimizer", "scaffold"),
-        *("averages", "running_ratio", "extensions", "rate_sharing"),
+        *("averages", "running_ratio", "extensions", "rate_sharing", "step_sharing"),
         *("robustness", "medians", "proximal"),
     )
 ]

@@ -54,6 +54,18 @@ def test_a_strategys_own_settings_for_clients_stay():
         (["--hyper-between-rounds", "never"], "hyper-between-rounds"),
         (["--strategy", "scaffold+hypersgd"], "control variates"),
         (["--strategy", "fedavg+delta-sgd", "--weight-decay", "0.1"], "weight_decay=0.1"),
+        (["--local-optimizer", "learned-step(every=0)"], "learned-step(every=0): must be"),
+        (["--local-optimizer", "learned-step(steps=-1)"], "learned-step(steps=-1): must be"),
+        (["--local-optimizer", "learned-step(steps=x)"], "learned-step(steps='x'): must be"),
+        (["--local-optimizer", "learned-step(every=true)"], "learned-step(every=True): must be"),
+        (["--local-optimizer", "learned-step(by=guess)"], "validation or training"),
+        (["--local-optimizer", "learned-step(validation-fraction=1)"], "between 0 and 1"),
+        (["--local-optimizer", "learned-step(objective=sum)"], "log or naive"),
+        (["--local-optimizer", "learned-step(evry=5)"], "Did you mean 'every'?"),
+        (["--strategy", "fedavg+learned-step", "--max-grad-norm", "1"], "max-grad-norm=1.0"),
+        (["--strategy", "fedavg+learned-step", "--scheduler", "cosine"], "Use no scheduler"),
+        (["--strategy", "fedavg+learned-step", "--learning-rate-decay", "0.9"], "decay=0.9"),
+        (["--strategy", "scaffold+learned-step"], "control variates"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(flags, word, tmp_path, capsys):

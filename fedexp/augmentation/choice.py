@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ class Augmentation:
         function: ``module:name`` of a function ``(batch, strength, generator) -> batch``, which is
             imported when it is first used, because it may need PyTorch.
         strength: the strength by global step index; any callable.
+        has_group_form: whether the function takes the batches of a group of clients at once, as
+            those of this package do; otherwise it is called for each client.
 
     Example:
         >>> import torch
@@ -48,6 +50,7 @@ class Augmentation:
 
     function: str
     strength: Schedule
+    has_group_form: bool = True
 
     @classmethod
     def of(cls, text: str) -> Augmentation:
@@ -55,31 +58,41 @@ class Augmentation:
 
         The strength is a `PowerLaw`. The exponent of ``noise`` is that of its variance, and its
         scale that of its standard deviation; ``projection`` schedules the fraction of dimensions it
-        drops.
+        drops. ``module:function`` is a function of your own.
 
         Raises:
             ValueError: the name or a setting is unknown, or a value is out of its range.
         """
         spec = Spec.of(text)
-        if spec.name not in _NAMED:
-            raise ValueError(f"augmentation {spec.name!r}: unknown. Known: {sorted(_NAMED)}.")
+        own = ":" in spec.name
+        if spec.name not in _NAMED and not own:
+            raise ValueError(
+                f"augmentation {spec.name!r}: unknown. Known: {sorted(_NAMED)}, and "
+                "module:function of your own."
+            )
         if spec.name == "projection" and set(spec.settings) == {"rank"}:
             return cls(_RANK, constant(_rank(spec.settings["rank"])))
         known = ["scale", "exponent", "offset"]
         if unknown := sorted(set(spec.settings) - set(known)):
             also = ", or rank alone" if spec.name == "projection" else ""
             raise ValueError(f"{spec.name}: unknown {unknown}. Known: {known}{also}.")
-        function, scale, divisor = _NAMED[spec.name]
+        function, scale, divisor = (spec.name, 1.0, 1) if own else _NAMED[spec.name]
         try:
             law = PowerLaw(**{"scale": scale, **spec.settings})
         except ValueError as error:  # say whose setting it is
             raise ValueError(str(error).replace("PowerLaw", spec.name, 1)) from None
-        return cls(function, PowerLaw(law.scale, law.exponent / divisor, law.offset))
+        return cls(function, PowerLaw(law.scale, law.exponent / divisor, law.offset), not own)
 
     def __call__(self, batch: Tensor, step: int, generator: Generators) -> Tensor:
         """The changed batch at a global step; forms as in `fedexp.augmentation.transforms`."""
         function: Callable[..., Tensor] = imported("Augmentation", self.function)
-        return function(batch, self.strength(step), generator)
+        strength = self.strength(step)
+        if self.has_group_form or not isinstance(generator, Sequence):
+            return function(batch, strength, generator)
+        import torch
+
+        each = zip(batch, generator, strict=True)
+        return torch.stack([function(x, strength, one) for x, one in each])
 
 
 def augmentations_of(text: str) -> tuple[Augmentation, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from fedexp.clients.loop import evaluate, train
 from fedexp.clients.losses import is_known
 from fedexp.clients.module import lend, load_arrays, module_arrays
 from fedexp.clients.state import ControlVariates, save_rate, starting_settings
+from fedexp.clients.step_tuning import StepTuning
 from fedexp.wire import ClientResult
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class ClientRound:
         torch_seed: of PyTorch's generator, for dropout and the like.
         examples: that it trains on.
         control: SCAFFOLD's control variates, if the server sends them.
+        tuning: what tunes the step size in some rounds, see ``LocalOptimizer``; mostly None.
+        found: metrics of the tuning of this round; ``{}`` where there was none.
     """
 
     def __init__(
@@ -61,6 +65,12 @@ class ClientRound:
         self.before, self.context = before, context
         self.settings = starting_settings(config, context)
         self.make = client.maker(self.settings)
+        made = getattr(self.make, "tuning", None)
+        self.tuning: StepTuning | None = made() if made else None
+        self.found: dict[str, float] = {}
+        if self.tuning:
+            self.settings = self.tuning.starting(self.settings, config)
+        self.settings.check_rates(self.make)
         self.rng = client.generator(config, context)
         self.torch_seed = int(self.rng.integers(2**63))  # before the batches, whoever trains
         self.examples, _ = client.data(context)
@@ -68,12 +78,13 @@ class ClientRound:
         self.control = ControlVariates.of(content, config, context, num_examples, self.buffers)
 
     def train(self) -> ClientResult:
-        """Take the local steps in the plain loop.
+        """Take the local steps in the plain loop, after tuning their size where that is due.
 
         Raises:
             FloatingPointError: the loss is not finite.
+            ValueError: the step size cannot be tuned.
         """
-        module, settings, loss_fn = self.module, self.settings, self.client.loss
+        module, loss_fn = self.module, self.client.loss
         # Clients may start from one copy of the model, if nothing writes to it.
         if (
             getattr(self.make, "shares_memory", False)
@@ -83,6 +94,9 @@ class ClientRound:
             lend(module, self.client.broadcast(module, self.before))
         else:
             load_arrays(module, self.before)
+        if self.tuning and self.tuning.is_due(self.config):
+            self._tune(self.tuning)
+        settings = self.settings
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would note its caller for a GPU to come.
             torch.default_generator.manual_seed(self.torch_seed)
@@ -90,6 +104,32 @@ class ClientRound:
             correction = self.control.correction(module) if self.control else {}
             loss = train(module, self.examples, settings, optimizer, loss_fn, self.rng, correction)
         return self.result(module_arrays(module), loss, mean_rate(optimizer, settings))
+
+    def _tune(self, tuning: StepTuning) -> None:
+        """Find the step size of this round; the batches that follow are what they would be anyway.
+
+        All rows train afterwards, those that were set aside too, as the final run of the paper's
+        experiments does.
+        """
+        if self.control:
+            raise ValueError(
+                "learned-step: control variates need one learning rate at all clients, fixed "
+                "throughout. Use +sgd."
+            )
+        first_round = {**self.config, keys.SERVER_ROUND: 0}  # the same rows are always set aside
+        tuned = tuning.tune(
+            self.module,
+            self.examples,
+            self.settings,
+            self.client.loss,
+            rng=self.rng.spawn(1)[0],  # which draws nothing from ``rng`` itself
+            split=self.client.generator(first_round, self.context),
+        )
+        self.settings = replace(self.settings, lr=tuned.step_size)
+        self.found = {
+            keys.LEARNED_STEP_SIZE: tuned.step_size,
+            keys.TUNING_FAILED: float(tuned.failed),
+        }
 
     def result(self, after: Arrays, loss: float, rate: float) -> ClientResult:
         """What the client reports; what it keeps for its next round goes to ``context.state``.
@@ -110,6 +150,7 @@ class ClientRound:
             keys.NUM_EXAMPLES: len(self.examples),
             keys.TRAIN_LOSS: loss,
             keys.LEARNING_RATE: rate,
+            **self.found,
         }
         if self.config.get(keys.FINAL_LOSS):
             load_arrays(self.module, after)
@@ -117,7 +158,7 @@ class ClientRound:
         if self.control:
             if name := first_non_finite(after):  # the control variate would stay non-finite
                 raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
-            metrics[keys.CONTROL_STEP] = step = self.settings.num_steps * self.settings.lr
+            metrics[keys.CONTROL_STEP] = step = self.settings.path_length
             self.control.keep(self.context, self.before, after, step)
         if getattr(self.make, "adapts_lr", False):
             save_rate(self.config, self.context, rate)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedexp.clients.augmented import BatchChanges
 from fedexp.clients.module import layout_of
 from fedexp.clients.settings import ClientSettings
 
@@ -72,6 +73,10 @@ def batches_of(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and targets of every step, on the model's device and in its memory layout."""
     device, layout = next(model.parameters()).device, layout_of(model)
-    for rows in batch_rows(examples, settings, rng):
+    every = batch_rows(examples, settings, rng)
+    changes = BatchChanges.of(settings, rng)
+    for step, rows in enumerate(every):
         inputs, targets = (x.to(device) for x in examples.rows_at(rows))
+        if changes:
+            inputs = changes(inputs, step)
         yield layout(inputs), targets

@@ -14,6 +14,7 @@ from fedexp.clients.fedhyper_sgd import FedHyperSGD, FunctionalFedHyperSGD
 from fedexp.clients.loop import Optimizer
 from fedexp.clients.optimizers import Functional, FunctionalSGD, FunctionalTower, PlainSGD
 from fedexp.clients.settings import KEYS, ClientSettings
+from fedexp.clients.step_tuning import StepTuning
 from fedexp.hypergradients.adaptive_rules import AdagradRule, AdamRule, RMSpropRule
 from fedexp.hypergradients.optimizer import HypergradientOptimizer
 from fedexp.hypergradients.rules import Rule, SGDRule
@@ -32,10 +33,12 @@ class LocalOptimizer:
         adapts_lr: whether it changes the learning rate, so that the last one is worth keeping.
         shares_memory: whether it writes nothing to the memory that the parameters start in, so
             that clients may share it.
-        own: settings that it alone has, with their defaults; keywords of ``make`` and
-            ``functional``.
+        own: settings that it alone has, with their defaults; keywords of ``make``, ``functional``
+            and ``tuning``.
         given: settings of the clients, by their kebab-case keys, that came with the choice. They
             take the place of others; but a learning rate in a message goes first.
+        tuning: makes what tunes the learning rate before the local steps of some rounds; None if
+            nothing does.
 
     Example:
         >>> w = nn.Parameter(torch.tensor([1.0]))
@@ -53,9 +56,12 @@ class LocalOptimizer:
     shares_memory: bool = False
     own: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, int | float] = field(default_factory=dict)
+    tuning: Callable[[], StepTuning] | None = None
 
     def __call__(self, params: Iterable[nn.Parameter], settings: ClientSettings) -> Optimizer:
         """The optimizer of one client in one round."""
+        if self.tuning:
+            self.tuning().check(settings)
         return self.make(params, settings)
 
     @property
@@ -66,7 +72,7 @@ class LocalOptimizer:
     def reads(self) -> dict[str, str]:
         """The settings of the clients that making it reads: kebab-case key to attribute."""
         noted = _Noted()
-        self([nn.Parameter(torch.zeros(1, 1))], cast(ClientSettings, noted))
+        self.make([nn.Parameter(torch.zeros(1, 1))], cast(ClientSettings, noted))
         return {key: name for key, name in KEYS.items() if name in noted.names}
 
 
@@ -109,6 +115,11 @@ def tower_of(rule: type[Rule], settings: ClientSettings, **fixed: Any) -> Rule:
     return rule(hyper=hyper, **{"lr": settings.lr, **decay, **shape, **fixed})
 
 
+def _learned(params: Iterable[nn.Parameter], settings: ClientSettings, **own: Any) -> PlainSGD:
+    StepTuning(**own)  # what is wrong with it shows when the optimizer is named
+    return PlainSGD(params, settings.lr, settings.weight_decay)
+
+
 def _undecayed(name: str, settings: ClientSettings) -> float:
     if settings.weight_decay:
         raise ValueError(
@@ -147,6 +158,15 @@ LOCAL_OPTIMIZERS: dict[str, LocalOptimizer] = {
         lambda params, s, **own: FedHyperSGD(params, _undecayed("fedhyper", s), **own),
         lambda s, **own: FunctionalFedHyperSGD(**own),
         own={"max_growth": 1.1, "bound": 10.0},
+    ),
+    "learned-step": LocalOptimizer(
+        "plain SGD, its learning rate tuned in some rounds on where it leads (Wang et al. 2021)",
+        _learned,
+        lambda s, **own: FunctionalSGD.of(s),
+        adapts_lr=False,
+        shares_memory=True,
+        own={x.name: x.default for x in fields(StepTuning)},
+        tuning=StepTuning,
     ),
 }
 """``--local-optimizer`` to what it means, beside the optimizers of ``torch.optim``."""

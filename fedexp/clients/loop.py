@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -52,8 +53,12 @@ def train(
         settings: how many steps, on how many examples, and what is added to the loss.
         optimizer: of the parameters of ``model``.
         loss_fn: a mean over the batch.
-        rng: draws the batches.
+        rng: draws the batches, and then what seeds their augmentations.
         correction: by name of parameter.
+
+    Raises:
+        ValueError: a schedule of the learning rate for an optimizer that has none, or an
+            augmentation that cannot change these inputs.
 
     Example:
         >>> model, settings = nn.Linear(2, 1), ClientSettings(num_steps=50, lr=0.1)
@@ -69,7 +74,10 @@ def train(
     closes = getattr(optimizer, "same_batch", False) or _needs_closure(type(optimizer))
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in batches_of(model, examples, settings, rng):
+    set_rates = _schedule(optimizer, settings) if settings.lr_exponent else None
+    for step, batch in enumerate(batches_of(model, examples, settings, rng)):
+        if set_rates:
+            set_rates(step)
         if closes:
             loss = optimizer.step(objective.closure(*batch))  # type: ignore[call-arg]
         else:
@@ -77,6 +85,25 @@ def train(
             optimizer.step()
         total += loss.detach().squeeze()
     return float(total) / settings.num_steps
+
+
+def _schedule(optimizer: Optimizer, settings: ClientSettings) -> Callable[[int], None]:
+    """Sets the learning rate of a local step: that of each group times ``(t + offset)^-x``."""
+    groups = optimizer.param_groups
+    # Rprop reads it before its first step alone.
+    if any("lr" not in group for group in groups) or isinstance(optimizer, torch.optim.Rprop):
+        raise ValueError(
+            f"ClientSettings(learning-rate-exponent={settings.lr_exponent}): "
+            f"{type(optimizer).__name__} takes no learning rate for every step. Use 0."
+        )
+    firsts = [(group, group["lr"]) for group in groups]
+    factors = replace(settings, lr=1.0).rates()
+
+    def set_rates(step: int) -> None:
+        for group, first in firsts:
+            group["lr"] = first * factors[step]
+
+    return set_rates
 
 
 @lru_cache(maxsize=64)

@@ -124,7 +124,8 @@ def _with(entry: LocalOptimizer, owner: str, settings: Mapping[str, Any]) -> Loc
             raise ValueError(f"{owner}: {key}={value!r} must be a number.")
     make = partial(entry.make, **own) if own else entry.make
     functional = partial(entry.functional, **own) if own and entry.functional else entry.functional
-    chosen = replace(entry, make=make, functional=functional, given=given)
+    tuning = partial(entry.tuning, **own) if own and entry.tuning else entry.tuning
+    chosen = replace(entry, make=make, functional=functional, given=given, tuning=tuning)
     if own:
         _check(owner, chosen)
     return chosen

@@ -9,7 +9,7 @@ calls the same functions. Towers are the exception: ``HypergradientOptimizer`` w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -54,7 +54,7 @@ Functional = Callable[[ClientSettings], FunctionalOptimizer]
 
 @dataclass(frozen=True)
 class FunctionalSGD(FunctionalOptimizer):
-    """Plain SGD at one learning rate: ``w ← w - η (g + λ w)``.
+    """Plain SGD: ``w ← w - η (g + λ w)``.
 
     Attributes:
         lr: ``η``.
@@ -70,6 +70,10 @@ class FunctionalSGD(FunctionalOptimizer):
     def of(cls, settings: ClientSettings) -> FunctionalSGD:
         """At the rate and weight decay of a client's settings."""
         return cls(settings.lr, settings.weight_decay)
+
+    def at(self, lr: float) -> FunctionalSGD:
+        """The same at another learning rate."""
+        return self if lr == self.lr else replace(self, lr=lr)
 
     def init(self, params: Tensors, lr: Tensor) -> bool:
         """Whether the memory of the parameters may be written to: not before the first step."""
@@ -168,7 +172,8 @@ class PlainSGD:
         if not grads:
             return
         params = {name: self._params[name].data for name in grads}
-        new, _ = self._form.update(params, grads, self._owned)
+        form = self._form.at(self.param_groups[0]["lr"])  # which a schedule may have set
+        new, _ = form.update(params, grads, self._owned)
         if not self._owned:
             for name, x in new.items():
                 self._params[name].data = x

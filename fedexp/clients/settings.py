@@ -6,12 +6,14 @@ Nothing heavy is imported, so that the command line can read them at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from fedexp import keys
+from fedexp.augmentation.choice import augmentations_of
+from fedexp.augmentation.schedules import PowerLaw
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,10 +39,18 @@ class ClientSettings:
         optimizer: the local optimizer, as ``named_optimizer`` takes it.
         hyper_lr: ``κ``, with which the learning rate is tuned, for the optimizers that have one.
         hyper_height: levels of the tower above the weights; the topmost rate is ``κ`` throughout.
+        augmentation: random changes of every minibatch, as ``augmentations_of`` reads them; empty
+            for none.
+        lr_exponent: ``x >= 0`` of ``η_t = η_l (t + offset)^-x``; 0 for one rate throughout.
+        lr_offset: that offset, greater than 0.
+        first_step: ``t`` of the first local step, see ``of``. It is no setting of its own.
 
     Example:
         >>> ClientSettings.of({"local-steps": 5, "learning-rate": 0.5}).num_steps
         5
+        >>> second = {"local-steps": 2, "learning-rate": 1.0, "server-round": 2}
+        >>> ClientSettings.of({**second, "learning-rate-exponent": 1.0}).rates()  # at t = 2 and 3
+        [0.333..., 0.25]
     """
 
     num_steps: int = _setting("local-steps", 20)
@@ -52,6 +62,30 @@ class ClientSettings:
     optimizer: str = _setting("local-optimizer", "sgd")
     hyper_lr: float = _setting("hyper-learning-rate", 0.1)
     hyper_height: int = _setting("hyper-height", 1)
+    augmentation: str = _setting("augmentation", "")
+    lr_exponent: float = _setting("learning-rate-exponent", 0.0)
+    lr_offset: float = _setting("learning-rate-offset", 1.0)
+    first_step: int = 0
+
+    def rates(self) -> list[float]:
+        """``η_t`` of every local step of this round."""
+        if not self.lr_exponent:
+            return [self.lr] * self.num_steps
+        law = PowerLaw(self.lr, self.lr_exponent, self.lr_offset)
+        return [law(t) for t in range(self.first_step, self.first_step + self.num_steps)]
+
+    @property
+    def path_length(self) -> float:
+        """``Σ η_t`` over the local steps; ``K η_l`` at one rate."""
+        return sum(self.rates()) if self.lr_exponent else self.num_steps * self.lr
+
+    def check_rates(self, optimizer: object) -> None:
+        """Raise ``ValueError`` for a schedule with an optimizer that tunes its own rate."""
+        if self.lr_exponent and getattr(optimizer, "adapts_lr", False):
+            raise ValueError(
+                f"ClientSettings(learning-rate-exponent={self.lr_exponent}): the local optimizer "
+                f"{self.optimizer} tunes its own rate. Use 0, or another optimizer such as sgd."
+            )
 
     @property
     def plain(self) -> bool:
@@ -66,9 +100,13 @@ class ClientSettings:
         round is decayed already, as in the FedExP authors' code. A key that is no setting belongs
         to the app.
 
+        Schedules of steps run over the global step index ``t = (server-round - 1) · local-steps +
+        k`` of a client, ``k = 0, 1, …`` within a round. Rounds in which a client does not train
+        count too. So ``t`` needs no memory: it is the same in every engine and in a resumed run.
+
         Raises:
-            ValueError: a key is so near to a setting that it must be a slip; or a value is no
-                number, or a count below 1.
+            ValueError: a key is so near to a setting that it must be a slip; a value is no
+                number, a count below 1 or out of its range; or the rate has two schedules.
         """
         _check_keys(frozenset(config))
         decay = config.get("learning-rate-decay", ALSO["learning-rate-decay"])
@@ -77,8 +115,13 @@ class ClientSettings:
             for key, name in KEYS.items()
             if key in config
         }
-        lr = given.get("lr", cls.lr) * decay ** config.get(keys.SERVER_ROUND, 0)
-        return cls(**{**given, "lr": lr})
+        server_round = config.get(keys.SERVER_ROUND, 0)
+        lr = given.get("lr", cls.lr) * decay**server_round
+        found = cls(**{**given, "lr": lr})
+        if not (found.augmentation or found.lr_exponent or found.lr_offset != 1):
+            return found
+        _check_schedules(found, decay)
+        return replace(found, first_step=max(0, server_round - 1) * found.num_steps)
 
     def batches(self, num_examples: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Positions of every step's batch, ``[num_steps, batch_size]``.
@@ -102,7 +145,9 @@ class ClientSettings:
 LocalTraining = ClientSettings
 """The name of ``ClientSettings`` in earlier versions."""
 
-KEYS: dict[str, str] = {x.metadata["key"]: x.name for x in fields(ClientSettings)}
+KEYS: dict[str, str] = {
+    x.metadata["key"]: x.name for x in fields(ClientSettings) if "key" in x.metadata
+}
 """Kebab-case key of a setting to the attribute of ``ClientSettings``."""
 
 ALSO: dict[str, Any] = {
@@ -124,6 +169,26 @@ def _value(key: str, value: Any, default: Any) -> Any:
     if isinstance(default, int) and found < 1:  # steps, examples or levels
         raise ValueError(f"ClientSettings({key}={value!r}): must be at least 1.")
     return found
+
+
+def _check_schedules(settings: ClientSettings, decay: float) -> None:
+    """Raise ``ValueError`` for schedules of local steps that cannot be."""
+    changes_of(settings.augmentation)  # what is wrong with it shows now
+    exponent = settings.lr_exponent
+    try:
+        PowerLaw(1.0, exponent, settings.lr_offset)
+    except ValueError as error:  # say whose setting it is
+        line = str(error).replace("PowerLaw(", "ClientSettings(learning-rate-", 1)
+        raise ValueError(line) from None
+    if exponent and decay != 1:
+        raise ValueError(
+            f"ClientSettings(learning-rate-exponent={exponent}): learning-rate-decay={decay} is a "
+            "schedule too. Leave one of the two out."
+        )
+
+
+changes_of = lru_cache(maxsize=64)(augmentations_of)
+"""``augmentations_of``, which every client of a round asks the same."""
 
 
 @lru_cache(maxsize=64)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedexp.clients.augmented import check_augmentation
 from fedexp.clients.data import Examples
 from fedexp.clients.local_optimizers import LocalOptimizer, OptimizerFn
 from fedexp.clients.loop import evaluate, train
@@ -43,12 +44,14 @@ def try_model(
         loss: of outputs and targets.
 
     Raises:
-        ValueError: arrays that cannot be sent, nothing to train, or whatever the model, the loss
-            or the optimizer raises.
+        ValueError: arrays that cannot be sent, nothing to train, an augmentation that cannot
+            change these inputs, or whatever the model, the loss or the optimizer raises.
     """
     _check_arrays(owner, module)
     rows = _telling_rows(examples)
     few = Examples(*examples.take(rows))
+    settings.check_rates(optimizer)
+    check_augmentation(settings, few.inputs)
     settings = replace(settings, num_steps=1, batch_size=min(settings.batch_size, len(rows)))
     with _undone(module):
         names = module_arrays(module).keys()
@@ -60,6 +63,8 @@ def try_model(
         with _named(owner, what, remedy):
             step = made or optimizer(params, settings)
             train(module, few, settings, step, loss, np.random.default_rng(0))
+            if isinstance(optimizer, LocalOptimizer) and optimizer.tuning:
+                optimizer.tuning().try_on(module, few, settings, loss)
         with _named(owner, "an evaluation"):
             evaluate(module, few, loss)
         if module_arrays(module).keys() != names:

@@ -212,4 +212,4 @@ async def _refuse(refusal: Refusal, body: Body, send: Send) -> None:
         with contextlib.suppress(TimeoutError, Refusal):
             async with asyncio.timeout(5):
                 await body.skip()
-    await send({"type": "http.response.body", "body": b""})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

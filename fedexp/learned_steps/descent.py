@@ -152,6 +152,7 @@ def learned_step_size(
     settings: MetaDescent,
     *,
     max_norm: float = math.inf,
+    symmetric: bool = False,
 ) -> LearnedStepSize:
     """Tune the size of the local steps of a model, from its weights, on given batches.
 
@@ -166,6 +167,7 @@ def learned_step_size(
         step_size: ``η`` to begin with, one number or ``[t]``.
         settings: The meta-descent.
         max_norm: The norm of the weights from which on a trajectory is truncated.
+        symmetric: As of `model_meta_gradient`.
 
     Raises:
         ValueError: As `model_meta_gradient`.
@@ -185,7 +187,10 @@ def learned_step_size(
     """
 
     def task(eta: Tensor) -> list[MetaGradient]:
-        return [model_meta_gradient(loss, meta_loss, weights, batches, eta, max_norm=max_norm)]
+        found = model_meta_gradient(
+            loss, meta_loss, weights, batches, eta, max_norm=max_norm, symmetric=symmetric
+        )
+        return [found]
 
     like = next(iter(weights.values()))
     return descend(task, checked_step_size(step_size, len(batches), like), settings)

@@ -13,6 +13,7 @@ its meta-gradient is 0: the step size backs off instead (`fedexp.learned_steps.d
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -30,6 +31,7 @@ Weights: TypeAlias = dict[str, Tensor]
 Batch: TypeAlias = Any
 LossOnBatch: TypeAlias = Callable[[Weights, Batch], Tensor]
 MetaLoss: TypeAlias = Callable[[Weights], Tensor]
+_Product: TypeAlias = Callable[[LossOnBatch, Batch, Weights, Weights], tuple[Weights, Weights]]
 
 
 def loss_of(model: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor]) -> LossOnBatch:
@@ -77,6 +79,7 @@ def model_meta_gradient(
     step_size: StepSize,
     *,
     max_norm: float = math.inf,
+    symmetric: bool = False,
 ) -> MetaGradient:
     """The meta-gradient of ``meta_loss(w_t)`` by the size of the steps on ``loss``.
 
@@ -94,6 +97,9 @@ def model_meta_gradient(
         batches: One for each step: ``t`` is their number.
         step_size: ``η``, one number or ``[t]``.
         max_norm: The norm of all weights from which on a trajectory is truncated.
+        symmetric: Whether what PyTorch returns as the gradient of ``f_k`` is one. It is not where
+            ``detach``, a straight-through estimate or ``padding_idx`` has a part in it. Then the
+            products are computed by reverse mode twice, on small models several times as fast.
 
     Raises:
         ValueError: There are no batches, ``max_norm`` is not above 0, a step size is negative or
@@ -110,25 +116,41 @@ def model_meta_gradient(
     start = {k: v.detach() for k, v in weights.items()}
     eta = checked_step_size(step_size, len(batches), next(iter(start.values())))
     through = _backward if eta.dim() else _forward
-    found = through(loss, meta_loss, start, batches, eta, max_norm)
+    product = _by_reverse_mode if symmetric else _by_forward_mode
+    found = through(_Steps(loss, product, max_norm), meta_loss, start, batches, eta)
     return found or truncation(eta, len(batches))
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """The loss of the steps, how its derivatives are computed, and how far they may go."""
+
+    loss: LossOnBatch
+    product: _Product
+    max_norm: float
+
+    def gradient(self, batch: Batch, w: Weights) -> Weights:
+        found: Weights = grad(self.loss)(w, batch)
+        return found
+
+    def gradient_and_product(self, batch: Batch, w: Weights, v: Weights) -> tuple[Weights, Weights]:
+        """``∇f(w)`` and ``H v``."""
+        return self.product(self.loss, batch, w, v)
+
+    def are_inside(self, w: Weights) -> bool:
+        return _norm(w) < self.max_norm
+
+
 def _forward(
-    loss: LossOnBatch,
-    meta_loss: MetaLoss,
-    w: Weights,
-    batches: Sequence[Batch],
-    eta: Tensor,
-    max_norm: float,
+    steps: _Steps, meta_loss: MetaLoss, w: Weights, batches: Sequence[Batch], eta: Tensor
 ) -> MetaGradient | None:
     # The tangent is v · exp(log_scale), so that what enters it is multiplied by exp(-log_scale).
     v, log_scale, rate = {k: torch.zeros_like(x) for k, x in w.items()}, 0.0, float(eta)
     for batch in batches:
-        g, hv = _gradient_and_product(loss, batch, w, v)
+        g, hv = steps.gradient_and_product(batch, w, v)
         v = _sum(v, (-rate, hv), (-math.exp(-log_scale), g))
         w = _sum(w, (-rate, g))
-        if not _norm(w) < max_norm:
+        if not steps.are_inside(w):
             return None
         # Only down: a factor above 1 would make exp(-log_scale) overflow, and nothing better.
         size = max(_size(v), 1.0)
@@ -141,32 +163,27 @@ def _forward(
 
 
 def _backward(
-    loss: LossOnBatch,
-    meta_loss: MetaLoss,
-    w: Weights,
-    batches: Sequence[Batch],
-    eta: Tensor,
-    max_norm: float,
+    steps: _Steps, meta_loss: MetaLoss, w: Weights, batches: Sequence[Batch], eta: Tensor
 ) -> MetaGradient | None:
     every = math.isqrt(len(batches) - 1) + 1
     rates, kept = eta.tolist(), []
     for k, batch in enumerate(batches):
         if k % every == 0:
             kept.append(w)
-        w = _sum(w, (-rates[k], _gradient(loss, batch, w)))
-        if not _norm(w) < max_norm:
+        w = _sum(w, (-rates[k], steps.gradient(batch, w)))
+        if not steps.are_inside(w):
             return None
     end = _end(meta_loss, w)
     if end is None:
         return None
     a, log_scale, slopes = end[1], 0.0, [0.0] * len(batches)
     for first in reversed(range(0, len(batches), every)):
-        steps = range(first, min(first + every, len(batches)))
+        block = range(first, min(first + every, len(batches)))
         path = [kept.pop()]
-        for k in steps[:-1]:
-            path.append(_sum(path[-1], (-rates[k], _gradient(loss, batches[k], path[-1]))))
-        for k in reversed(steps):
-            g, ha = _gradient_and_product(loss, batches[k], path.pop(), a)
+        for k in block[:-1]:
+            path.append(_sum(path[-1], (-rates[k], steps.gradient(batches[k], path[-1]))))
+        for k in reversed(block):
+            g, ha = steps.gradient_and_product(batches[k], path.pop(), a)
             slopes[k] = -_dot(a, g) * math.exp(min(log_scale, 700.0))
             a = _sum(a, (-rates[k], ha))
             size = _size(a) or 1.0
@@ -174,18 +191,38 @@ def _backward(
     return _checked(end[0], eta.new_tensor(slopes), len(batches))
 
 
-def _gradient(loss: LossOnBatch, batch: Batch, w: Weights) -> Weights:
-    found: Weights = grad(loss)(w, batch)
-    return found
-
-
-def _gradient_and_product(
+def _by_forward_mode(
     loss: LossOnBatch, batch: Batch, w: Weights, v: Weights
 ) -> tuple[Weights, Weights]:
-    """``∇f(w)`` and ``H v``, by forward mode over reverse mode."""
+    """``∇f(w)`` and ``H v``, by forward mode over reverse mode: for whatever PyTorch returns."""
     gradient, product = jvp(lambda x: grad(loss)(x, batch), (w,), (v,))[:2]
     # Forward mode returns float64 where a parameter without dimensions meets a Python number.
     return gradient, {k: x.to(w[k].dtype) for k, x in product.items()}
+
+
+def _by_reverse_mode(
+    loss: LossOnBatch, batch: Batch, w: Weights, v: Weights
+) -> tuple[Weights, Weights]:
+    """``∇f(w)`` and ``Hᵀ v``, which is ``H v`` if ``H`` is symmetric."""
+    leaves = {k: x.detach().requires_grad_() for k, x in w.items()}
+    with torch.enable_grad():
+        gradient = _slopes([loss(leaves, batch)], leaves, None, create_graph=True)
+        # What does not depend on the weights, such as the slope of a line, has no graph.
+        curved = {k: g for k, g in gradient.items() if g.requires_grad}
+        if curved:
+            product = _slopes([*curved.values()], leaves, [v[k] for k in curved])
+        else:
+            product = {k: torch.zeros_like(x) for k, x in w.items()}
+    return {k: g.detach() for k, g in gradient.items()}, product
+
+
+def _slopes(
+    outputs: list[Tensor], leaves: Weights, along: list[Tensor] | None, create_graph: bool = False
+) -> Weights:
+    found = torch.autograd.grad(
+        outputs, [*leaves.values()], along, create_graph=create_graph, materialize_grads=True
+    )
+    return dict(zip(leaves, found, strict=True))
 
 
 def _end(meta_loss: MetaLoss, w: Weights) -> tuple[float, Weights] | None:

@@ -32,7 +32,7 @@ def charts(
     score: dict[str, Any] = {"y": f"Test {what}"}
     if what == "accuracy":
         score["targets"] = targets or target_accuracies(units)
-    step = {"y": "Server step size", "log": True}
+    step, learned = ({"y": y, "log": True} for y in ("Server step size", "Learned step size"))
     average, last = f"Test {what}, average of the iterates", f"Test {what}, last iterate"
 
     def of(key: str, against: str = "round") -> dict[str, Series]:
@@ -47,6 +47,7 @@ def charts(
         (last, scores[1], score),
         (f"{average}, by traffic", by_traffic, score | _axis(by_traffic)),
         ("Server step size", of("server-step-size"), step),
+        ("Learned step size, mean over clients on the log scale", of("learned-step-size"), learned),
         ("Clients' learning rate, mean and spread over clients", rates, {"y": "Learning rate"}),
     ]
     drawn = [

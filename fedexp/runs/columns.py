@@ -36,18 +36,21 @@ def columns(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> list[
 
     Accuracies where there are any, else losses.
     """
-    step = Column("Server step", "mean-server-step-size", two_digits)
+    steps = [
+        Column("Server step", "mean-server-step-size", two_digits),
+        Column("Learned step", "learned-step-size", three_figures),
+    ]
     if not is_classification(units):
         key = "{}-test-loss"
         losses = [Column(f"{x} loss", key.format(x.lower()), three_figures, min) for x in _WHEN]
-        return [*_of_both(losses), step]
+        return [*_of_both(losses), *steps]
     pairs = []
     for target in targets or target_accuracies(units):
         key = f"rounds-to-{target:g}"
         pairs.append(Column(f"Rounds to {100 * target:.4g} %", key, one_digit, min, counts=True))
         pairs.append(Column("Speed-up", f"{key}-speed-up", two_digits, max))
     pairs += [Column(f"{x} %", f"{x.lower()}-accuracy", percent, max) for x in _WHEN]
-    return [*_of_both(pairs), step]
+    return [*_of_both(pairs), *steps]
 
 
 def shown(columns: Sequence[Column], rows: Sequence[MetricsRow]) -> list[Column]:

@@ -31,6 +31,7 @@ from fedexp.strategies.rate_sharing import RateSharing
 from fedexp.strategies.replies import Replies
 from fedexp.strategies.robustness import Clip, DropBeyond
 from fedexp.strategies.scaffold import ServerControlVariate
+from fedexp.strategies.step_sharing import StepSharing
 
 _BUFFERS = "buffers"
 _BATCH_NORM_MAX_STEP = 1.5  # the best of those tried in experiments/batch_norm.py
@@ -227,4 +228,4 @@ def completed(given: list[Extension], weighted: bool, control_variates: bool) ->
     bounding = [str(extension) for extension in given if "max_norm" in extension.reading({})]
     if len(bounding) > 1:
         raise ValueError(f"FedOpt({', '.join(bounding)}): both bound updates. Use one.")
-    return Extensions([*given, RateSharing(bounds)])
+    return Extensions([*given, RateSharing(bounds), StepSharing(bounds)])

@@ -196,7 +196,7 @@ def next_control(
     Args:
         stats: of the round.
         state: what the last round left, ``{}`` in round 1.
-        step: ``K η_l``, the number of local steps times their size; the same at every client.
+        step: ``K η_l``, the sum of the learning rates of all local steps; the same at every client.
         before: ``P``, the weight of all clients as the last round knew it.
         total: ``P⁺``, as this round knows it.
 

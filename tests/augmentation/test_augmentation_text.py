@@ -79,6 +79,25 @@ def test_a_text_of_nonsense_is_refused_in_one_line(text, line):
     assert "\n" not in str(error.value)
 
 
+def doubled_and_shaken(batch, strength, generator):
+    """A function of one client alone."""
+    assert isinstance(generator, torch.Generator)
+    return 2 * batch + strength * torch.rand(batch.shape, generator=generator)
+
+
+def test_a_function_of_ones_own_is_called_for_each_client_of_a_group():
+    change = Augmentation.of(f"{__name__}:doubled_and_shaken(scale=0.5, exponent=1)")
+    assert change.strength == PowerLaw(0.5, 1.0)
+    group = torch.randn(3, 4, 2, generator=generator(7))
+    found = change(group, 4, [generator(seed) for seed in range(3)])
+    for seed in range(3):
+        expected = doubled_and_shaken(group[seed], 0.1, generator(seed))
+        assert torch.equal(found[seed], expected)
+        assert torch.equal(change(group[seed], 4, generator(seed)), expected)
+    with pytest.raises(ValueError, match=r"No module named .no_such"):
+        Augmentation.of("no_such:function")(group, 0, generator())
+
+
 def test_a_rank_above_n_is_refused_once_n_is_known():
     with pytest.raises(ValueError, match="must be an integer from 0 to n = 4"):
         Augmentation.of("projection(rank=5)")(torch.zeros(2, 4), 0, generator())

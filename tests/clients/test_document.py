@@ -34,7 +34,8 @@ def test_each_example_is_at_most_five_lines_besides_the_users_own_classes():
 def test_the_commands_are_taken():
     commands = re.findall(r"^fedexp simulate (.*)$", TEXT, re.MULTILINE)
     flags = dict(re.findall(r"--([a-z-]+) '?([^'\n]+)'?$", "\n".join(commands), re.MULTILINE))
-    assert flags.keys() == {"local-optimizer", "strategy", "scheduler", "metrics"}
+    steps = {"learning-rate-exponent", "augmentation"}
+    assert flags.keys() == {"local-optimizer", "strategy", "scheduler", "metrics", *steps}
     for command in commands:
         key, value = re.fullmatch(r"--([a-z-]+) '?([^']+)'?", command).groups()
         if "my.module" not in value and key != "strategy":

@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from experiments.augmentation_schedules import REFERENCE, main
+from experiments.augmentation_schedules import REFERENCE, Problem, main
+from fedexp.augmentation import unseen_component
 
 
 def test_a_short_run_leaves_its_numbers_and_its_picture(tmp_path):
@@ -22,3 +24,11 @@ def test_a_short_run_leaves_its_numbers_and_its_picture(tmp_path):
     for row in result["projections"]:
         assert row["distance-of-mean"] < 1e-10
         assert row["largest-error-in-standard-errors"] < 5
+    problem = Problem.drawn()
+    hidden = np.linalg.norm(unseen_component(problem.start, problem.x))
+    rows = result["federated"]["regression"]
+    assert [row["rms-of-recursion"] is None for row in rows] == [False] + 7 * [True]
+    for row in rows:  # without noise nothing moves what no example sees
+        assert row["augmentation"] or row["rms"] > hidden * (1 - 1e-6)
+        assert row["steps"] == row["curve-steps"][-1] == 20
+    assert all(0 <= x <= 1 for row in result["federated"]["digits"] for x in row["accuracy"])

@@ -101,6 +101,27 @@ def test_the_tangent_may_be_larger_than_any_float(each):
     assert float(found.log_slope.sum()) == pytest.approx(-1e-30 * 1e-20 * 11.0**75, rel=1e-4)
 
 
+@EACH
+@pytest.mark.parametrize("each", [False, True])
+def test_by_reverse_mode_twice_it_is_the_same_where_the_gradient_is_one(name, each):
+    loss, weights, batches, others = federated_client(name)
+    end, eta = mean_loss(loss, others), [0.3] * 7 if each else 0.3
+    found, expected = (
+        model_meta_gradient(loss, end, weights, batches, eta, symmetric=symmetric)
+        for symmetric in (True, False)
+    )
+    assert found.log_loss == pytest.approx(expected.log_loss, rel=1e-12)
+    assert torch.allclose(found.log_slope, expected.log_slope, rtol=1e-9, atol=1e-12)
+
+
+def test_by_reverse_mode_a_line_has_no_curvature_and_an_unused_weight_no_slope():
+    start = {"a": torch.tensor(2.0), "unused": torch.tensor(1.0)}
+    found = model_meta_gradient(
+        lambda w, b: 3 * w["a"], lambda w: w["a"].exp(), start, [0, 0], 0.1, symmetric=True
+    )
+    assert float(found.log_slope) == pytest.approx(-6)  # log f(w_t) = 2 - 2 · 3 η
+
+
 class Alive(TorchDispatchMode):
     """The most bytes of tensors that were alive at once, whoever held them."""
 

@@ -49,6 +49,21 @@ CASES = {
         },
         Own(),
     ),
+    "learned step sizes, in groups where clients do not tune": (
+        {
+            "strategy": "fedexp, fedavg",
+            "local_optimizer": "learned-step(every=3, steps=3)",
+            "num_server_rounds": 4,
+        },
+        Own(),
+    ),
+    "augmented images and falling rates": (
+        {
+            **{"strategy": "fedavg, scaffold", "learning_rate_exponent": 0.5},
+            "augmentation": "flip, crop, jitter, noise(exponent=0.3)",
+        },
+        Own(),
+    ),
     "an optimizer of PyTorch's": (
         {"strategy": "fedexp", "local_optimizer": "torch.optim:AdamW(weight-decay=0.1)"},
         Own(),

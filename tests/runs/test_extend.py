@@ -54,6 +54,13 @@ KINDS = {
         *("--strategy", "fedexp", "--clip-quantile", 0.5, "--smoothing", 0.5),
         *("--fraction-evaluate", 0.5, "--scheduler", "step(step-size=1)"),
     ),
+    "learned step sizes": (
+        *("--strategy", "fedexp", "--local-optimizer", "learned-step(every=3, steps=2)"),
+    ),
+    "schedules of steps": (
+        *("--strategy", "fedexp", "--learning-rate-exponent", 0.5),
+        *("--augmentation", "noise(scale=0.5, exponent=0.3)"),
+    ),
     "seeds and a sweep": (
         *("--strategy", "fedexp", "--seeds", "0,1", "--sweep", "learning-rate=0.1,0.3"),
     ),

@@ -429,3 +429,14 @@ def test_it_is_dark_where_the_reader_wants_it_dark(tmp_path):
             mean = np.asarray(opened.convert("L")).mean()
         assert (mean < 80) == is_dark
         assert (mean > 180) != is_dark
+
+
+def test_learned_step_sizes_have_a_curve_and_a_column():
+    plain = unit_of(accuracies=[0.5, 0.75])
+    rows = [{**row, "learned-step-size": 0.0456} for row in plain.rows]
+    unit = replace(plain, rows=rows)
+    title = "Learned step size, mean over clients on the log scale"
+    assert title in dict(charts([unit], {"fedavg": ""}))
+    assert "Learned step" in render(RunData([unit]))
+    assert "0.0456" in render(RunData([unit]))
+    assert "Learned step" not in render(RunData([plain]))

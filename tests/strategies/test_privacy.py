@@ -24,6 +24,7 @@ from fedexp.strategies.extensions import Extension
 from fedexp.strategies.rate_sharing import RateSharing
 from fedexp.strategies.robustness import DropBeyond
 from fedexp.strategies.scaffold import ServerControlVariate
+from fedexp.strategies.step_sharing import StepSharing
 
 W = {"w": np.zeros(5), "b": np.zeros((2, 2))}
 EVERYBODY = {"fraction_evaluate": 0.0, "min_train_nodes": 4, "min_available_nodes": 4}
@@ -145,6 +146,7 @@ def test_a_subclass_that_never_calls_our_step_is_not_guarded():
         (DropBeyond(2.0), True),
         (ServerControlVariate(), True),
         (RateSharing(), True),
+        (StepSharing(), True),
         (MedianBounds(), False),
         (Extension(), False),
     ],

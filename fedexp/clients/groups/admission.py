@@ -55,7 +55,7 @@ def unlike(client: Client, context: Context) -> str:
     module = client.module(context)
     if client.loss is default_loss and Chain.of(module, client.loss):
         return ""
-    settings = replace(ClientSettings.of(context.run_config), num_steps=2)
+    settings = replace(ClientSettings.of(context.run_config), num_steps=2, augmentation="")
     try:
         examples = client.data(context)[0]
         batches = list(batches_of(module, examples, settings, np.random.default_rng(0)))

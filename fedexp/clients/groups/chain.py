@@ -84,7 +84,7 @@ class Chain:
         start: Tensors,
         batches: Iterable[tuple[Tensor, Tensor]],
         *,
-        lr: float,
+        rates: Sequence[float],
         decay: float = 0.0,
     ) -> tuple[Tensors, Tensor]:
         """A step of plain SGD on each batch.
@@ -93,7 +93,7 @@ class Chain:
             start: ``W`` and ``b``, the same for all clients, without a client dimension. They
                 are left as they are.
             batches: inputs and targets of every step, each ``[clients, batch, ...]``.
-            lr: ``η``.
+            rates: ``η`` of each step.
             decay: ``λ``, the weight decay.
 
         Returns:
@@ -103,12 +103,13 @@ class Chain:
         steps = iter(batches)
         losses, products = self.backward(start, *next(steps))
         total, params = losses.double(), {}
-        keep = 1 - lr * decay
+        lr, keep = rates[0], 1 - rates[0] * decay
         for name, rows, delta in products:
             params[f"{name}weight"] = _moved(start[f"{name}weight"], delta, rows, lr=lr, keep=keep)
             if (bias := start.get(f"{name}bias")) is not None:
                 params[f"{name}bias"] = torch.add(bias * keep, delta.sum(1), alpha=-lr)
-        for batch in steps:
+        for lr, batch in zip(rates[1:], steps, strict=True):
+            keep = 1 - lr * decay
             losses, products = self._backward(partial(_own, params), *batch)
             total += losses
             for name, rows, delta in products:

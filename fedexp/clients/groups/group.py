@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedexp.arrays import Arrays
+from fedexp.clients.augmented import BatchChanges
 from fedexp.clients.client import Client, client_of
 from fedexp.clients.client_round import ClientRound
 from fedexp.clients.data import Examples, batch_rows
@@ -75,9 +76,11 @@ class ClientGroup:
         return (cls(client, size) if client and size and not found else None), found
 
     def takes(self, config: Mapping[str, Any]) -> bool:
-        """Whether the local optimizer of these settings has a functional form."""
+        """Whether the local optimizer has a functional form for all of a round's local steps."""
         make = self.client.maker(ClientSettings.of(config))
-        return isinstance(make, LocalOptimizer) and make.functional is not None
+        if not isinstance(make, LocalOptimizer) or make.functional is None:
+            return False
+        return not (make.tuning and make.tuning().is_due(config))
 
     def fit(
         self,
@@ -116,13 +119,14 @@ class ClientGroup:
         corrections = [one.control.correction(module) for one in begun if one.control]
         correction = {k: torch.stack([c[k] for c in corrections]) for k in (*corrections, {})[0]}
         make = cast(LocalOptimizer, first.make)  # see ``takes``
+        schedule = settings.rates()
         optimizer = cast(Functional, make.functional)(settings)
         plain = isinstance(optimizer, FunctionalSGD) and settings.plain and not correction
         if plain and (chain := Chain.of(module, self.client.loss)):
             params, total = chain.descend(
-                start, batches, lr=settings.lr, decay=settings.weight_decay
+                start, batches, rates=schedule, decay=settings.weight_decay
             )
-            return params, total / settings.num_steps, torch.full_like(total, settings.lr)
+            return params, total / settings.num_steps, torch.full_like(total, schedule[-1])
         init, update = optimizer.init, optimizer.update
         if not optimizer.stacked:
             init, update = vmap(init), vmap(update)
@@ -132,14 +136,18 @@ class ClientGroup:
         rates = torch.tensor([x.settings.lr for x in begun], dtype=torch.float64, device=device)
         state = init(params, rates)
         total = torch.zeros(count, dtype=torch.float64, device=device)
-        for batch in batches:
+        for lr, batch in zip(schedule, batches, strict=True):
             grads, losses = objective(params, *batch)
             if optimizer.same_batch:
                 state["grads"], _ = objective(state["params"], *batch)
+            if isinstance(optimizer, FunctionalSGD):
+                update = optimizer.at(lr).update
             params, state = update(params, grads, state)
             total += losses
         if make.adapts_lr:
             rates = vmap(optimizer.learning_rate)(state)
+        elif settings.lr_exponent:
+            rates.fill_(schedule[-1])
         return params, total / settings.num_steps, rates
 
 
@@ -152,9 +160,13 @@ def _batches(begun: Sequence[ClientRound], device: torch.device) -> Iterator[tup
             for one, offset in zip(begun, offsets, strict=True)
         ]
     )  # (clients, steps, batch)
-    for at in rows.unbind(1):
+    changes = BatchChanges.of(begun[0].settings, [one.rng for one in begun])
+    for step, at in enumerate(rows.unbind(1)):
         inputs, targets = (x.to(device) for x in data.rows_at(at.flatten()))
-        yield inputs.view(*at.shape, *inputs.shape[1:]), targets.view(*at.shape, *targets.shape[1:])
+        inputs = inputs.view(*at.shape, *inputs.shape[1:])
+        if changes:
+            inputs = changes(inputs, step)
+        yield inputs, targets.view(*at.shape, *targets.shape[1:])
 
 
 def _one_dataset(examples: Sequence[Examples]) -> tuple[Examples, list[int]]:

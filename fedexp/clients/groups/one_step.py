@@ -61,8 +61,9 @@ def _trained(begun: ClientRound, chain: Chain) -> ClientResult:
     module, settings = begun.module, begun.settings
     start = begun.client.broadcast(module, begun.before)
     (batch,) = batches_of(module, begun.examples, settings, begun.rng)
-    loss, after = one_step(chain, start, begun.before, batch, settings.lr)
-    return begun.result(after, loss, settings.lr)
+    (rate,) = settings.rates()
+    loss, after = one_step(chain, start, begun.before, batch, rate)
+    return begun.result(after, loss, rate)
 
 
 @torch.no_grad()

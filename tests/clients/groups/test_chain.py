@@ -70,7 +70,7 @@ def test_it_takes_the_steps_of_sgd(name, loss, decay, clients):
     ]
     chain = Chain.of(module, loss)
     start = {k: p.detach().clone() for k, p in module.named_parameters()}
-    params, losses = chain.descend(start, batches, lr=0.3, decay=decay)
+    params, losses = chain.descend(start, batches, rates=[0.3] * STEPS, decay=decay)
     assert losses.isfinite().all()
     for i in range(clients):
         own = [(x[i], y[i]) for x, y in batches]

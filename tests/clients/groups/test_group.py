@@ -102,6 +102,10 @@ OPTIONS = {
     "clipped": {"max-grad-norm": 0.1},
     "proximal": {"proximal-mu": 0.5},
     "final loss": {"final-loss": True},
+    "falling rate": {"learning-rate-exponent": 0.6, "weight-decay": 0.1},
+    "falling rate, clipped": {"learning-rate-exponent": 0.6, "max-grad-norm": 0.1},
+    "noise": {"augmentation": "noise(exponent=0.33)"},
+    "changed images": {"augmentation": "flip, crop(scale=0.3), jitter, projection(exponent=0.5)"},
     "all": {"weight-decay": 0.1, "max-grad-norm": 0.5, "proximal-mu": 0.1, "final-loss": True},
 }
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import fedexp
 from fedexp.devices import commands as devices
+from fedexp.devices import device_commands
 from fedexp.extras import missing, need
 from fedexp.files import reason
 from fedexp.flags import add_partition_flags, add_simulate_flags, config_of
@@ -374,5 +375,11 @@ COMMANDS = {
         "SITE [--listen ADDRESS | --no-gate]",
         devices.add_serve_flags,
         devices.serve,
+    ),
+    "device": Subcommand(
+        device_commands.LINE,
+        device_commands.USAGE,
+        device_commands.add_device_flags,
+        device_commands.device,
     ),
 }

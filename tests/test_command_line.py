@@ -143,7 +143,7 @@ def test_switches(words, value):
         (
             ["run"],
             "There are simulate, resume, report, partition, list, doctor, check-schedule, "
-            "provision, serve.",
+            "provision, serve, device.",
         ),
         (["--dataset", "digits"], "fedexp simulate --dataset"),
         (["help", "lists"], "Did you mean list?"),

@@ -45,8 +45,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": TOOLS,
     "console": TOOLS | {"progress"},
     "parser": TOOLS,
-    "devices.flower": set(),
-    "devices": TOOLS | {"parser", "devices.flower"},
     "readers": SERVER | LEARNING | {"config"},
     "verdict": SERVER - {"rounds"},
     "choices": SERVER | LEARNING | {"config", "readers"},

@@ -376,7 +376,9 @@ COMMANDS = {
         devices.add_serve_flags,
         devices.serve,
     ),
-    "run": Subcommand(run_command.LINE, run_command.USAGE, run_command.add_flags, run_command.run),
+    "run": Subcommand(
+        run_command.LINE, run_command.USAGE, run_command.add_device_run_flags, run_command.run
+    ),
     "device": Subcommand(
         device_commands.LINE,
         device_commands.USAGE,

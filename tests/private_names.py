@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 # Modules that no release promises to keep.
 PRIVATE_MODULES = re.compile(
-    r"(flwr\.(supercore|supernode|superlink|proto|app\.message|common\.(serde|config|constant))"
+    r"(flwr\.(supercore|supernode|superlink|proto|app\.message|common\.(serde|serde_utils|config|constant))"
     r"|ray\.(_\w+|experimental))(\.|$)"
 )
 # Attributes, keys and settings: one underscore, or Ray's own marks.

@@ -143,9 +143,9 @@ def test_switches(words, value):
         (["partition", "--strategy", "fedexp"], "`fedexp simulate` has --strategy"),
         (["simulat"], "Did you mean simulate? See `fedexp help`."),
         (
-            ["run"],
+            ["train"],
             "There are simulate, resume, report, partition, list, doctor, check-schedule, "
-            "provision, serve.",
+            "provision, serve, run, device.",
         ),
         (["--dataset", "digits"], "fedexp simulate --dataset"),
         (["help", "lists"], "Did you mean list?"),

@@ -18,7 +18,7 @@ from fedexp.devices.told import data_of, introduced, own_context
 from fedexp.models import build
 
 
-def examples(context: Context) -> tuple[Examples, Examples]:
+def own_examples(context: Context) -> tuple[Examples, Examples]:
     """Train and test examples of a device, as a simulation has those of a client with these rows.
 
     Without ``local-test-fraction`` it is tested on its own test rows, or on what it trains on.
@@ -36,7 +36,7 @@ def examples(context: Context) -> tuple[Examples, Examples]:
     return mine, held_out
 
 
-def model(context: Context) -> nn.Module:
+def own_model(context: Context) -> nn.Module:
     """The model that the run config names, for the data that the server describes."""
     described, data = data_of(context)
     x, y = (torch.from_numpy(part) for part in data.train)
@@ -52,7 +52,7 @@ def _config(context: Context) -> Config:
 
 
 def _client_app() -> ClientApp:
-    app, own = ClientApp(), Client(model, examples)
+    app, own = ClientApp(), Client(own_model, own_examples)
     app.train()(lambda message, context: own.train(message, own_context(message, context)))
     app.evaluate()(lambda message, context: own.evaluate(message, own_context(message, context)))
     app.query()(introduced)

@@ -19,6 +19,7 @@ from fedexp.devices.flower.failures import Away, Rejected, RunEnded, UnknownNode
 from fedexp.devices.flower.fleet import FleetLink, FleetTask
 from fedexp.devices.node_folder import NodeFolder
 from fedexp.devices.patience import Patience, Stopped, StopSign, waits
+from fedexp.devices.told import asks_who, introduced
 from fedexp.simulation.flower.messages import message_with
 from fedexp.simulation.grid import answer, error_reply
 
@@ -26,6 +27,7 @@ _HEARTBEAT = 20.0  # seconds; the server gives a node up after 60
 _PAUSE, _LONGEST_PAUSE = 0.2, 3.0  # seconds between questions whether there is a message
 _TRIES = 8  # to send a reply: the server forgets it in the end
 _RUNS = 4  # of which the state is kept
+_STOPPED = "the device was stopped."
 
 Answer = Callable[[Message, Context], Message]
 
@@ -143,13 +145,15 @@ class Device:
         return reply
 
     def _answer(self, message: Message, context: Context) -> Message:
-        self._busy = True
         try:
-            if self.stop.is_set():
-                return error_reply(message, "the device stops.")
-            return (self.respond or partial(answer, self.app))(message, context)
+            self._busy = True
+            if self.respond is None and asks_who(message):  # whatever app this is
+                return introduced(message, context)
+            reply = (self.respond or partial(answer, self.app))(message, context)
+            stopped = self.stop.is_set() and reply.has_error()
+            return error_reply(message, _STOPPED) if stopped else reply
         except (_Interrupted, KeyboardInterrupt):
-            return error_reply(message, "the device was stopped.")
+            return error_reply(message, _STOPPED)
         except Exception as error:  # beyond the app, which is guarded
             return error_reply(message, f"{type(error).__name__}: {error}")
         finally:
@@ -181,8 +185,10 @@ class Device:
         def note(number: int, frame: Any) -> None:
             again = self.stop.is_set()
             self.stop.set()
-            if self._busy or again:
+            if self._busy:
                 raise _Interrupted
+            if again:
+                raise KeyboardInterrupt
 
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -44,7 +44,7 @@ def device(values: dict[str, Any]) -> None:
         raise ValueError("fedexp device takes --data PATH, or --edge PATH PATH ... Give one.")
     from fedexp.devices import limits
 
-    limit = limits.num_bytes(values["max-memory"]) if values["max-memory"] else 0
+    limit = limits.size_of(values["max-memory"]) if values["max-memory"] else 0
     limits.set_threads(values["threads"] or 1)
     _be_node(folder, values, limit)
 
@@ -74,7 +74,7 @@ def _be_node(folder: Path, values: dict[str, Any], limit: int) -> None:
     if values["edge"]:
         from fedexp.devices.edge import Edge
 
-        made.respond = Edge(app, paths, node.name)
+        made.respond = Edge(app, paths, node.name, made.stop.is_set)
     else:
         made.node_config[DATA] = str(paths[0])
     if limit:

@@ -19,7 +19,7 @@ from fedexp import keys
 from fedexp.arrays import Arrays
 from fedexp.devices.data_description import KEY as DESCRIPTION
 from fedexp.devices.edge import MERGE, OWN_POSITION
-from fedexp.devices.merged_records import decoded, reading_text
+from fedexp.devices.merged_records import reading_text, sums_in
 from fedexp.devices.told import CLIENT_NUMBER, DEVICE, NUM_CLIENTS
 from fedexp.merged import Merged, MergingGrid, OrderedGrid
 from fedexp.records import from_record, records_of
@@ -31,6 +31,7 @@ from fedexp.wire import BadReply, ClientResult, ReplyFormat
 
 _PAUSE = 0.2  # seconds between looks for replies
 _QUERY_PATIENCE = 30.0  # seconds that a new node has to say who it is
+_LAST = 1 << 62  # the place of a node that says nothing of itself
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         if not new:
             return
         self._asked |= dict.fromkeys(new, now)
-        query = RecordDict({"config": ConfigRecord()})
+        query = RecordDict({"config": ConfigRecord({DEVICE: True})})
         messages = [Message(query, node, MessageType.QUERY) for node in new]
         found: list[tuple[int, DeviceClient]] = []
         for reply in self.grid.send_and_receive(messages, timeout=_QUERY_PATIENCE):
@@ -148,19 +149,19 @@ class DeviceGrid(OrderedGrid, MergingGrid):
     def _introduced(self, reply: Message) -> list[tuple[int, DeviceClient]]:
         """The clients of a node, each with the partition that it plays, if it does."""
         node = reply.metadata.src_node_id
-        if reply.has_error():
-            raise ValueError(reply.error.reason)
+        if reply.has_error():  # an app that answers no queries, on Flower's own node
+            return [(_LAST, DeviceClient(f"node {node:020d}", node))]
         metrics: Mapping[str, Any] = reply.content.metric_records.get("metrics", {})
+        partition = int(metrics.get(keys.PARTITION_ID, _LAST))
         if DEVICE not in reply.content:  # Flower's own node, with a ClientApp of `client_app`
-            partition = int(metrics[keys.PARTITION_ID])
             return [(partition, DeviceClient(f"partition {partition:06d}", node))]
         told = reply.content.config_records[DEVICE]
         names = [str(x)[:200] for x in cast(list[str], told["names"])]
         is_edge = bool(told["edge"])
         if (is_edge or len(names) != 1) and node not in self.edges:
             raise ValueError("it wants to answer for others, and is not listed as an edge.")
-        partition = int(metrics.get(keys.PARTITION_ID, 0))
-        return [(partition, DeviceClient(x, node, i, is_edge)) for i, x in enumerate(names)]
+        place = 0 if partition == _LAST else partition
+        return [(place, DeviceClient(x, node, i, is_edge)) for i, x in enumerate(names)]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages to clients; the ids of the messages to their nodes."""
@@ -337,7 +338,7 @@ def _of_edge(
         reason = reply.error.reason or f"error {reply.error.code}"
     else:
         try:
-            return decoded(reply.content, asked, reading, before)
+            return sums_in(reply.content, asked, reading, before)
         except BadReply as error:
             reason = str(error)
     return {

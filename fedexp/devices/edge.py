@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, Metadata, Reco
 from flwr.clientapp import ClientApp
 
 from fedexp import keys
-from fedexp.devices.merged_records import encoded, reading_of
+from fedexp.devices.merged_records import content_of_sums, reading_of
 from fedexp.devices.told import CLIENT_NUMBER, DATA, DEVICE, NAME, settings_of
 from fedexp.simulation.grid import FIRST_NODE_ID, answer, error_reply
 from fedexp.simulation.jobs import ClientJob
@@ -58,10 +58,17 @@ class Edge:
         app: runs once for each device.
         paths: the data of each.
         name: of the edge's node.
+        stopped: whether the edge is to end, so that no other device of it begins.
     """
 
-    def __init__(self, app: ClientApp, paths: Sequence[Path], name: str) -> None:
-        self.app, self.paths, self.name = app, list(paths), name
+    def __init__(
+        self,
+        app: ClientApp,
+        paths: Sequence[Path],
+        name: str,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.app, self.paths, self.name, self.stopped = app, list(paths), name, stopped
         self._states: dict[int, dict[int, Packed]] = {}  # by run, then by client
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -102,7 +109,7 @@ class Edge:
                 self._states.pop(next(iter(self._states)))
         states = self._states.setdefault(context.run_id, {})
         paths = {number: self.paths[own] for number, own in asked.clients}
-        app: Any = _OnFolders(self.app, paths, self.name)
+        app: Any = _OnFolders(self.app, paths, self.name, self.stopped)
         worker = Worker(app, max(paths) + 1, context.run_config, "off")
         contents = [pack(_without_request(message.content))]
         jobs = {
@@ -113,7 +120,7 @@ class Edge:
         }
         outcome = worker.merge(contents, jobs, asked.whole, asked.reading, 1)
         states |= outcome.states
-        return Message(encoded(outcome.merged), reply_to=message)
+        return Message(content_of_sums(outcome.merged), reply_to=message)
 
 
 OWN_POSITION = "own-position"
@@ -123,10 +130,18 @@ OWN_POSITION = "own-position"
 class _OnFolders:
     """``app`` on the data of the device that a context belongs to."""
 
-    def __init__(self, app: ClientApp, paths: Mapping[int, Path], name: str) -> None:
-        self.app, self.paths, self.name = app, paths, name
+    def __init__(
+        self,
+        app: ClientApp,
+        paths: Mapping[int, Path],
+        name: str,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.app, self.paths, self.name, self.stopped = app, paths, name, stopped
 
     def __call__(self, message: Message, context: Context) -> Message:
+        if self.stopped():
+            raise RuntimeError("the edge was stopped.")
         path = self.paths[int(context.node_config[keys.PARTITION_ID])]
         context.node_config = {**context.node_config, DATA: str(path), NAME: self.name}
         return self.app(message, context)

@@ -27,14 +27,14 @@ def set_threads(number: int) -> None:
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def num_bytes(text: str) -> int:
+def size_of(text: str) -> int:
     """``300M`` or ``1.5G`` as bytes.
 
     Raises:
         ValueError: it is no size.
 
     Example:
-        >>> num_bytes("1.5G") == 3 << 29
+        >>> size_of("1.5G") == 3 << 29
         True
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:i?b)?", text.strip().lower())

@@ -26,7 +26,7 @@ client = ClientApp()
 
 
 @client.train()
-def train(message: Message, context: Context) -> Message:
+def answer_train(message: Message, context: Context) -> Message:
     """Take the local steps; reply the arrays, ``num-examples`` and ``train-loss``."""
     own = own_context(message, context)
     config, arrays = _config(message, own), _model_in(message)
@@ -37,7 +37,7 @@ def train(message: Message, context: Context) -> Message:
     seed, server_round = int(config.get("seed", 0)), int(config.get(keys.SERVER_ROUND, 0))
     rng = np.random.default_rng([seed, server_round, number])
     rng.integers(2**63)  # our other client seeds PyTorch with it, before the batches
-    after, loss = fit(arrays, *data.train, settings, rng)
+    after, loss = local_sgd(arrays, *data.train, settings, rng)
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"train loss is {loss} with learning-rate {settings.lr}. Make it smaller."
@@ -48,19 +48,19 @@ def train(message: Message, context: Context) -> Message:
         keys.LEARNING_RATE: settings.lr,
     }
     if config.get(keys.FINAL_LOSS):
-        metrics[keys.FINAL_LOSS] = loss_of(_scores(after, data.train[0]), data.train[1])
+        metrics[keys.FINAL_LOSS] = linear_loss(_scores(after, data.train[0]), data.train[1])
     content = RecordDict({"arrays": to_record(after), "metrics": MetricRecord(metrics)})
     return Message(content, reply_to=message)
 
 
 @client.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
+def answer_evaluate(message: Message, context: Context) -> Message:
     """Reply ``eval-loss``, and ``eval-accuracy`` of classes."""
     own = own_context(message, context)
     described, data = data_of(own)
     x, y = data.test
     outputs = _scores(_model_in(message), x)
-    metrics: dict[str, Any] = {keys.NUM_EXAMPLES: len(y), "eval-loss": loss_of(outputs, y)}
+    metrics: dict[str, Any] = {keys.NUM_EXAMPLES: len(y), "eval-loss": linear_loss(outputs, y)}
     if described.num_classes:
         metrics["eval-accuracy"] = float((outputs.argmax(1) == y).mean())
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
@@ -69,7 +69,7 @@ def evaluate(message: Message, context: Context) -> Message:
 client.query()(introduced)
 
 
-def fit(
+def local_sgd(
     before: Arrays, x: Array, y: Array, settings: ClientSettings, rng: np.random.Generator
 ) -> tuple[Arrays, float]:
     """The model after the local steps, and the mean of the losses, each before its step.
@@ -90,7 +90,7 @@ def fit(
         >>> start = {"weight": np.zeros((2, 1), "f"), "bias": np.zeros(2, "f")}
         >>> x, y = np.array([[-1.0], [1.0]], "f"), np.array([0, 1])
         >>> settings = ClientSettings(num_steps=20, batch_size=2, lr=1.0)
-        >>> after, loss = fit(start, x, y, settings, np.random.default_rng(0))
+        >>> after, loss = local_sgd(start, x, y, settings, np.random.default_rng(0))
         >>> bool(after["weight"][1, 0] > 1), loss < 0.5
         (True, True)
     """
@@ -99,7 +99,7 @@ def fit(
     total = 0.0
     for rows in settings.batches(len(y), rng):
         outputs = _scores(w, x[rows])
-        total += loss_of(outputs, y[rows])
+        total += linear_loss(outputs, y[rows])
         gradient = _gradient(w, outputs, x[rows], y[rows])
         for name, g in gradient.items():
             if settings.proximal_mu:
@@ -142,7 +142,7 @@ def _scores(arrays: Arrays, x: Array) -> Array:
     return scores[:, 0] if vector is None else scores + arrays[vector]
 
 
-def loss_of(outputs: Array, y: Array) -> float:
+def linear_loss(outputs: Array, y: Array) -> float:
     """Mean cross-entropy of classes, mean squared error of values."""
     if y.dtype.kind == "f":
         return float(np.mean((outputs - y) ** 2))

@@ -52,7 +52,7 @@ def reading_of(text: str) -> ReplyFormat:
         raise ValueError(f"the request to add up cannot be read: {error}.") from None
 
 
-def encoded(parts: Mapping[Span, Merged]) -> RecordDict:
+def content_of_sums(parts: Mapping[Span, Merged]) -> RecordDict:
     """Sums by subtree of the cohort as the content of a reply.
 
     Raises:
@@ -84,7 +84,7 @@ def _told(kind: Kind, sums: ClientSums) -> dict[str, Any]:
     return {"kind": named, "metrics": metrics, "norms": sums.norms, **numbers}
 
 
-def decoded(
+def sums_in(
     content: RecordDict,
     asked: Mapping[Span, Sequence[int]],
     reading: ReplyFormat,

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from fedexp.devices.pki import new_node_key, node_key_file, public_line
+from fedexp.devices.private_files import write_private
 
 KEY, PUBLIC_KEY, SETTINGS, AUTHORITY = "node.key", "node.pub", "node.toml", "ca.crt"
 _MEMORY = "node.id"  # the id that the server gave, for the next start
@@ -104,11 +98,7 @@ def new_key(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     if (path / KEY).exists():
         raise ValueError(f"{path / KEY}: is there. Hand over {path / PUBLIC_KEY}, or delete both.")
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    descriptor = os.open(path / KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(private)
-    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    (path / PUBLIC_KEY).write_bytes(public + b"\n")
+    key = new_node_key()
+    write_private(path / KEY, node_key_file(key))
+    (path / PUBLIC_KEY).write_text(public_line(key.public_key(), path.resolve().name) + "\n")
     return path / PUBLIC_KEY

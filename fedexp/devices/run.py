@@ -151,7 +151,7 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update=paths)
 
 
-def prepared(
+def new_run(
     config: Config, given: set[str], held: ExitStack, *, overwrite: bool
 ) -> tuple[Config, Path]:
     """Find out what is wrong with a new run, and make its folder.
@@ -175,7 +175,7 @@ def prepared(
     return config, folder
 
 
-def resumed(folder: Path, held: ExitStack) -> tuple[Config, Path]:
+def old_run(folder: Path, held: ExitStack) -> tuple[Config, Path]:
     """The same for a run that was interrupted.
 
     Raises:

@@ -16,7 +16,7 @@ USAGE = "SITE [--FLAG VALUE ...] | SITE --resume --out FOLDER"
 _DEFAULTS = {"strategy": "fedexp", "robust": True, "fraction-train": 1.0}
 
 
-def add_flags(parser: Parser) -> None:
+def add_device_run_flags(parser: Parser) -> None:
     """Add the flags of the command."""
     parser.add_argument(
         "SITE", help="folder that `fedexp provision` made and `fedexp serve` serves"
@@ -53,10 +53,10 @@ def _run(
 
     without_escape_codes()
     if resume:
-        config, folder = runs.resumed(Path(values["out"]), held)
+        config, folder = runs.old_run(Path(values["out"]), held)
     else:
         asked, given = config_of(values, {**_DEFAULTS, "min-nodes": 1})
-        config, folder = runs.prepared(asked, given, held, overwrite=overwrite)
+        config, folder = runs.new_run(asked, given, held, overwrite=overwrite)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run is to stop
     try:
         going = runs.submitted(site, config, folder, edges, resume=resume)
@@ -71,7 +71,9 @@ def _end(going: Any, config: Any, again: str) -> None:
     from fedexp.devices import submit
 
     try:
-        ended = going.watch(lambda row: print(line(row, config.num_server_rounds), flush=True))
+        ended = going.watch(
+            lambda row: print(round_line(row, config.num_server_rounds), flush=True)
+        )
     except KeyboardInterrupt:
         submit.stop_run(going.run_id, going.link)
         fail(f"stopped. Go on with: {again}", code=runs.STOPPED)
@@ -90,11 +92,11 @@ def _end(going: Any, config: Any, again: str) -> None:
         fail(f"the run failed: {why}. Go on with: {again}", code=code)
 
 
-def line(row: dict[str, Any], num_rounds: int) -> str:
+def round_line(row: dict[str, Any], num_rounds: int) -> str:
     """A round in one line.
 
     Example:
-        >>> line({"round": 3, "failed": False, "num-clients": 8, "num-late": 2,
+        >>> round_line({"round": 3, "failed": False, "num-clients": 8, "num-late": 2,
         ...     "test-accuracy": 0.9, "server-step-size": 1.25, "round-seconds": 2.0}, 50)
         'round 3/50: 8 clients, 2 late, accuracy 0.900, step 1.25, 2.0 s'
     """

@@ -58,7 +58,7 @@ def description(config: Config) -> str:
     return description_of(Federation(config).dataset, target=config.target).text()
 
 
-def grid_of(grid: Grid, config: Config, run_config: Mapping[str, Any]) -> DeviceGrid:
+def devices_of(grid: Grid, config: Config, run_config: Mapping[str, Any]) -> DeviceGrid:
     """The devices of a run, of which the first have come."""
     edges = [int(node) for node in str(run_config.get("edges", "")).split(",") if node]
     devices = DeviceGrid(grid, description=description(config), edges=edges, enough=config.enough)
@@ -74,7 +74,7 @@ def main(grid: Grid, context: Context) -> None:
     config = Config.of(Config.read(folder / "config.toml"))
     (unit,) = first_units(config, strategies_of(config))
     going = UnitRun(unit, DeviceFederation(config), folder=folder / unit.folder)
-    devices = grid_of(grid, config, context.run_config)
+    devices = devices_of(grid, config, context.run_config)
     clients = cast(LocalGrid, devices)  # as one that keeps no state of theirs
     going.begin(clients, resume=bool(context.run_config["resume"]))
     summary = going.advance(clients, config.num_server_rounds)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
 from fedexp import keys
 from fedexp.devices.data_description import KEY, DataDescription
@@ -18,7 +18,8 @@ DATA, NAME = "data", "name"
 CLIENT_NUMBER, NUM_CLIENTS = "client-number", "num-clients"
 """Settings: which client of the run a device is, from 0, and how many there are."""
 DEVICE = "device"
-"""Record of the reply to a query: ``names`` of the devices that answer here, and ``edge``."""
+"""Setting of a query that asks who a node is, and the record of the reply: ``names`` of the devices
+that answer here, and whether it is an ``edge``."""
 
 
 def settings_of(message: Message) -> Mapping[str, Any]:
@@ -63,6 +64,12 @@ def data_of(context: Context) -> tuple[DataDescription, DeviceData]:
         raise ValueError("the device has no data. Name it with --data.")
     described = DataDescription.of_settings(context.run_config)
     return described, read_device_data(Path(str(context.node_config[DATA])), described)
+
+
+def asks_who(message: Message) -> bool:
+    """Whether a server of ours asks who this is, which needs no app to answer."""
+    is_query = message.metadata.message_type.partition(".")[0] == MessageType.QUERY
+    return is_query and bool(settings_of(message).get(DEVICE))
 
 
 def introduced(message: Message, context: Context) -> Message:

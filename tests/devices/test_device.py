@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from superlinks import TestSite
 
@@ -20,7 +20,7 @@ from fedexp.devices import device as device_module
 from fedexp.devices.device import Device
 from fedexp.devices.flower.failures import Away, Refused, Rejected, RunEnded, UnknownNode
 from fedexp.devices.flower.fleet import FleetLink, FleetTask
-from fedexp.devices.limits import num_bytes
+from fedexp.devices.limits import size_of
 from fedexp.devices.node_folder import NodeFolder, new_key
 from fedexp.devices.patience import Patience, Stopped, StopSign, waits
 
@@ -174,6 +174,32 @@ def test_sigterm_in_training_sends_a_last_word(folder, monkeypatch):
     server = ran(folder, monkeypatch, message("1"), message("2"), respond=slow)
     assert outcomes(server) == ["the device was stopped."]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_in_an_app_says_the_same(folder, monkeypatch):
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        time.sleep(20)
+        raise AssertionError
+
+    server = Server(message("1"))
+    monkeypatch.setattr(device_module, "FleetLink", server)
+    server.device = Device(NodeFolder.read(folder), app)
+    server.device.run()
+    assert outcomes(server) == ["the device was stopped."]
+
+
+def test_any_app_is_introduced(folder, monkeypatch):
+    asked = Message(RecordDict({"config": ConfigRecord({"device": True})}), 77, "query")
+    server = Server(asked)
+    server.load = lambda task, limit: asked  # type: ignore[method-assign]
+    monkeypatch.setattr(device_module, "FleetLink", server)
+    server.device = Device(NodeFolder.read(folder), ClientApp(), {"name": "anna"})
+    server.device.run()
+    assert server.sent[0].content["device"]["names"] == ["anna"]
 
 
 def test_waits_grow_and_a_call_is_made_again():
@@ -349,4 +375,4 @@ def test_a_new_key_is_handed_over(tmp_path, capsys):
     ("text", "size"), [("300M", 300 << 20), ("1.5G", 3 << 29), ("2048", 2048), ("4 KiB", 4096)]
 )
 def test_sizes(text, size):
-    assert num_bytes(text) == size
+    assert size_of(text) == size

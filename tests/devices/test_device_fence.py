@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, Message, RecordDict
 from private_names import private_names
 
-from fedexp.devices.flower.objects import check_sizes, contents_of, ids_of, inflated
+from fedexp.devices.flower.objects import contents_of, ids_of, inflated
 from fedexp.records import from_record, to_record
 from fedexp.simulation.flower.messages import number
+from fedexp.simulation.flower.sizes import check_size
 
 FENCE = Path(__file__).parents[2] / "fedexp" / "devices" / "flower"
 FILES = ("fleet.py", "objects.py")
@@ -74,8 +75,6 @@ USED = (
         f"flwr.supercore.inflatable.inflatable_object.{name}": (f"objects.py: {function}", given)
         for name, function, given in (
             ("get_all_nested_objects", "ids_of", "obj"),
-            ("get_object_body", "check_sizes", "object_content cls"),
-            ("get_object_head_values_from_object_content", "check_sizes", "object_content"),
             ("get_object_tree", "ids_of", "obj"),
             ("iterate_object_tree", "contents_of", "tree"),
             ("no_object_id_recompute", "ids_of", ""),
@@ -192,17 +191,9 @@ def test_what_an_array_would_become_is_looked_at_before_it_does(times, shape):
     sent = message(w=np.zeros(1000))
     tree, objects = ids_of(sent)
     encoded = {object_id: part.deflate() for object_id, part in objects.items()}
-    check_sizes(encoded, total=10_000)
-    with pytest.raises(ValueError, match=r"would inflate to|declares the shape"):
+    check_size(encoded, 10_000)
+    with pytest.raises(ValueError, match=r"its arrays need|declares the shape"):
         inflated(tree.object_id, repeated(encoded, times, shape), 1 << 20)
-
-
-def test_one_array_may_not_be_larger_than_another_limit():
-    _, objects = ids_of(message(w=np.zeros(1000)))
-    encoded = {object_id: part.deflate() for object_id, part in objects.items()}
-    check_sizes(encoded, total=1 << 20, largest=8000)
-    with pytest.raises(ValueError, match="at most 7,999 and"):
-        check_sizes(encoded, total=1 << 20, largest=7999)
 
 
 def test_damaged_objects_are_one_error():

@@ -13,15 +13,19 @@ from wires import WireGrid
 
 from fedexp.clients.client import client_app
 from fedexp.clients.data import Examples
+from fedexp.config import Config
+from fedexp.datasets import Dataset
 from fedexp.devices.app import client as device_app
+from fedexp.devices.app import own_examples
 from fedexp.devices.data_description import DataDescription
 from fedexp.devices.device_grid import DeviceGrid
 from fedexp.devices.edge import Edge
+from fedexp.factories import examples_of
 from fedexp.models import build
 from fedexp.records import from_record, to_record
 from fedexp.rounds import rounds
 from fedexp.simulation import SerialGrid
-from fedexp.simulation.grid import answer
+from fedexp.simulation.grid import answer, error_reply
 from fedexp.strategies import FedExP, FixedClip
 
 DESCRIBED = DataDescription((6,), num_classes=3)
@@ -65,7 +69,6 @@ def model() -> Any:
 
 
 def _dataset() -> Any:
-    from fedexp.datasets import Dataset
 
     pair = torch.zeros(3, 6), torch.tensor([0, 1, 2])
     return Dataset(pair, pair, 3)
@@ -138,6 +141,27 @@ def test_a_node_that_is_not_listed_may_not_answer_for_others(paths, logged):
     assert any("not listed as an edge" in line for line in logged)
 
 
+def test_a_node_of_flowers_takes_part_whatever_it_says_of_itself(rows, paths):
+    def silent(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "query":
+            return error_reply(message, "no query handler")
+        return answer(device_app, message, context)
+
+    nodes = {9: (silent, {"data": str(paths[1])}), 3: node(paths[0], "b")}
+    grid = device_grid(WireGrid(nodes, CONFIG))
+    assert_same_bits(trained(grid)[0], trained(simulated(rows, 2))[0])
+    partitions = {
+        i: (partial(answer, client_app(lambda c: model(), lambda c: ...)), config)  # type: ignore
+        for i, config in (
+            (5, {"partition-id": 1, "num-partitions": 2}),
+            (6, {"partition-id": 0, "num-partitions": 2}),
+        )
+    }
+    grid = device_grid(WireGrid(partitions, CONFIG))
+    assert grid.get_node_ids() == [2, 3]
+    assert [client.node for client in grid.clients] == [6, 5]
+
+
 def test_an_edge_answers_with_sums_or_not_at_all(paths):
     respond, config = edge_of(paths, "edge")
     context = Context(1, 9, config, RecordDict(), dict(CONFIG))
@@ -200,3 +224,24 @@ def test_evaluation_reaches_the_devices_of_an_edge(rows, paths):
         metrics.append(dict(seen.evaluate))
     assert metrics[0] == metrics[1]
     assert metrics[0]["eval-accuracy"] >= 0
+
+
+def test_rows_are_held_out_as_in_a_simulation(rows, paths):
+    x, y = map(torch.from_numpy, rows[5])
+    settings = {**CONFIG, "local-test-fraction": 0.3}
+    for number in (0, 4):
+        node_config = {"data": str(paths[5]), "partition-id": number, "num-partitions": 6}
+        run_config = {**settings, "data-description": DESCRIBED.text()}
+        context = Context(1, 9, node_config, RecordDict(), run_config)
+        own = own_examples(context)
+        whole = Dataset((x, y), (x, y), 3)
+        theirs = examples_of(whole, np.arange(len(y)), Config.of(settings), number)
+        for a, b in zip(own, theirs, strict=True):
+            assert a.rows.tolist() == b.rows.tolist()
+
+
+def test_a_server_waits_for_devices_as_long_as_it_is_told(paths):
+    grid = device_grid(WireGrid({3: node(paths[0], "a")}, CONFIG))
+    grid.wait_for(1)
+    with pytest.raises(ValueError, match="1 of 2 devices came within 0 s"):
+        grid.wait_for(2, timeout=0.0)

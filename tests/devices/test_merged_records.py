@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from fedexp.devices.merged_records import ARRAYS, TEXT, decoded, encoded, reading_of, reading_text
+from fedexp.devices.merged_records import (
+    ARRAYS,
+    TEXT,
+    content_of_sums,
+    reading_of,
+    reading_text,
+    sums_in,
+)
 from fedexp.merged import Merged
 from fedexp.records import from_record, to_record
 from fedexp.simulation.worker_share import WorkerShare
@@ -30,11 +37,11 @@ def content(max_norm: float = BOUND, scale: float = 1.0) -> RecordDict:
         results.append(reading(max_norm).admitted(result, BEFORE))
     results[1] = results[1].refuse("it diverged")
     share = WorkerShare(lambda span: results[span[0] : span[1]], reading(max_norm), BEFORE)
-    return encoded({(0, 3): share.merged((0, 3), 3)})
+    return content_of_sums({(0, 3): share.merged((0, 3), 3)})
 
 
 def read(body: RecordDict, max_norm: float = BOUND) -> Merged:
-    return decoded(body, {(0, 3): [2, 3, 4]}, reading(max_norm), BEFORE)[0, 3]
+    return sums_in(body, {(0, 3): [2, 3, 4]}, reading(max_norm), BEFORE)[0, 3]
 
 
 def changed(change: Any) -> RecordDict:

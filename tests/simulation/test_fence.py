@@ -24,6 +24,9 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.common.serde_utils import metadata_from_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
@@ -75,9 +78,13 @@ def _the_dict_inside_a_record():
 
 @canary(
     "flwr",
-    "flower/inflation.py: measured",
+    "flower/sizes.py: check_size, and inflation.py: measured",
     "flwr.supercore.inflatable.inflatable_object.get_object_body",
     "flwr.supercore.inflatable.inflatable_object.get_object_head_values_from_object_content",
+    "flwr.superlink.grid.http_grid",
+    "flwr.common.constant.ErrorCode",
+    "flwr.common.serde_utils.metadata_from_proto",
+    "flwr.proto.message_pb2.Message",
     "http_grid.inflate_object_from_contents",
 )
 def _the_objects_that_a_reply_is_stored_as():
@@ -90,6 +97,10 @@ def _the_objects_that_a_reply_is_stored_as():
     assert (body["shape"], body["dtype"]) == ([2, 3], "float32")
     given = list(inspect.signature(http_grid.inflate_object_from_contents).parameters)
     assert given[:2] == ["object_id", "object_contents"]
+    reply = number(Message(RecordDict(), 7, "train"), "id")
+    body = ProtoMessage.FromString(get_object_body(reply.deflate(), Message))
+    assert metadata_from_proto(body.metadata).dst_node_id == 7
+    assert ErrorCode.MESSAGE_UNAVAILABLE
 
 
 @canary("flwr", "flower/lazy_arrays.py: LazyArray, and contents.py: Content", "__qualname__")

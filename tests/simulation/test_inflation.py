@@ -1,5 +1,6 @@
 """A reply that describes more than its model could need is refused before it is unpacked."""
 
+import inspect
 import json
 import re
 import tracemalloc
@@ -15,8 +16,9 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.superlink.grid import http_grid
 
-from fedexp.simulation.flower.inflation import check_size, measured
+from fedexp.simulation.flower.inflation import measured
 from fedexp.simulation.flower.messages import number
+from fedexp.simulation.flower.sizes import check_size
 
 MODEL = {"w": np.ones((100, 100), np.float32)}  # 40 kB
 
@@ -63,7 +65,9 @@ def test_a_chunk_that_is_named_many_times_is_an_error_reply_and_takes_no_memory(
     tracemalloc.stop()
     assert peak < 20 << 20
     assert found.has_error()
-    assert re.search(r"need 200\d{7} bytes or more, 1048576 are allowed", found.error.reason)
+    assert re.search(
+        r"need 2,00\d,\d{3},\d{3} bytes or more, 1,048,576 are allowed", found.error.reason
+    )
     assert (found.metadata.src_node_id, found.metadata.reply_to_message_id) == (7, "asked")
 
 
@@ -79,6 +83,7 @@ def test_a_shape_that_declares_too_much_is_an_error_reply():
         {"arraychunk_ids": lambda _: "ten"},
         {"dtype": lambda _: "nonsense"},
         {"shape": lambda _: None},
+        {"shape": lambda _: [-1]},
     ],
 )
 def test_objects_that_make_no_sense_are_an_error_reply(changes):
@@ -97,7 +102,7 @@ def test_many_arrays_count_together():
     arrays = {f"w{i}": np.full(1000, float(i)) for i in range(10)}
     _, contents = objects(reply(arrays))
     check_size(contents, 82_000)
-    with pytest.raises(ValueError, match=r"80000 are allowed"):
+    with pytest.raises(ValueError, match=r"80,000 are allowed"):
         check_size(contents, 80_000)
 
 
@@ -107,6 +112,11 @@ def test_one_array_under_two_names_counts_once_as_it_takes_memory_once():
     message.content["arrays"] = record
     _, contents = objects(message)
     check_size(contents, 41_000)
+
+
+def test_flowers_grid_unpacks_with_the_function_that_is_replaced():
+    source = inspect.getsource(http_grid.HttpGrid.pull_messages)
+    assert "inflate_object_from_contents(" in source
 
 
 def test_outside_flowers_own_function_is_back():

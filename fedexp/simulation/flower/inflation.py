@@ -1,33 +1,23 @@
-"""Replies are measured before Flower unpacks them: a small upload may describe terabytes.
+"""Replies are measured before Flower's grid unpacks them: a small upload may describe terabytes.
 
-Flower stores a reply as a tree of objects. An array lists its chunks by number and may list one
-chunk as often as it likes, so that 5 MB of upload can inflate to 500 GB. What an array lists, and
-what its shape declares, stands in a few bytes that are read here first.
-
-Uses ``inflate_object_from_contents`` of Flower's grid, and the layout of its objects. Where the
-former has gone, or with ``FEDEXP_PLAIN=1``, replies are not measured.
+Uses ``inflate_object_from_contents`` of that grid. Where it has gone, or with ``FEDEXP_PLAIN=1``,
+replies are not measured.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Mapping
-from math import prod
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from flwr.app import Array, Error, Message, MessageType, Metadata
+from flwr.app import Error, Message, MessageType, Metadata
 from flwr.common.constant import ErrorCode
 from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.supercore.inflatable.inflatable_object import (
-    get_object_body,
-    get_object_head_values_from_object_content,
-)
+from flwr.supercore.inflatable.inflatable_object import get_object_body
 from flwr.superlink.grid import http_grid
 
 from fedexp.simulation.flower.messages import message_with
+from fedexp.simulation.flower.sizes import check_size
 from fedexp.simulation.flower.switch import Patch
 
 Inflate = Callable[..., Any]
@@ -56,26 +46,6 @@ def measured(most: int) -> Patch:
             return _error_reply(whole, f"its reply cannot be unpacked: {error}")
 
     return Patch(http_grid, inflate_object_from_contents=within)
-
-
-def check_size(object_contents: Mapping[str, bytes], most: int) -> None:
-    """Raise ``ValueError`` if the arrays among Flower's objects need more than ``most`` bytes."""
-    total = 0
-    for content in object_contents.values():
-        kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind != "Array":
-            continue
-        body = json.loads(get_object_body(content, Array))
-        times = Counter(children[i] for i in body["arraychunk_ids"])
-        unpacked = sum(len(object_contents[child]) * n for child, n in times.items())
-        total += max(unpacked, _declared(body))
-        if total > most:
-            raise ValueError(f"its arrays need {total} bytes or more, {most} are allowed.")
-
-
-def _declared(body: Mapping[str, Any]) -> int:
-    """Bytes of the array that an object's shape and dtype describe."""
-    return int(prod(map(int, body["shape"])) * np.dtype(body["dtype"]).itemsize)
 
 
 def _error_reply(content: bytes, reason: str) -> Message:

@@ -103,7 +103,9 @@ def add_run_flags(parser: Parser, defaults: Mapping[str, Any]) -> None:
     for title, keys in GROUPS.items():
         if title != "engine":
             own = [key for key in keys if key not in _NOT_ON_DEVICES]
-            add_flags(parser, title, own, defaults)
+            own += ["timeout"] if title == "devices" else []
+            text = "seconds to wait for --min-nodes, and in a round without --deadline"
+            add_flags(parser, title, own, defaults, timeout=text)
 
 
 def add_partition_flags(parser: Parser) -> None:

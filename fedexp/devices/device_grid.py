@@ -26,7 +26,7 @@ from fedexp.records import from_record, records_of
 from fedexp.simulation.grid import FIRST_NODE_ID
 from fedexp.simulation.merge_tree import Span, combine, halves, subtrees
 from fedexp.simulation.worker_share import WorkerShare
-from fedexp.strategies.streaming import guard_for
+from fedexp.strategies.streaming import GRACE, guard_for
 from fedexp.wire import BadReply, ClientResult, ReplyFormat
 
 _PAUSE = 0.2  # seconds between looks for replies
@@ -290,7 +290,7 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         """Each request with its reply, as they come; those that do not come in time are missing."""
         if timeout is not None:
             for request in requests:  # so that a slow device skips to the newest round
-                request.message.metadata.ttl = min(request.message.metadata.ttl, timeout)
+                request.message.metadata.ttl = min(request.message.metadata.ttl, timeout + GRACE)
         messages = [request.message for request in requests]
         guard, ids = guard_for(messages), self.grid.push_messages(messages)
         pending = dict(zip(ids, requests, strict=True))

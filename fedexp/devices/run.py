@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import tomli_w
 
 from fedexp.config import Config
 from fedexp.devices import submit
+from fedexp.devices.served import superlink_pid
 from fedexp.devices.site import Site
 from fedexp.files import read_json, save_json
 from fedexp.runs import folder as folders
@@ -26,6 +27,7 @@ _PAUSE = 1.0  # seconds between looks
 _PATIENCE = 60.0  # seconds until somebody must have taken a run
 _AWAY = 180.0  # seconds that the server may be away, as when it is started again
 NOBODY = "devices came within"  # what the server says if a run ends for want of devices
+_RESTARTED = "the server was started again"
 _DEPLOYMENT = "deployment.json"
 OnRow = Callable[[dict[str, Any]], Any]
 
@@ -35,16 +37,25 @@ class Deployment:
     """A run on a server.
 
     Attributes:
-        link: to the server.
+        site: of the server.
         run_id: Flower's number of it.
         folder: of the run.
         unit: of which the folder has the rounds.
     """
 
-    link: submit.Link
+    site: Site
     run_id: int
     folder: Path
     unit: Unit
+
+    @property
+    def link(self) -> submit.Link:
+        """To the server."""
+        return submit.Link.to(self.site)
+
+    def stop(self) -> None:
+        """End the run, if it has not ended."""
+        submit.stop_run(self.run_id, self.link)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The lines of the rounds so far; the last may be in the writing."""
@@ -63,9 +74,10 @@ class Deployment:
             TimeoutError: nobody takes the run. It is stopped then.
         """
         seen, since, answered = len(list(self.rows())), time.monotonic(), time.monotonic()
+        first = superlink_pid(self.site)
         while True:
             try:
-                now = submit.run_status(self.run_id, self.link)
+                now = self._status(first)
                 answered = time.monotonic()
             except ConnectionError:
                 if time.monotonic() - answered > _AWAY:
@@ -79,12 +91,23 @@ class Deployment:
             if now.status == "finished":
                 return now
             if now.status == "pending" and time.monotonic() - since > _PATIENCE:
-                submit.stop_run(self.run_id, self.link)
+                self.stop()
                 raise TimeoutError(
                     f"the server has not begun the run in {_PATIENCE:g} s. "
                     "See what `fedexp serve` says."
                 )
             time.sleep(_PAUSE)
+
+    def _status(self, superlink: int) -> submit.RunStatus:
+        """How far the run is, of a server whose SuperLink was that process when it began.
+
+        With the SuperLink its runs end. Flower itself takes a minute to say so.
+        """
+        now = submit.run_status(self.run_id, self.link)
+        if now.status == "finished" or superlink_pid(self.site) in (superlink, 0):
+            return now
+        self.stop()
+        return replace(now, status="finished", sub_status="failed", details=_RESTARTED)
 
 
 def submitted(
@@ -107,13 +130,13 @@ def submitted(
     link, root = submit.Link.to(site), folder.absolute()
     (unit,) = first_units(config, {config.strategy: config.strategy})
     if resume and (run_id := _still_there(link, root)):
-        return Deployment(link, run_id, root, unit)
+        return Deployment(site, run_id, root, unit)
     own = {"folder": str(root), "resume": resume, "edges": _edges(link, edges)}
     with tempfile.TemporaryDirectory() as app:
         write_app(Path(app), {**config.values(), **own})
         run_id = submit.start_run(Path(app), link, {})
     save_json(root / _DEPLOYMENT, {"site": str(site.folder), "run-id": run_id})
-    return Deployment(link, run_id, root, unit)
+    return Deployment(site, run_id, root, unit)
 
 
 def write_app(folder: Path, run_config: Mapping[str, Any]) -> None:

@@ -68,14 +68,13 @@ def _run(
 
 def _end(going: Any, config: Any, again: str) -> None:
     from fedexp.devices import run as runs
-    from fedexp.devices import submit
 
     try:
         ended = going.watch(
             lambda row: print(round_line(row, config.num_server_rounds), flush=True)
         )
     except KeyboardInterrupt:
-        submit.stop_run(going.run_id, going.link)
+        going.stop()
         fail(f"stopped. Go on with: {again}", code=runs.STOPPED)
     except TimeoutError as error:
         fail(str(error), code=runs.NOT_TAKEN)

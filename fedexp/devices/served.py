@@ -31,8 +31,16 @@ class Served:
     @property
     def superlink_pid(self) -> int:
         """Of Flower's SuperLink, as it is now; it changes when it dies and is started again."""
-        state = json.loads((self.site.state / "serve.json").read_text(encoding="ascii"))
+        return superlink_pid(self.site)
+
+
+def superlink_pid(site: Site) -> int:
+    """The process of a site's SuperLink; 0 if the site is not served, or not yet."""
+    try:
+        state = json.loads((site.state / "serve.json").read_text(encoding="ascii"))
         return int(state["superlink-pid"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 @contextmanager

@@ -44,6 +44,11 @@ class DeviceFederation(Federation):
         return False
 
     @property
+    def needs_everyone(self) -> bool:
+        """A device that never contributes is a matter for whoever runs it."""
+        return False
+
+    @property
     def names(self) -> tuple[str, ...]:
         """None: devices may come and go."""
         return ()

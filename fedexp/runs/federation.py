@@ -158,6 +158,11 @@ class Federation:
         return self.has_data
 
     @property
+    def needs_everyone(self) -> bool:
+        """Whether a run has failed if one of its clients never contributed."""
+        return True
+
+    @property
     def knows_model(self) -> bool:
         """Whether there is a module, and not only arrays."""
         own = self.own

@@ -135,7 +135,8 @@ class UnitRun:
     def summary(self, num_rounds: int = 0) -> MetricsRow:
         """How the unit has done, and what went wrong if anything did; by default, until now."""
         wanted = len(self.rows) if self._stopped else num_rounds or len(self.rows)
-        told = verdict.of_run(self.rows, self.run.attendance.missing, wanted)
+        missing = self.run.attendance.missing if self.federation.needs_everyone else ()
+        told = verdict.of_run(self.rows, missing, wanted)
         about = self.unit.about()
         named = {key: about[key] for key in ("strategy", "seed", "model", "settings")}
         unit = UnitResult(self.unit.label, rows=self.rows, about=about)

@@ -16,6 +16,7 @@ from fedexp.strategies.waiting import Waiting
 from fedexp.wire import ReplyFormat
 
 _SLICE = 4  # replies pulled together: what the server holds at once
+GRACE = 2.0  # seconds that a message outlives its round: else the SuperLink's error comes first
 _PAUSE = 0.5  # seconds between looks when nothing has arrived
 # A reply may hold so many times the bytes of what was sent: sums of edges are in float64, and
 # SCAFFOLD's control variates come twice. The overhead is for names and headers.
@@ -94,7 +95,7 @@ class Stream:
         if seconds < float("inf"):
             for message in messages:
                 # A node that comes back after the deadline is then given the newest message only.
-                message.metadata.ttl = seconds
+                message.metadata.ttl = seconds + GRACE
         pending = [i for i in self.grid.push_messages(messages) if i]
         return self._pull(pending, time.monotonic() + seconds, enough, guard)
 

@@ -74,13 +74,13 @@ def test_a_round_ends_at_its_deadline_and_counts_who_is_late():
     np.testing.assert_allclose(only.arrays["w"].numpy(), np.full(2, 11 / 3))
 
 
-def test_messages_live_no_longer_than_the_round():
+def test_messages_live_as_long_as_the_round_and_a_moment():
     grid = Devices(2)
     run(grid, Waiting(deadline=7))
-    assert grid.ttls == [7, 7]
+    assert grid.ttls == [9, 9]
     grid = Devices(2)
     run(grid, None)
-    assert grid.ttls == [60, 60]  # the timeout of the run
+    assert grid.ttls == [62, 62]  # the timeout of the run
 
 
 def test_a_round_of_which_nobody_answers_says_so_and_leaves_the_model():

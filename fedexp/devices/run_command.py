@@ -69,10 +69,16 @@ def _run(
 def _end(going: Any, config: Any, again: str) -> None:
     from fedexp.devices import run as runs
 
+    from fedexp.runs.page import Live
+
+    live = Live(going.folder)
+
+    def on_row(row: dict[str, Any]) -> None:
+        print(round_line(row, config.num_server_rounds), flush=True)
+        live()
+
     try:
-        ended = going.watch(
-            lambda row: print(round_line(row, config.num_server_rounds), flush=True)
-        )
+        ended = going.watch(on_row)
     except KeyboardInterrupt:
         going.stop()
         fail(f"stopped. Go on with: {again}", code=runs.STOPPED)

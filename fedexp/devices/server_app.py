@@ -78,10 +78,12 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(str(context.run_config["folder"]))
     config = Config.of(Config.read(folder / "config.toml"))
     (unit,) = first_units(config, strategies_of(config))
-    going = UnitRun(unit, DeviceFederation(config), folder=folder / unit.folder)
+    own = folder / unit.folder
+    going = UnitRun(unit, DeviceFederation(config), folder=own)
     devices = devices_of(grid, config, context.run_config)
     clients = cast(LocalGrid, devices)  # as one that keeps no state of theirs
     going.begin(clients, resume=bool(context.run_config["resume"]))
-    summary = going.advance(clients, config.num_server_rounds)
+    # Both models after every round: a run on devices may take days.
+    summary = going.advance(clients, config.num_server_rounds, lambda _: going.run.save(own))
     if summary["problem"]:
         raise RuntimeError(summary["problem"])  # else Flower would say that the run completed

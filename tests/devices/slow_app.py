@@ -16,7 +16,7 @@ bomb.query()(client)
 
 @slow.train()
 def _slow(message: Message, context: Context) -> Message:
-    time.sleep(20)
+    time.sleep(30)
     return client(message, context)
 
 

@@ -187,7 +187,7 @@ def test_a_slow_device_is_late_and_a_bomb_does_no_harm(processes, tmp_path):
     processes.device("anna")
     processes.device("bob", "--app", "slow_app:slow")
     processes.device("clinic", "--app", "slow_app:bomb")
-    run = processes.run(*FLAGS, "--rounds", 2, "--deadline", 5, "--out", out)
+    run = processes.run(*FLAGS, "--rounds", 2, "--deadline", 10, "--out", out)
     peak = 0
     while run.poll() is None:
         peak = max([peak, *map(_peak, _serverapps(processes.site))])
@@ -196,7 +196,7 @@ def test_a_slow_device_is_late_and_a_bomb_does_no_harm(processes, tmp_path):
     assert 100 < peak < 600
     for row in rows(out):
         assert (row["num-clients"], row["num-late"], row["num-failures"]) == (1, 1, 1)
-        assert row["round-seconds"] < 12
+        assert row["round-seconds"] < 18
         (reason,) = row["failures"]
         assert "its arrays need" in reason
     assert "1 failed, 1 late" in said(processes)

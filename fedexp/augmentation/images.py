@@ -14,6 +14,7 @@ from fedexp.augmentation.transforms import (
     Generators,
     Strength,
     beside,
+    check_floating,
     check_strength,
     drawn_for,
 )
@@ -98,7 +99,7 @@ def color_jitter(batch: Tensor, strength: Strength, generator: Generators) -> Te
         generator: one, or one for each client of a group.
 
     Raises:
-        ValueError: the strength lies outside [0, 1], or the batch holds no images.
+        ValueError: the strength lies outside [0, 1], or the batch holds no images or integers.
 
     Example:
         >>> import torch
@@ -109,6 +110,7 @@ def color_jitter(batch: Tensor, strength: Strength, generator: Generators) -> Te
     """
     _check_images("color_jitter", batch, generator)
     check_strength("color_jitter", strength, highest=1.0)
+    check_floating("color_jitter", batch)
     uniform = drawn_for(batch, generator, lambda g, shape: _uniform(g, shape, 3), num_axes=1)
     factors = (1 + beside(strength, uniform) * (2 * uniform - 1)).to(batch)
     brightness, contrast, saturation = factors[..., None, None, None].unbind(-4)

@@ -30,7 +30,7 @@ def gaussian_noise(batch: Tensor, strength: Strength, generator: Generators) -> 
         generator: one, or one for each client of a group.
 
     Raises:
-        ValueError: the strength is negative.
+        ValueError: the strength is negative, or the batch holds integers.
 
     Example:
         >>> import torch
@@ -39,6 +39,7 @@ def gaussian_noise(batch: Tensor, strength: Strength, generator: Generators) -> 
         (torch.Size([2, 3]), True)
     """
     check_strength("gaussian_noise", strength)
+    check_floating("gaussian_noise", batch)
     drawn = drawn_for(batch, generator, lambda g, shape: torch.randn(shape, generator=g))
     return batch + beside(strength, batch) * drawn.to(batch)
 
@@ -57,7 +58,7 @@ def random_projection(batch: Tensor, strength: Strength, generator: Generators) 
         generator: one, or one for each client of a group.
 
     Raises:
-        ValueError: the strength lies outside [0, 1].
+        ValueError: the strength lies outside [0, 1], or the batch holds integers.
 
     Example:
         >>> import torch
@@ -67,6 +68,7 @@ def random_projection(batch: Tensor, strength: Strength, generator: Generators) 
         2
     """
     check_strength("random_projection", strength, highest=1.0)
+    check_floating("random_projection", batch)
 
     def dropped(generator: Generator, n: int, strength: float) -> int:
         chance = torch.rand((), generator=generator, dtype=torch.float64)
@@ -84,7 +86,7 @@ def rank_projection(batch: Tensor, strength: Strength, generator: Generators) ->
         generator: one, or one for each client of a group.
 
     Raises:
-        ValueError: the rank is above ``n``, below 0 or not an integer.
+        ValueError: the rank is above ``n``, below 0 or not an integer, or the batch holds integers.
 
     Example:
         >>> import torch
@@ -93,9 +95,10 @@ def rank_projection(batch: Tensor, strength: Strength, generator: Generators) ->
         >>> round(float(flat.trace()), 5)
         3.0
     """
+    check_floating("rank_projection", batch)
 
     def dropped(generator: Generator, n: int, strength: float) -> int:
-        if strength != int(strength) or not 0 <= strength <= n:
+        if not 0 <= strength <= n or strength != int(strength):
             raise ValueError(
                 f"rank_projection(strength={strength:g}): must be an integer from 0 to n = {n}."
             )
@@ -138,6 +141,13 @@ def check_strength(owner: str, strength: Strength, highest: float = float("inf")
         if not 0 <= value <= highest:
             limits = f"lie in [0, {highest:g}]" if highest < float("inf") else "be >= 0"
             raise ValueError(f"{owner}(strength={value:g}): must {limits}.")
+
+
+def check_floating(owner: str, batch: Tensor) -> None:
+    """Raise ``ValueError`` for integers, to which the changed inputs would be rounded."""
+    if not batch.is_floating_point():
+        kind = str(batch.dtype).removeprefix("torch.")
+        raise ValueError(f"{owner}: a batch of {kind} would be rounded. Use batch.float().")
 
 
 def _projected(

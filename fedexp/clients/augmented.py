@@ -79,11 +79,21 @@ def check_augmentation(settings: ClientSettings, inputs: Tensor) -> None:
     """Raise ``ValueError`` unless the augmentations can change a batch of ``inputs``."""
     if changes := BatchChanges.of(settings, np.random.default_rng(0)):
         try:
-            changes(inputs, 0)
+            _check_same_form(inputs, changes(inputs, 0))
         except Exception as error:  # of any kind: it may be the user's code
             line = str(error) if isinstance(error, ValueError) else f"{one_line(error)}."
             owner = f"ClientSettings(augmentation={settings.augmentation!r}): "
             raise ValueError(line if line.startswith(owner) else owner + line) from error
+
+
+def _check_same_form(before: Tensor, after: object) -> None:
+    """Raise ``ValueError`` for what no model could take in the place of ``before``."""
+    fits = isinstance(after, Tensor) and after.shape == before.shape and after.dtype == before.dtype
+    if not fits:
+        form = f"{after.dtype} {[*after.shape]}" if isinstance(after, Tensor) else repr(after)
+        raise ValueError(
+            f"gives {form} for a batch {before.dtype} {[*before.shape]}. Return one of its form."
+        )
 
 
 def _seeded(rng: np.random.Generator) -> Generator:

@@ -42,7 +42,7 @@ class ClientSettings:
         augmentation: random changes of every minibatch, as ``augmentations_of`` reads them; empty
             for none.
         lr_exponent: ``x >= 0`` of ``η_t = η_l (t + offset)^-x``; 0 for one rate throughout.
-        lr_offset: that offset, greater than 0.
+        lr_offset: that offset, greater than 0; 1 if there is no exponent.
         first_step: ``t`` of the first local step, see ``of``. It is no setting of its own.
 
     Example:
@@ -180,6 +180,11 @@ def _check_schedules(settings: ClientSettings, decay: float) -> None:
     except ValueError as error:  # say whose setting it is
         line = str(error).replace("PowerLaw(", "ClientSettings(learning-rate-", 1)
         raise ValueError(line) from None
+    if not exponent and settings.lr_offset != 1:
+        raise ValueError(
+            f"ClientSettings(learning-rate-offset={settings.lr_offset}): a rate without "
+            "learning-rate-exponent does not fall. Give one, or leave the offset out."
+        )
     if exponent and decay != 1:
         raise ValueError(
             f"ClientSettings(learning-rate-exponent={exponent}): learning-rate-decay={decay} is a "

@@ -17,6 +17,7 @@ from fedexp.learned_steps.models import (
     LossOnBatch,
     MetaLoss,
     Weights,
+    first_of,
     model_meta_gradient,
 )
 from fedexp.learned_steps.objectives import MetaGradient, Objective, StepSize, checked_step_size
@@ -62,7 +63,10 @@ class MetaDescent:
         rules = {
             "objective": (self.objective in ("log", "naive"), "must be log or naive"),
             "scale": (self.scale in ("linear", "log"), "must be linear or log"),
-            "num_meta_steps": (self.num_meta_steps >= 1, "must be at least 1"),
+            "num_meta_steps": (
+                isinstance(self.num_meta_steps, int) and self.num_meta_steps >= 1,
+                "must be a whole number of at least 1",
+            ),
             "rate": (0 < self.rate < math.inf, "must be above 0 and finite"),
             "back_off": (0 < self.back_off < 1, "must be between 0 and 1"),
         }
@@ -117,7 +121,8 @@ def descend(tasks: Tasks, first: Tensor, settings: MetaDescent) -> LearnedStepSi
         settings: How.
 
     Raises:
-        ValueError: A step size is 0 on the log scale, on which it would stay so.
+        ValueError: A step size is 0 on the log scale, on which it would stay so, or there are no
+            tasks.
 
     Example:
         >>> from fedexp.learned_steps import Quadratic, meta_gradient
@@ -132,6 +137,8 @@ def descend(tasks: Tasks, first: Tensor, settings: MetaDescent) -> LearnedStepSi
     eta, path, values, num_truncated = first, [], [], 0
     for k in range(1, settings.num_meta_steps + 1):
         found = tasks(eta)
+        if not found:
+            raise ValueError("descend: tasks gave no meta-gradient. Give at least one task.")
         path.append(eta)
         values.append(sum(x.value(settings.objective) for x in found) / len(found))
         if all(x.truncated for x in found):
@@ -192,5 +199,5 @@ def learned_step_size(
         )
         return [found]
 
-    like = next(iter(weights.values()))
+    like = first_of(weights)
     return descend(task, checked_step_size(step_size, len(batches), like), settings)

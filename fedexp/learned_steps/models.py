@@ -102,8 +102,8 @@ def model_meta_gradient(
             products are computed by reverse mode twice, on small models several times as fast.
 
     Raises:
-        ValueError: There are no batches, ``max_norm`` is not above 0, a step size is negative or
-            not finite, or the loss at the end is negative.
+        ValueError: There are no batches or no weights, ``max_norm`` is not above 0, a step size is
+            negative or not finite, or the loss at the end is negative.
 
     Example:
         >>> loss = lambda w, x: (w["a"] - x) ** 2
@@ -113,12 +113,24 @@ def model_meta_gradient(
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm={max_norm}: must be above 0.")
+    like = first_of(weights)
     start = {k: v.detach() for k, v in weights.items()}
-    eta = checked_step_size(step_size, len(batches), next(iter(start.values())))
+    eta = checked_step_size(step_size, len(batches), like)
     through = _backward if eta.dim() else _forward
     product = _by_reverse_mode if symmetric else _by_forward_mode
     found = through(_Steps(loss, product, max_norm), meta_loss, start, batches, eta)
     return found or truncation(eta, len(batches))
+
+
+def first_of(weights: Weights) -> Tensor:
+    """One of the weights, whose type and device are those of all.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not weights:
+        raise ValueError("weights={}: there is nothing to move.")
+    return next(iter(weights.values()))
 
 
 @dataclass(frozen=True)

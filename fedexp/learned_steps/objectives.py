@@ -89,7 +89,7 @@ def checked_step_size(step_size: StepSize, num_steps: int, like: Tensor) -> Tens
         >>> checked_step_size(0.5, 3, torch.zeros(1))
         tensor(0.5000)
     """
-    if num_steps < 1:
+    if not isinstance(num_steps, int) or num_steps < 1:
         raise ValueError(f"num_steps={num_steps}: at least one local step is needed.")
     eta = torch.as_tensor(step_size, dtype=like.dtype, device=like.device).detach()
     if eta.shape not in {(), (num_steps,)}:

@@ -48,7 +48,7 @@ def marchenko_pastur(dim: int, num_examples: int, num_points: int = 2000) -> Spe
         num_points: The number of points.
 
     Raises:
-        ValueError: One of them is below 1.
+        ValueError: One of them is below 1 or not finite.
 
     Example:
         >>> found = marchenko_pastur(dim=100, num_examples=400)
@@ -56,8 +56,8 @@ def marchenko_pastur(dim: int, num_examples: int, num_points: int = 2000) -> Spe
         (100.0, 100.0)
     """
     for name, value in {"dim": dim, "num_examples": num_examples, "num_points": num_points}.items():
-        if value < 1:
-            raise ValueError(f"marchenko_pastur({name}={value}): must be at least 1.")
+        if not 1 <= value < math.inf:
+            raise ValueError(f"marchenko_pastur({name}={value}): must be finite and at least 1.")
     ratio = dim / num_examples
     angles = np.pi * np.arange(1, num_points + 1) / (num_points + 1)
     values = 1 + ratio + 2 * math.sqrt(ratio) * np.cos(angles)

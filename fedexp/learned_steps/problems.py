@@ -131,6 +131,8 @@ class LeastSquares:
                 raise ValueError(f"LeastSquares: the {name or 'inner '}part has no rows.")
             shape = (len(part[1]), self.inputs.shape[1])
             _check_shape(f"LeastSquares: {name}inputs", part[0], shape)
+        if self.first is not None:
+            _check_shape("LeastSquares: first", self.first, (self.inputs.shape[1],))
 
     def start(self) -> Tensor:
         """The residuals at ``w_0``: ``[n]``, or ``[n + n']`` with those of the validation part."""

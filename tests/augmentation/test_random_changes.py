@@ -191,7 +191,26 @@ def test_rows_that_are_no_images_are_refused(change):
         change(images(5, 3), 0.1, generator())
 
 
-@pytest.mark.parametrize("rank", [6, -1, 1.5])
+@pytest.mark.parametrize("change", [gaussian_noise, random_projection, color_jitter])
+def test_integers_are_refused_to_which_the_change_would_be_rounded(change):
+    with pytest.raises(ValueError, match=f"{change.__name__}: a batch of uint8 would be rounded"):
+        change(images().to(torch.uint8), 0.5, generator())
+
+
+def test_so_they_are_by_a_projection_of_fixed_rank():
+    with pytest.raises(ValueError, match="rank_projection: a batch of int64 would be rounded"):
+        rank_projection(torch.eye(3).long(), 2, generator())
+
+
+@pytest.mark.parametrize("change", [random_crop, random_flip])
+def test_images_of_integers_are_moved_as_those_of_numbers(change):
+    whole = images().mul(9).long()
+    moved = change(whole, 0.6, generator())
+    assert moved.dtype == torch.int64
+    assert torch.equal(moved, change(whole.double(), 0.6, generator()).long())
+
+
+@pytest.mark.parametrize("rank", [6, -1, 1.5, math.nan])
 def test_a_rank_above_n_is_refused(rank):
     with pytest.raises(ValueError, match="must be an integer from 0 to n = 5") as error:
         rank_projection(torch.eye(5), rank, generator())

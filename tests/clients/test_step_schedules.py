@@ -224,6 +224,10 @@ WRONG = [
     ),
     ({"learning-rate-offset": 0.0}, "ClientSettings(learning-rate-offset=0): must be > 0."),
     (
+        {"learning-rate-offset": 5.0},
+        "ClientSettings(learning-rate-offset=5.0): a rate without learning-rate-exponent does not",
+    ),
+    (
         {"learning-rate-exponent": 0.5, "learning-rate-decay": 0.9},
         "ClientSettings(learning-rate-exponent=0.5): learning-rate-decay=0.9 is a schedule too.",
     ),
@@ -272,6 +276,18 @@ def test_an_optimizer_without_a_rate_is_refused():
         fitted(optimizer="rprop")
 
 
+def short(batch, strength, generator):
+    return batch[1:]
+
+
+def whole(batch, strength, generator):
+    return batch.long()
+
+
+def nothing(batch, strength, generator):
+    return None
+
+
 TOKENS = Examples(torch.randint(9, (30, 72)), IMAGES.targets)
 FLAT = Examples(IMAGES.inputs.flatten(1), IMAGES.targets)
 UNFIT = [
@@ -279,6 +295,9 @@ UNFIT = [
     (FLAT, "crop", "random_crop: a batch of shape [3, 72] holds no images [b, c, h, w]."),
     (IMAGES, "flip(scale=2)", "random_flip(strength=2): must lie in [0, 1]."),
     (IMAGES, "projection(rank=73)", "must be an integer from 0 to n = 72."),
+    (FLAT, f"{__name__}:short", "gives torch.float32 [2, 72] for a batch torch.float32 [3, 72]."),
+    (FLAT, f"{__name__}:whole", "gives torch.int64 [3, 72] for a batch torch.float32 [3, 72]."),
+    (FLAT, f"{__name__}:nothing", "gives None for a batch torch.float32 [3, 72]. Return one of"),
 ]
 
 

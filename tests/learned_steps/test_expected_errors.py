@@ -92,3 +92,5 @@ def test_bad_arguments_are_named():
         expected_errors(spectrum, 1.0, math.nan, 1)
     with pytest.raises(ValueError, match=r"marchenko_pastur\(num_examples=0\)"):
         marchenko_pastur(10, 0)
+    with pytest.raises(ValueError, match=r"marchenko_pastur\(dim=nan\)"):
+        marchenko_pastur(math.nan, 10)

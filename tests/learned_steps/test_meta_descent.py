@@ -165,6 +165,7 @@ def test_buffers_of_a_module_take_part():
         ("objective", "loss"),
         ("scale", "square"),
         ("num_meta_steps", 0),
+        ("num_meta_steps", 1.5),
         ("rate", -1.0),
         ("rate", math.nan),
         ("back_off", 1.0),
@@ -178,3 +179,13 @@ def test_settings_out_of_range_are_named(field, value):
 def test_a_step_size_of_0_is_refused_on_the_log_scale():
     with pytest.raises(ValueError, match="it never moves on the log scale"):
         descend(lambda eta: [], torch.tensor(0.0), MetaDescent())
+
+
+def test_no_tasks_are_named():
+    with pytest.raises(ValueError, match="Give at least one task"):
+        descend(lambda eta: [], torch.tensor(0.1), MetaDescent())
+
+
+def test_no_weights_are_named():
+    with pytest.raises(ValueError, match="there is nothing to move"):
+        learned_step_size(lambda w, b: w["a"], lambda w: w["a"], {}, [0], 0.1, MetaDescent())

@@ -202,3 +202,5 @@ def test_no_batches_are_named():
         model_meta_gradient(lambda w, b: w["a"], lambda w: w["a"], {"a": torch.ones(())}, [], 0.5)
     with pytest.raises(ValueError, match="at least one batch"):
         mean_loss(lambda w, b: w["a"], [])
+    with pytest.raises(ValueError, match="there is nothing to move"):
+        model_meta_gradient(lambda w, b: w["a"], lambda w: w["a"], {}, [0], 0.5)

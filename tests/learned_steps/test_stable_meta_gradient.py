@@ -237,6 +237,7 @@ def test_the_bounds_of_theorem_3():
     ("step_size", "num_steps", "message"),
     [
         (0.1, 0, r"num_steps=0: at least one local step"),
+        (0.1, 2.5, r"num_steps=2.5: at least one local step"),
         (-0.1, 3, r"step_size=-0.1"),
         ([0.5, -2.0], 2, r"step_size=-2.0: must be finite and at least 0"),
         (math.nan, 3, r"step_size=nan"),
@@ -259,3 +260,5 @@ def test_parts_that_do_not_fit_are_named():
         LeastSquares(x, y[:2])
     with pytest.raises(ValueError, match=r"matrix has shape \(3, 2\), expected \(2, 2\)"):
         Quadratic(x, y[:2])
+    with pytest.raises(ValueError, match=r"first has shape \(3,\), expected \(2,\)"):
+        LeastSquares(x, y, first=y)

@@ -76,6 +76,11 @@ class ClientRound:
         self.examples, _ = client.data(context)
         num_examples, self.buffers = len(self.examples), client.buffers(module)
         self.control = ControlVariates.of(content, config, context, num_examples, self.buffers)
+        if self.control and self.tuning:  # in every round, not only where a client tunes
+            raise ValueError(
+                "learned-step: control variates need one learning rate at all clients, fixed "
+                "throughout. Use +sgd."
+            )
 
     def train(self) -> ClientResult:
         """Take the local steps in the plain loop, after tuning their size where that is due.
@@ -111,11 +116,6 @@ class ClientRound:
         All rows train afterwards, those that were set aside too, as the final run of the paper's
         experiments does.
         """
-        if self.control:
-            raise ValueError(
-                "learned-step: control variates need one learning rate at all clients, fixed "
-                "throughout. Use +sgd."
-            )
         first_round = {**self.config, keys.SERVER_ROUND: 0}  # the same rows are always set aside
         tuned = tuning.tune(
             self.module,

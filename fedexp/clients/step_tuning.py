@@ -110,8 +110,16 @@ class StepTuning:
     def starting(self, settings: ClientSettings, config: Mapping[str, Any]) -> ClientSettings:
         """``settings`` at the step size that the server sent, if it did.
 
-        It takes the place of ``learning-rate`` and of its decay.
+        It takes the place of ``learning-rate``.
+
+        Raises:
+            ValueError: the learning rate decays from round to round.
         """
+        if (decay := config.get("learning-rate-decay", 1.0)) != 1:
+            raise ValueError(
+                f"ClientSettings(learning-rate-decay={decay}): {_OWNER} sets the learning rate of "
+                "every round. Use 1.0."
+            )
         sent = config.get(keys.LEARNED_STEP_SIZE)
         return settings if sent is None else replace(settings, lr=float(sent))
 

@@ -333,16 +333,28 @@ def test_a_rate_that_changes_from_step_to_step_is_refused():
         StepTuning().check(settings)
 
 
-def test_clipped_gradients_and_control_variates_are_refused():
+@pytest.mark.parametrize("server_round", [1, 2])
+def test_a_rate_that_decays_from_round_to_round_is_refused(server_round):
+    with pytest.raises(
+        ValueError, match=r"learning-rate-decay=0\.9\): learned-step sets the learn"
+    ):
+        trained(server_round=server_round, **{"learning-rate-decay": 0.9})
+
+
+def test_clipped_gradients_are_refused():
     with pytest.raises(ValueError, match=r"max-grad-norm=1\.0.*plain steps of one size"):
         trained(**{"max-grad-norm": 1.0})
+
+
+@pytest.mark.parametrize("server_round", [1, 2])  # a client tunes in the first only
+def test_control_variates_are_refused(server_round):
     context = context_of(2, 3, RUN, RecordDict())
     arrays = module_arrays(mlp())
     body = RecordDict(
         {
             "arrays": record(arrays),
             "control-variate": record({k: 0 * x for k, x in arrays.items()}),
-            "config": ConfigRecord({"server-round": 1, "local-optimizer": NAME}),
+            "config": ConfigRecord({"server-round": server_round, "local-optimizer": NAME}),
         }
     )
     client = client_app(mlp, data).trainer

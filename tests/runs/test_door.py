@@ -127,7 +127,7 @@ def test_serial_ray_and_processes_have_the_same_bits(monkeypatch, forked):
     rules = {"a": FedExP(fraction_train=0.5, fraction_evaluate=0.0), "b": FedAdam()}
     parts.pop("fraction_train")
     alone = fedexp.compare(rules, **parts)
-    on_ray = fedexp.compare(rules, **{**parts, "engine": "ray", "num_workers": 2, "seeds": [0]})
+    on_ray = fedexp.compare(rules, **{**parts, "engine": "ray", "num_workers": 1, "seeds": [0]})
     beside = []
     run = studies.run_in_processes
     monkeypatch.setattr(studies, "run_in_processes", lambda *a: beside.append(1) or run(*a))

@@ -68,7 +68,6 @@ def _run(
 
 def _end(going: Any, config: Any, again: str) -> None:
     from fedexp.devices import run as runs
-
     from fedexp.runs.page import Live
 
     live = Live(going.folder)

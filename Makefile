@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
+# Some machines set it. Without compiled files every process of the tests compiles all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test check bench clean
 

@@ -12,7 +12,7 @@ from hypothesis import settings
 from fedexp.simulation.flower.messages import identify
 from fedexp.simulation.grid import RUN_ID
 
-settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
+settings.register_profile("tests", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("tests")
 identify(RUN_ID)
 os.environ.pop("COLUMNS", None)  # what runs the tests side by side sets a width

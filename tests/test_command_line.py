@@ -228,7 +228,7 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_brings_it(monk
 
 
 def test_a_run_whose_reader_goes_away_says_how_to_go_on(tmp_path):
-    flags = f"--engine serial --strategy fedavg --rounds 30 --local-steps 1 --out {tmp_path / 'r'}"
+    flags = f"--engine serial --strategy fedavg --rounds 8 --local-steps 1 --out {tmp_path / 'r'}"
     script = f"({sys.executable} -m fedexp simulate {flags}; echo $? >&2) | true"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     line, code = done.stderr.splitlines()

@@ -166,11 +166,12 @@ def test_the_layers_have_no_cycle_above_clients_datasets_and_models():
         assert not upwards - LEARNING
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_imports_point_downwards(file):
-    if room(file) != "__init__":
-        waiting = {"extras"} if file.endswith("__init__.py") else set()  # names that load later
-        assert ours(imports(TREES[file])) <= MAY_IMPORT[room(file)] | {room(file)} | waiting
+def test_imports_point_downwards():
+    for file in FILES:
+        if room(file) != "__init__":
+            waiting = {"extras"} if file.endswith("__init__.py") else set()  # names that load later
+            allowed = MAY_IMPORT[room(file)] | {room(file)} | waiting
+            assert ours(imports(TREES[file])) <= allowed, file
 
 
 @pytest.mark.parametrize("module", MATHEMATICS)
@@ -184,12 +185,12 @@ def test_the_mathematics_needs_numpy_alone(module):
 FENCED = {name for file, tree in TREES.items() if in_fence(file) for name in private_names(tree)}
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_private_names_of_flower_and_ray_are_in_the_fence_alone(file):
-    if not in_fence(file):
-        used = private_names(TREES[file])
-        assert not used & FENCED
-        assert not {name for name in used if PRIVATE_MODULES.match(name)}
+def test_private_names_of_flower_and_ray_are_in_the_fence_alone():
+    for file in FILES:
+        if not in_fence(file):
+            used = private_names(TREES[file])
+            assert not used & FENCED, file
+            assert not {name for name in used if PRIVATE_MODULES.match(name)}, file
 
 
 def test_the_fence_is_light():
@@ -200,49 +201,46 @@ def test_the_fence_is_light():
     assert not ours(at_import(TREES["fedexp/simulation/__init__.py"])) - {"extras", "simulation"}
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_ray_is_imported_by_the_ray_engine_alone(file):
-    if not file.startswith("fedexp/simulation/ray"):
-        assert "ray" not in {name.split(".")[0] for name in imports(TREES[file])}
+def test_ray_is_imported_by_the_ray_engine_alone():
+    for file in FILES:
+        if not file.startswith("fedexp/simulation/ray"):
+            assert "ray" not in {name.split(".")[0] for name in imports(TREES[file])}, file
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_heavy_optional_libraries_wait_until_they_are_used(file):
-    if not file.startswith("fedexp/simulation/ray"):
-        assert not {name.split(".")[0] for name in at_import(TREES[file])} & HEAVY
+def test_heavy_optional_libraries_wait_until_they_are_used():
+    for file in FILES:
+        if not file.startswith("fedexp/simulation/ray"):
+            assert not {name.split(".")[0] for name in at_import(TREES[file])} & HEAVY, file
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_package_files_hold_names_and_no_logic(file):
-    if file.endswith("__init__.py"):
+def test_package_files_hold_names_and_no_logic():
+    for file in (x for x in FILES if x.endswith("__init__.py")):
         docstring, *rest = TREES[file].body
-        assert isinstance(docstring, ast.Expr)
+        assert isinstance(docstring, ast.Expr), file
         allowed = ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign
         for x in rest:
             for_types = isinstance(x, ast.If) and ast.unparse(x.test) == "TYPE_CHECKING"
             parts = [*x.body, *x.orelse] if for_types else [x]
-            assert all(isinstance(part, allowed) for part in parts)
+            assert all(isinstance(part, allowed) for part in parts), file
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_modules_are_nouns_of_their_own(file):
+def test_modules_are_nouns_of_their_own():
     banned = {"utils", "helpers", "common", "base", "core", "misc", "types"}
-    assert not banned & {part.removesuffix(".py") for part in file.split("/")}
+    for file in FILES:
+        assert not banned & {part.removesuffix(".py") for part in file.split("/")}, file
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_nothing_draws_from_a_global_generator(file):
-    if file == "fedexp/foreign_draws.py":  # which seeds them for others and leaves them as before
-        return
-    text = FILES[file].read_text(encoding="utf-8")
-    assert "np.random.seed(" not in text
-    assert "import random\n" not in text
+def test_nothing_draws_from_a_global_generator():
+    for file, path in FILES.items():
+        if file != "fedexp/foreign_draws.py":  # it seeds them for others and leaves them as before
+            text = path.read_text(encoding="utf-8")
+            assert "np.random.seed(" not in text, file
+            assert "import random\n" not in text, file
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_the_keys_of_records_are_written_in_one_module_alone(file):
-    if not file.removeprefix("fedexp/").startswith(KEYED):
-        return
+def test_the_keys_of_records_are_written_in_one_module_alone():
     known = {x.value for x in ast.walk(TREES["fedexp/keys.py"]) if isinstance(x, ast.Constant)}
-    texts = {x.value for x in ast.walk(TREES[file]) if isinstance(x, ast.Constant)}
-    assert not texts & known
+    for file in FILES:
+        if file.removeprefix("fedexp/").startswith(KEYED):
+            texts = {x.value for x in ast.walk(TREES[file]) if isinstance(x, ast.Constant)}
+            assert not texts & known, file

@@ -12,7 +12,13 @@ from torch import nn
 from fedexp.clients.delta_sgd import DeltaSGD, FunctionalDeltaSGD
 from fedexp.clients.fedhyper_sgd import FedHyperSGD, FunctionalFedHyperSGD
 from fedexp.clients.loop import Optimizer
-from fedexp.clients.optimizers import Functional, FunctionalSGD, FunctionalTower, PlainSGD
+from fedexp.clients.optimizers import (
+    Functional,
+    FunctionalOptimizer,
+    FunctionalSGD,
+    FunctionalTower,
+    PlainSGD,
+)
 from fedexp.clients.settings import KEYS, ClientSettings
 from fedexp.clients.step_tuning import StepTuning
 from fedexp.hypergradients.adaptive_rules import AdagradRule, AdamRule, RMSpropRule
@@ -72,8 +78,16 @@ class LocalOptimizer:
     def reads(self) -> dict[str, str]:
         """The settings of the clients that making it reads: kebab-case key to attribute."""
         noted = _Noted()
-        self.make([nn.Parameter(torch.zeros(1, 1))], cast(ClientSettings, noted))
+        settings = cast(ClientSettings, noted)
+        if self.functional:  # the first optimizer of PyTorch's in a process takes 1.4 s to make
+            self.functional(settings)
+        else:
+            self.try_out(settings)
         return {key: name for key, name in KEYS.items() if name in noted.names}
+
+    def try_out(self, settings: ClientSettings) -> None:
+        """Make one for a parameter of no use: raises what is wrong with the settings."""
+        self.make([nn.Parameter(torch.zeros(1, 1))], settings)
 
 
 class _Noted:
@@ -128,6 +142,14 @@ def _undecayed(name: str, settings: ClientSettings) -> float:
     return settings.lr
 
 
+def _functional_undecayed(name: str, form: Callable[..., FunctionalOptimizer]) -> Functional:
+    def of(settings: ClientSettings, **own: Any) -> FunctionalOptimizer:
+        _undecayed(name, settings)
+        return form(**own)
+
+    return of
+
+
 plain_sgd = LocalOptimizer(
     "plain SGD, one fixed learning rate",
     lambda params, s: PlainSGD(params, s.lr, s.weight_decay),
@@ -150,13 +172,13 @@ LOCAL_OPTIMIZERS: dict[str, LocalOptimizer] = {
     "delta-sgd": LocalOptimizer(
         "SGD, its step from the smoothness met on the way (Kim et al. 2024)",
         lambda params, s, **own: DeltaSGD(params, _undecayed("delta-sgd", s), **own),
-        lambda s, **own: FunctionalDeltaSGD(**own),
+        _functional_undecayed("delta-sgd", FunctionalDeltaSGD),
         own={"gamma": 2.0, "delta": 0.02},
     ),
     "fedhyper": LocalOptimizer(
         "SGD, its step from the agreement of successive gradients (Wang, Wang & Li 2024)",
         lambda params, s, **own: FedHyperSGD(params, _undecayed("fedhyper", s), **own),
-        lambda s, **own: FunctionalFedHyperSGD(**own),
+        _functional_undecayed("fedhyper", FunctionalFedHyperSGD),
         own={"max_growth": 1.1, "bound": 10.0},
     ),
     "learned-step": LocalOptimizer(

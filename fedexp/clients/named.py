@@ -20,7 +20,7 @@ from fedexp.clients.arguments import (
 )
 from fedexp.clients.factories import TORCHS, Factory, kind_of, torchs_own
 from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, OptimizerFn
-from fedexp.clients.settings import KEYS
+from fedexp.clients.settings import KEYS, ClientSettings
 from fedexp.extras import imported
 from fedexp.specs import Spec
 
@@ -133,7 +133,7 @@ def _with(entry: LocalOptimizer, owner: str, settings: Mapping[str, Any]) -> Loc
 
 def _check(owner: str, optimizer: LocalOptimizer) -> None:
     try:
-        optimizer.reads()
+        optimizer.try_out(ClientSettings())
     except ValueError:
         raise
     except Exception as error:  # such as the comparison of a text with a number

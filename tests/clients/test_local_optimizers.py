@@ -1,5 +1,6 @@
 """Local optimizers of a federation: alone and in groups, within a round and between rounds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +193,10 @@ def test_an_optimizer_of_ones_own_has_its_rate_reported_and_is_not_vectorised():
 def test_the_documents_table_is_the_one_that_the_flag_reads():
     path = Path(__file__).parents[2] / "docs" / "hypergradients.md"
     assert optimizer_markdown() in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", LOCAL_OPTIMIZERS)
+def test_both_forms_of_an_optimizer_read_the_same_settings(name):
+    entry = LOCAL_OPTIMIZERS[name]
+    assert entry.functional is not None
+    assert entry.reads() == replace(entry, functional=None).reads()

@@ -127,7 +127,7 @@ def test_serial_ray_and_processes_have_the_same_bits(monkeypatch, forked):
     rules = {"a": FedExP(fraction_train=0.5, fraction_evaluate=0.0), "b": FedAdam()}
     parts.pop("fraction_train")
     alone = fedexp.compare(rules, **parts)
-    on_ray = fedexp.compare(rules, **{**parts, "engine": "ray", "num_workers": 2, "seeds": [0]})
+    on_ray = fedexp.compare(rules, **{**parts, "engine": "ray", "num_workers": 1, "seeds": [0]})
     beside = []
     run = studies.run_in_processes
     monkeypatch.setattr(studies, "run_in_processes", lambda *a: beside.append(1) or run(*a))
@@ -146,8 +146,10 @@ def test_serial_ray_and_processes_have_the_same_bits(monkeypatch, forked):
 
 
 SCRIPT = """
+import sys
 from torch import nn
 import fedexp
+import fedexp.checks
 from fedexp.runs import parallel, study
 
 class Net(nn.Module):
@@ -157,7 +159,7 @@ class Net(nn.Module):
     def forward(self, x):
         return self.layer(x.flatten(1))
 
-print("begins")
+print("begins", "torch._dynamo" in sys.modules)
 study._WORTH_PROCESSES, study.cores = 0.0, lambda: 2
 ran, run = [], study.run_in_processes
 study.run_in_processes = lambda *args: ran.append(1) or run(*args)
@@ -176,7 +178,7 @@ def test_a_script_without_a_guard_and_with_classes_of_its_own_runs_in_processes(
     command = [sys.executable, str(tmp_path / "script.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     begins, beside, alone = done.stdout.splitlines()
-    assert begins == "begins"
+    assert begins == "begins False"  # PyTorch's compiler takes a second to import
     assert beside.startswith("1 ")  # and the second did not go there
     assert beside == alone
 

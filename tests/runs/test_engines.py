@@ -73,6 +73,8 @@ CASES = {
         Own(model=Net, optimizer=torch.optim.AdamW),
     ),
 }
+# A second worker is worth its start where what it trains alone could differ: in sums and groups.
+WORKERS = {"an optimizer of PyTorch's": 1, "a class and an optimizer of the caller's": 1}
 
 
 def left(case, **engine):
@@ -110,8 +112,7 @@ def ray(one_ray):
 @pytest.mark.parametrize("case", CASES)
 def test_every_engine_gives_the_same_bits(case, ray):
     serial = left(case, engine="serial")
-    for num_workers in (1, 2) if case == next(iter(CASES)) else (2,):
-        assert left(case, engine="ray", num_workers=num_workers) == serial
+    assert left(case, engine="ray", num_workers=WORKERS.get(case, 2)) == serial
     assert left(case, engine="auto") == serial
 
 

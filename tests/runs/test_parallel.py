@@ -65,6 +65,7 @@ def two_cores(monkeypatch):
     monkeypatch.setattr(study, "_WORTH_PROCESSES", 0)
 
 
+@pytest.mark.usefixtures("forked")
 def test_processes_and_one_after_the_other_give_the_same_bits_in_the_same_order(monkeypatch):
     """Strategies by name and as objects, a model class and local optimizer of the caller's."""
     texts = {"avg": "fedavg", "hyper": "fedexp+hypersgd", "mine": "scaffold"}

@@ -112,17 +112,19 @@ def test_losses_far_apart_are_on_a_logarithmic_axis():
     assert curves([near, replace(far, strategy="diverged")]).axes[0].get_yscale() == "log"
 
 
+FEW = [
+    [],
+    [unit_of(accuracies=[])],
+    [unit_of(accuracies=[0.5])],
+    [unit_of(accuracies=[None, math.nan], server_step_size=[None, 0.0])],
+    [replace(unit_of(), rows=[{"round": 1}, {"round": 2, "test-accuracy": "x"}])],
+]
+
+
 @pytest.mark.parametrize(
-    "units",
-    [
-        [],
-        [unit_of(accuracies=[])],
-        [unit_of(accuracies=[0.5])],
-        [unit_of(accuracies=[None, math.nan], server_step_size=[None, 0.0])],
-        [replace(unit_of(), rows=[{"round": 1}, {"round": 2, "test-accuracy": "x"}])],
-    ],
+    ("units", "suffix"),
+    [*((units, "svg") for units in FEW), (FEW[0], "png"), (FEW[0], "pdf"), (FEW[3], "pdf")],
 )
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_whatever_rows_there_are_it_can_be_drawn(units, suffix, tmp_path):
     path = save(curves(units), tmp_path / f"curves.{suffix}")
     start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]

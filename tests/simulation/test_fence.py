@@ -575,7 +575,7 @@ def digest(grid, strategy):
 def digests(engine):
     config = {"local-steps": 2, "batch-size": 4}
     both = dict(fraction_train=0.5, fraction_evaluate=0.0)
-    options = {"num_workers": 2} if engine == "RayGrid" else {}
+    options = {"num_workers": 1} if engine == "RayGrid" else {}
     import fedexp.simulation
 
     Grid = getattr(fedexp.simulation, engine)

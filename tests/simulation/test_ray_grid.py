@@ -49,7 +49,7 @@ def cluster():
     for module in sys.modules[__name__], builders:
         ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import tests
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": 30}
-    ray.init(address="local", num_cpus=6, **options)
+    ray.init(address="local", num_cpus=4, **options)
     yield
     ray.shutdown()
 
@@ -138,9 +138,8 @@ def test_our_merged_rounds_have_the_bits_of_the_serial_grid(grid, robust):
     assert {t: dict(m) for t, m in ours.items()} == {t: dict(m) for t, m in theirs.items()}
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_robust_rounds_have_the_same_bits_for_any_number_of_workers(num_workers):
-    with RayGrid(app_of(drift), NUM_NODES, num_workers=num_workers) as few:
+def test_robust_rounds_have_the_same_bits_for_another_number_of_workers():
+    with RayGrid(app_of(drift), NUM_NODES, num_workers=1) as few:
         strategy = FedExP(robust=True, **OURS)
         results = [start(strategy, few), start(FedExP(robust=True, **OURS), serial())]
     assert strategy._merge_by() is not None
@@ -257,7 +256,7 @@ def test_a_grid_for_which_no_cpu_is_free_says_so(grid, monkeypatch):
             return True
 
     monkeypatch.setattr(ray_cluster, "_FREE_SECONDS", 0.3)
-    other = ray.remote(num_cpus=3)(Other).remote()
+    other = ray.remote(num_cpus=1)(Other).remote()
     ray.get(other.is_there.remote())
     with pytest.raises(ValueError, match=r"num_workers=4, num_gpus=0\): only 1 CPUs .* are free"):
         RayGrid(app_of(drift), 4, num_workers=4)
@@ -265,7 +264,7 @@ def test_a_grid_for_which_no_cpu_is_free_says_so(grid, monkeypatch):
 
 
 def test_grids_of_one_process_share_the_clusters_cpus(grid):
-    with RayGrid(app_of(drift), 4, num_workers=6) as second:
+    with RayGrid(app_of(drift), 4, num_workers=3) as second:
         assert [r.content["metrics"]["count"] for r in ask(second, [2, 3, 4])] == [1, 1, 1]
         assert not any(r.has_error() for r in ask(grid, [2, 3, 4]))
     assert ray.is_initialized()  # whoever started Ray ends it
@@ -347,31 +346,32 @@ def test_clients_of_one_step_with_large_weights_give_the_bits_of_the_serial_grid
     size, config = (900, 800), CONFIG | {"local-steps": 1}
     grid = SerialGrid(stock(size), 13, run_config=config, vectorize="auto")
     expected, metrics = trained(grid, size)
-    for num_workers in (1, 3):
-        options = {"run_config": config, "num_workers": num_workers, "vectorize": "auto"}
-        with RayGrid(stock(size), 13, **options) as grid:
-            arrays, theirs = trained(grid, size)
-        assert dict(theirs) == dict(metrics)
-        for name in expected:
-            np.testing.assert_array_equal(arrays[name], expected[name])
+    options = {"run_config": config, "num_workers": 2, "vectorize": "auto"}
+    with RayGrid(stock(size), 13, **options) as grid:
+        arrays, theirs = trained(grid, size)
+    assert dict(theirs) == dict(metrics)
+    for name in expected:
+        np.testing.assert_array_equal(arrays[name], expected[name])
 
 
 def test_vectorised_clients_give_the_same_bits_on_any_number_of_workers_and_the_loops_values():
     fail = 17  # alone, in the middle of a group
     loop, metrics = trained(SerialGrid(stock(fail=fail), 80, run_config=CONFIG))
-    (one, theirs), (three, also) = (on_workers(n, "on", fail=fail) for n in (1, 3))
+    with SerialGrid(stock(fail=fail), 80, run_config=CONFIG, vectorize="on") as grid:
+        one, theirs = trained(grid)
+    two, also = on_workers(2, "on", fail=fail)
     assert theirs["num-failures"] == 1
     assert dict(theirs) == dict(also)
     assert dict(theirs) == pytest.approx(dict(metrics), rel=1e-3)
     for name in loop:
-        np.testing.assert_array_equal(one[name], three[name])
+        np.testing.assert_array_equal(one[name], two[name])
         np.testing.assert_allclose(one[name], loop[name], rtol=1e-3, atol=1e-5)
 
 
 def test_a_client_that_kills_every_worker_is_found_in_its_group():
     kill = _sampled(3, num_nodes=80, fraction=0.9, seed=2)
     without, expected = trained(SerialGrid(stock(fail=kill), 80, run_config=CONFIG))
-    arrays, metrics = on_workers(2, "on", kill=kill)
+    arrays, metrics = on_workers(1, "on", kill=kill)
     assert expected["num-failures"] == 1
     assert dict(metrics) == pytest.approx(dict(expected), rel=1e-3)
     for name in without:
@@ -395,22 +395,23 @@ def of_tokens(exits=None):
     return client_app(model, data), to_record(module_arrays(model()))
 
 
-@pytest.mark.parametrize("exits", [None, 0])
-def test_what_a_group_would_train_otherwise_is_trained_one_by_one_and_that_is_logged(exits, logged):
+@pytest.mark.parametrize(("exits", "num_workers"), [(None, 1), (0, 2)])
+def test_what_a_group_would_train_otherwise_is_trained_one_by_one_and_that_is_logged(
+    exits, num_workers, logged
+):
     app, arrays = of_tokens(exits)
     runs = []
     for grid in (
         SerialGrid(app, 4, run_config=CONFIG),
-        *(RayGrid(app, 4, run_config=CONFIG, num_workers=n) for n in (1, 2)),
+        RayGrid(app, 4, run_config=CONFIG, num_workers=num_workers),
     ):
         with grid:
             runs.append(FedExP(fraction_evaluate=0.0, seed=2).start(grid, arrays, num_rounds=2))
-    for run in runs[1:]:
-        same_bits(run, runs[0])
-        assert dict(run.train_metrics_clientapp[2]) == dict(runs[0].train_metrics_clientapp[2])
+    same_bits(*runs)
+    assert dict(runs[1].train_metrics_clientapp[2]) == dict(runs[0].train_metrics_clientapp[2])
     assert runs[0].train_metrics_clientapp[2]["num-failures"] == (exits is not None)
     reason = "an embedding with padding_idx" if exits is None else "node 2 raised SystemExit"
-    assert sum("Clients train one by one" in line and reason in line for line in logged) == 2
+    assert sum("Clients train one by one" in line and reason in line for line in logged) == 1
 
 
 def task_of(num_clients):

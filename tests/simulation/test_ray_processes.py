@@ -104,11 +104,11 @@ def usable(grid):
     return [reply.has_content() for reply in grid.send_and_receive(messages)] == [True] * 3
 
 first = RayGrid(app, 3, num_workers=1)
-second = RayGrid(app, 3, num_workers=2)
+second = RayGrid(app, 3, num_workers=1)
 print(usable(first), usable(second))
 first.close()
 print(usable(second), ray.is_initialized())
-second = RayGrid(app, 3, num_workers=2)  # the cell again: nothing closes the one before
+second = RayGrid(app, 3, num_workers=1)  # the cell again: nothing closes the one before
 second = RayGrid(app, 3)
 print(usable(second))
 second.close()

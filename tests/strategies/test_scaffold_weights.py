@@ -94,31 +94,37 @@ def distance(arrays, weights=SIZES):
     return np.linalg.norm(from_record(arrays)["weight"][0] - best) / np.linalg.norm(best)
 
 
-RATES = [(0.17, 400), (0.5, 200), (0.84, 80), (1.0, 60)]
+CLOSE = 1e-9  # of the optimum; FedAvg stays a hundredth away
 
 
-@pytest.mark.parametrize(("fraction", "num_rounds"), RATES)
-@pytest.mark.parametrize("make", [Scaffold, ScaffoldExP])
+@pytest.mark.parametrize(
+    ("make", "fraction", "num_rounds"),
+    [
+        *((Scaffold, 0.17, 250), (Scaffold, 0.5, 70), (Scaffold, 0.84, 45), (Scaffold, 1.0, 45)),
+        # One client alone leaves nothing to extrapolate.
+        *((ScaffoldExP, 0.5, 70), (ScaffoldExP, 0.84, 45), (ScaffoldExP, 1.0, 45)),
+    ],
+)
 def test_it_converges_to_the_optimum_whoever_takes_part(make, fraction, num_rounds):
-    assert distance(run(made(make, fraction), merging(), num_rounds)) < 1e-12
+    assert distance(run(made(make, fraction), merging(), num_rounds)) < CLOSE
 
 
 @pytest.mark.parametrize("weights", [SIZES, [1] * len(SIZES)])
 def test_so_do_replies_one_by_one_and_to_the_optimum_that_is_asked_for(weights):
     strategy = made(weighted=weights == SIZES)
-    assert distance(run(strategy, Grid(), 200), weights) < 1e-12
+    assert distance(run(strategy, Grid(), 80), weights) < CLOSE
 
 
 def test_bounded_weights_lead_to_the_optimum_of_the_bounded_weights():
     strategy = made(robust=MedianBounds(norm=1e6, weight=1.0))
-    arrays = run(strategy, Grid(), 200)
+    arrays = run(strategy, Grid(), 80)
     median = float(strategy.state["medians"]["weight"])
     assert median in (10, 20)  # of the first cohort, so that some weigh less than they claim
-    assert distance(arrays, [min(size, median) for size in SIZES]) < 1e-12
+    assert distance(arrays, [min(size, median) for size in SIZES]) < CLOSE
 
 
 def test_fedavg_does_not():
-    assert distance(run(made(FedAvg), Grid(), 200)) > 1e-2
+    assert distance(run(made(FedAvg), Grid(), 80)) > 1e-2
 
 
 NOT_ALL_APPLIED = {
@@ -134,7 +140,7 @@ NOT_ALL_APPLIED = {
 }
 
 
-@pytest.mark.parametrize(("fraction", "num_rounds"), [(0.5, 200), (1.0, 50)])
+@pytest.mark.parametrize(("fraction", "num_rounds"), [(0.5, 90), (1.0, 35)])
 @pytest.mark.parametrize("kind", NOT_ALL_APPLIED)
 def test_the_variates_follow_what_was_applied(kind, fraction, num_rounds):
     make, grid_of = NOT_ALL_APPLIED[kind]
@@ -144,7 +150,7 @@ def test_the_variates_follow_what_was_applied(kind, fraction, num_rounds):
     variates = [own_variate(strategy, grid, node) for node in grid.get_node_ids()]
     expected = np.average(variates, axis=0, weights=SIZES)
     np.testing.assert_allclose(strategy.state["control-variate"]["weight"], expected, atol=1e-12)
-    assert distance(run(strategy, grid, 30 + num_rounds, 31, early)) < 1e-12
+    assert distance(run(strategy, grid, 30 + num_rounds, 31, early)) < CLOSE
 
 
 def own_variate(strategy, grid, node):

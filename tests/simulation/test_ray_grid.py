@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -151,6 +152,21 @@ def test_replies_come_in_the_order_of_the_messages(grid):
     replies = ask(grid, nodes)
     assert [reply.metadata.src_node_id for reply in replies] == nodes
     assert [reply.content["metrics"]["node"] for reply in replies] == [n - 2 for n in nodes]
+
+
+def test_workers_of_clients_without_pytorch_do_without_it():
+    def train(message, context):
+        import sys
+
+        return content({}, torch=int("torch" in sys.modules))
+
+    with RayGrid(app_of(train), 1, num_workers=1) as own:
+        (found,) = own.send_and_receive([Message(RecordDict(), own.get_node_ids()[0], "train")])
+    assert not found.content["metrics"]["torch"]
+    command = (
+        "import sys, fedexp.simulation; fedexp.simulation.RayGrid; print('torch' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", command], text=True).strip() == "False"
 
 
 def test_state_survives_rounds_whatever_worker_a_client_is_on(grid):

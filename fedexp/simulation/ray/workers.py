@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -13,7 +14,6 @@ from uuid import uuid4
 
 from flwr.clientapp import ClientApp
 
-from fedexp.simulation.flower.profiler_marks import skip_idle_marks
 from fedexp.simulation.grid import check_vectorize
 from fedexp.simulation.guard import nobody_debugs
 from fedexp.simulation.ray.cluster import (
@@ -48,7 +48,10 @@ class _Actor(Worker):
     def __init__(self, *args: Any) -> None:
         nobody_debugs()
         keep_freed_memory()
-        skip_idle_marks()
+        if "torch" in sys.modules:  # whoever trains without it need not wait for it
+            from fedexp.simulation.flower.profiler_marks import skip_idle_marks
+
+            skip_idle_marks()
         self._mapped = keep_store_mapped()
         self._board: bytes | None = None
         super().__init__(*args)

@@ -78,6 +78,7 @@ def test_the_map_of_the_house_names_every_room():
 
 
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS.append(ROOT / "examples" / "README.md")
 
 
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
@@ -95,6 +96,7 @@ def test_every_flag_in_the_commands_is_known(file):
     own |= {"json", "ray", "strict"}  # of other commands
     own |= {flag.lstrip("-") for name in cli.COMMANDS for flag in cli.parser_of(name).flags()}
     own |= {"superlink", "root-certificates", "auth-supernode-private-key", "show"}  # Flower's
+    own |= {"federation-config"}
     own |= {"new-key"}  # of `fedexp device`
     text = re.sub(r"python -m (experiments|benchmarks).*", "", file.read_text(encoding="utf-8"))
     for flag in re.findall(r"(?<=\s)`?--([a-z][a-z-]*)", text):

@@ -1,0 +1,1 @@
+"""Handwritten digits with NumPy and the older API of Flower."""

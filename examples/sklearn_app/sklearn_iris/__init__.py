@@ -1,0 +1,1 @@
+"""Irises with scikit-learn and Flower."""

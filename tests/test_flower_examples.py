@@ -1,0 +1,165 @@
+"""Existing Flower apps in which one import makes FedExP of FedAvg, under ``flwr run``."""
+
+import re
+import shutil
+import sys
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+from simulation_superlink import flwr, simulation_superlink, statuses
+
+from fedexp.simulation import SerialGrid
+from fedexp.simulation.grid import RUN_ID
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+APPS = ("pytorch_app", "numpyclient_app", "sklearn_app")
+NODES = 4
+SIZE = f"num-supernodes={NODES} client-resources-num-cpus=1 init-args-num-cpus=1"
+LINE = re.compile(r"round (\d+): server step ([\d.]+), accuracy ([\d.]+)")
+CHANGED = re.compile(r"^# was: (from flwr.* import FedAvg)\n(from fedexp.* import FedExP.*)$", re.M)
+
+
+def rounds(text):
+    """Of each round that an app printed: its number, the server's step and the accuracy."""
+    return [tuple(map(float, found)) for found in LINE.findall(text)]
+
+
+def description(name):
+    return tomllib.loads((EXAMPLES / name / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def contents():
+    return {path: path.read_bytes() for name in APPS for path in files(EXAMPLES / name)}
+
+
+def files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def under_flwr(tmp_path_factory):
+    """What each app printed under ``flwr run``, and how its run ended."""
+    before = contents()
+    with simulation_superlink(tmp_path_factory.mktemp("flower")) as env:
+
+        def answer(name):
+            run = flwr(env, "run", EXAMPLES / name, "--stream", "--federation-config", SIZE)
+            return run.stdout + run.stderr
+
+        with ThreadPoolExecutor(2) as pool:  # half of a run is waiting for Ray
+            printed = dict(zip(APPS, pool.map(answer, APPS), strict=True))
+        ended = statuses(env)
+    assert contents() == before  # a run leaves nothing in the examples
+    return {name: (printed[name], ended.get(description(name)["project"]["name"])) for name in APPS}
+
+
+@pytest.fixture
+def app(request, tmp_path, monkeypatch):
+    """A function that loads an app, with the import as it is or as it was."""
+
+    def load(name, was=False):
+        folder = tmp_path / name
+        shutil.copytree(EXAMPLES / name, folder)
+        server = next(folder.glob("*/server_app.py"))
+        if was:
+            server.write_text(CHANGED.sub(r"\1", server.read_text()))
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        monkeypatch.syspath_prepend(folder)
+        package = server.parent.name
+        request.addfinalizer(lambda: forget(package))
+        parts = ("server_app", "client_app", "task")
+        return SimpleNamespace(**{part: import_module(f"{package}.{part}") for part in parts})
+
+    return load
+
+
+def forget(package):
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        del sys.modules[name]
+
+
+def run(app, name):
+    config = description(name)["tool"]["flwr"]["app"]["config"]
+    with SerialGrid(app.client_app.app, NODES, run_config=config) as grid:
+        context = Context(RUN_ID, 1, {}, RecordDict(), config)
+        app.server_app.app(grid=grid, context=context)
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_one_import_is_all_that_changed(name):
+    source = {path.name: path.read_text() for path in (EXAMPLES / name).rglob("*.py")}
+    assert {"client_app.py", "server_app.py", "task.py"} <= source.keys()
+    assert len(CHANGED.findall(source["server_app.py"])) == 1
+    assert sum(text.lower().count("fedexp") for text in source.values()) == 2  # both in that line
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize("name", APPS)
+def test_an_app_trains_under_flwr_run(under_flwr, name):
+    printed, status = under_flwr[name]
+    assert status == "finished:completed", printed[-3000:]
+    found = rounds(printed)
+    assert [number for number, _, _ in found] == [1, 2, 3]
+    assert all(step >= 1 for _, step, _ in found)
+    assert found[-1][2] > 0.3  # three times what guessing one of ten digits gives
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize("name", ["numpyclient_app", "sklearn_app"])  # neither draws anything
+def test_flwr_run_gives_what_the_serial_grid_gives(under_flwr, app, name, capsys):
+    run(app(name), name)
+    ours = rounds(capsys.readouterr().out)
+    assert max(step for _, step, _ in ours) > 1
+    assert np.asarray(rounds(under_flwr[name][0])) == pytest.approx(np.asarray(ours), abs=0.01)
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_with_the_import_as_it_was_every_step_is_1(app, name, capsys):
+    run(app(name, was=True), name)
+    assert [step for _, step, _ in rounds(capsys.readouterr().out)] == [1, 1, 1]
+
+
+def reference(task, config, extrapolates):
+    """The models and the steps of three rounds, written as the papers write them."""
+    data = [task.load_data(p, NODES)[0] for p in range(NODES)]
+    sizes = np.array([len(labels) for _, labels in data])
+    w, models, steps = task.initial_parameters(), [], []
+    for _ in range(3):
+        local = [
+            task.train(w, *own, config["local-steps"], config["learning-rate"]) for own in data
+        ]
+        updates = [
+            np.concatenate([(a - b).ravel() for a, b in zip(w, x, strict=True)]) for x in local
+        ]
+        mean = np.average(updates, axis=0, weights=sizes)
+        squares = np.average([u @ u for u in updates], weights=sizes)
+        eta = max(1.0, squares / (2 * (mean @ mean + 1e-3))) if extrapolates else 1.0
+        parts = np.split(eta * mean, [w[0].size])
+        w = [x - part.reshape(x.shape) for x, part in zip(w, parts, strict=True)]
+        models.append(w)
+        steps.append(eta)
+    return models, steps
+
+
+@pytest.mark.parametrize("was", [False, True], ids=["FedExP", "FedAvg"])
+def test_the_models_are_those_of_the_papers(app, was, capsys, monkeypatch):
+    loaded, tested = app("numpyclient_app", was), []
+    test = loaded.client_app.test
+    monkeypatch.setattr(
+        loaded.client_app, "test", lambda model, *data: tested.append(model) or test(model, *data)
+    )
+    run(loaded, "numpyclient_app")
+    config = description("numpyclient_app")["tool"]["flwr"]["app"]["config"]
+    models, steps = reference(loaded.task, config, extrapolates=not was)
+    assert [step for _, step, _ in rounds(capsys.readouterr().out)] == pytest.approx(
+        steps, abs=6e-4
+    )
+    for ours, theirs in zip(tested[::NODES], models, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)

@@ -81,7 +81,7 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         self.edges, self.enough = frozenset(edges), enough
         self.clients: list[DeviceClient] = []
         self.states: dict[int, Any] = {}  # stays empty: devices keep their own
-        self._asked: dict[int, float] = {}  # when a node was last asked who it is
+        self._asked: dict[int, tuple[float, int]] = {}  # when a node may be asked again, how often
         self._pushed: dict[str, Message] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -128,27 +128,27 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         new = [
             node
             for node in sorted(nodes)
-            if node not in known
-            and now - self._asked.get(node, -_QUERY_PATIENCE) >= _QUERY_PATIENCE
+            if node not in known and now >= self._asked.get(node, (now, 0))[0]
         ]
         if not new:
             return
-        self._asked |= dict.fromkeys(new, now)
+        for node in new:  # less and less often, since all others wait for the answer
+            times = self._asked.get(node, (0.0, 0))[1]
+            self._asked[node] = now + _QUERY_PATIENCE * (1 + 2**times), times + 1
         query = RecordDict({"config": ConfigRecord({DEVICE: True})})
         messages = [Message(query, node, MessageType.QUERY) for node in new]
         found: list[tuple[int, DeviceClient]] = []
-        for reply in self.grid.send_and_receive(messages, timeout=_QUERY_PATIENCE):
+        requests = [_Request(message, (0, 1), is_edge=False) for message in messages]
+        for request, reply in self._arrivals(requests, _QUERY_PATIENCE):
+            node = request.message.metadata.dst_node_id  # whatever the reply says
             try:
-                found += self._introduced(reply)
+                found += self._introduced(node, reply)
             except Exception as error:  # a node may send anything
-                log(
-                    WARNING, "Node %d does not say who it is: %s", reply.metadata.src_node_id, error
-                )
+                log(WARNING, "Node %d does not say who it is: %s", node, error)
         self.clients += [x for _, x in sorted(found, key=lambda item: (item[0], item[1].name))]
 
-    def _introduced(self, reply: Message) -> list[tuple[int, DeviceClient]]:
+    def _introduced(self, node: int, reply: Message) -> list[tuple[int, DeviceClient]]:
         """The clients of a node, each with the partition that it plays, if it does."""
-        node = reply.metadata.src_node_id
         if reply.has_error():  # an app that answers no queries, on Flower's own node
             return [(_LAST, DeviceClient(f"node {node:020d}", node))]
         metrics: Mapping[str, Any] = reply.content.metric_records.get("metrics", {})
@@ -193,7 +193,7 @@ class DeviceGrid(OrderedGrid, MergingGrid):
             _Request(self._single(message), (p, p + 1), is_edge=False)
             for p, message in enumerate(asked)
         ]
-        for request, reply in self._arrivals(requests, timeout):
+        for request, reply in self._arrivals(requests, timeout, self.enough):
             yield _reply_to(asked[request.places[0]], reply)
 
     def send_and_merge(
@@ -212,7 +212,7 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         whole: Span = (0, len(asked))
         before = from_record(records_of(asked[0].content, ArrayRecord)[reading.arrays_key])
         parts: dict[Span, Merged] = {}
-        for request, reply in self._arrivals(self._requests(asked, reading), timeout):
+        for request, reply in self._arrivals(self._requests(asked, reading), timeout, self.enough):
             nodes = [message.metadata.dst_node_id for message in asked]
             if request.is_edge:
                 parts |= _of_edge(request.places, whole, nodes, reply, reading, before)
@@ -285,9 +285,12 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         )
 
     def _arrivals(
-        self, requests: Sequence[_Request], timeout: float | None
+        self, requests: Sequence[_Request], timeout: float | None, enough: int = 0
     ) -> Iterator[tuple[_Request, Message]]:
-        """Each request with its reply, as they come; those that do not come in time are missing."""
+        """Each request with its reply, as they come; those that do not come in time are missing.
+
+        So many sound replies as ``enough`` end it; 0: all.
+        """
         if timeout is not None:
             for request in requests:  # so that a slow device skips to the newest round
                 request.message.metadata.ttl = min(request.message.metadata.ttl, timeout + GRACE)
@@ -295,10 +298,9 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         guard, ids = guard_for(messages), self.grid.push_messages(messages)
         pending = dict(zip(ids, requests, strict=True))
         end = time.monotonic() + timeout if timeout is not None else float("inf")
-        enough, num_sound = self.enough or len(requests), 0
+        enough, num_sound = enough or len(requests), 0
         while pending and num_sound < enough and time.monotonic() < end:
-            with guard:
-                arrived = list(self.grid.pull_messages(list(pending)))
+            arrived = guard.pull(self.grid, list(pending))
             for reply in arrived:
                 if (message_id := reply.metadata.reply_to_message_id) in pending:
                     num_sound += not reply.has_error()

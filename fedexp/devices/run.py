@@ -129,13 +129,15 @@ def submitted(
     """
     link, root = submit.Link.to(site), folder.absolute()
     (unit,) = first_units(config, {config.strategy: config.strategy})
-    if resume and (run_id := _still_there(link, root)):
+    before = _told(root) if resume else {}
+    edges = str(before.get("edges", "")) or edges
+    if run_id := _still_there(link, before):
         return Deployment(site, run_id, root, unit)
-    own = {"folder": str(root), "resume": resume, "edges": _edges(link, edges)}
+    own = {"folder": str(root), "resume": resume, "edges": ids_of_edges(link, edges)}
     with tempfile.TemporaryDirectory() as app:
         write_app(Path(app), {**config.values(), **own})
         run_id = submit.start_run(Path(app), link, {})
-    save_json(root / _DEPLOYMENT, {"site": str(site.folder), "run-id": run_id})
+    save_json(root / _DEPLOYMENT, {"site": str(site.folder), "run-id": run_id, "edges": edges})
     return Deployment(site, run_id, root, unit)
 
 
@@ -211,19 +213,32 @@ def old_run(folder: Path, held: ExitStack) -> tuple[Config, Path]:
     return config, folder
 
 
-def _still_there(link: submit.Link, folder: Path) -> int:
-    """The id of the folder's run if it has not ended; else 0."""
+def _told(folder: Path) -> dict[str, Any]:
+    """What was written down when the folder's run was last submitted."""
     try:
-        run_id = int(read_json(folder / _DEPLOYMENT)["run-id"])
+        return dict(read_json(folder / _DEPLOYMENT))
+    except (OSError, ValueError):
+        return {}
+
+
+def _still_there(link: submit.Link, told: Mapping[str, Any]) -> int:
+    """The id of a run that was submitted if it has not ended; else 0."""
+    try:
+        run_id = int(told["run-id"])
         return 0 if submit.run_status(run_id, link).status == "finished" else run_id
-    except (OSError, ValueError, KeyError, RuntimeError):
+    except (ValueError, KeyError, RuntimeError):
         return 0
 
 
-def _edges(link: submit.Link, names: str) -> str:
-    """Ids of the nodes of these names."""
+def ids_of_edges(link: submit.Link, names: str) -> str:
+    """Ids of the nodes of these names, on a server that answers.
+
+    Raises:
+        ValueError: a name is no node's.
+        ConnectionError: the site is not served.
+    """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
-    known = {node.name: node.node_id for node in submit.registered_nodes(link)} if wanted else {}
+    known = {node.name: node.node_id for node in submit.registered_nodes(link)}
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"--edges {unknown[0]}: is no node of the site. Add it with provision.")
     return ",".join(str(known[name]) for name in wanted)

@@ -34,13 +34,14 @@ def run(values: dict[str, Any]) -> None:
     """
     from fedexp.devices.site import Site
 
-    site, edges = Site.of(values.pop("SITE")), values.pop("edges") or ""
+    site = Site.of(values.pop("SITE"))
     resume, overwrite = bool(values.pop("resume")), bool(values.pop("overwrite"))
     given = [f"--{key}" for key, value in values.items() if value is not None and key != "out"]
     if resume and (given or overwrite or not values["out"]):
         raise ValueError(
             "--resume takes --out FOLDER and no other flag: the run's config.toml holds them."
         )
+    edges = values.pop("edges") or ""
     with ExitStack() as held:
         _run(site, values, edges, held, resume=resume, overwrite=overwrite)
 
@@ -49,20 +50,23 @@ def _run(
     site: Any, values: dict[str, Any], edges: str, held: ExitStack, *, resume: bool, overwrite: bool
 ) -> None:
     from fedexp.devices import run as runs
+    from fedexp.devices import submit
     from fedexp.logs import without_escape_codes
 
     without_escape_codes()
-    if resume:
-        config, folder = runs.old_run(Path(values["out"]), held)
-    else:
-        asked, given = config_of(values, {**_DEFAULTS, "min-nodes": 1})
-        config, folder = runs.new_run(asked, given, held, overwrite=overwrite)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run is to stop
     try:
+        runs.ids_of_edges(submit.Link.to(site), edges)  # before there is a folder
+        if resume:
+            config, folder = runs.old_run(Path(values["out"]), held)
+        else:
+            asked, given = config_of(values, {**_DEFAULTS, "min-nodes": 1})
+            config, folder = runs.new_run(asked, given, held, overwrite=overwrite)
         going = runs.submitted(site, config, folder, edges, resume=resume)
     except (ConnectionError, RuntimeError) as error:
         fail(str(error), code=runs.NOT_SUBMITTED)
     print(f"Run {going.run_id} has begun. Its folder: {folder}", flush=True)
+    print(f"It waits up to {config.timeout:g} s for {config.min_nodes or 1} devices.", flush=True)
     _end(going, config, command("fedexp", "run", site.folder, "--resume", "--out", folder))
 
 

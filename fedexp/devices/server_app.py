@@ -10,6 +10,7 @@ from logging import INFO
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
@@ -60,7 +61,23 @@ class DeviceFederation(Federation):
 
 def description(config: Config) -> str:
     """What devices are told of the data, as text."""
-    return description_of(Federation(config).dataset, target=config.target).text()
+    dataset = Federation(config).dataset
+    mean, std = _standardisation(config, dataset.train[0])
+    return description_of(dataset, target=config.target, mean=mean, std=std).text()
+
+
+def _standardisation(
+    config: Config, standardised: torch.Tensor
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and spread by which the server's inputs became what they are; empty without."""
+    if not config.standardize:
+        return (), ()
+    plain = Federation(config.model_copy(update={"standardize": False})).dataset.train[0].double()
+    axes = (0, *range(2, plain.ndim))  # all but features, or channels of images
+    std, mean = torch.std_mean(plain, axes, correction=0)
+    changed = (plain != standardised).sum(axes) > 0  # numbers; categories stay 0 and 1
+    varies = changed & (plain.amax(axes) > plain.amin(axes))
+    return tuple(mean.where(changed, 0.0).tolist()), tuple(std.where(varies, 1.0).tolist())
 
 
 def devices_of(grid: Grid, config: Config, run_config: Mapping[str, Any]) -> DeviceGrid:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -14,6 +13,9 @@ from fedexp.merged import Merged, MergingGrid, merging
 from fedexp.records import num_bytes
 from fedexp.strategies.waiting import Waiting
 from fedexp.wire import ReplyFormat
+
+if TYPE_CHECKING:
+    from fedexp.simulation.flower.uploads import Uploads
 
 _SLICE = 4  # replies pulled together: what the server holds at once
 GRACE = 2.0  # seconds that a message outlives its round: else the SuperLink's error comes first
@@ -100,13 +102,13 @@ class Stream:
         return self._pull(pending, time.monotonic() + seconds, enough, guard)
 
     def _pull(
-        self, pending: list[str], end: float, enough: float, guard: AbstractContextManager[Any]
+        self, pending: list[str], end: float, enough: float, guard: Uploads
     ) -> Iterator[Message]:
         sound = 0
         while pending and time.monotonic() < end and sound < enough:
             arrived: set[str] = set()
             for start in range(0, len(pending), _SLICE):
-                for reply in self._pulled(pending[start : start + _SLICE], guard):
+                for reply in guard.pull(self.grid, pending[start : start + _SLICE]):
                     arrived.add(reply.metadata.reply_to_message_id)
                     sound += not reply.has_error()
                     yield reply
@@ -117,18 +119,14 @@ class Stream:
                 time.sleep(_PAUSE)
             pending = left
 
-    def _pulled(self, ids: list[str], guard: AbstractContextManager[Any]) -> Iterable[Message]:
-        with guard:
-            return self.grid.pull_messages(ids)
 
-
-def guard_for(messages: Sequence[Message]) -> AbstractContextManager[Any]:
-    """While it is entered, replies are refused that are far larger than ``messages``."""
+def guard_for(messages: Sequence[Message]) -> Uploads:
+    """Pulls the replies to ``messages``, and refuses those that are far larger."""
     # Only here does Flower unpack what came over a network. Its grid takes long to import.
-    from fedexp.simulation.flower.inflation import measured
+    from fedexp.simulation.flower.uploads import Uploads
 
     contents = {id(message.content): message.content for message in messages}.values()
-    return measured(_SPARE * max(map(num_bytes, contents), default=0) + _OVERHEAD)
+    return Uploads(_SPARE * max(map(num_bytes, contents), default=0) + _OVERHEAD)
 
 
 Grid.register(Stream)

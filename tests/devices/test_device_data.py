@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from fedexp.config import Config
 from fedexp.datasets import data
 from fedexp.devices.data_description import DataDescription, description_of
 from fedexp.devices.device_data import read_device_data
+from fedexp.devices.server_app import description
 from fedexp.devices.told import own_context
+from fedexp.factories import dataset_of
 
 NUMBERS = DataDescription((2,), num_classes=2)
 TABLE = DataDescription(
@@ -166,3 +169,17 @@ def test_a_server_may_not_choose_code_of_the_device(key):
     context = Context(1, 7, {}, RecordDict(), {})
     with pytest.raises(ValueError, match="a server may not choose which code"):
         own_context(Message(content, 7, "train"), context)
+
+
+def test_devices_standardise_as_the_server_standardises_its_own_rows(tmp_path):
+    file = tmp_path / "rows.csv"
+    ages = np.random.default_rng(1).normal(50.0, 20.0, 30).tolist()
+    rows = [f"{age},{'mf'[i % 2]},7,{'yn'[i % 3 == 0]}" for i, age in enumerate(ages)]
+    file.write_text("\n".join(["age,sex,always,sick", *rows]))
+    keys = {"data": str(file), "target": "sick", "standardize": True, "model": "linear"}
+    config = Config.of(keys)
+    described = DataDescription.of_text(description(config))
+    inputs = dataset_of(config).train[0].numpy(), dataset_of(config).test[0].numpy()
+    theirs, mine = np.concatenate(inputs), read_device_data(file, described).train[0]
+    assert abs(theirs[:, 0]).max() < 5.0
+    assert np.sort(mine, axis=0) == pytest.approx(np.sort(theirs, axis=0), abs=1e-6)

@@ -1,5 +1,6 @@
 """A federation of devices is a simulation with the same rows, to the last bit."""
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,39 @@ def test_a_node_that_is_not_listed_may_not_answer_for_others(paths, logged):
     grid = device_grid(WireGrid(nodes, CONFIG))
     assert grid.get_node_ids() == [2]
     assert any("not listed as an edge" in line for line in logged)
+
+
+def test_a_node_that_writes_the_id_of_an_edge_under_its_reply_is_no_edge(paths, logged):
+    def pretending(message: Message, context: Context) -> Message:
+        reply = Edge(device_app, paths[:2], "a")(message, context)
+        reply.metadata.__dict__["_src_node_id"] = 9
+        return reply
+
+    wire = WireGrid({9: node(paths[0], "b"), 3: (pretending, {})}, CONFIG)
+    wire.away.add(9)  # so that the other is asked first
+    grid = device_grid(wire, edges=[9])
+    assert grid.get_node_ids() == []
+    assert any("Node 3 does not say who it is" in line for line in logged)
+
+
+def test_a_node_that_does_not_say_who_it_is_holds_the_others_up_less_and_less(paths, monkeypatch):
+    monkeypatch.setattr("fedexp.devices.device_grid._QUERY_PATIENCE", 0.05)
+    wire = WireGrid({9: node(paths[0], "b"), 3: node(paths[1], "c")}, CONFIG)
+    push = wire.push_messages
+
+    def lossy(messages: Any) -> list[str]:
+        ids = push(messages)
+        for i, message in zip(ids, messages, strict=True):
+            if message.metadata.dst_node_id == 3:
+                wire.replies.pop(i)
+        return ids
+
+    wire.push_messages = lossy  # type: ignore[method-assign]
+    grid, end = device_grid(wire), time.monotonic() + 1.5
+    while time.monotonic() < end:
+        assert grid.get_node_ids() == [2]
+    asked = [message for message in wire.sent if message.metadata.dst_node_id == 3]
+    assert 2 <= len(asked) <= 6  # every 0.1 s it would be 15
 
 
 def test_a_node_of_flowers_takes_part_whatever_it_says_of_itself(rows, paths):

@@ -83,6 +83,8 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         self.states: dict[int, Any] = {}  # stays empty: devices keep their own
         self._asked: dict[int, tuple[float, int]] = {}  # when a node may be asked again, how often
         self._pushed: dict[str, Message] = {}
+        self._least, self._patience = 0, float("inf")
+        self._short_since: float | None = None  # when there were first too few clients
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.grid, name)
@@ -104,23 +106,36 @@ class DeviceGrid(OrderedGrid, MergingGrid):
         """Nothing: a device forgets with a new run."""
 
     def wait_for(self, number: int, timeout: float = float("inf")) -> None:
-        """Wait until ``number`` clients are there.
+        """Wait until ``number`` clients are there; later rounds do the same.
 
         Raises:
-            ValueError: they do not come in ``timeout`` seconds.
+            ValueError: they do not come in ``timeout`` seconds, now or later.
         """
-        end = time.monotonic() + timeout
+        self._least, self._patience = number, timeout
+        self._short_since = None
         while len(there := self.get_node_ids()) < number:
-            if time.monotonic() > end:
-                raise ValueError(f"{len(there)} of {number} devices came within {timeout:g} s.")
             log(INFO, "Waiting for devices: %d of %d.", len(there), number)
             time.sleep(1)
 
     def get_node_ids(self) -> list[int]:
-        """The clients whose nodes are there, in their order."""
+        """The clients whose nodes are there, in their order.
+
+        Raises:
+            ValueError: for longer than ``wait_for`` allows they are fewer than it waits for.
+        """
         nodes = set(self.grid.get_node_ids())
         self._meet(nodes)
-        return [p + FIRST_NODE_ID for p, x in enumerate(self.clients) if x.node in nodes]
+        there = [p + FIRST_NODE_ID for p, x in enumerate(self.clients) if x.node in nodes]
+        now = time.monotonic()
+        if len(there) >= self._least:
+            self._short_since = None
+        elif self._short_since is None:
+            self._short_since = now
+        elif now - self._short_since > self._patience:
+            raise ValueError(
+                f"{len(there)} of {self._least} devices came within {self._patience:g} s."
+            )
+        return there
 
     def _meet(self, nodes: Collection[int]) -> None:
         """Ask nodes that nobody knows who they are, and number their clients."""

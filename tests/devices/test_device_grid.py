@@ -279,3 +279,19 @@ def test_a_server_waits_for_devices_as_long_as_it_is_told(paths):
     grid.wait_for(1)
     with pytest.raises(ValueError, match="1 of 2 devices came within 0 s"):
         grid.wait_for(2, timeout=0.0)
+
+
+def test_a_run_whose_devices_have_gone_ends_when_it_has_waited_long_enough(paths):
+    wire = WireGrid({3 + p: node(paths[p], f"n{p}") for p in range(2)}, CONFIG)
+    grid = device_grid(wire)
+    grid.wait_for(2, timeout=0.1)
+    trained(grid, num_rounds=1)
+    wire.away.add(4)
+    with pytest.raises(ValueError, match=r"1 of 2 devices came within 0.1 s"):
+        rounds_of_two(grid)
+
+
+def rounds_of_two(grid: DeviceGrid) -> None:
+    strategy = FedExP(fraction_evaluate=0.0, min_available_nodes=2, seed=0)
+    start = to_record({k: x.numpy() for k, x in model().state_dict().items()})
+    list(rounds(strategy, grid, start, num_rounds=2))

@@ -54,7 +54,6 @@ def _run(
     from fedexp.logs import without_escape_codes
 
     without_escape_codes()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run is to stop
     try:
         runs.ids_of_edges(submit.Link.to(site), edges)  # before there is a folder
         if resume:
@@ -62,6 +61,7 @@ def _run(
         else:
             asked, given = config_of(values, {**_DEFAULTS, "min-nodes": 1})
             config, folder = runs.new_run(asked, given, held, overwrite=overwrite)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run is to stop
         going = runs.submitted(site, config, folder, edges, resume=resume)
     except (ConnectionError, RuntimeError) as error:
         fail(str(error), code=runs.NOT_SUBMITTED)

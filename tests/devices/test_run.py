@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from sites import free_port, new_site
 
 import fedexp
+from fedexp.cli import main
 from fedexp.config import Config
 from fedexp.devices import serving, submit
 from fedexp.factories import dataset_of, partition_of
@@ -83,6 +84,13 @@ class Processes(contextlib.ExitStack):
         return self.start(*FEDEXP, "run", str(self.site.folder), *map(str, flags), log="run")
 
 
+@pytest.fixture(scope="module")
+def anna(served):
+    """A device that stays through all runs, whatever becomes of the others."""
+    with Processes(served) as made:
+        yield made.device("anna")
+
+
 def _end(process):
     process.terminate()
     try:
@@ -130,16 +138,16 @@ def simulated():
     )
 
 
-def test_devices_and_a_supernode_give_the_bits_of_a_simulation(processes, tmp_path):
+def test_devices_and_a_supernode_give_the_bits_of_a_simulation(anna, processes, tmp_path):
     out = tmp_path / "out"
-    started = [processes.device(name) for name in NAMES[:2]] + [processes.supernode("clinic")]
-    run = processes.run(*FLAGS, "--rounds", 5, "--out", out)
+    started = [anna, processes.device("bob"), processes.supernode("clinic")]
+    run = processes.run(*FLAGS, "--rounds", 2, "--out", out)
     assert run.wait(150) == 0, said(processes)
     plain = fedexp.simulate(
         strategy="fedexp",
         robust=True,
         fraction_train=1.0,
-        num_server_rounds=5,
+        num_server_rounds=2,
         engine="serial",
         vectorize="off",
         out=tmp_path / "simulated",
@@ -151,8 +159,8 @@ def test_devices_and_a_supernode_give_the_bits_of_a_simulation(processes, tmp_pa
     assert ours.keys() == theirs.keys()
     assert all(ours[k].tobytes() == theirs[k].tobytes() for k in ours)
     lines = said(processes).splitlines()
-    assert sum(line.startswith("round ") for line in lines) == 5
-    assert re.match(r"round 5/5: 3 clients, accuracy 0\.\d+, step ", lines[-3])
+    assert sum(line.startswith("round ") for line in lines) == 2
+    assert re.match(r"round 2/2: 3 clients, accuracy 0\.\d+, step ", lines[-3])
     for name in ("report.html", "config.toml", "fedexp/checkpoint.safetensors", "curves.png"):
         assert (out / name).stat().st_size
     assert [x["num-clients"] for x in rows(out)] == [x["num-clients"] for x in plain.metrics]
@@ -160,10 +168,10 @@ def test_devices_and_a_supernode_give_the_bits_of_a_simulation(processes, tmp_pa
 
 
 def test_what_dies_comes_back_and_the_run_ends_where_it_would_have(
-    served, processes, simulated, tmp_path
+    served, anna, processes, simulated, tmp_path
 ):
     out = tmp_path / "out"
-    devices = {name: processes.device(name) for name in NAMES}
+    devices = {name: processes.device(name) for name in NAMES[1:]}
     first = processes.run(*FLAGS, "--rounds", 10, "--deadline", 6, "--out", out)
     until(lambda: len(rows(out)) >= 1)
     devices["bob"].kill()
@@ -182,9 +190,8 @@ def test_what_dies_comes_back_and_the_run_ends_where_it_would_have(
     assert any(x["num-clients"] == 2 for x in found), "bob was away"
 
 
-def test_a_slow_device_is_late_and_a_bomb_does_no_harm(processes, tmp_path):
+def test_a_slow_device_is_late_and_a_bomb_does_no_harm(anna, processes, tmp_path):
     out = tmp_path / "out"
-    processes.device("anna")
     processes.device("bob", "--app", "slow_app:slow")
     processes.device("clinic", "--app", "slow_app:bomb")
     run = processes.run(*FLAGS, "--rounds", 2, "--deadline", 10, "--out", out)
@@ -198,14 +205,12 @@ def test_a_slow_device_is_late_and_a_bomb_does_no_harm(processes, tmp_path):
         assert (row["num-clients"], row["num-late"], row["num-failures"]) == (1, 1, 1)
         assert row["round-seconds"] < 18
         (reason,) = row["failures"]
-        assert "its arrays need" in reason
+        assert re.search(r"its arrays need|more than [\d,]+ bytes", reason)
     assert "1 failed, 1 late" in said(processes)
 
 
-def test_a_run_can_be_stopped_and_nobody_who_takes_it_is_code_4(processes, tmp_path):
-    for name in NAMES:
-        processes.device(name)
-    run = processes.run(*FLAGS, "--rounds", 500, "--out", tmp_path / "out")
+def test_a_run_can_be_stopped(anna, processes, tmp_path):
+    run = processes.run("--local-steps", 10, "--rounds", 500, "--out", tmp_path / "out")
     until(lambda: rows(tmp_path / "out"))
     run.send_signal(signal.SIGINT)
     assert run.wait(60) == 3
@@ -228,25 +233,30 @@ def test_a_run_without_devices_ends_with_code_4(processes, tmp_path):
         (("--edges", "nobody"), "--edges nobody: is no node of the site."),
         (("--resume",), "--resume takes --out FOLDER and no other flag"),
         (("--deadline", "-1"), "deadline"),
+        (("--resume", "--edges", "anna"), "and no other flag"),
     ],
 )
-def test_wrong_input_is_one_line_and_code_2(served, flags, line, tmp_path):
-    if flags != ("--resume",):
+def test_wrong_input_is_one_line_and_code_2(served, flags, line, tmp_path, capsys):
+    if flags != ("--resume",):  # which lacks it
         flags = (*flags, "--out", str(tmp_path / "out"))
-    command = [*FEDEXP, "run", str(served.site.folder), *flags]
-    ended = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert ended.returncode == 2
-    assert line in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
+    assert _refused(served.site, *flags) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_site_that_is_not_served_is_code_2(tmp_path):
+def test_a_site_that_is_not_served_is_code_2(tmp_path, capsys):
     site = new_site(tmp_path / "site", "anna")
-    command = [*FEDEXP, "run", str(site.folder), "--out", str(tmp_path / "out")]
-    ended = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert ended.returncode == 2
-    assert "no SuperLink answers" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert _refused(site, "--out", str(tmp_path / "out")) == 2
+    assert "no SuperLink answers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def _refused(site, *flags):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(site.folder), *flags])
+    return ended.value.code
 
 
 def _serverapps(site):

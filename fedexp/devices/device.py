@@ -15,11 +15,12 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedexp import keys
 from fedexp.devices.flower.failures import Away, Rejected, RunEnded, UnknownNode
 from fedexp.devices.flower.fleet import FleetLink, FleetTask
 from fedexp.devices.node_folder import NodeFolder
 from fedexp.devices.patience import Patience, Stopped, StopSign, waits
-from fedexp.devices.told import asks_who, introduced
+from fedexp.devices.told import asks_who, introduced, settings_of
 from fedexp.simulation.flower.messages import message_with
 from fedexp.simulation.grid import answer, error_reply
 
@@ -137,9 +138,8 @@ class Device:
                 raise
             self._say_once(str(error))
             return error_reply(_unread(task), str(error))
-        kind, round_ = message.metadata.message_type, message.metadata.group_id
         reply = self._answer(message, context)
-        say(f"{kind} {round_}: {'failed' if reply.has_error() else 'done'}")
+        say(f"{_title(message)}: {'failed' if reply.has_error() else 'done'}")
         if reply.has_error():
             self._say_once(str(reply.error.reason))
         return reply
@@ -218,6 +218,13 @@ def _heartbeats(link: FleetLink) -> Iterator[None]:
     finally:
         end.set()
         thread.join()
+
+
+def _title(message: Message) -> str:
+    """What a message is about, such as "train, round 3"."""
+    number = settings_of(message).get(keys.SERVER_ROUND) if message.has_content() else None
+    kind = message.metadata.message_type
+    return kind if number is None else f"{kind}, round {str(number)[:20]}"
 
 
 def _unread(task: FleetTask) -> Message:

@@ -56,7 +56,7 @@ def clients(units: Sequence[UnitResult], classes: Mapping[str, str]) -> MetricsR
 
 
 def failures(units: Sequence[UnitResult]) -> list[MetricsRow]:
-    """What failed, a row for each strategy and kind: replies, nodes and rounds."""
+    """What failed or was late, a row for each strategy and kind: replies, nodes and rounds."""
     found = []
     for name, group in groups_of(units).items():
         kinds: dict[str, list[tuple[int, Any]]] = {}
@@ -64,17 +64,29 @@ def failures(units: Sequence[UnitResult]) -> list[MetricsRow]:
             for reason, nodes in (row.get("failures") or {}).items():
                 kinds.setdefault(str(reason), []).extend((row["round"], node) for node in nodes)
         for reason, cases in kinds.items():
-            first, last = min(r for r, _ in cases), max(r for r, _ in cases)
             found.append(
                 {
                     "strategy": name,
                     "reason": reason,
                     "replies": len(cases),
                     "nodes": len({node for _, node in cases}),
-                    "rounds": str(first) if first == last else f"{first} to {last}",
+                    "rounds": _from_to([r for r, _ in cases]),
                 }
             )
+        rows = [row for unit in group for row in unit.rows if row.get("num-late")]
+        if rows:
+            number = sum(int(row["num-late"]) for row in rows)
+            told = {"replies": number, "nodes": "", "rounds": _from_to([x["round"] for x in rows])}
+            found.append({"strategy": name, "reason": _LATE, **told})
     return found
+
+
+_LATE = "missing when the round ended; whatever comes later is ignored"
+
+
+def _from_to(rounds: Sequence[int]) -> str:
+    first, last = min(rounds), max(rounds)
+    return str(first) if first == last else f"{first} to {last}"
 
 
 def costs(rows: Sequence[MetricsRow]) -> tuple[list[str], list[list[str]]]:

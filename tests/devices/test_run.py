@@ -207,6 +207,8 @@ def test_a_slow_device_is_late_and_a_bomb_does_no_harm(anna, processes, tmp_path
         (reason,) = row["failures"]
         assert re.search(r"its arrays need|more than [\d,]+ bytes", reason)
     assert "1 failed, 1 late" in said(processes)
+    assert "missing when the round ended" in (out / "report.html").read_text()
+    assert "train, round 2: done" in (processes.folder / "anna.log").read_text()
 
 
 def test_a_run_can_be_stopped(anna, processes, tmp_path):

@@ -166,6 +166,13 @@ def test_failures_are_counted_by_kind():
     assert (other["reason"], other["replies"], other["rounds"]) == ("no reply", 1, "2")
 
 
+def test_replies_that_were_missing_at_the_end_of_a_round_are_listed():
+    rows = ({"round": 2, "num-late": 1}, {"round": 3}, {"round": 4, "num-late": 2})
+    (late,) = sections.failures([replace(FULL, rows=rows)])
+    assert (late["replies"], late["rounds"]) == (3, "2 to 4")
+    assert "missing when the round ended" in late["reason"]
+
+
 def test_time_is_split_and_traffic_summed():
     text = Page(render(ALL)).text
     for word in ("0.25", "0.12", "0.06", "0.50", "3 MB", "1 MB"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fedexp.files import reason
 from fedexp.flags import add_run_flags, config_of
 from fedexp.parser import Once, Parser, fail
 from fedexp.terminal import command
@@ -89,7 +91,11 @@ def _end(going: Any, config: Any, again: str) -> None:
         fail(str(error), code=runs.NOT_TAKEN)
     except ConnectionError as error:
         fail(f"{error} Go on with: {again}", code=runs.FAILED)
-    page = runs.finished(going, config)
+    try:
+        page = runs.finished(going, config)
+    except OSError as error:  # the folder has gone, or the disk is full
+        page = ""
+        print(f"fedexp: no report was written: {reason(error)}.", file=sys.stderr)
     if page:
         print(f"Run folder: {going.folder}\nReport: {page}")
     if ended.sub_status == "stopped":

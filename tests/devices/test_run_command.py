@@ -1,0 +1,50 @@
+"""How `fedexp run` ends, whatever became of the run and its folder."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fedexp.config import Config
+from fedexp.devices import run
+from fedexp.devices.run_command import _end
+from fedexp.devices.submit import RunStatus
+
+
+def ended(sub_status, details=""):
+    """A run that ended so."""
+    status = RunStatus("finished", sub_status, details, bytes_sent=0, bytes_received=0)
+    return SimpleNamespace(watch=lambda on_row: status, folder=Path("out"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line_and_the_run_has_completed(
+    monkeypatch, capsys
+):
+    def full(going, config):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "finished", full)
+    _end(ended("completed"), Config(), "again")
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "no report was written: No space left on device" in said.err
+    assert "Report" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("sub_status", "details", "code", "line"),
+    [
+        ("failed", "ValueError: the model is NaN.", 1, "the model is NaN. Go on with: again"),
+        ("failed", "", 1, "Flower does not say why"),
+        ("stopped", "", 3, "the run was stopped"),
+        ("failed", "1 of 3 devices came within 5 s.", 4, "1 of 3 devices"),
+    ],
+)
+def test_a_run_that_did_not_complete_has_its_own_code(
+    sub_status, details, code, line, monkeypatch, capsys
+):
+    monkeypatch.setattr(run, "finished", lambda going, config: "")
+    with pytest.raises(SystemExit) as end:
+        _end(ended(sub_status, details), Config(), "again")
+    assert end.value.code == code
+    assert line in capsys.readouterr().err

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from logging import INFO, WARNING
 from typing import Any, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
@@ -31,6 +31,7 @@ from fedexp.wire import BadReply, ClientResult, ReplyFormat
 
 _PAUSE = 0.2  # seconds between looks for replies
 _QUERY_PATIENCE = 30.0  # seconds that a new node has to say who it is
+_LONGEST_REASON = 500  # characters that are kept of what a device says
 _LAST = 1 << 62  # the place of a node that says nothing of itself
 
 
@@ -240,7 +241,9 @@ class DeviceGrid(OrderedGrid, MergingGrid):
             del reply
         for part in _missing(whole, parts):  # of those that are late: nothing to add
             parts[part] = Merged()
-        return combine(whole, parts)
+        merged = combine(whole, parts)
+        failures = tuple((node, _line(reason)) for node, reason in merged.failures)
+        return replace(merged, failures=failures)
 
     def _requests(self, asked: Sequence[Message], reading: ReplyFormat) -> list[_Request]:
         """A message to each device, and one to each edge for its clients that are neighbours."""
@@ -327,8 +330,15 @@ class DeviceGrid(OrderedGrid, MergingGrid):
 def _reply_to(asked: Message, reply: Message) -> Message:
     """``reply`` of a node as that of the client that was asked."""
     if reply.has_error():
-        return Message(reply.error, reply_to=asked)
+        error = Error(reply.error.code, _line(reply.error.reason))
+        return Message(error, reply_to=asked)
     return Message(reply.content, reply_to=asked)
+
+
+def _line(reason: str | None) -> str:
+    """What a device says went wrong, as one line: it may say anything, at any length."""
+    text = " ".join((reason or "")[:_LONGEST_REASON].split())
+    return "".join(x if x.isprintable() else "?" for x in text)
 
 
 def _result(node: int, reply: Message, reading: ReplyFormat, before: Arrays) -> ClientResult:

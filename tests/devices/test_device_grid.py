@@ -196,6 +196,23 @@ def test_a_node_of_flowers_takes_part_whatever_it_says_of_itself(rows, paths):
     assert [client.node for client in grid.clients] == [6, 5]
 
 
+def test_whatever_a_device_says_went_wrong_is_one_short_line(paths):
+    def shouting(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "query":
+            return answer(device_app, message, context)
+        return error_reply(message, "\x1b[31mred\n\nround 9: done " + "x" * 100_000)
+
+    nodes = {3: node(paths[0], "a"), 4: (shouting, {"name": "b"})}
+    grid = device_grid(WireGrid(nodes, CONFIG))
+    _, seen = trained(grid, num_rounds=1)
+    ((_, reason),) = seen[0].training.failures
+    assert reason.startswith("?[31mred round 9: done xxx")
+    assert len(reason) <= 500
+    asked = Message(RecordDict(), grid.get_node_ids()[1], "evaluate")
+    (reply,) = grid.send_and_receive([asked], timeout=5.0)
+    assert len(reply.error.reason) <= 500
+
+
 def test_an_edge_answers_with_sums_or_not_at_all(paths):
     respond, config = edge_of(paths, "edge")
     context = Context(1, 9, config, RecordDict(), dict(CONFIG))

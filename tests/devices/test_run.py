@@ -176,6 +176,7 @@ def test_what_dies_comes_back_and_the_run_ends_where_it_would_have(
     until(lambda: len(rows(out)) >= 1)
     devices["bob"].kill()
     devices["bob"].wait()
+    until(lambda: any(x["num-clients"] == 2 for x in rows(out)))
     processes.device("bob")
     until(lambda: len(rows(out)) >= 3)
     os.kill(served.superlink_pid, signal.SIGKILL)
@@ -187,7 +188,7 @@ def test_what_dies_comes_back_and_the_run_ends_where_it_would_have(
     assert [x["round"] for x in found] == list(range(1, 11))
     apart = found[-1]["mean-test-accuracy"] - simulated.metrics[-1]["mean-test-accuracy"]
     assert abs(apart) <= 0.01
-    assert any(x["num-clients"] == 2 for x in found), "bob was away"
+    assert found[-1]["num-clients"] == 3, "bob is back"
 
 
 def test_a_slow_device_is_late_and_a_bomb_does_no_harm(anna, processes, tmp_path):

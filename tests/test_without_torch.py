@@ -11,6 +11,7 @@ import fedexp
 from tests.without_torch import trained
 
 ROOT = Path(__file__).parents[1]
+RAY = "ray is not installed. Run: pip install 'fedexp[simulation]'"
 TORCH = "torch is not installed. Run: pip install 'fedexp[torch]'"
 SIMULATION = "torch is not installed. Run: pip install 'fedexp[simulation]'"
 # Public names that work with NumPy alone; None where all of a package do.
@@ -80,7 +81,7 @@ def test_a_name_works_or_says_what_to_install(found, package):
     names = found["packages"][package]["names"]
     works = set(names) if WORKS[package] is None else WORKS[package]
     assert {name for name, line in names.items() if line == "nothing"} == works
-    line = SIMULATION if package in ("", ".simulation") else TORCH
+    line = {"": SIMULATION, ".simulation": RAY}.get(package, TORCH)
     assert {names[name] for name in names.keys() - works} <= {line}
 
 

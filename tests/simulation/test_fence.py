@@ -32,6 +32,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
     get_object_head_values_from_object_content,
 )
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 from flwr.superlink.grid import http_grid
 from private_names import private_names
 from torch.autograd import profiler
@@ -101,6 +102,22 @@ def _the_objects_that_a_reply_is_stored_as():
     body = ProtoMessage.FromString(get_object_body(reply.deflate(), Message))
     assert metadata_from_proto(body.metadata).dst_node_id == 7
     assert ErrorCode.MESSAGE_UNAVAILABLE
+
+
+@canary(
+    "flwr",
+    "flower/uploads.py: Uploads",
+    "flwr.supercore.inflatable.inflatable_utils.ObjectPullError",
+    "flwr.supercore.inflatable.inflatable_utils.ObjectUnavailableError",
+    "http_grid.pull_objects",
+)
+def _what_flowers_grid_does_while_a_reply_is_on_its_way():
+    given = list(inspect.signature(http_grid.pull_objects).parameters)
+    assert given[:2] == ["object_ids", "pull_object_fn"]
+    source = inspect.getsource(http_grid.HttpGrid.pull_messages)
+    assert "except ObjectPullError" in source
+    assert "'the id'" in str(ObjectPullError("the id", "why"))
+    assert not issubclass(ObjectUnavailableError, ObjectPullError)
 
 
 @canary("flwr", "flower/lazy_arrays.py: LazyArray, and contents.py: Content", "__qualname__")

@@ -48,6 +48,10 @@ class _Upload:
     announced: Message | None = None
     looked: float = 0.0
 
+    def announce(self, reply: Message) -> None:
+        """Keep the error reply that Flower made of it."""
+        self.announced = reply
+
     def is_whole(self, most: int) -> bool:
         """Fetch what has come since; whether that is all.
 
@@ -108,7 +112,7 @@ class Uploads:
         reason = str(reply.error.reason) if reply.has_error() else ""
         for root, upload in self._begun.items():
             if f"'{root}'" in reason:
-                upload.announced = reply
+                upload.announce(reply)
                 self._open[reply.metadata.reply_to_message_id] = self._begun.pop(root)
                 return True
         return False

@@ -17,6 +17,12 @@ LINE = "run a strategy on the devices of a site"
 USAGE = "SITE [--FLAG VALUE ...] | SITE --resume --out FOLDER"
 _DEFAULTS = {"strategy": "fedexp", "robust": True, "fraction-train": 1.0}
 
+_FORMS = {
+    "test-accuracy": "accuracy {:.3f}",
+    "test-loss": "loss {:.4g}",
+    "server-step-size": "step {:.3g}",
+}
+
 
 def add_device_run_flags(parser: Parser) -> None:
     """Add the flags of the command."""
@@ -119,13 +125,9 @@ def round_line(row: dict[str, Any], num_rounds: int) -> str:
     parts.append(clients)
     for key, word in (("num-failures", "failed"), ("num-late", "late")):
         parts += [f"{row[key]} {word}"] if row.get(key) else []
-    for key, form in (
-        ("test-accuracy", "accuracy {:.3f}"),
-        ("test-loss", "loss {:.4g}"),
-        ("server-step-size", "step {:.3g}"),
-    ):
-        parts += [form.format(row[key])] if row.get(key) is not None else []
-        if key == "test-accuracy" and row.get(key) is not None:
-            row = {**row, "test-loss": None}
+    # The accuracy says it all where there is one.
+    score = "test-loss" if row.get("test-accuracy") is None else "test-accuracy"
+    for key in (score, "server-step-size"):
+        parts += [_FORMS[key].format(row[key])] if row.get(key) is not None else []
     parts.append(f"{row['round-seconds']:.1f} s")
     return f"round {row['round']}/{num_rounds}: {', '.join(parts)}"

@@ -3,10 +3,15 @@
 import asyncio
 import socket
 import ssl
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from fedexp.devices.provision import create
 from fedexp.devices.site import Site
+
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -70,3 +75,12 @@ def request(target: str, method: str = "POST", *headers: str, body: bytes = b"")
 def status_of(answer: bytes) -> int:
     """The first status in ``answer``; 0 if there is none."""
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
+
+
+def until(condition: Callable[[], T], seconds: float = 90.0) -> T:
+    """What ``condition`` returns, once that is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+    return found

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from sites import free_port, new_site
+from sites import free_port, new_site, until
 
 import fedexp
 from fedexp.cli import main
@@ -107,14 +107,6 @@ def processes(served):
         yield made
 
 
-def until(condition, seconds=90.0):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-    return found
-
-
 def rows(out):
     file = out / "fedexp" / "metrics.jsonl"
     return [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
@@ -124,16 +116,16 @@ def said(processes):
     return (processes.folder / "run.log").read_text()
 
 
-@pytest.fixture(scope="module")
-def simulated():
-    """The same federation without devices."""
+def without_devices(num_rounds, out=None):
+    """The same federation as a simulation."""
     return fedexp.simulate(
         strategy="fedexp",
         robust=True,
         fraction_train=1.0,
-        num_server_rounds=10,
+        num_server_rounds=num_rounds,
         engine="serial",
         vectorize="off",
+        out=out,
         **{key.replace("-", "_"): value for key, value in DATA.items()},
     )
 
@@ -143,16 +135,7 @@ def test_devices_and_a_supernode_give_the_bits_of_a_simulation(anna, processes, 
     started = [anna, processes.device("bob"), processes.supernode("clinic")]
     run = processes.run(*FLAGS, "--rounds", 2, "--out", out)
     assert run.wait(150) == 0, said(processes)
-    plain = fedexp.simulate(
-        strategy="fedexp",
-        robust=True,
-        fraction_train=1.0,
-        num_server_rounds=2,
-        engine="serial",
-        vectorize="off",
-        out=tmp_path / "simulated",
-        **{key.replace("-", "_"): value for key, value in DATA.items()},
-    )
+    plain = without_devices(2, tmp_path / "simulated")
     ours, theirs = (
         load_file(x / "fedexp" / "model.safetensors") for x in (out, tmp_path / "simulated")
     )
@@ -168,7 +151,7 @@ def test_devices_and_a_supernode_give_the_bits_of_a_simulation(anna, processes, 
 
 
 def test_what_dies_comes_back_and_the_run_ends_where_it_would_have(
-    served, anna, processes, simulated, tmp_path
+    served, anna, processes, tmp_path
 ):
     out = tmp_path / "out"
     devices = {name: processes.device(name) for name in NAMES[1:]}
@@ -186,7 +169,7 @@ def test_what_dies_comes_back_and_the_run_ends_where_it_would_have(
     assert second.wait(200) == 0, said(processes)
     found = rows(out)
     assert [x["round"] for x in found] == list(range(1, 11))
-    apart = found[-1]["mean-test-accuracy"] - simulated.metrics[-1]["mean-test-accuracy"]
+    apart = found[-1]["mean-test-accuracy"] - without_devices(10).metrics[-1]["mean-test-accuracy"]
     assert abs(apart) <= 0.01
     assert found[-1]["num-clients"] == 3, "bob is back"
 

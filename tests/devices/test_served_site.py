@@ -8,14 +8,13 @@ import socket
 import ssl
 import subprocess
 import sysconfig
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
-from sites import exchange, free_port, new_site, request, trusting
+from sites import exchange, free_port, new_site, request, trusting, until
 
 from fedexp import cli
 from fedexp.devices import Link, provision, serving, submit
@@ -58,15 +57,6 @@ def alive(pid):
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
-
-
-def until(condition, seconds=60.0):
-    """What ``condition`` returns, once that is true."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-    return found
 
 
 def outsider(site, certificate=None):

@@ -30,17 +30,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "records": {"arrays", "simulation.flower"},
     "sums": set(),
     "foreign_draws": set(),
+    "privacy": {"extras", "specs", "keys"},  # mathematics: no Flower, no PyTorch at import
     "stats": {"arrays", "sums"},
     "wire": {"keys", "arrays", "records"},
     "merged": {"arrays", "records", "stats", "wire"},
-    "strategies": SERVER - {"rounds"},
+    "strategies": SERVER - {"rounds"} | {"privacy"},
     "rounds": SERVER,
     "augmentation": {"extras", "specs"},
     "hypergradients": set(),
     "learned_steps": set(),
     "datasets": TOOLS | LEARNING - {"clients"},
     "models": TOOLS | LEARNING - {"clients"},
-    "clients": RECORDS | LEARNING | {"wire", "augmentation", "hypergradients", "learned_steps"},
+    "clients": RECORDS
+    | LEARNING
+    | {"wire", "augmentation", "hypergradients", "learned_steps", "privacy"},
     "config": TOOLS | {"clients"},  # their settings, and so their defaults
     "progress": TOOLS,
     "console": TOOLS | {"progress"},

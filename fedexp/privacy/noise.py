@@ -42,7 +42,8 @@ class SystemNoise:
         """``size`` draws, uniform in (0, 1)."""
         bits = np.frombuffer(os.urandom(8 * size), dtype=np.uint64) >> np.uint64(11)
         # The middle of one of 2^53 cells; where that rounds to 1, the largest number below it.
-        return np.minimum((bits + 0.5) * 2.0**-53, 1 - 2.0**-53).astype(np.float64)
+        middles: Floats = np.asarray((bits + 0.5) * 2.0**-53, dtype=np.float64)
+        return np.minimum(middles, 1 - 2.0**-53, dtype=np.float64)
 
     def normal(self, size: int) -> Floats:
         """``size`` standard normal draws."""

@@ -133,17 +133,17 @@ def without_devices(num_rounds, out=None):
 def test_devices_and_a_supernode_give_the_bits_of_a_simulation(anna, processes, tmp_path):
     out = tmp_path / "out"
     started = [anna, processes.device("bob"), processes.supernode("clinic")]
-    run = processes.run(*FLAGS, "--rounds", 2, "--out", out)
+    run = processes.run(*FLAGS, "--rounds", 1, "--out", out)  # test_device_processes has five
     assert run.wait(150) == 0, said(processes)
-    plain = without_devices(2, tmp_path / "simulated")
+    plain = without_devices(1, tmp_path / "simulated")
     ours, theirs = (
         load_file(x / "fedexp" / "model.safetensors") for x in (out, tmp_path / "simulated")
     )
     assert ours.keys() == theirs.keys()
     assert all(ours[k].tobytes() == theirs[k].tobytes() for k in ours)
     lines = said(processes).splitlines()
-    assert sum(line.startswith("round ") for line in lines) == 2
-    assert re.match(r"round 2/2: 3 clients, accuracy 0\.\d+, step ", lines[-3])
+    assert sum(line.startswith("round ") for line in lines) == 1
+    assert re.match(r"round 1/1: 3 clients, accuracy 0\.\d+, step ", lines[-3])
     for name in ("report.html", "config.toml", "fedexp/checkpoint.safetensors", "curves.png"):
         assert (out / name).stat().st_size
     assert [x["num-clients"] for x in rows(out)] == [x["num-clients"] for x in plain.metrics]
@@ -155,13 +155,12 @@ def test_what_dies_comes_back_and_the_run_ends_where_it_would_have(
 ):
     out = tmp_path / "out"
     devices = {name: processes.device(name) for name in NAMES[1:]}
-    first = processes.run(*FLAGS, "--rounds", 10, "--deadline", 6, "--out", out)
+    first = processes.run(*FLAGS, "--rounds", 10, "--deadline", 4, "--out", out)
     until(lambda: len(rows(out)) >= 1)
     devices["bob"].kill()
     devices["bob"].wait()
     until(lambda: any(x["num-clients"] == 2 for x in rows(out)))
     processes.device("bob")
-    until(lambda: len(rows(out)) >= 3)
     os.kill(served.superlink_pid, signal.SIGKILL)
     assert first.wait(240) == 1, said(processes)
     assert "the server was started again. Go on with: fedexp run" in said(processes)
@@ -178,21 +177,21 @@ def test_a_slow_device_is_late_and_a_bomb_does_no_harm(anna, processes, tmp_path
     out = tmp_path / "out"
     processes.device("bob", "--app", "slow_app:slow")
     processes.device("clinic", "--app", "slow_app:bomb")
-    run = processes.run(*FLAGS, "--rounds", 2, "--deadline", 10, "--out", out)
+    run = processes.run(*FLAGS, "--rounds", 1, "--deadline", 8, "--out", out)
     peak = 0
     while run.poll() is None:
         peak = max([peak, *map(_peak, _serverapps(processes.site))])
         time.sleep(0.3)
     assert run.returncode == 0, said(processes)
     assert 100 < peak < 600
-    for row in rows(out):
-        assert (row["num-clients"], row["num-late"], row["num-failures"]) == (1, 1, 1)
-        assert row["round-seconds"] < 18
-        (reason,) = row["failures"]
-        assert re.search(r"its arrays need|more than [\d,]+ bytes", reason)
+    (row,) = rows(out)
+    assert (row["num-clients"], row["num-late"], row["num-failures"]) == (1, 1, 1)
+    assert row["round-seconds"] < 18
+    (reason,) = row["failures"]
+    assert re.search(r"its arrays need|more than [\d,]+ bytes", reason)
     assert "1 failed, 1 late" in said(processes)
     assert "missing when the round ended" in (out / "report.html").read_text()
-    assert "train, round 2: done" in (processes.folder / "anna.log").read_text()
+    assert "train, round 1: done" in (processes.folder / "anna.log").read_text()
 
 
 def test_a_run_can_be_stopped(anna, processes, tmp_path):

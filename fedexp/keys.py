@@ -36,6 +36,13 @@ MAX_UPDATE_NORM = "max-update-norm"
 MAX_WEIGHT = "max-weight"
 """Settings: the bounds ``C`` and ``P`` to which the server bounds a client's update and weight."""
 
+# Secure aggregation.
+SECURE_NORM_SCALE = "secure-norm-scale"
+SECURE_NORM_ARRAYS = "secure-norm-arrays"
+"""Settings: what divides the squared norm of an update, and the numbers of arrays that count."""
+MEAN_SQ_NORM = "mean-squared-update-norm"
+"""Metric: ``Σ pᵢ‖Δᵢ‖²/Σ pᵢ``, which the server knows from under the mask."""
+
 # Learning rates that clients tune.
 BETWEEN_ROUNDS = "hyper-between-rounds"
 """Setting: ``fresh``, ``carry`` (kept in ``Context.state``) or ``average`` (the server's mean)."""

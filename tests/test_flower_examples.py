@@ -5,6 +5,7 @@ import shutil
 import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +18,11 @@ from simulation_superlink import flwr, simulation_superlink, statuses
 from fedexp.simulation import SerialGrid
 from fedexp.simulation.grid import RUN_ID
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 APPS = ("pytorch_app", "numpyclient_app", "sklearn_app")
 NODES = 4
-SIZE = f"num-supernodes={NODES} client-resources-num-cpus=1 init-args-num-cpus=1"
+SIZE = "num-supernodes={} client-resources-num-cpus=1 init-args-num-cpus=1"
 LINE = re.compile(r"round (\d+): server step ([\d.]+), accuracy ([\d.]+)")
 CHANGED = re.compile(r"^# was: (from flwr.* import FedAvg)\n(from fedexp.* import FedExP.*)$", re.M)
 
@@ -43,36 +45,81 @@ def files(folder):
     return [x for x in folder.rglob("*") if x.is_file() and x.parent.name != "__pycache__"]
 
 
+SECURE_NODES = NODES + 1  # one of which drops out
+BLOCK = re.compile(r"<!-- (\w+) -->\n```python\n(.*?)```", re.S)
+
+
+def secure_app(folder, secure=True):
+    """The app of the older API with what the document on secure aggregation changes in it.
+
+    One of its clients drops out; its changes under ``secure=False`` are no more than that.
+    """
+    shutil.copytree(EXAMPLES / "numpyclient_app", folder)
+    new = dict(BLOCK.findall((ROOT / "docs" / "secure-aggregation.md").read_text("utf-8")))
+    changes = {
+        "pyproject.toml": [('name = "numpy-digits"', 'name = "secure-digits"')],
+        "numpy_digits/client_app.py": [
+            ("self.steps = steps", f"self.steps = 1 / (partition_id < {NODES}) and steps"),
+        ],
+        "numpy_digits/server_app.py": [
+            ("PrintingFedAvg(\n", f"PrintingFedAvg(\n        min_fit_clients={SECURE_NODES},\n")
+        ],
+    }
+    if secure:
+        changes["numpy_digits/client_app.py"].append(
+            ("app = ClientApp(client_fn=client_fn)\n", new["client"])
+        )
+        changes["numpy_digits/server_app.py"] += [
+            ("app = ServerApp(server_fn=server_fn)\n", new["server"]),
+            ("PrintingFedAvg(\n", "PrintingFedAvg(\n        secure=True,\n"),
+        ]
+    for name, pairs in changes.items():
+        text = (folder / name).read_text("utf-8")
+        for was, is_now in pairs:
+            assert text.count(was) == 1
+            text = text.replace(was, is_now)
+        (folder / name).write_text(text, "utf-8")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def under_flwr(tmp_path_factory):
     """What each app printed under ``flwr run``, and how its run ended."""
     before = contents()
+    folders = {name: EXAMPLES / name for name in APPS}
+    folders["secure"] = secure_app(tmp_path_factory.mktemp("secure") / "app")
     with simulation_superlink(tmp_path_factory.mktemp("flower")) as env:
 
         def answer(name):
-            run = flwr(env, "run", EXAMPLES / name, "--stream", "--federation-config", SIZE)
+            size = SIZE.format(SECURE_NODES if name == "secure" else NODES)
+            run = flwr(env, "run", folders[name], "--stream", "--federation-config", size)
             return run.stdout + run.stderr
 
         with ThreadPoolExecutor(2) as pool:  # half of a run is waiting for Ray
-            printed = dict(zip(APPS, pool.map(answer, APPS), strict=True))
+            printed = dict(zip(folders, pool.map(answer, folders), strict=True))
         ended = statuses(env)
     assert contents() == before  # a run leaves nothing in the examples
-    return {name: (printed[name], ended.get(description(name)["project"]["name"])) for name in APPS}
+    titles = {name: description(folder)["project"]["name"] for name, folder in folders.items()}
+    return {name: (printed[name], ended.get(title)) for name, title in titles.items()}
 
 
 @pytest.fixture
 def app(request, tmp_path, monkeypatch):
     """A function that loads an app, with the import as it is or as it was."""
 
-    def load(name, was=False):
+    def load(name, was=False, make=None):
         folder = tmp_path / name
-        shutil.copytree(EXAMPLES / name, folder)
+        if make:
+            make(folder)
+        else:
+            shutil.copytree(EXAMPLES / name, folder)
         server = next(folder.glob("*/server_app.py"))
         if was:
             server.write_text(CHANGED.sub(r"\1", server.read_text()))
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
         monkeypatch.syspath_prepend(folder)
         package = server.parent.name
+        forget(package)  # of another folder
         request.addfinalizer(lambda: forget(package))
         parts = ("server_app", "client_app", "task")
         return SimpleNamespace(**{part: import_module(f"{package}.{part}") for part in parts})
@@ -85,9 +132,9 @@ def forget(package):
         del sys.modules[name]
 
 
-def run(app, name):
+def run(app, name, nodes=NODES):
     config = description(name)["tool"]["flwr"]["app"]["config"]
-    with SerialGrid(app.client_app.app, NODES, run_config=config) as grid:
+    with SerialGrid(app.client_app.app, nodes, run_config=config) as grid:
         context = Context(RUN_ID, 1, {}, RecordDict(), config)
         app.server_app.app(grid=grid, context=context)
 
@@ -118,6 +165,30 @@ def test_flwr_run_gives_what_the_serial_grid_gives(under_flwr, app, name, capsys
     ours = rounds(capsys.readouterr().out)
     assert max(step for _, step, _ in ours) > 1
     assert np.asarray(rounds(under_flwr[name][0])) == pytest.approx(np.asarray(ours), abs=0.01)
+
+
+@pytest.fixture
+def plain_rounds(app, capsys):
+    """Rounds of the app without secure aggregation, of which one client drops out."""
+    loaded = app("plain", make=partial(secure_app, secure=False))
+    run(loaded, "numpyclient_app", SECURE_NODES)
+    return np.asarray(rounds(capsys.readouterr().out))
+
+
+def test_the_lines_of_the_document_switch_secure_aggregation_on(app, capsys, plain_rounds, logged):
+    run(app("secured", make=secure_app), "numpyclient_app", SECURE_NODES)
+    assert np.asarray(rounds(capsys.readouterr().out)) == pytest.approx(plain_rounds, abs=2e-3)
+    assert plain_rounds[:, 1].max() > 1
+    assert "Secure aggregation completed." in logged
+    assert sum("did not come through the secure aggregation" in line for line in logged) == 3
+
+
+@pytest.mark.deploy
+def test_flwr_run_under_secure_aggregation_gives_what_a_plain_run_gives(under_flwr, plain_rounds):
+    printed, status = under_flwr["secure"]
+    assert status == "finished:completed", printed[-3000:]
+    assert np.asarray(rounds(printed)) == pytest.approx(plain_rounds, abs=2e-3)
+    assert "Secure aggregation completed." in printed
 
 
 @pytest.mark.parametrize("name", APPS)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from logging import WARNING
 from typing import Any, ClassVar
 
 import numpy as np
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import Error, MetricRecord, RecordDict
 from flwr.common import (
     EvaluateIns,
     FitIns,
@@ -32,7 +33,9 @@ from fedexp import keys
 from fedexp.arrays import Arrays
 from fedexp.records import decoded, to_record
 from fedexp.strategies import adaptive_presets, fedopt, presets
+from fedexp.strategies.extensions import check_extensions
 from fedexp.strategies.privacy import check_mean_is_enough, is_one_for_all
+from fedexp.strategies.secure import SecureNorms, secure_norms
 
 Results = list[tuple[ClientProxy, FitRes]]
 Failures = list[tuple[ClientProxy, FitRes] | BaseException]
@@ -52,6 +55,9 @@ class FedOpt(FlowerFedAvg):
     Args:
         names: of the arrays, in order, e.g. ``list(model.state_dict())``. Without them batch-norm
             statistics cannot be told from weights, and every floating-point array is moved.
+        secure: take the clients' squared norms from under the mask of Flower's SecAgg+, see
+            ``SecureNorms``; ``clients.secure.squared_norm_mod`` puts them there. Then a step that
+            depends on them is taken; without secure aggregation no step is.
         **kwargs: the others.
 
     Raises:
@@ -62,16 +68,25 @@ class FedOpt(FlowerFedAvg):
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Of arguments that default to something else in the newer API."""
 
-    def __init__(self, *, names: Sequence[str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        names: Sequence[str] | None = None,
+        secure: bool | SecureNorms = False,
+        **kwargs: Any,
+    ) -> None:
         if foreign := sorted((_OTHERS & kwargs.keys()) - _FLOWERS):
             raise ValueError(
                 f"legacy.{type(self).__name__}({foreign[0]}={kwargs[foreign[0]]!r}): no such "
                 "argument in the older API. Use fraction_fit, min_fit_clients and the like."
             )
         super().__init__(**{key: kwargs.pop(key) for key in _FLOWERS & kwargs.keys()})
+        if added := secure_norms(secure):
+            kwargs["extensions"] = [*check_extensions(kwargs.get("extensions")), *added]
         self.strategy = self.twin(**{**self.defaults, **kwargs})
         self.names = None if names is None else list(names)
         self._first = self.initial_parameters  # for a round that configure_fit did not begin
+        self._waits_for = 0  # the number of a round that has begun and not ended
 
     def __repr__(self) -> str:
         return f"legacy.{type(self).__name__}({self.strategy.optimizer})"
@@ -100,6 +115,9 @@ class FedOpt(FlowerFedAvg):
         """FedAvg's instructions; remembers what is broadcast. Round 1 starts afresh."""
         if server_round == 1:
             self.strategy.restart()
+        elif self._waits_for:  # Flower asks for no step where too few clients come through
+            log(WARNING, "Round %d took no step, the model is unchanged.", self._waits_for)
+        self._waits_for = server_round
         self.strategy.check_untouched(parameters, self._named)
         self._first = None
         self.strategy.begin(self._named(parameters), server_round)
@@ -133,15 +151,15 @@ class FedOpt(FlowerFedAvg):
             ValueError: the step needs more than a mean of the results, which is all there is.
             AggregationError: the step needs the model that was sent, which is not known.
         """
+        self._waits_for = 0
+        failures = _distinct(failures)
         if not results or (failures and not self.accept_failures):
             return None, {}
         ours = self.strategy
-        if is_one_for_all([result.parameters for _, result in results]):
-            owner, step_size = f"legacy.{type(self).__name__}", ours.optimizer.step_size
-            check_mean_is_enough(owner, step_size, ours.extensions, weighted=ours.weighted)
         self._begin_with_first()
+        opened = self._opened(results, failures)
         usable = ours.replies()
-        usable.aggregate(self._decoded(results), ours.extensions.drop)
+        usable.aggregate(self._decoded(opened), ours.extensions.drop)
         step = ours.finish(server_round, usable)
         if step is None:
             log(WARNING, "Round %d: no usable result, the model is unchanged.", server_round)
@@ -159,6 +177,47 @@ class FedOpt(FlowerFedAvg):
             metrics = {**(self.fit_metrics_aggregation_fn(pairs) or {}), **metrics}
         lost = len(results) - usable.stats.count + len(failures)
         return released, {**metrics, keys.NUM_FAILURES: lost}
+
+    def _opened(self, results: Results, failures: Failures) -> Results:
+        """``results`` without what clients under secure aggregation add; that becomes a metric.
+
+        Raises:
+            ValueError: the step needs more than a mean of the results, which is all there is; or
+                ``secure`` was asked for, and the results are not that mean.
+        """
+        ours, owner = self.strategy, f"legacy.{type(self).__name__}"
+        norms = ours.extensions.find(SecureNorms)
+        if is_one_for_all([result.parameters for _, result in results]):
+            check_mean_is_enough(
+                owner,
+                ours.optimizer.step_size,
+                ours.extensions,
+                weighted=ours.weighted,
+                has_norms=norms is not None,
+            )
+        elif norms:
+            raise ValueError(
+                f"{owner}(secure={norms}): the results are those of single clients, so nothing is "
+                "hidden. Use DefaultWorkflow(fit_workflow=SecAggPlusWorkflow(...)), or drop secure."
+            )
+        if not norms:
+            return results
+        for failure in failures:
+            log(WARNING, "A client did not come through the secure aggregation: %s", failure)
+        model = ours.round.params if ours.round else {}
+        mean, sq_norm = norms.opened(owner, _arrays(results[0][1].parameters), model)
+        parameters = ndarrays_to_parameters(mean)
+        return [
+            (
+                client,
+                replace(
+                    result,
+                    parameters=parameters,
+                    metrics={**(result.metrics or {}), keys.MEAN_SQ_NORM: sq_norm},
+                ),
+            )
+            for client, result in results
+        ]
 
     def _begin_with_first(self) -> None:
         if self._first is not None:
@@ -200,6 +259,15 @@ class FedOpt(FlowerFedAvg):
             names = [f"array {i} of {len(arrays)}" for i in range(len(arrays))]
         record = to_record(dict(zip(names, arrays, strict=True)))
         return RecordDict({"arrays": record, "metrics": MetricRecord(metrics)})
+
+
+def _distinct(failures: Failures) -> Failures:
+    """``failures`` once each: Flower's secure aggregation notes the error of a message twice."""
+    causes: dict[int, tuple[ClientProxy, FitRes] | BaseException] = {}
+    for failure in failures:
+        args = failure.args if isinstance(failure, BaseException) else ()
+        causes[id(args[0]) if args and isinstance(args[0], Error) else id(failure)] = failure
+    return list(causes.values())
 
 
 def _arrays(parameters: Parameters) -> list[NDArray[Any]]:

@@ -63,7 +63,7 @@ def is_one_for_all(results: Sequence[object]) -> bool:
 
 
 def check_mean_is_enough(
-    owner: str, step_size: StepSize, extensions: Extensions, *, weighted: bool
+    owner: str, step_size: StepSize, extensions: Extensions, *, weighted: bool, has_norms: bool
 ) -> None:
     """Raise unless a server that knows the clients' mean and nothing else can take the step.
 
@@ -72,17 +72,22 @@ def check_mean_is_enough(
         step_size: its rule.
         extensions: of the strategy.
         weighted: clients are weighted by what they report, as in the mean.
+        has_norms: the mean of the clients' squared norms is known as well.
 
     Raises:
         ValueError: it cannot.
     """
-    used = [f"{type(step_size).__name__}, its step size,"] if _needs_norms(step_size) else []
+    misses_norms = not has_norms and _needs_norms(step_size)
+    used = [f"{type(step_size).__name__}, its step size,"] if misses_norms else []
     used += [] if weighted else ["weighted=False"]
     used += [str(extension) for extension in extensions if extension.needs_updates]
     if used:
+        remedy = "legacy.FedAvg, with a server_learning_rate if you like"
+        if misses_norms and len(used) == 1:
+            remedy = f"{owner}(secure=True) and its mod for clients, or {remedy}"
         raise ValueError(
             f"{owner}: under secure aggregation every result is the clients' mean, and {used[0]} "
-            "needs the single updates. Use legacy.FedAvg, with a server_learning_rate if you like."
+            f"needs the single updates. Use {remedy}."
         )
 
 

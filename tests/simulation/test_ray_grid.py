@@ -16,18 +16,22 @@ import torch
 from builders import content, partition, record
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.client import NumPyClient
+from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
-from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+from flwr.common import ndarrays_to_parameters
+from flwr.server import LegacyContext, ServerApp, ServerAppComponents, ServerConfig
 from flwr.server.strategy import FedAvg as LegacyFedAvg
+from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp.strategy import FedAdam as FlowerFedAdam
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from offspring import descendants, resident_mb
 from torch import nn
 
 from fedexp.clients import Examples, client_app, module_arrays
+from fedexp.clients.secure import squared_norm_mod
 from fedexp.records import from_record, to_record
 from fedexp.simulation import SerialGrid
-from fedexp.strategies import FedAvg, FedExP
+from fedexp.strategies import FedAvg, FedExP, legacy
 from fedexp.strategies.sampling import sample
 
 ray = pytest.importorskip("ray")
@@ -300,8 +304,6 @@ class Doubler(NumPyClient):
 
 def test_a_legacy_server_app_and_client_run_from_their_many_threads(cluster):
     def server_fn(context):
-        from flwr.common import ndarrays_to_parameters
-
         strategy = LegacyFedAvg(
             fraction_evaluate=0.0,
             min_available_clients=4,
@@ -315,6 +317,48 @@ def test_a_legacy_server_app_and_client_run_from_their_many_threads(cluster):
     with RayGrid(client, 4, num_workers=1) as grid:
         ServerApp(server_fn=server_fn)(grid, Context(1, 1, {}, RecordDict(), {}))
     assert seen == [[1.0] * 3, [2.0] * 3, [4.0] * 3]
+
+
+class OneOf(NumPyClient):
+    """Counts from 1 to 4 examples; the client of partition 4 drops out."""
+
+    def __init__(self, p):
+        self.p = p
+
+    def fit(self, parameters, config):
+        if self.p == 4:
+            raise RuntimeError("no battery")
+        return [x + 2 * np.eye(4)[self.p] for x in parameters], 1 + self.p, {}
+
+
+def test_fedexp_under_secure_aggregation_steps_as_without_when_a_client_drops_out(cluster):
+    steps, models = [], []
+    for mods, secure in [([secaggplus_mod, squared_norm_mod], True), ([], False)]:
+        app = ClientApp(
+            client_fn=lambda context: OneOf(int(context.node_config["partition-id"])).to_client(),
+            mods=mods,
+        )
+        strategy = legacy.FedExP(
+            secure=secure,
+            fraction_evaluate=0.0,
+            min_fit_clients=5,
+            min_available_clients=5,
+            initial_parameters=ndarrays_to_parameters([np.ones(4)]),
+            evaluate_fn=lambda r, arrays, config: models.append(arrays[0]),
+        )
+        config = ServerConfig(num_rounds=1)
+        context = LegacyContext(
+            Context(1, 1, {}, RecordDict(), {}), config=config, strategy=strategy
+        )
+        fit = SecAggPlusWorkflow(5, 3, max_weight=4) if secure else None
+        with RayGrid(app, 5, num_workers=1) as grid:
+            DefaultWorkflow(fit_workflow=fit)(grid, context)
+        metrics = context.history.metrics_distributed_fit
+        assert (metrics["num-clients"], metrics["num-failures"]) == ([(1, 4)], [(1, 1)])
+        steps += [x for _, x in metrics["server-step-size"]]
+    # Δᵢ = 2 eᵢ with weights 1 to 4 of 10: η = ½ 4 / (4 · 30/100 + ε).
+    assert steps == [pytest.approx(2 / (1.2 + 1e-3), rel=1e-5)] * 2
+    np.testing.assert_allclose(models[1], models[3], atol=1e-4)
 
 
 def stock(size=(6, 3), fail=None, kill=None):

@@ -69,7 +69,8 @@ def test_a_step_along_the_mean_is_taken(key):
 @pytest.mark.parametrize("key", sorted(SEEN))
 def test_a_step_that_needs_single_updates_is_refused_with_what_to_do(key):
     rule = "every result is the clients' mean, and .* its step size, needs the single updates"
-    message = rf"legacy.{TWINS[key]}: under secure aggregation {rule}. Use legacy.FedAvg"
+    remedy = rf"legacy.{TWINS[key]}\(secure=True\) and its mod for clients, or legacy.FedAvg"
+    message = rf"legacy.{TWINS[key]}: under secure aggregation {rule}. Use {remedy}"
     with pytest.raises(ValueError, match=message):
         model_of(getattr(legacy, TWINS[key])(**SETTINGS), secure())
 

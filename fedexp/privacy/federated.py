@@ -34,7 +34,7 @@ def combined_multiplier(*multipliers: float) -> float:
         >>> round(combined_multiplier(2.0, 10.0), 4)
         1.9612
     """
-    return sum(z**-2 for z in multipliers) ** -0.5
+    return math.sqrt(1 / sum(z**-2 for z in multipliers))
 
 
 def client_epsilon(
@@ -102,9 +102,10 @@ def _epsilon(z: float, q: float, num_rounds: int, delta: float) -> float:
 
 def _dp_accounting() -> tuple[Any, Any]:
     try:
-        return import_module("dp_accounting.dp_event"), import_module("dp_accounting.pld")
+        import_module("dp_accounting")
     except ModuleNotFoundError as error:
         raise missing("dp_accounting", "dp") from error
+    return import_module("dp_accounting.dp_event"), import_module("dp_accounting.pld")
 
 
 def _check(owner: str, sampling_rate: float, delta: float) -> None:

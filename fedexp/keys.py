@@ -24,6 +24,11 @@ NUM_PARTITIONS = "num-partitions"
 BUFFERS = "fedexp-buffers"
 """Record of a reply: names of its floating-point arrays that are no parameters."""
 
+# Privacy.
+PRIVACY_EPSILON = "privacy-epsilon"
+PRIVACY_DELTA = "privacy-delta"
+"""Metrics of a round: what all rounds so far cost a client."""
+
 # SCAFFOLD.
 CONTROL_VARIATE = "control-variate"
 """Record: the server's control variate in a message, the client's own in ``Context.state``."""

@@ -70,7 +70,7 @@ class Exchange:
         self.worked = _busy(grid)
         # For as many clients, each of which would have sent a model over a network.
         sound = len(self.asked) - len(self.failures)
-        self.bytes_up = self.bytes_down // len(self.asked) * sound
+        self.bytes_up = self.bytes_down // max(1, len(self.asked)) * sound
 
     def _noted(self, replies: Iterator[Message], grid: Grid) -> Iterator[Message]:
         while True:

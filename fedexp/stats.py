@@ -30,6 +30,7 @@ class PseudoGradientStats:
             trainable (batch-norm statistics, counters).
         num_clipped: clients whose update was scaled down.
         loss: ``Σ pᵢ fᵢ(wᵢ)``, the clients' losses at what they returned; None where unknown.
+        noise: what noise that hides the clients adds to ``‖Σ pᵢ Δᵢ‖²`` in expectation.
     """
 
     count: int = 0
@@ -40,6 +41,7 @@ class PseudoGradientStats:
     buffers: Float64s = field(default_factory=dict)
     num_clipped: int = 0
     loss: float | None = None
+    noise: float = 0.0
 
     @classmethod
     def of(
@@ -105,6 +107,7 @@ class PseudoGradientStats:
             buffers=_sum(self.buffers, other.buffers),
             num_clipped=self.num_clipped + other.num_clipped,
             loss=other.loss if self.loss is None else self.loss + (other.loss or 0.0),
+            noise=self.noise + other.noise,
         )
 
     merge = add = __add__
@@ -113,6 +116,11 @@ class PseudoGradientStats:
     def mean_update(self) -> Float64s:
         """``Δ̄ = Σ pᵢ Δᵢ / Σ pᵢ``, the pseudo-gradient of the round."""
         return Quotient(self.update, self.weight)
+
+    @property
+    def excess(self) -> float:
+        """By how much noise makes ``‖Δ̄‖²`` too long, in expectation; 0 without noise."""
+        return self.noise / self.weight**2
 
     @property
     def mean_buffers(self) -> Float64s:

@@ -26,6 +26,7 @@ from fedexp.strategies.presets import (
     FedYogi,
     Scaffold,
 )
+from fedexp.strategies.private import CentralPrivacy
 from fedexp.strategies.proximal import GradientDiversity, StochasticPolyak, proximal_step
 from fedexp.strategies.robustness import FixedClip, QuantileClip
 from fedexp.strategies.running_ratio import RunningRatio
@@ -43,6 +44,7 @@ __all__ = [
     "Adapted",
     "BothIterates",
     "Capped",
+    "CentralPrivacy",
     "Constant",
     "Diversity",
     "Extension",

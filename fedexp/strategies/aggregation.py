@@ -27,11 +27,13 @@ from fedexp.strategies.extensions import Extension, Extensions, Received, RoundI
 from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
 from fedexp.strategies.privacy import check_untouched
+from fedexp.strategies.private import Private
 from fedexp.strategies.rate_sharing import RateSharing
 from fedexp.strategies.replies import Replies
 from fedexp.strategies.robustness import Clip, DropBeyond
 from fedexp.strategies.scaffold import ServerControlVariate
 from fedexp.strategies.step_sharing import StepSharing
+from fedexp.strategies.step_sizes import StepSize
 from fedexp.strategies.waiting import Rests, Waiting
 
 _BUFFERS = "buffers"
@@ -97,9 +99,11 @@ class Aggregation(FlowerFedAvg):
             if self._limits_batch_norm and has_batch_norm(params):
                 log(WARNING, "Step at most %s: the model has batch norm.", _BATCH_NORM_MAX_STEP)
 
-    def ask(self, nodes: Sequence[int], num_nodes: int) -> Sent:
+    def ask(self, nodes: Sequence[int], num_nodes: int, sampling_rate: float = 0.0) -> Sent:
         """What goes to ``nodes`` beside the model, of ``num_nodes`` connected ones."""
-        self.round = replace(self._round(), nodes=tuple(nodes), num_nodes=num_nodes)
+        self.round = replace(
+            self._round(), nodes=tuple(nodes), num_nodes=num_nodes, sampling_rate=sampling_rate
+        )
         self.attendance.ask(nodes)
         sent = self.extensions.send(self.round, self.state)
         self.state = self.state | sent.state
@@ -165,7 +169,7 @@ class Aggregation(FlowerFedAvg):
         )
         self.attendance.fail(replies.failures)
         self.extensions.check(received, self.state)
-        if not stats.count:
+        if not (stats.count or self.extensions.is_private):  # whether one replied is a secret too
             return None
         self._learn_buffers(kind)
         params, state, metrics = self._step(received, replies.with_loss(), kind)
@@ -206,6 +210,8 @@ class Aggregation(FlowerFedAvg):
             keys.MEAN_UPDATE_NORM: stats.mean_norm,
             keys.NUM_CLIENTS: stats.count,
         }
+        if math.isnan(stats.norm):  # a private round that does not release it
+            del metrics[keys.MEAN_UPDATE_NORM]
         return params, state, {**metrics, **own}
 
     def _round(self) -> RoundInProgress:
@@ -236,11 +242,13 @@ class Aggregation(FlowerFedAvg):
             log(INFO, "Moved by the server step: %d arrays, by name.", len(kind.trainable))
 
 
-def completed(given: list[Extension], weighted: bool, control_variates: bool) -> Extensions:
+def completed(
+    given: list[Extension], weighted: bool, control_variates: bool, step_size: StepSize
+) -> Extensions:
     """The extensions that are ``given``, and those that a strategy has anyway.
 
     Raises:
-        ValueError: two of them bound updates.
+        ValueError: two of them bound updates, or one shows what another hides.
     """
     bounds = Extensions(given).find(MedianBounds)
     if control_variates:
@@ -248,4 +256,6 @@ def completed(given: list[Extension], weighted: bool, control_variates: bool) ->
     bounding = [str(extension) for extension in given if "max_norm" in extension.reading({})]
     if len(bounding) > 1:
         raise ValueError(f"FedOpt({', '.join(bounding)}): both bound updates. Use one.")
+    if private := Extensions(given).find(Private):
+        return Extensions(private.fitted(given, step_size))
     return Extensions([*given, RateSharing(bounds), StepSharing(bounds)])

@@ -34,6 +34,8 @@ class RoundInProgress:
         settings: for the clients, as the user gave them.
         nodes: the nodes that are asked to train; none before they are drawn.
         num_nodes: how many are connected.
+        sampling_rate: with which each node was asked, whoever else was; 0 where they were drawn
+            otherwise.
 
     Example:
         >>> RoundInProgress({}, None, server_round=3, nodes=[7, 8], num_nodes=50).nodes
@@ -46,6 +48,7 @@ class RoundInProgress:
     settings: Mapping[str, Any] = field(default_factory=dict)
     nodes: Sequence[int] = ()
     num_nodes: int = 0
+    sampling_rate: float = 0.0
 
 
 class Report(NamedTuple):
@@ -167,6 +170,9 @@ class Extension:
             be too small.
         needs_updates: it looks at the updates of single clients. If so, it cannot be used where the
             model is not known, nor under secure aggregation.
+        is_private: it hides what single clients sent. If so, a round without a usable reply has a
+            step too, and means of the clients' metrics are not reported.
+        samples: it draws the clients itself, see ``sample``.
 
     Example:
         A server that takes half of every update:
@@ -188,6 +194,14 @@ class Extension:
 
     keeps_mean: ClassVar[bool] = False
     needs_updates: ClassVar[bool] = True
+    is_private: ClassVar[bool] = False
+    samples: ClassVar[bool] = False
+
+    def sample(
+        self, nodes: Sequence[int], fraction: float, server_round: int
+    ) -> Sequence[int] | None:
+        """Who of ``nodes`` is asked to train; None where the strategy is to draw them."""
+        return None
 
     def reading(self, state: State) -> Mapping[str, Any]:
         """Fields of ``wire.ReplyFormat`` that differ in the coming round, e.g. bounds."""
@@ -242,6 +256,23 @@ class Extensions(tuple[Extension, ...]):
     def needs_updates(self) -> bool:
         """Whether one of them does."""
         return any(extension.needs_updates for extension in self)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether one of them is."""
+        return any(extension.is_private for extension in self)
+
+    @property
+    def samples(self) -> bool:
+        """Whether one of them does."""
+        return any(extension.samples for extension in self)
+
+    def sample(
+        self, nodes: Sequence[int], fraction: float, server_round: int
+    ) -> Sequence[int] | None:
+        """Who is asked, by the first that says so."""
+        drawn = (one.sample(nodes, fraction, server_round) for one in self)
+        return next((chosen for chosen in drawn if chosen is not None), None)
 
     def find(self, kind: type[_E]) -> _E | None:
         """The first of this ``kind``, or None."""

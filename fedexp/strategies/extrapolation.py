@@ -86,6 +86,8 @@ class Extrapolation(_Regularised):
         # Let wᵢ be no further from a solution w* than w is. Then 2⟨Δᵢ, w - w*⟩ ≥ ‖Δᵢ‖², and the
         # step along Δ̄ that ends closest to w*, ⟨Δ̄, w - w*⟩/‖Δ̄‖², is at least half the ratio. If the
         # clients agree, the half is ½ and shorter than FedAvg's step: hence at least 1.
+        # Noise makes Δ̄ longer than the clients' updates do; that is no agreement of theirs.
+        epsilon -= stats.excess
         return max(1.0, 0.5 * ratio(stats.mean_sq_norm, direction, epsilon)), state
 
 

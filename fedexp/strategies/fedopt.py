@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import Any, Literal, cast
 
@@ -129,7 +130,14 @@ class FedOpt(Aggregation):
         _check("robust", robust, bool | MedianBounds, "True")
         given = (clip, MedianBounds() if robust is True else robust or None, dropping)
         own = check_extensions(extensions)
-        self.extensions = completed([*filter(None, given), *own], weighted, control_variates)
+        self.extensions = completed(
+            [*filter(None, given), *own], weighted, control_variates, self.optimizer.step_size
+        )
+        if self.extensions.samples and min(self.waiting.enough, self.waiting.sample) < math.inf:
+            raise ValueError(
+                f"FedOpt(waiting={self.waiting}): under privacy every client is asked with the "
+                "same probability, and no reply makes another superfluous. Use a deadline alone."
+            )
         constant = isinstance(self.optimizer.step_size, Constant)
         self._limits_batch_norm = max_step_size is None and not constant
         if self.bounds and self._limits_batch_norm:
@@ -170,7 +178,11 @@ class FedOpt(Aggregation):
         own = ConfigRecord({**config, **self.client_config})
         messages = self._messages(MessageType.TRAIN, server_round, arrays, own, grid)
         nodes = [message.metadata.dst_node_id for message in messages]
-        sent = self.ask(nodes, len(list(grid.get_node_ids())) if nodes else 0)
+        sent = self.ask(
+            nodes,
+            len(list(grid.get_node_ids())) if nodes or self._sampling_rate else 0,
+            self._sampling_rate,
+        )
         for content in {id(message.content): message.content for message in messages}.values():
             cast(ConfigRecord, content[self.configrecord_key]).update(sent.settings)
             content.update({key: to_record(x) for key, x in sent.arrays.items()})
@@ -205,7 +217,9 @@ class FedOpt(Aggregation):
         if step is None:
             return self._nothing(server_round, {keys.NUM_FAILURES: lost + count, **own_late})
         params, own = step
-        metrics = usable.aggregated(self.train_metrics_aggr_fn) or MetricRecord()
+        # What clients report of themselves carries no noise.
+        told = not self.extensions.is_private
+        metrics = (told and usable.aggregated(self.train_metrics_aggr_fn)) or MetricRecord()
         metrics.update({**own, keys.NUM_FAILURES: lost, **own_late})
         self.released = released = to_record(params)
         return released, metrics
@@ -225,6 +239,10 @@ class FedOpt(Aggregation):
     ) -> list[Message]:
         """FedAvg's messages; with a ``seed``, to the nodes that it draws."""
         trains = use == MessageType.TRAIN
+        if trains and self._sampling_rate:
+            nodes = wait_for_nodes(grid, self.min_available_nodes)
+            chosen = self.extensions.sample(nodes, self._sampling_rate, server_round)
+            return self._to(chosen or [], server_round, arrays, config, use)
         if self.seed is None:
             make = super().configure_train if trains else super().configure_evaluate
             return list(make(server_round, arrays, config, grid))
@@ -237,9 +255,24 @@ class FedOpt(Aggregation):
             nodes = self.rests.awake(nodes, server_round, least)
             fraction, least = self.waiting.share(len(nodes), fraction, least)
         chosen = draw(nodes, fraction, least, seed=self.seed, server_round=server_round, use=use)
+        return self._to(chosen, server_round, arrays, config, use)
+
+    def _to(
+        self,
+        chosen: Sequence[int],
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        use: str,
+    ) -> list[Message]:
         config[keys.SERVER_ROUND] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        return list(self._construct_messages(record, chosen, use))
+        return list(self._construct_messages(record, list(chosen), use))
+
+    @property
+    def _sampling_rate(self) -> float:
+        """With which an extension asks each node; 0 where they are drawn as usual."""
+        return self.fraction_train if self.extensions.samples else 0.0
 
     def _merge_by(self) -> wire.ReplyFormat | None:
         """How a grid may add the replies up; None where single replies are looked at.

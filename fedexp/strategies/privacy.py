@@ -77,7 +77,7 @@ def check_mean_is_enough(
     Raises:
         ValueError: it cannot.
     """
-    misses_norms = not has_norms and _needs_norms(step_size)
+    misses_norms = not has_norms and needs_norms(step_size)
     used = [f"{type(step_size).__name__}, its step size,"] if misses_norms else []
     used += [] if weighted else ["weighted=False"]
     used += [str(extension) for extension in extensions if extension.needs_updates]
@@ -103,7 +103,8 @@ class _MeanAlone(PseudoGradientStats):
     mean_norm = mean_sq_norm
 
 
-def _needs_norms(step_size: StepSize) -> bool:
+def needs_norms(step_size: StepSize) -> bool:
+    """Whether a step size asks for the norms of single updates."""
     nothing = {"": np.zeros(1)}
     alone = _MeanAlone(2, 2.0, nothing, sq_norm=math.nan, norm=math.nan, loss=0.0)
     try:

@@ -39,7 +39,7 @@ class GradientDiversity:
         self, stats: PseudoGradientStats, direction: Float64s, state: State
     ) -> tuple[float, State]:
         """The step ``η`` of this round."""
-        return ratio(stats.mean_sq_norm, direction, 0.0), state
+        return ratio(stats.mean_sq_norm, direction, -stats.excess), state
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,11 @@ class RunningRatio:
     ) -> tuple[float, State]:
         """The step ``η`` of this round, and the state with the new ``N`` and ``Q``."""
         b, old = self.smoothing, state.get("running-ratio")
-        now = {"mean-sq-norm": stats.mean_sq_norm, "sq-norm-mean": sq_norm(stats.mean_update)}
+        # What noise adds is taken off before the mean over rounds, in which its sign averages out.
+        now = {
+            "mean-sq-norm": stats.mean_sq_norm,
+            "sq-norm-mean": sq_norm(stats.mean_update) - stats.excess,
+        }
         # N and Q weigh the rounds by the same factors. So N/Q is the mean of the rounds' ratios,
         # each weighted by its ‖Δ̄‖² as well: a round with a short mean update hardly counts.
         new = {k: float(b * old[k] + (1 - b) * x) if old else x for k, x in now.items()}

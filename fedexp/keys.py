@@ -62,6 +62,16 @@ LEARNED_STEP_SIZE_SPREAD = "learned-step-size-spread"
 TUNING_FAILED = "step-size-tuning-failed"
 """Metric: 1 of a client that found no step size in its meta-steps; the share of them in a round."""
 
+# Clients that train under differential privacy.
+EPSILON_SPENT = "epsilon-spent"
+"""Metric: what the client has spent since the first round; the cohort's mean in a round."""
+PRIVATE_STEPS = "private-steps"
+"""Metric: the steps that it has taken since the first round."""
+BUDGET_LEFT = "budget-left"
+"""Metric: the share of its budget that is left."""
+BUDGET_IS_SPENT = "budget-is-spent"
+"""Metric: 1 of a client whose budget is spent, so that it does not train any more."""
+
 # What the server reports of a round.
 NUM_CLIENTS = "num-clients"
 NUM_FAILURES = "num-failures"

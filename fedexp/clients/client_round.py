@@ -19,6 +19,7 @@ from fedexp.clients.local_optimizers import mean_rate
 from fedexp.clients.loop import evaluate, train
 from fedexp.clients.losses import is_known
 from fedexp.clients.module import lend, load_arrays, module_arrays
+from fedexp.clients.private_training import PrivateSGD
 from fedexp.clients.state import ControlVariates, save_rate, starting_settings
 from fedexp.clients.step_tuning import StepTuning
 from fedexp.wire import ClientResult
@@ -49,6 +50,7 @@ class ClientRound:
         examples: that it trains on.
         control: SCAFFOLD's control variates, if the server sends them.
         tuning: what tunes the step size in some rounds, see ``LocalOptimizer``; mostly None.
+        private: what takes the steps under differential privacy; None if they are not private.
         found: metrics of the tuning of this round; ``{}`` where there was none.
     """
 
@@ -67,6 +69,8 @@ class ClientRound:
         self.make = client.maker(self.settings)
         made = getattr(self.make, "tuning", None)
         self.tuning: StepTuning | None = made() if made else None
+        private = getattr(self.make, "private", None)
+        self.private: PrivateSGD | None = private() if private else None
         self.found: dict[str, float] = {}
         if self.tuning:
             self.settings = self.tuning.starting(self.settings, config)
@@ -85,10 +89,14 @@ class ClientRound:
     def train(self) -> ClientResult:
         """Take the local steps in the plain loop, after tuning their size where that is due.
 
+        Private steps are taken elsewhere.
+
         Raises:
             FloatingPointError: the loss is not finite.
             ValueError: the step size cannot be tuned.
         """
+        if self.private:
+            return self._train_privately(self.private)
         module, loss_fn = self.module, self.client.loss
         # Clients may start from one copy of the model, if nothing writes to it.
         if (
@@ -109,6 +117,29 @@ class ClientRound:
             correction = self.control.correction(module) if self.control else {}
             loss = train(module, self.examples, settings, optimizer, loss_fn, self.rng, correction)
         return self.result(module_arrays(module), loss, mean_rate(optimizer, settings))
+
+    def _train_privately(self, private: PrivateSGD) -> ClientResult:
+        """What private steps release, and nothing else of the examples but their number.
+
+        Raises:
+            ValueError: the server wants what would tell more.
+        """
+        if self.control or self.config.get(keys.FINAL_LOSS):
+            raise ValueError(
+                f"{private.name}: this strategy wants control variates or the loss after training, "
+                "which are not private. Use another strategy, or +sgd."
+            )
+        load_arrays(self.module, self.before)
+        done = private.train(
+            self.module, self.examples, self.settings, self.client.loss, self.context
+        )
+        metrics = {
+            keys.NUM_EXAMPLES: len(self.examples),
+            keys.LEARNING_RATE: done.rate,
+            **done.metrics(),
+        }
+        after = module_arrays(self.module)
+        return ClientResult(self.context.node_id, after, metrics, self.buffers)
 
     def _tune(self, tuning: StepTuning) -> None:
         """Find the step size of this round; the batches that follow are what they would be anyway.

@@ -19,6 +19,7 @@ from fedexp.clients.optimizers import (
     FunctionalTower,
     PlainSGD,
 )
+from fedexp.clients.private_training import PrivateLineSearch, PrivateSGD, settings_of
 from fedexp.clients.settings import KEYS, ClientSettings
 from fedexp.clients.step_tuning import StepTuning
 from fedexp.hypergradients.adaptive_rules import AdagradRule, AdamRule, RMSpropRule
@@ -45,6 +46,8 @@ class LocalOptimizer:
             take the place of others; but a learning rate in a message goes first.
         tuning: makes what tunes the learning rate before the local steps of some rounds; None if
             nothing does.
+        private: makes what takes the local steps under differential privacy, in place of the plain
+            loop and of the optimizer that ``make`` makes; None if they are not private.
 
     Example:
         >>> w = nn.Parameter(torch.tensor([1.0]))
@@ -63,11 +66,14 @@ class LocalOptimizer:
     own: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, int | float] = field(default_factory=dict)
     tuning: Callable[[], StepTuning] | None = None
+    private: Callable[[], PrivateSGD] | None = None
 
     def __call__(self, params: Iterable[nn.Parameter], settings: ClientSettings) -> Optimizer:
         """The optimizer of one client in one round."""
         if self.tuning:
             self.tuning().check(settings)
+        if self.private:
+            self.private().check(settings)
         return self.make(params, settings)
 
     @property
@@ -134,6 +140,28 @@ def _learned(params: Iterable[nn.Parameter], settings: ClientSettings, **own: An
     return PlainSGD(params, settings.lr, settings.weight_decay)
 
 
+class _PrivateElsewhere:
+    """Stands where an optimizer is expected, and never steps: the plain loop is not private."""
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"params": [*params], "lr": lr}]
+
+    def step(self) -> None:
+        """Refuse to."""
+        raise ValueError(
+            "private optimizers take no steps of the plain loop, which is not private. Train by "
+            "client_app, or by PrivateSGD.train."
+        )
+
+
+def _private(line: str, kind: type[PrivateSGD], reads_rate: bool) -> LocalOptimizer:
+    def make(params: Iterable[nn.Parameter], s: ClientSettings, **own: Any) -> Optimizer:
+        kind(**own)  # what is wrong with it shows when the optimizer is named
+        return _PrivateElsewhere(params, s.lr if reads_rate else 0.0)
+
+    return LocalOptimizer(line, make, adapts_lr=False, own=settings_of(kind), private=kind)
+
+
 def _undecayed(name: str, settings: ClientSettings) -> float:
     if settings.weight_decay:
         raise ValueError(
@@ -189,6 +217,14 @@ LOCAL_OPTIMIZERS: dict[str, LocalOptimizer] = {
         shares_memory=True,
         own={x.name: x.default for x in fields(StepTuning)},
         tuning=StepTuning,
+    ),
+    "dp-sgd": _private(
+        "SGD, private for each example against the server (Abadi et al. 2016)", PrivateSGD, True
+    ),
+    "private-line-search": _private(
+        "steps by a line search, private for each example against the server (Chen & Lee 2020)",
+        PrivateLineSearch,
+        False,
     ),
 }
 """``--local-optimizer`` to what it means, beside the optimizers of ``torch.optim``."""

@@ -125,7 +125,10 @@ def _with(entry: LocalOptimizer, owner: str, settings: Mapping[str, Any]) -> Loc
     make = partial(entry.make, **own) if own else entry.make
     functional = partial(entry.functional, **own) if own and entry.functional else entry.functional
     tuning = partial(entry.tuning, **own) if own and entry.tuning else entry.tuning
-    chosen = replace(entry, make=make, functional=functional, given=given, tuning=tuning)
+    private = partial(entry.private, **own) if own and entry.private else entry.private
+    chosen = replace(
+        entry, make=make, functional=functional, given=given, tuning=tuning, private=private
+    )
     if own:
         _check(owner, chosen)
     return chosen

@@ -62,7 +62,11 @@ def try_model(
         what, remedy = _step_of(optimizer)
         with _named(owner, what, remedy):
             step = made or optimizer(params, settings)
-            train(module, few, settings, step, loss, np.random.default_rng(0))
+            private = optimizer.private if isinstance(optimizer, LocalOptimizer) else None
+            if private:
+                private().try_on(module, few, loss)
+            else:
+                train(module, few, settings, step, loss, np.random.default_rng(0))
             if isinstance(optimizer, LocalOptimizer) and optimizer.tuning:
                 optimizer.tuning().try_on(module, few, settings, loss)
         with _named(owner, "an evaluation"):

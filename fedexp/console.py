@@ -56,7 +56,10 @@ def table(summaries: Sequence[Summary], target: float) -> None:
     _failure_table(groups)
 
 
-_LEARNED = {"learned-step-size": ("learned", "{:.3g}")}
+_LEARNED = {
+    "learned-step-size": ("learned", "{:.3g}"),
+    "privacy-epsilon": ("ε", "{:.3g}"),
+}
 _SECONDS = {"seconds-a-round": ("s/round", "{:.3f}")}
 _PREFIXES = "", "mean-"
 _ITERATES = (

@@ -28,6 +28,11 @@ BUFFERS = "fedexp-buffers"
 PRIVACY_EPSILON = "privacy-epsilon"
 PRIVACY_DELTA = "privacy-delta"
 """Metrics of a round: what all rounds so far cost a client."""
+LOCAL_NOISE = "local-noise"
+"""Setting: the noise that clients are to add to their update. Metric: that they have."""
+LOCAL_CLIP = "local-clip"
+LOCAL_SEED = "local-noise-seed"
+"""Settings: the bound on an update before that, and what fixes the noise, if anything."""
 
 # SCAFFOLD.
 CONTROL_VARIATE = "control-variate"

@@ -16,6 +16,7 @@ from fedexp.arrays import Arrays, first_non_finite
 from fedexp.clients.causes import cause
 from fedexp.clients.known import has_plain_forward
 from fedexp.clients.local_optimizers import mean_rate
+from fedexp.clients.local_privacy import hidden
 from fedexp.clients.loop import evaluate, train
 from fedexp.clients.losses import is_known
 from fedexp.clients.module import lend, load_arrays, module_arrays
@@ -193,4 +194,6 @@ class ClientRound:
             self.control.keep(self.context, self.before, after, step)
         if getattr(self.make, "adapts_lr", False):
             save_rate(self.config, self.context, rate)
-        return ClientResult(self.context.node_id, after, metrics, self.buffers)
+        sent = ClientResult(self.context.node_id, after, metrics, self.buffers)
+        partition = int(self.context.node_config.get(keys.PARTITION_ID, self.context.node_id))
+        return hidden(sent, self.before, self.config, partition)

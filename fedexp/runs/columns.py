@@ -39,6 +39,7 @@ def columns(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> list[
     steps = [
         Column("Server step", "mean-server-step-size", two_digits),
         Column("Learned step", "learned-step-size", three_figures),
+        Column("Privacy ε", "privacy-epsilon", three_figures),
     ]
     if not is_classification(units):
         key = "{}-test-loss"

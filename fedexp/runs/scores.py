@@ -27,8 +27,9 @@ def numbers(unit: UnitResult) -> MetricsRow:
         found |= _scores(unit, prefix)
     steps = _values(unit.rows, "server-step-size")
     found["mean-server-step-size"] = statistics.fmean(steps) if steps else None
-    if learned := _values(unit.rows, "learned-step-size"):
-        found["learned-step-size"] = learned[-1]
+    for last in ("learned-step-size", "privacy-epsilon"):
+        if values := _values(unit.rows, last):
+            found[last] = values[-1]
     found["seconds-a-round"] = _median(_values(unit.rows, "round-seconds"))
     for part in ("train", "move", "server"):
         values = _values(unit.rows, f"{part}-seconds")

@@ -27,6 +27,7 @@ from fedexp.strategies.presets import (
     Scaffold,
 )
 from fedexp.strategies.private import CentralPrivacy
+from fedexp.strategies.private_clients import LocalPrivacy
 from fedexp.strategies.proximal import GradientDiversity, StochasticPolyak, proximal_step
 from fedexp.strategies.robustness import FixedClip, QuantileClip
 from fedexp.strategies.running_ratio import RunningRatio
@@ -66,6 +67,7 @@ __all__ = [
     "Hypergradient",
     "HypergradientStep",
     "Identity",
+    "LocalPrivacy",
     "MeanOfIterates",
     "MeanOfLast",
     "MeanOfLastTwo",

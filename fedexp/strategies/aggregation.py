@@ -169,7 +169,7 @@ class Aggregation(FlowerFedAvg):
         )
         self.attendance.fail(replies.failures)
         self.extensions.check(received, self.state)
-        if not (stats.count or self.extensions.is_private):  # whether one replied is a secret too
+        if not (stats.count or self.extensions.samples):  # whether one replied is a secret too
             return None
         self._learn_buffers(kind)
         params, state, metrics = self._step(received, replies.with_loss(), kind)

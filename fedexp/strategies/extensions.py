@@ -170,9 +170,10 @@ class Extension:
             be too small.
         needs_updates: it looks at the updates of single clients. If so, it cannot be used where the
             model is not known, nor under secure aggregation.
-        is_private: it hides what single clients sent. If so, a round without a usable reply has a
-            step too, and means of the clients' metrics are not reported.
-        samples: it draws the clients itself, see ``sample``.
+        is_private: it hides what single clients sent. If so, means of the clients' metrics are not
+            reported.
+        samples: it draws the clients itself, see ``sample``, and whether one of them replied is a
+            secret too: a round without a usable reply has a step as well.
 
     Example:
         A server that takes half of every update:

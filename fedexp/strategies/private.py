@@ -178,7 +178,7 @@ class CentralPrivacy(Private):
         if self.norm_share is not None:
             return self
         # Not replace, which would warn of the seed once more.
-        other = object.__new__(CentralPrivacy)
+        other = object.__new__(type(self))
         other.__dict__.update({**self.__dict__, "norm_share": _NORM_SHARE if norms else 0.0})
         return other
 

@@ -32,17 +32,15 @@ from fedexp.privacy import multiplier_for
 from fedexp.strategies import CentralPrivacy, FedAdam, FedAvg, FedExP, FedOpt
 
 EPSILON, DELTA, RATE = 4.0, 1e-4, 0.5
-BOUNDS, ADAM_STEPS = (0.1, 0.3, 1.0), (0.01, 0.03)
+BOUNDS, ADAM_STEPS = (0.1, 0.3, 1.0, 3.0), (0.01, 0.03, 0.1)
 SEEDS, TUNING_SEED = (0, 1, 2), 3
 
 METHODS: dict[str, Callable[..., FedOpt]] = {
     "FedAvg": FedAvg,
     "FedAdam": FedAdam,
     "FedExP, single rounds": FedExP,
+    "FedExP, single, at most 3": lambda **kwargs: FedExP(max_step_size=3.0, **kwargs),
     "FedExP, smoothed": lambda **kwargs: FedExP(smoothing=0.8, **kwargs),
-    "FedExP, smoothed, at most 3": lambda **kwargs: FedExP(
-        smoothing=0.8, max_step_size=3.0, **kwargs
-    ),
 }
 
 

@@ -23,12 +23,14 @@ from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.named import as_optimizer, named_optimizer, told
 from fedexp.clients.schedules import Schedule, schedule
 from fedexp.config import Config
-from fedexp.extras import imported
+from fedexp.extras import imported, need
 from fedexp.logs import level
 from fedexp.readers import strategy_arguments
 from fedexp.specs import Spec, split_list
 from fedexp.strategies import STRATEGIES, FedOpt, ServerOptimizer, average_named
 from fedexp.strategies.per_client import per_client
+from fedexp.strategies.private import CentralPrivacy, Private
+from fedexp.strategies.private_clients import LocalPrivacy
 from fedexp.strategies.robustness import Clip, FixedClip, QuantileClip
 from fedexp.strategies.waiting import Waiting
 
@@ -190,6 +192,7 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
     spec = Choice.of(key).strategy
     make = _of_table if spec.name in STRATEGIES else _of_module
     strategy = make(config, key, num_nodes)
+    _check_private(config, strategy)
     own = named_optimizer(optimizer_key(config, key))
     if getattr(strategy, "control_variates", False) and not own.is_plain:
         raise ValueError(
@@ -218,6 +221,7 @@ def prepared(given: Any, config: Config, key: str, num_nodes: int) -> Strategy:
         with level(ERROR):  # as in _of_table
             return FedOpt(optimizer=_as_optimizer(given), **options)
     strategy: Strategy = deepcopy(given)
+    _check_private(config, strategy)
     if isinstance(strategy, FedOpt):
         strategy.seed = config.seed if strategy.seed is None else strategy.seed
         strategy.client_config = {**client_config(config, key), **strategy.client_config}
@@ -237,6 +241,47 @@ def clip_of(config: Config, bound: Any = None, quantile: Any = None) -> Clip | N
     if quantile:
         return QuantileClip(quantile=quantile, **({"initial": bound} if bound else {}))
     return FixedClip(bound) if bound else None
+
+
+_PRIVACY: dict[str, type[Private]] = {"central": CentralPrivacy, "local": LocalPrivacy}
+
+
+def privacy_of(text: str) -> Private | None:
+    """What ``--privacy`` names; None for no text.
+
+    Raises:
+        ValueError: no such privacy, or a setting that it does not have or cannot take.
+        ModuleNotFoundError: nothing can do the accounting.
+    """
+    if not text:
+        return None
+    owner = f"Config(privacy={text!r})"
+    try:
+        spec = Spec.of(text)
+        if spec.name not in _PRIVACY:
+            raise ValueError(f"unknown {spec.name!r}. Known: {', '.join(_PRIVACY)}.")
+        kind = _PRIVACY[spec.name]
+        known = inspect.signature(kind).parameters
+        for name, value in spec.settings.items():
+            if name not in known:
+                shown = ", ".join(x.replace("_", "-") for x in known)
+                raise ValueError(f"no {name.replace('_', '-')!r}. Known: {shown}.")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name.replace('_', '-')}={value!r}: must be a number.")
+        private = kind(**spec.settings)
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}") from None
+    need("dp_accounting", "dp")
+    return private
+
+
+def _check_private(config: Config, strategy: Strategy) -> None:
+    """Raise unless a strategy has the privacy that the configuration asks for."""
+    if config.privacy and not (isinstance(strategy, FedOpt) and strategy.extensions.is_private):
+        raise ValueError(
+            f"Config(privacy={config.privacy!r}): {type(strategy).__name__} would ignore it. Use a "
+            "named strategy, or extensions=[CentralPrivacy(...)] of one of fedexp.strategies."
+        )
 
 
 def waiting_of(config: Config) -> Waiting | None:
@@ -292,14 +337,17 @@ _OWN_IF_0 = {
 
 
 def _options(config: Config, cls: type[FedOpt], settings: dict[str, Any]) -> dict[str, Any]:
-    """Arguments from the config fields; takes the clip's out of ``settings``."""
+    """Arguments from the config fields; takes clip and privacy out of ``settings``."""
     options: dict[str, Any] = {
         name: value
         for name, field in strategy_arguments(cls).items()
         if (value := getattr(config, field)) or field not in _OWN_IF_0
     }
     clip = settings.pop("clip", None), settings.pop("clip_quantile", None)
-    return options | {"clip": clip_of(config, *clip), "waiting": waiting_of(config)}
+    options |= {"clip": clip_of(config, *clip), "waiting": waiting_of(config)}
+    private = privacy_of(str(settings.pop("extensions", None) or config.privacy))
+    options.pop("extensions", None)
+    return options | ({"extensions": [private]} if private else {})
 
 
 def _known(spec: Spec, cls: type) -> dict[str, Any]:

@@ -162,6 +162,10 @@ class Config(BaseModel):
     drop_beyond: float = Field(
         0.0, ge=0, description="drop updates beyond this multiple of the median norm; 0: none"
     )
+    privacy: Text = Field(
+        "",
+        description="of clients: central(noise-multiplier=1, clip=1, delta=1e-5) or local(...)",
+    )
     buffers: Literal["average", "keep"] = Field(
         "average", description="arrays that the step does not move: average of the clients, or keep"
     )

@@ -19,7 +19,8 @@ Fields = frozenset[str]
 
 _MOST = 8  # names in one line
 _FIELDS: Fields = frozenset(Config.model_fields)
-_SAME = {"eta": "server_learning_rate"}  # an argument of a strategy, and the field that means it
+# An argument of a strategy, and the field that means it.
+_SAME = {"eta": "server_learning_rate", "extensions": "privacy"}
 _ENGINES = {
     "serial": Fields({"vectorize"}),
     "ray": Fields({"num_workers", "num_gpus", "ray_address", "worker_log", "vectorize"}),

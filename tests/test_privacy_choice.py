@@ -1,0 +1,59 @@
+"""``--privacy`` from its text to the strategy, and what is said of a slip in it."""
+
+import pytest
+
+import fedexp
+from fedexp.checks import check_read
+from fedexp.choices import strategy_of
+from fedexp.config import Config
+from fedexp.strategies import CentralPrivacy, FedAvg, LocalPrivacy
+
+CENTRAL = "central(noise-multiplier=2, clip=0.5, delta=1e-4)"
+
+
+def made(key="fedexp", **settings):
+    return strategy_of(Config(strategy=key, **settings), key, 10)
+
+
+def test_the_text_is_the_extension():
+    found = made("fedadam", privacy=CENTRAL).extensions[0]
+    assert found == CentralPrivacy(2.0, 0.5, 1e-4, norm_share=0.0)
+    assert made(privacy="local(clip=0.1)").extensions[0] == LocalPrivacy(clip=0.1)
+    (only,) = made(f"fedavg(privacy={CENTRAL})").extensions
+    assert only == found
+    check_read(Config(strategy="fedavg", privacy=CENTRAL))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("centrl", "unknown 'centrl'. Known: central, local"),
+        ("central(noise=1)", "no 'noise'. Known: noise-multiplier, clip"),
+        ("central(clip=abc)", "clip='abc': must be a number"),
+        ("central(clip=0)", r"clip=0\): must be > 0"),
+        ("central(clip=1", "a bracket is missing"),
+    ],
+)
+def test_a_slip_is_one_line(text, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        made(privacy=text)
+    assert str(caught.value).startswith(f"Config(privacy={text!r})")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_strategy_that_would_ignore_it_is_refused():
+    with pytest.raises(ValueError, match="FedMedian would ignore it"):
+        made("flwr.serverapp.strategy:FedMedian", privacy=CENTRAL)
+    with pytest.raises(ValueError, match="a strategy object has its own"):
+        fedexp.Simulation(strategy=FedAvg(), privacy=CENTRAL, num_clients=5)
+
+
+def test_a_run_reports_epsilon_each_round():
+    run = fedexp.Simulation(
+        strategy="fedexp(smoothing=0.8)",
+        privacy="central(noise-multiplier=8)",
+        **{"num_clients": 10, "fraction_train": 0.5, "local_steps": 1, "engine": "serial"},
+    ).run(rounds=2)
+    spent = [row["privacy-epsilon"] for row in run.metrics]
+    assert 0 < spent[0] < spent[1] == run.summary["privacy-epsilon"]
+    assert [row["train-loss"] for row in run.metrics] == [None, None]

@@ -168,7 +168,8 @@ def draw(lines: dict[tuple[str, int], list[dict[str, Any]]], file: Path) -> None
     ):
         for method in METHODS:
             curves = [found["curve"] for found in lines[method, times]]
-            axis.plot([100 * statistics.fmean(x) for x in zip(*curves, strict=True)], label=method)
+            means = [100 * statistics.fmean(x) for x in zip(*curves, strict=True)]
+            axis.plot(range(1, len(means) + 1), means, label=method)
         axis.set(title=title, xlabel="round")
     axes[0].set_ylabel("test accuracy, averaged iterate, %")
     axes[-1].legend(fontsize=7)

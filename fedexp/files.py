@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,16 @@ from safetensors.numpy import load_file, save_file
 from fedexp.arrays import Arrays, first_non_finite
 
 
-def atomically(path: Path, write: Callable[[Path], object]) -> None:
+def atomically(path: Path, write: Callable[[Path], object], *, before: Path | None = None) -> None:
     """Let ``write`` fill a file beside ``path``, then put it in its place in one step.
 
     Its permissions are those that the process gives to any new file.
+
+    Args:
+        path: of the file.
+        write: fills the file whose path it gets.
+        before: where the old file goes. With it the new one is on the disk, not only in the
+            system's memory, before the old one moves: whenever the power fails, one is whole.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -28,9 +36,30 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
         mode = stat.S_IMODE(beside.stat().st_mode)
         write(beside)
         beside.chmod(mode)  # safetensors makes a file that its owner alone can read
+        if before:
+            on_disk(beside)
+            with suppress(FileNotFoundError):
+                path.replace(before)
         beside.replace(path)
+        if before:
+            on_disk(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def on_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot
+            raise
+    finally:
+        os.close(number)
 
 
 def save_text(path: Path, text: str) -> None:
@@ -48,11 +77,17 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def save_model(path: Path, arrays: Arrays, metadata: Mapping[str, str] | None = None) -> None:
-    """Write ``arrays`` in the safetensors format."""
+def save_model(
+    path: Path,
+    arrays: Arrays,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    before: Path | None = None,
+) -> None:
+    """Write ``arrays`` in the safetensors format; ``before`` is that of ``atomically``."""
     contiguous = {name: np.array(x, order="C") for name, x in arrays.items()}
     own = dict(metadata) if metadata else None
-    atomically(path, lambda beside: _save_file(contiguous, beside, own))
+    atomically(path, lambda beside: _save_file(contiguous, beside, own), before=before)
 
 
 def read_model(path: Path, like: Arrays) -> dict[str, Any]:

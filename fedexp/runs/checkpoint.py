@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 from flwr.app import ConfigRecord, MetricRecord
+from flwr.common.logger import log
 from safetensors import SafetensorError, safe_open
 
 from fedexp.arrays import Arrays
 from fedexp.files import save_model
 from fedexp.simulation.transport import Packed
+
+NAMES = ("checkpoint.safetensors", "checkpoint-before.safetensors")
+"""Of the newest checkpoint of a unit, and of the one before it."""
+
+_REMEDY = " Remove it to run from the first round."
 
 _KINDS = {"MetricRecord": MetricRecord, "ConfigRecord": ConfigRecord}
 
@@ -39,7 +46,7 @@ class Checkpoint:
     clients: Mapping[int, Packed] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write the file whole, or leave the old one."""
+        """Write the file whole, or leave the old one; that is kept as the second of ``NAMES``."""
         arrays = {f"params/{name}": x for name, x in self.params.items()}
         for kind, owners in (("state", self.state), ("average", self.average)):
             for owner, values in owners.items():
@@ -58,7 +65,8 @@ class Checkpoint:
             "order": json.dumps(list(arrays)),  # the file's own is another, and sums would differ
             "records": json.dumps(records),
         }
-        save_model(path, arrays, meta | {"checksum": _checksum(arrays, meta)})
+        whole = meta | {"checksum": _checksum(arrays, meta)}
+        save_model(path, arrays, whole, before=path.with_name(NAMES[1]))
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -70,9 +78,7 @@ class Checkpoint:
         try:
             arrays, meta = _read(path)
         except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{path}: is damaged ({error}). Remove it to run from the first round."
-            ) from None
+            raise ValueError(f"{path}: is damaged ({error}).{_REMEDY}") from None
         clients: dict[int, dict[str, Any]] = {}
         for node, kinds in json.loads(meta["records"]).items():
             clients[int(node)] = {k: _KINDS[kind](value) for k, (kind, value) in kinds.items()}
@@ -87,6 +93,35 @@ class Checkpoint:
             average={owner: _under(arrays, f"average/{owner}/") for owner in averages},
             clients=clients,
         )
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint in the folder of a unit that is as it was written; None without any.
+
+    Raises:
+        ValueError: there are some, and all of them are damaged.
+    """
+    damage: ValueError | None = None
+    for path in (folder / name for name in NAMES):
+        if not path.exists():
+            continue
+        try:
+            found = Checkpoint.load(path)
+        except ValueError as error:
+            damage = damage or error
+            if path.is_dir():  # nothing of ours: no new checkpoint could take its place
+                break
+            continue
+        if damage:
+            log(WARNING, "%s The run goes on from round %d.", _cause(damage), found.server_round)
+        return found
+    if damage:
+        raise damage
+    return None
+
+
+def _cause(damage: ValueError) -> str:
+    return str(damage).removesuffix(_REMEDY)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -25,6 +25,7 @@ from fedexp.choices import strategy_keys
 from fedexp.config import Config
 from fedexp.datasets import Dataset, label_counts, plot
 from fedexp.files import read_json, save_json, save_text
+from fedexp.runs.checkpoint import NAMES
 from fedexp.runs.federation import Federation
 
 try:
@@ -39,7 +40,7 @@ _FILES = (
     *("curves.png", "curves.svg", "results.csv", "report.html", "summary.json", "deployment.json"),
 )
 _FILES_OF_A_UNIT = (
-    *("metrics.jsonl", "clients.csv", "summary.json", "checkpoint.safetensors"),
+    *("metrics.jsonl", "clients.csv", "summary.json", *NAMES),
     *("model.safetensors", "model-mean.safetensors", "unit.json"),
 )
 _DEPTH = 4  # of the folders of units

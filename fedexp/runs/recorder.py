@@ -12,11 +12,11 @@ from pathlib import Path
 from flwr.common.logger import log
 
 from fedexp.arrays import Arrays
-from fedexp.files import read_json, save_json, save_text
+from fedexp.files import on_disk, read_json, save_json, save_text
 from fedexp.records import from_record, to_record
-from fedexp.runs.checkpoint import Checkpoint
+from fedexp.runs.checkpoint import NAMES, Checkpoint, newest
 from fedexp.runs.reading import MetricsRow
-from fedexp.runs.resuming import EVALUATED, clients_until, of_clients, rows_until
+from fedexp.runs.resuming import EVALUATED, MODELS, clients_until, of_clients, rows_until
 from fedexp.runs.run import Run
 from fedexp.simulation.grid import LocalGrid
 from fedexp.strategies import FedOpt
@@ -28,9 +28,9 @@ class Recorder:
     """Writes one unit into its folder, whole after every round.
 
     ``metrics.jsonl`` has a line a round, ``clients.csv`` a line for every client that evaluated;
-    ``checkpoint.safetensors`` is what the unit goes on from. It stays at the end, so that a run can
-    be extended. Of a strategy that does not show what it remembers there is none: such a unit
-    starts again.
+    ``checkpoint.safetensors`` is what the unit goes on from. The one before it is kept as well, in
+    case the newer one gets damaged. They stay at the end, so that a run can be extended. Of a
+    strategy that does not show what it remembers there is none: such a unit starts again.
 
     Args:
         folder: of the unit; it exists.
@@ -38,18 +38,18 @@ class Recorder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._checkpoint = folder / "checkpoint.safetensors"
+        self._checkpoint = folder / NAMES[0]
 
     def forget(self) -> None:
         """Remove what an earlier run left: nothing there is believed."""
-        for name in ("summary.json", "checkpoint.safetensors", "metrics.jsonl", "clients.csv"):
+        for name in ("summary.json", *NAMES, "metrics.jsonl", "clients.csv"):
             (self.folder / name).unlink(missing_ok=True)
 
     def begin(
         self, about: MetricsRow, run: Run, grid: LocalGrid
     ) -> tuple[list[MetricsRow], list[MetricsRow]]:
         """The rows so far, of rounds and of clients; the run goes on after them."""
-        saved = Checkpoint.load(self._checkpoint) if self._checkpoint.exists() else None
+        saved = newest(self.folder)
         rows = rows_until(self.folder, saved.server_round) if saved else []
         clients = clients_until(self.folder, saved) if saved else []
         if saved:
@@ -79,6 +79,8 @@ class Recorder:
             file.write(_line(row))
         if new:
             self._append_clients(clients, new)
+            on_disk(self.folder / "clients.csv")
+        on_disk(self.folder / "metrics.jsonl")  # before a checkpoint that counts on it
         if saved := saved_of(run, row["round"], grid, of_clients(clients, new)):
             saved.save(self._checkpoint)
 
@@ -139,10 +141,12 @@ def is_finished(folder: Path, num_rounds: int) -> bool:
     """Whether the unit in ``folder`` has ended, of a run of so many rounds."""
     if not (folder / "summary.json").exists():
         return False
+    if not all((folder / name).is_file() for name in MODELS):
+        return False  # the checkpoint has them
     try:
         return int(read_json(folder / "unit.json")["num-server-rounds"]) >= num_rounds
     except (OSError, ValueError, TypeError, KeyError):
-        if (folder / "checkpoint.safetensors").exists():
+        if (folder / NAMES[0]).exists():
             return False  # it only ends anew
         summary = read_json(folder / "summary.json")  # of an older run
         return bool(summary["num-rounds"] >= num_rounds or summary["problem"])

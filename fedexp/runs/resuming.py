@@ -14,7 +14,7 @@ from fedexp.arrays import Arrays
 from fedexp.choices import schedule_of, strategy_keys
 from fedexp.config import Config
 from fedexp.files import read_json, save_json, save_text
-from fedexp.runs.checkpoint import Checkpoint
+from fedexp.runs.checkpoint import Checkpoint, newest
 from fedexp.runs.folder import locked
 from fedexp.runs.plan import first_units, reporting_folders
 from fedexp.runs.reading import read_metrics
@@ -22,7 +22,8 @@ from fedexp.runs.reading import read_metrics
 EVALUATED = "evaluated"
 """Of a checkpoint's state: which clients evaluated in its round."""
 
-_MODELS = ("model.safetensors", "model-mean.safetensors")
+MODELS = ("model.safetensors", "model-mean.safetensors")
+"""That a unit leaves at its end."""
 
 
 def check_resumable(config: Config, folder: Path) -> None:
@@ -36,12 +37,11 @@ def check_resumable(config: Config, folder: Path) -> None:
     for own in _unit_folders(config, folder):
         if own.exists() and not own.is_dir():
             raise ValueError(f"{own}: is no folder. Remove it to run it again.")
-        if (own / "checkpoint.safetensors").exists():
-            saved = Checkpoint.load(own / "checkpoint.safetensors")
+        if saved := newest(own) if own.exists() else None:
             rows_until(own, saved.server_round)
             clients_until(own, saved)
         if (own / "summary.json").exists():
-            _check_finished(own)
+            _check_finished(own, saved)
 
 
 def extend(folder: Path, num_rounds: int) -> Config:
@@ -227,13 +227,14 @@ def _check_unedited(config: Config, folder: Path) -> None:
         )
 
 
-def _check_finished(folder: Path) -> None:
+def _check_finished(folder: Path, saved: Checkpoint | None) -> None:
     path = folder / "summary.json"
     again = f"Remove {folder} to run it again."
     try:
         num_rounds = int(read_json(path)["num-rounds"])
     except (OSError, ValueError, TypeError, KeyError):
         raise ValueError(f"{path}: is damaged. {again}") from None
-    if missing := [name for name in _MODELS if not (folder / name).is_file()]:
+    missing = [name for name in MODELS if not (folder / name).is_file()]
+    if missing and not (saved and saved.server_round == num_rounds):  # which would bring it back
         raise ValueError(f"{folder / missing[0]}: is missing. {again}")
     rows_until(folder, num_rounds)

@@ -199,6 +199,7 @@ def test_a_strategy_of_flowers_starts_again_and_says_so(strategy, tmp_path, logg
 
 def test_an_older_run_without_a_checkpoint_starts_again_and_says_so(ended, tmp_path, logged):
     (ended / "fedexp/checkpoint.safetensors").unlink()
+    (ended / "fedexp/checkpoint-before.safetensors").unlink()
     resume(ended, "--rounds", 3)
     assert "starts again from round 1" in "".join(logged)
     run("--strategy", "fedexp", "--rounds", 3, "--out", tmp_path / "long")

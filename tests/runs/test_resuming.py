@@ -1,13 +1,17 @@
 """A run folder that was damaged or edited goes on to the same bits, or is refused in one line."""
 
 import json
+import os
 import shutil
 import struct
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedexp import cli
 from fedexp.runs import recorder as runs
+from fedexp.runs.checkpoint import NAMES
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 FLAGS = [
@@ -107,19 +111,15 @@ def as_file(folder):
     (folder / "scaffold").write_text("x")
 
 
+DAMAGED = {
+    "cut": lambda b: b[: len(b) // 2],
+    "empty": lambda b: b"",
+    "header": flipped(20),
+    "data": flipped(-5),
+    "another round": header(lambda h: h["__metadata__"].update(round="1")),
+    "no metadata": header(lambda h: h.pop("__metadata__")),
+}
 REFUSED = {
-    "checkpoint cut": (edit(CHECKPOINT, lambda b: b[: len(b) // 2]), "is damaged"),
-    "checkpoint empty": (edit(CHECKPOINT, lambda b: b""), "is damaged"),
-    "checkpoint header": (edit(CHECKPOINT, flipped(20)), "is damaged"),
-    "checkpoint data": (edit(CHECKPOINT, flipped(-5)), "is damaged"),
-    "checkpoint of another round": (
-        edit(CHECKPOINT, header(lambda h: h["__metadata__"].update(round="1"))),
-        "is damaged",
-    ),
-    "checkpoint without metadata": (
-        edit(CHECKPOINT, header(lambda h: h.pop("__metadata__"))),
-        "is damaged",
-    ),
     "checkpoint a folder": (as_folder, "is damaged"),
     "metrics removed": (removed(METRICS), "does not hold rounds 1 to 2"),
     "metrics twice": (edit(METRICS, lambda b: b + b), "does not hold rounds 1 to 2"),
@@ -140,7 +140,16 @@ REFUSED = {
     "strategy folder a file": (as_file, "is no folder"),
     "summary empty": (edit("fedexp/summary.json", lambda b: b""), "is damaged"),
     "summary a list": (edit("fedexp/summary.json", lambda b: b"[]"), "is damaged"),
-    "model of a finished strategy": (removed("fedexp/model.safetensors"), "is missing"),
+    "model of a finished strategy, and its checkpoints": (
+        lambda folder: [
+            (folder / "fedexp" / name).unlink() for name in ("model.safetensors", *NAMES)
+        ],
+        "is missing",
+    ),
+    "both checkpoints": (
+        lambda folder: [edit(f"scaffold/{name}", flipped(-5))(folder) for name in NAMES],
+        "is damaged",
+    ),
     "metrics of a finished strategy": (removed("fedexp/metrics.jsonl"), "rounds 1 to 3"),
 }
 
@@ -163,6 +172,9 @@ HARMLESS = {
     "environment removed": removed("environment.json"),
     "strategy folder removed": lambda folder: shutil.rmtree(folder / "scaffold"),
     "summary removed": removed("fedexp/summary.json"),
+    "model of a finished strategy removed": removed("fedexp/model.safetensors"),
+    "its average removed": removed("fedexp/model-mean.safetensors"),
+    "cut between two renames": removed(CHECKPOINT),  # then the one before is all there is
 }
 
 
@@ -171,3 +183,30 @@ def test_what_can_be_done_without_leads_to_the_same_bits(kind, cut, folders):
     HARMLESS[kind](cut)
     run("--resume", cut)
     assert results(cut) == results(folders / "whole")
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_the_checkpoint_before_a_damaged_one_leads_to_the_same_bits(kind, cut, folders, logged):
+    edit(CHECKPOINT, DAMAGED[kind])(cut)
+    run("--resume", cut)
+    assert any("is damaged" in x and "goes on from round 1" in x for x in logged)
+    assert results(cut) == results(folders / "whole")
+
+
+def test_a_checkpoint_is_on_the_disk_before_the_one_before_it_moves(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr("fedexp.files.on_disk", lambda path: done.append(("sync", path.name)))
+    replace = Path.replace
+
+    def noted(self, other):
+        replace(self, other)
+        done.append(("move", other.name))
+
+    monkeypatch.setattr(Path, "replace", noted)
+    for i in (1, 2):
+        runs.Checkpoint(i, {"w": np.ones(1)}).save(tmp_path / NAMES[0])
+    beside = f".{NAMES[0]}.{os.getpid()}"
+    steps = [("sync", beside), ("move", NAMES[1]), ("move", NAMES[0]), ("sync", tmp_path.name)]
+    assert done == [steps[0], *steps[2:], *steps]
+    assert [runs.Checkpoint.load(tmp_path / name).server_round for name in NAMES] == [2, 1]
+    assert sorted(x.name for x in tmp_path.iterdir()) == sorted(NAMES)

@@ -11,6 +11,7 @@ from fedexp.privacy.accounting import PrivacyFilter, PrivateStep, epsilon_of, mu
 from fedexp.records import records_of
 
 _SPENT, _PLAN = "private-budget", "private-plan"
+_MOST_GROWN = 4.0  # times the budget of the first step
 _epsilon_of = lru_cache(maxsize=1024)(epsilon_of)
 
 
@@ -81,14 +82,19 @@ class Budget:
             self._multiplier = multiplier_for(epsilon, delta, rate, num_steps)
 
     def next_step(self) -> PrivateStep | None:
-        """What the next step may release; None if the budget does not cover it."""
-        multiplier = self._multiplier / self._grown**0.5
-        step = PrivateStep.shared(self._plan.sampling_rate, multiplier, self._plan.search_share)
-        if self._filter:
-            admitted = self._filter.admits(self._spent, step.rdp(self._filter.order))
-        else:
-            admitted = self.steps < self._plan.num_steps
-        return step if admitted else None
+        """What the next step may release; None if the budget does not cover it.
+
+        Where it no longer covers a step that has grown, steps of the first size use up the rest.
+        """
+        if not self._filter:
+            return self._step(1.0) if self.steps < self._plan.num_steps else None
+        steps = map(self._step, (self._grown, 1.0))
+        order = self._filter.order
+        return next((x for x in steps if self._filter.admits(self._spent, x.rdp(order))), None)
+
+    def _step(self, grown: float) -> PrivateStep:
+        multiplier = self._multiplier / grown**0.5
+        return PrivateStep.shared(self._plan.sampling_rate, multiplier, self._plan.search_share)
 
     def pay(self, step: PrivateStep) -> None:
         """Count a step."""
@@ -96,8 +102,8 @@ class Budget:
         self._spent += step.rdp(self._filter.order) if self._filter else 0.0
 
     def grow(self) -> None:
-        """Give more to every later step, if the plan says so."""
-        self._grown *= self._plan.growth
+        """Give more to every later step, if the plan says so, up to four times the first."""
+        self._grown = min(_MOST_GROWN, self._grown * self._plan.growth)
 
     @property
     def epsilon(self) -> float:

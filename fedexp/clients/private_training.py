@@ -203,7 +203,7 @@ class PrivateLineSearch(PrivateSGD):
 
     See `fedexp.privacy.line_search.ArmijoSearch` for the test. When two consecutive noisy gradients
     of a round point apart (their inner product is negative), the budget of all later steps grows,
-    and a filter ends the training before the whole is overspent.
+    up to four times the first, and a filter ends the training before the whole is overspent.
 
     Attributes:
         search_share: the share of a step's budget that goes to the search, in (0, 1).
@@ -216,12 +216,12 @@ class PrivateLineSearch(PrivateSGD):
 
     Example:
         >>> PrivateLineSearch(epsilon=0.8, growth=1.0).search.first
-        4.0
+        2.0
     """
 
     search_share: float = 0.2
-    growth: float = 1.1
-    first_step: float = 4.0
+    growth: float = 1.02
+    first_step: float = 2.0
     shrink: float = 0.5
     decrease: float = 0.1
     tries: int = 8

@@ -18,6 +18,7 @@ from fedexp.simulation.grid import context_of
 
 torch.set_num_threads(1)
 RUN = {"local-steps": 6, "batch-size": 8, "learning-rate": 0.05, "seed": 3}
+STEPPING = [name for name, entry in LOCAL_OPTIMIZERS.items() if not entry.private]
 TUNING = [name for name, entry in LOCAL_OPTIMIZERS.items() if entry.adapts_lr]
 NODES = range(2, 7)
 
@@ -69,7 +70,7 @@ def assert_close(a, b):
 
 
 @pytest.mark.parametrize("height", [1, 2])
-@pytest.mark.parametrize("name", LOCAL_OPTIMIZERS)
+@pytest.mark.parametrize("name", STEPPING)
 def test_a_group_of_clients_trains_as_each_of_them_alone(name, height):
     # In round 1 ``learned-step`` tunes, for which its clients leave the group.
     settings = {"hyper_height": height, "hyper_learning_rate": 0.1, "server_round": 2}
@@ -156,7 +157,7 @@ def test_plain_sgd_keeps_its_schedule_under_every_policy():
     assert rates(nodes.train("sgd", server_round=2, **told)) == [0.0125] * 5
 
 
-@pytest.mark.parametrize("name", LOCAL_OPTIMIZERS)
+@pytest.mark.parametrize("name", STEPPING)
 def test_a_client_whose_loss_is_not_finite_says_so_and_keeps_nothing(name):
     def broken(context):
         x = torch.full((30, 4), float("inf"))
@@ -195,7 +196,7 @@ def test_the_documents_table_is_the_one_that_the_flag_reads():
     assert optimizer_markdown() in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", LOCAL_OPTIMIZERS)
+@pytest.mark.parametrize("name", STEPPING)
 def test_both_forms_of_an_optimizer_read_the_same_settings(name):
     entry = LOCAL_OPTIMIZERS[name]
     assert entry.functional is not None

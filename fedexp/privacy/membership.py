@@ -60,7 +60,7 @@ def _losses(name: str, values: ArrayLike) -> NDArray[np.float64]:
     losses = np.sort(np.asarray(values, dtype=np.float64).ravel())
     if not losses.size or np.isnan(losses).any():
         raise ValueError(
-            f"loss_attack({name}): {losses.size} losses, {np.isnan(losses).sum()} of them NaN. "
+            f"loss_attack({name}): {losses.size} losses, {int(np.isnan(losses).sum())} NaN. "
             "Give at least one, and numbers."
         )
     return losses

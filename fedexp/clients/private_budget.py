@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from fedexp.privacy.accounting import PrivacyFilter, PrivateStep, epsilon_of, multiplier_for
+from fedexp.privacy.accounting import PrivacyFilter, PrivateStep, epsilon_of, planned_multiplier
 from fedexp.records import records_of
 
 _SPENT, _PLAN = "private-budget", "private-plan"
@@ -79,7 +79,7 @@ class Budget:
                 epsilon, delta, rate, num_steps, share
             )
         else:
-            self._multiplier = multiplier_for(epsilon, delta, rate, num_steps)
+            self._multiplier = planned_multiplier(epsilon, delta, rate, num_steps)
 
     def next_step(self) -> PrivateStep | None:
         """What the next step may release; None if the budget does not cover it.

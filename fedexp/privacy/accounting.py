@@ -153,7 +153,7 @@ def epsilon_of(step: PrivateStep, num_steps: int, delta: float, grid: float = 1e
 
 
 @lru_cache(maxsize=1024)
-def multiplier_for(epsilon: float, delta: float, sampling_rate: float, num_steps: int) -> float:
+def planned_multiplier(epsilon: float, delta: float, sampling_rate: float, num_steps: int) -> float:
     """The least noise multiplier at which ``num_steps`` steps cost at most ``epsilon``.
 
     It is found to a thousandth, on the safe side, by ``dp-accounting``'s own search.
@@ -163,7 +163,7 @@ def multiplier_for(epsilon: float, delta: float, sampling_rate: float, num_steps
         ValueError: a number is out of its range.
 
     Example:
-        >>> round(multiplier_for(0.8, 1e-5, 256 / 32561, 1000), 2)
+        >>> round(planned_multiplier(0.8, 1e-5, 256 / 32561, 1000), 2)
         1.38
     """
     dp, grid = _dp_accounting(), 1e-4 * max(1.0, 2 * epsilon)

@@ -12,7 +12,7 @@ from fedexp.privacy.accounting import (
     PrivateStep,
     dominating_mean,
     epsilon_of,
-    multiplier_for,
+    planned_multiplier,
 )
 
 Q = 256 / 32561  # a batch of Adult
@@ -69,8 +69,8 @@ def test_without_a_search_the_divergence_is_that_of_dp_accounting():
 
 def test_noise_multipliers_of_the_table():
     for epsilon, multiplier in {0.1: 7.731, 0.8: 1.378}.items():
-        assert multiplier_for(epsilon, DELTA, Q, 1000) == pytest.approx(multiplier, abs=2e-3)
-    found = multiplier_for(0.8, DELTA, Q, 1000)
+        assert planned_multiplier(epsilon, DELTA, Q, 1000) == pytest.approx(multiplier, abs=2e-3)
+    found = planned_multiplier(0.8, DELTA, Q, 1000)
     assert found == pytest.approx(1.378, abs=2e-3)
     assert epsilon_of(PrivateStep(Q, found), 1000, DELTA) <= 0.8
 
@@ -105,7 +105,7 @@ def test_what_cannot_be_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="sampling_rate=0"):
         PrivateStep(0, 1.0)
     with pytest.raises(ValueError, match="epsilon must be positive"):
-        multiplier_for(0.0, DELTA, Q, 10)
+        planned_multiplier(0.0, DELTA, Q, 10)
     with pytest.raises(ValueError, match="too little for any"):
         PrivacyFilter.planned(1e-3, DELTA, Q, 10, 0.2)
     monkeypatch.setitem(sys.modules, "dp_accounting", None)

@@ -43,7 +43,7 @@ DEFINED_TWICE = {
     **dict.fromkeys(
         [
             *("FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedExP", "FedExPM", "FedExProx"),
-            *("FedHyper", "FedOpt", "FedProx", "FedProxExP", "FedYogi", "NesterovExP"),
+            *("FedBB", "FedHyper", "FedOpt", "FedProx", "FedProxExP", "FedYogi", "NesterovExP"),
         ],
         OLDER_API,
     ),

@@ -10,12 +10,14 @@ from fedexp.strategies.adaptive_presets import (
     ScaffoldExP,
 )
 from fedexp.strategies.averages import MeanOfLast, MovingAverage, average_named
+from fedexp.strategies.barzilai_borwein import BarzilaiBorwein
 from fedexp.strategies.directions import Adagrad, Adam, Identity, Momentum, Yogi
 from fedexp.strategies.evaluation import BothIterates, MeanOfIterates, MeanOfLastTwo
 from fedexp.strategies.extensions import Adapted, Extension, Received, RoundInProgress, Sent
 from fedexp.strategies.extrapolation import Extrapolation, RunningExtrapolation
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.medians import MedianBounds
+from fedexp.strategies.optimization_presets import FedBB
 from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.presets import (
     FedAdagrad,
@@ -41,6 +43,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "Adapted",
+    "BarzilaiBorwein",
     "BothIterates",
     "Capped",
     "Constant",
@@ -51,6 +54,7 @@ __all__ = [
     "FedAdam",
     "FedAvg",
     "FedAvgM",
+    "FedBB",
     "FedExP",
     "FedExPM",
     "FedExProx",

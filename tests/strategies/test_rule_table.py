@@ -10,6 +10,7 @@ from fedexp.stats import PseudoGradientStats, total
 from fedexp.strategies import (
     Adagrad,
     Adam,
+    BarzilaiBorwein,
     Capped,
     Constant,
     Extrapolation,
@@ -48,6 +49,8 @@ RULES = {
     "stops": ServerOptimizer(Identity(), StochasticPolyak(2.0)),
     "hyper": ServerOptimizer(Identity(), HypergradientStep()),
     "hyper of adam": ServerOptimizer(Adam(), HypergradientStep(normalised=True)),
+    "barzilai-borwein": ServerOptimizer(Identity(), BarzilaiBorwein()),
+    "barzilai-borwein capped": ServerOptimizer(Identity(), Capped(BarzilaiBorwein(), 2.0)),
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 

@@ -9,15 +9,19 @@ from fedexp.strategies.adaptive_presets import (
     NesterovExP,
     ScaffoldExP,
 )
-from fedexp.strategies.averages import MeanOfLast, MovingAverage, average_named
+from fedexp.strategies.averages import MeanOfLast, MovingAverage, PolynomialAverage, average_named
 from fedexp.strategies.barzilai_borwein import BarzilaiBorwein
 from fedexp.strategies.directions import Adagrad, Adam, Identity, Momentum, Yogi
+from fedexp.strategies.distance_over_gradients import (
+    DistanceOverGradients,
+    DistanceOverWeightedGradients,
+)
 from fedexp.strategies.evaluation import BothIterates, MeanOfIterates, MeanOfLastTwo
 from fedexp.strategies.extensions import Adapted, Extension, Received, RoundInProgress, Sent
 from fedexp.strategies.extrapolation import Extrapolation, RunningExtrapolation
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.medians import MedianBounds
-from fedexp.strategies.optimization_presets import FedBB
+from fedexp.strategies.optimization_presets import FedBB, FedDoG, FedDoWG
 from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.presets import (
     FedAdagrad,
@@ -47,6 +51,8 @@ __all__ = [
     "BothIterates",
     "Capped",
     "Constant",
+    "DistanceOverGradients",
+    "DistanceOverWeightedGradients",
     "Diversity",
     "Extension",
     "Extrapolation",
@@ -55,6 +61,8 @@ __all__ = [
     "FedAvg",
     "FedAvgM",
     "FedBB",
+    "FedDoG",
+    "FedDoWG",
     "FedExP",
     "FedExPM",
     "FedExProx",
@@ -76,6 +84,7 @@ __all__ = [
     "MovingAverage",
     "NesterovExP",
     "Polyak",
+    "PolynomialAverage",
     "QuantileClip",
     "Received",
     "Relaxed",

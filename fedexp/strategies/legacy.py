@@ -329,3 +329,15 @@ class FedBB(FedOpt):
     """``fedexp.strategies.FedBB`` in the older API."""
 
     twin = optimization_presets.FedBB
+
+
+class FedDoG(FedOpt):
+    """``fedexp.strategies.FedDoG`` in the older API."""
+
+    twin = optimization_presets.FedDoG
+
+
+class FedDoWG(FedOpt):
+    """``fedexp.strategies.FedDoWG`` in the older API."""
+
+    twin = optimization_presets.FedDoWG

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fedexp.strategies.barzilai_borwein import BarzilaiBorwein
+from fedexp.strategies.distance_over_gradients import (
+    DistanceOverGradients,
+    DistanceOverWeightedGradients,
+)
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.optimizer import ServerOptimizer
 
@@ -33,4 +37,54 @@ class FedBB(FedOpt):
 
     def __init__(self, *args: Any, sampled: bool = False, **kwargs: Any) -> None:
         rule = ServerOptimizer(step_size=BarzilaiBorwein(sampled))
+        super().__init__(*args, optimizer=rule, **kwargs)
+
+
+class FedDoG(FedOpt):
+    """DoG at the server: ``η = max ‖wᵢ - w₀‖/√(Σ‖Δ̄ᵢ‖²)``, ``w ← w - η Δ̄``.
+
+    Ivgi, Hinder & Carmon 2023, arXiv:2302.12022. See ``DistanceOverGradients``. Evaluate
+    ``PolynomialAverage``, which is part of the method.
+
+    Args:
+        *args: those of Flower's FedAvg.
+        radius: the first distance, as a share of ``1 + ‖w₀‖``.
+        **kwargs: those of Flower's FedAvg and of ``FedOpt``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> from fedexp.strategies import FedDoG
+        >>> FedDoG(radius=1e-6).optimizer.step_size
+        DistanceOverGradients(radius=1e-06)
+    """
+
+    def __init__(self, *args: Any, radius: float = 1e-2, **kwargs: Any) -> None:
+        rule = ServerOptimizer(step_size=DistanceOverGradients(radius))
+        super().__init__(*args, optimizer=rule, **kwargs)
+
+
+class FedDoWG(FedOpt):
+    """DoWG at the server: ``η = r²/√(Σ rᵢ²‖Δ̄ᵢ‖²)`` with ``r = max ‖wᵢ - w₀‖``.
+
+    Khaled, Mishchenko & Jin 2023, arXiv:2305.16284. See ``DistanceOverWeightedGradients``. Evaluate
+    an average of the iterates, such as ``PolynomialAverage``; the paper weighs them by ``rᵢ²``.
+
+    Args:
+        *args: those of Flower's FedAvg.
+        radius: the first distance, as a share of ``1 + ‖w₀‖``.
+        **kwargs: those of Flower's FedAvg and of ``FedOpt``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> from fedexp.strategies import FedDoWG
+        >>> FedDoWG().optimizer.step_size
+        DistanceOverWeightedGradients(radius=0.01)
+    """
+
+    def __init__(self, *args: Any, radius: float = 1e-2, **kwargs: Any) -> None:
+        rule = ServerOptimizer(step_size=DistanceOverWeightedGradients(radius))
         super().__init__(*args, optimizer=rule, **kwargs)

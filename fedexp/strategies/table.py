@@ -145,6 +145,20 @@ STRATEGIES: dict[str, Entry] = {
         "all clients train in every round, and their losses are smooth",
         all_clients=True,
     ),
+    "feddog": Entry(
+        optimization_presets.FedDoG,
+        "a step as long as the way so far allows",
+        "η = r/√(Σ‖Δ̄ᵢ‖²), r = max ‖wᵢ - w₀‖, w ← w - η Δ̄",
+        "Ivgi, Hinder & Carmon 2023, arXiv:2302.12022",
+        "long runs without a step to choose; evaluate `--average poly-8`",
+    ),
+    "feddowg": Entry(
+        optimization_presets.FedDoWG,
+        "DoG with more weight on late rounds",
+        "η = r²/√(Σrᵢ²‖Δ̄ᵢ‖²), r = max ‖wᵢ - w₀‖, w ← w - η Δ̄",
+        "Khaled, Mishchenko & Jin 2023, arXiv:2305.16284",
+        "as FedDoG, and faster from a small start; evaluate `--average poly-8`",
+    ),
 }
 """Rows by key of ``--strategy``; the command line, the documents and the tests read them."""
 

@@ -11,8 +11,12 @@ from fedexp.strategies import (
     Adam,
     BarzilaiBorwein,
     Capped,
+    DistanceOverGradients,
+    DistanceOverWeightedGradients,
     FedBB,
+    FedDoG,
     Momentum,
+    PolynomialAverage,
     ServerOptimizer,
 )
 
@@ -89,7 +93,45 @@ def test_where_the_curvature_is_negative_the_step_is_fedexps():
     assert eta == 1.0
 
 
-@pytest.mark.parametrize("step_size", [BarzilaiBorwein(), Capped(BarzilaiBorwein(), 2.0)])
+@pytest.mark.parametrize(
+    ("rule", "weighted"),
+    [(DistanceOverGradients(1e-3), False), (DistanceOverWeightedGradients(1e-3), True)],
+)
+def test_dog_and_dowg_are_those_of_their_formulae(rule, weighted):
+    w, path, updates, expected = FIRST, [], [], []
+    for _ in range(12):
+        path.append(w)
+        updates.append(mean_update(w))
+        first = 1e-3 * (1 + np.linalg.norm(FIRST))
+        r = np.maximum.accumulate([max(first, np.linalg.norm(x - FIRST)) for x in path])
+        scales = r if weighted else np.ones_like(r)
+        length = np.sqrt(np.sum(scales**2 * np.sum(np.square(updates), axis=1)))
+        w = w - r[-1] * scales[-1] / length * updates[-1]
+        expected.append(w)
+    np.testing.assert_allclose(stepped(ServerOptimizer(step_size=rule), 12)[0], expected)
+
+
+def test_a_polynomial_average_weighs_late_iterates_by_binomials():
+    """With γ = 2 the weight of ``w_t`` is ``(t + 1) t`` over their sum, by induction."""
+    average, memory, iterates = PolynomialAverage(2.0), {}, rng.normal(size=7)
+    for w in iterates:
+        memory = average.update(memory, {"w": np.array([w])})
+    weights = [(t + 1) * t for t in range(1, 8)]
+    got = average.mean(memory, NAMES)["w"]
+    assert got == pytest.approx(np.average(iterates, weights=weights))
+
+
+@pytest.mark.parametrize("radius", [0.0, -1.0, float("nan")])
+def test_a_radius_is_positive_and_a_decay_is_not_negative(radius):
+    with pytest.raises(ValueError, match="must be > 0"):
+        FedDoG(radius=radius)
+    with pytest.raises(ValueError, match="must be >= 0"):
+        PolynomialAverage(-1.0)
+
+
+@pytest.mark.parametrize(
+    "step_size", [BarzilaiBorwein(), DistanceOverGradients(), Capped(BarzilaiBorwein(), 2.0)]
+)
 @pytest.mark.parametrize("direction", [Adam(), Momentum(0.9)])
 def test_steps_that_measure_the_mean_update_step_along_it(step_size, direction):
     with pytest.raises(ValueError, match="cannot step along"):

@@ -13,6 +13,8 @@ from fedexp.strategies import (
     BarzilaiBorwein,
     Capped,
     Constant,
+    DistanceOverGradients,
+    DistanceOverWeightedGradients,
     Extrapolation,
     GradientDiversity,
     HypergradientStep,
@@ -51,6 +53,8 @@ RULES = {
     "hyper of adam": ServerOptimizer(Adam(), HypergradientStep(normalised=True)),
     "barzilai-borwein": ServerOptimizer(Identity(), BarzilaiBorwein()),
     "barzilai-borwein capped": ServerOptimizer(Identity(), Capped(BarzilaiBorwein(), 2.0)),
+    "dog": ServerOptimizer(Identity(), DistanceOverGradients()),
+    "dowg": ServerOptimizer(Identity(), DistanceOverWeightedGradients()),
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 

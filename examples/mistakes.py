@@ -56,7 +56,7 @@ MISTAKES = [
     Mistake("fedexp simulate --rounds 0", "greater than or equal to 1"),
     Mistake("fedexp simulate --fraction-train 20", "less than or equal to 1"),
     Mistake("fedexp simulate --clients 5000", "Use fewer clients"),
-    Mistake("fedexp simulate --average last", "for example last-2 or ema-0.7"),
+    Mistake("fedexp simulate --average last", "for example last-2, ema-0.7 or poly-8"),
     Mistake("fedexp simulate --seed 1 --seed 2", "Leave one out."),
     Mistake("fedexp simulate --partitioner natural", "Use another partitioner"),
     Mistake("fedexp simulate --partitioner iid --alpha 1", "dirichlet-unequal"),

@@ -77,7 +77,11 @@ def strategy_keys(config: Config) -> list[str]:
     except ValueError as error:
         raise ValueError(f"Config(strategy): {error}") from None
     if wanted == [Choice(Spec("all"))]:
-        wanted = [Choice(Spec(name)) for name in STRATEGIES]
+        # A rule that needs all clients would end the run of the others where only some train.
+        some = config.fraction_train < 1
+        wanted = [
+            Choice(Spec(name)) for name, row in STRATEGIES.items() if not (row.all_clients and some)
+        ]
     if not wanted:
         raise ValueError(f"{owner}: names none. Known: all, {', '.join(STRATEGIES)}.")
     texts = [str(choice) for choice in wanted]

@@ -170,7 +170,7 @@ class Config(BaseModel):
         "average", description="arrays that the step does not move: average of the clients, or keep"
     )
     average: str = Field(
-        "ema-0.7", description="averaged iterate that is scored beside the last: last-K or ema-B"
+        "ema-0.7", description="averaged iterate, scored beside the last: last-K, ema-B or poly-G"
     )
     weighted: bool = Field(True, description="weigh clients by their examples")
     engine: Literal["auto", "ray", "serial"] = Field(

@@ -43,7 +43,17 @@ DEFINED_TWICE = {
     **dict.fromkeys(
         [
             *("FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedExP", "FedExPM", "FedExProx"),
-            *("FedHyper", "FedOpt", "FedProx", "FedProxExP", "FedYogi", "NesterovExP"),
+            *(
+                "FedBB",
+                "FedDoG",
+                "FedDoWG",
+                "FedHyper",
+                "FedOpt",
+                "FedProx",
+                "FedProxExP",
+                "FedYogi",
+                "NesterovExP",
+            ),
         ],
         OLDER_API,
     ),

@@ -88,7 +88,8 @@ MATHEMATICS = ["keys", "arrays", "sums", "stats"] + [
     for name in (
         *("directions", "step_sizes", "extrapolation", "optimizer", "scaffold"),
         *("averages", "running_ratio", "extensions", "rate_sharing", "step_sharing"),
-        *("robustness", "medians", "proximal"),
+        *("robustness", "medians", "proximal", "barzilai_borwein"),
+        "distance_over_gradients",
     )
 ]
 MATHEMATICS += [

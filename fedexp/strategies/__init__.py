@@ -9,13 +9,19 @@ from fedexp.strategies.adaptive_presets import (
     NesterovExP,
     ScaffoldExP,
 )
-from fedexp.strategies.averages import MeanOfLast, MovingAverage, average_named
+from fedexp.strategies.averages import MeanOfLast, MovingAverage, PolynomialAverage, average_named
+from fedexp.strategies.barzilai_borwein import BarzilaiBorwein
 from fedexp.strategies.directions import Adagrad, Adam, Identity, Momentum, Yogi
+from fedexp.strategies.distance_over_gradients import (
+    DistanceOverGradients,
+    DistanceOverWeightedGradients,
+)
 from fedexp.strategies.evaluation import BothIterates, MeanOfIterates, MeanOfLastTwo
 from fedexp.strategies.extensions import Adapted, Extension, Received, RoundInProgress, Sent
 from fedexp.strategies.extrapolation import Extrapolation, RunningExtrapolation
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.medians import MedianBounds
+from fedexp.strategies.optimization_presets import FedBB, FedDoG, FedDoWG
 from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.presets import (
     FedAdagrad,
@@ -43,10 +49,13 @@ __all__ = [
     "Adagrad",
     "Adam",
     "Adapted",
+    "BarzilaiBorwein",
     "BothIterates",
     "Capped",
     "CentralPrivacy",
     "Constant",
+    "DistanceOverGradients",
+    "DistanceOverWeightedGradients",
     "Diversity",
     "Extension",
     "Extrapolation",
@@ -54,6 +63,9 @@ __all__ = [
     "FedAdam",
     "FedAvg",
     "FedAvgM",
+    "FedBB",
+    "FedDoG",
+    "FedDoWG",
     "FedExP",
     "FedExPM",
     "FedExProx",
@@ -76,6 +88,7 @@ __all__ = [
     "MovingAverage",
     "NesterovExP",
     "Polyak",
+    "PolynomialAverage",
     "QuantileClip",
     "Received",
     "Relaxed",

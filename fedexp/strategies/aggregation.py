@@ -100,10 +100,21 @@ class Aggregation(FlowerFedAvg):
                 log(WARNING, "Step at most %s: the model has batch norm.", _BATCH_NORM_MAX_STEP)
 
     def ask(self, nodes: Sequence[int], num_nodes: int, sampling_rate: float = 0.0) -> Sent:
-        """What goes to ``nodes`` beside the model, of ``num_nodes`` connected ones."""
+        """What goes to ``nodes`` beside the model, of ``num_nodes`` connected ones.
+
+        Raises:
+            ValueError: only some clients are asked in round 1, and the server rule needs all.
+        """
         self.round = replace(
             self._round(), nodes=tuple(nodes), num_nodes=num_nodes, sampling_rate=sampling_rate
         )
+        # In later rounds a client may rest or be away; that is no reason to end a run.
+        first = self.round.server_round <= 1
+        if first and len(nodes) < num_nodes and self.optimizer.needs_all_clients:
+            raise ValueError(
+                f"{type(self).__name__}: {len(nodes)} of {num_nodes} clients train, but the step "
+                "compares rounds of the same clients. Use all of them, or sampled=True to try it."
+            )
         self.attendance.ask(nodes)
         sent = self.extensions.send(self.round, self.state)
         self.state = self.state | sent.state

@@ -6,6 +6,7 @@ are for evaluation only and never enter training.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -128,12 +129,51 @@ class MovingAverage:
         }
 
 
+@dataclass(frozen=True)
+class PolynomialAverage(MovingAverage):
+    """An average that forgets the start: ``x̄ ← (1 - a) x̄ + a w_t``, ``a = (1 + γ)/(t + γ)``.
+
+    ``γ = 0`` gives the mean of all iterates; a larger one gives late iterates more weight, in
+    proportion to about ``t^γ``. Shamir & Zhang 2013, arXiv:1212.1824; DoG's authors use 8.
+
+    Attributes:
+        decay: ``γ ≥ 0``.
+
+    Raises:
+        ValueError: ``decay`` is negative.
+
+    Example:
+        With ``γ = 0``, the mean of all.
+
+        >>> import numpy as np
+        >>> from fedexp.strategies import PolynomialAverage
+        >>> average, memory = PolynomialAverage(decay=0.0), {}
+        >>> for w in (4.0, 8.0, 9.0):
+        ...     memory = average.update(memory, {"w": np.array([w])})
+        >>> average.mean(memory, trainable=frozenset({"w"}))["w"].round(6).tolist()
+        [7.0]
+    """
+
+    decay: float = 8.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < math.inf:
+            raise ValueError(f"PolynomialAverage(decay={self.decay}): must be >= 0. Use 8.")
+
+    def update(self, memory: Memory, params: Arrays) -> Memory:
+        """The memory with ``x̄`` in float64, the last iterate, and ``t``."""
+        t = int(memory["count"]["rounds"]) + 1 if memory else 1
+        new = MovingAverage(1 - (1 + self.decay) / (t + self.decay)).update(memory, params)
+        # Before "last", which `MeanOfIterates` takes from the end.
+        return {"count": {"rounds": np.asarray(float(t))}, **new}
+
+
 def average_named(name: str) -> Average:
     """The average that ``--average`` names, such as ``last-2`` or ``ema-0.7``.
 
     Args:
-        name: ``last-K`` for `MeanOfLast` of ``K`` iterates, or ``ema-B`` for `MovingAverage` with
-            the decay ``B``.
+        name: ``last-K`` for `MeanOfLast` of ``K`` iterates, ``ema-B`` for `MovingAverage` with
+            the decay ``B``, or ``poly-G`` for `PolynomialAverage` with the decay ``G``.
 
     Raises:
         ValueError: the name is unknown, or its number is out of range.
@@ -149,10 +189,13 @@ def average_named(name: str) -> Average:
             return MeanOfLast(int(number))
         if kind == "ema":
             return MovingAverage(float(number))
+        if kind == "poly":
+            return PolynomialAverage(float(number))
         raise ValueError("unknown.")
     except ValueError as error:
         reason = str(error).rstrip(".")
         raise ValueError(
-            f"Config(average={name!r}): {reason}. Use last-K, the mean of the last K iterates, or "
-            "ema-B, their moving average with the decay B; for example last-2 or ema-0.7."
+            f"Config(average={name!r}): {reason}. Use last-K, the mean of the last K iterates, "
+            "ema-B, their moving average with the decay B, or poly-G, with weights of about t^G; "
+            "for example last-2, ema-0.7 or poly-8."
         ) from None

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from fedexp import keys
 from fedexp.arrays import Arrays
 from fedexp.records import decoded, to_record
-from fedexp.strategies import adaptive_presets, fedopt, presets
+from fedexp.strategies import adaptive_presets, fedopt, optimization_presets, presets
 from fedexp.strategies.extensions import check_extensions
 from fedexp.strategies.privacy import check_mean_is_enough, is_one_for_all
 from fedexp.strategies.secure import SecureNorms, secure_norms
@@ -391,3 +391,21 @@ class FedHyper(FedOpt):
     """``fedexp.strategies.FedHyper`` in the older API."""
 
     twin = adaptive_presets.FedHyper
+
+
+class FedBB(FedOpt):
+    """``fedexp.strategies.FedBB`` in the older API."""
+
+    twin = optimization_presets.FedBB
+
+
+class FedDoG(FedOpt):
+    """``fedexp.strategies.FedDoG`` in the older API."""
+
+    twin = optimization_presets.FedDoG
+
+
+class FedDoWG(FedOpt):
+    """``fedexp.strategies.FedDoWG`` in the older API."""
+
+    twin = optimization_presets.FedDoWG

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field, replace
 from fedexp.arrays import Arrays, cast_like, moved
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import Direction, Identity, Momentum, State
-from fedexp.strategies.step_sizes import Capped, Constant, Relaxed, StepSize, check_direction
+from fedexp.strategies.step_sizes import (
+    ITERATE,
+    Capped,
+    Constant,
+    Relaxed,
+    StepSize,
+    check_direction,
+    innermost,
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,11 @@ class ServerOptimizer:
         still = self.direction in (Identity(), Momentum(0.0), Momentum(0.0, nesterov=True))
         return still and self.step_size == Constant(1.0)
 
+    @property
+    def needs_all_clients(self) -> bool:
+        """Whether a rule compares rounds, which must then be of the same clients."""
+        return bool(getattr(innermost(self.step_size), "needs_all_clients", False))
+
     def step(
         self, params: Arrays, stats: PseudoGradientStats, state: State
     ) -> tuple[Arrays, State, float]:
@@ -74,8 +87,11 @@ class ServerOptimizer:
             stats: the sums of the round, over at least one client.
             state: what the last call returned, ``{}`` in round 1.
         """
+        # The rules see w, of which they keep what they need. It is no part of a checkpoint.
+        state = state | {ITERATE: {name: params[name] for name in stats.update}}
         direction, state = self.direction(stats.mean_update, state)
         eta, state = self.step_size(stats, direction, state)
+        state = {owner: arrays for owner, arrays in state.items() if owner != ITERATE}
         buffers = {name: cast_like(b, params[name]) for name, b in stats.mean_buffers.items()}
         return {**params, **buffers, **dict(moved(params, direction, eta))}, state, eta
 

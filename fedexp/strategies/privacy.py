@@ -12,7 +12,7 @@ from fedexp.arrays import Arrays, same
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.extensions import Extensions
 from fedexp.strategies.optimizer import ServerOptimizer
-from fedexp.strategies.step_sizes import StepSize
+from fedexp.strategies.step_sizes import ITERATE, StepSize
 
 _Model = TypeVar("_Model")
 
@@ -108,7 +108,7 @@ def needs_norms(step_size: StepSize) -> bool:
     nothing = {"": np.zeros(1)}
     alone = _MeanAlone(2, 2.0, nothing, sq_norm=math.nan, norm=math.nan, loss=0.0)
     try:
-        step_size(alone, nothing, {})
+        step_size(alone, nothing, {ITERATE: nothing})
     except _NormAsked:
         return True
     return False

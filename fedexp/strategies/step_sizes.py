@@ -30,11 +30,22 @@ class StepSize(Protocol):
         ...
 
 
+ITERATE = "iterate"
+"""The entry of the state that holds ``w`` during a step, for rules that measure the way so far."""
+
+
 def check_direction(step_size: StepSize, direction: Direction) -> None:
     """Raise ``ValueError`` if ``step_size`` cannot be used with ``direction``."""
     own: Any = getattr(step_size, "check", None)
     if own is not None:
         own(direction)
+
+
+def innermost(step_size: StepSize) -> StepSize:
+    """The rule that chooses the step, without the limits around it."""
+    while isinstance(step_size, Capped | Relaxed):
+        step_size = step_size.step_size
+    return step_size
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedexp.strategies import adaptive_presets, presets
+from fedexp.strategies import adaptive_presets, optimization_presets, presets
 from fedexp.strategies.fedopt import FedOpt
 
 
@@ -21,6 +21,7 @@ class Entry:
         use: when to use it.
         options: arguments of the class on the command line, if its own default, which is
             Flower's, would turn the method off.
+        all_clients: whether all clients must train in every round.
     """
 
     strategy: type[FedOpt]
@@ -29,6 +30,7 @@ class Entry:
     source: str
     use: str
     options: Mapping[str, float] = field(default_factory=dict)
+    all_clients: bool = False
 
 
 _REDDI = "Reddi et al. 2021, arXiv:2003.00295"
@@ -134,6 +136,28 @@ STRATEGIES: dict[str, Entry] = {
         "a ← clip(a + κ⟨Δ̄, Δ̄₋₁⟩), w ← w - (1 + a) Δ̄",
         "Wang, Wang & Li 2024, arXiv:2310.03156",
         "long runs where successive rounds point the same way",
+    ),
+    "fedbb": Entry(
+        optimization_presets.FedBB,
+        "the curvature along the last step, from two rounds",
+        "η = ⟨s, y⟩/‖y‖², s = w - w₋₁, y = Δ̄ - Δ̄₋₁, w ← w - η Δ̄",
+        "ours, of Barzilai & Borwein 1988 and FedExP, arXiv:2301.09604",
+        "all clients train in every round, and their losses are smooth",
+        all_clients=True,
+    ),
+    "feddog": Entry(
+        optimization_presets.FedDoG,
+        "a step as long as the way so far allows",
+        "η = r/√(Σ‖Δ̄ᵢ‖²), r = max ‖wᵢ - w₀‖, w ← w - η Δ̄",
+        "Ivgi, Hinder & Carmon 2023, arXiv:2302.12022",
+        "long runs without a step to choose; evaluate `--average poly-8`",
+    ),
+    "feddowg": Entry(
+        optimization_presets.FedDoWG,
+        "DoG with more weight on late rounds",
+        "η = r²/√(Σrᵢ²‖Δ̄ᵢ‖²), r = max ‖wᵢ - w₀‖, w ← w - η Δ̄",
+        "Khaled, Mishchenko & Jin 2023, arXiv:2305.16284",
+        "as FedDoG, and faster from a small start; evaluate `--average poly-8`",
     ),
 }
 """Rows by key of ``--strategy``; the command line, the documents and the tests read them."""

@@ -131,7 +131,7 @@ def test_a_moving_average_is_taken_in_float64(dtype):
     assert average.mean(memory, frozenset("w"))["w"] == smallest
 
 
-@pytest.mark.parametrize("name", ["last-2", "last-5", "ema-0.7"])
+@pytest.mark.parametrize("name", ["last-2", "last-5", "ema-0.7", "poly-8"])
 def test_averages_keep_dtypes_take_buffers_from_the_last_and_average_what_is_named(name):
     seen = Seen()
     evaluate = MeanOfIterates(seen, average_named(name), frozenset({"w"}))
@@ -144,7 +144,7 @@ def test_averages_keep_dtypes_take_buffers_from_the_last_and_average_what_is_nam
     assert [last[k].dtype for k in model] == [x.dtype for x in model.values()]
 
 
-@pytest.mark.parametrize("name", ["last-2", "last-4", "ema-0.7"])
+@pytest.mark.parametrize("name", ["last-2", "last-4", "ema-0.7", "poly-3"])
 def test_an_average_goes_on_from_its_memory(name):
     whole, cut = averaged(average_named(name)), Seen()
     first, second = (MeanOfIterates(cut, average_named(name)) for _ in range(2))
@@ -166,7 +166,9 @@ def test_both_iterates_are_scored_by_one_function():
     assert [row["mean-test-loss"] for row in rows] == averaged(MeanOfLast(2))
 
 
-@pytest.mark.parametrize("name", ["last", "last-0", "last-x", "ema-1", "ema--1", "mean-2", ""])
+@pytest.mark.parametrize(
+    "name", ["last", "last-0", "last-x", "ema-1", "ema--1", "poly--1", "poly-x", "mean-2", ""]
+)
 def test_an_unknown_average_is_refused_with_the_known_ones(name):
-    with pytest.raises(ValueError, match=r"average=.*last-2 or ema-0\.7"):
+    with pytest.raises(ValueError, match=r"average=.*last-2, ema-0\.7 or poly-8"):
         average_named(name)

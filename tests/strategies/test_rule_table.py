@@ -10,8 +10,11 @@ from fedexp.stats import PseudoGradientStats, total
 from fedexp.strategies import (
     Adagrad,
     Adam,
+    BarzilaiBorwein,
     Capped,
     Constant,
+    DistanceOverGradients,
+    DistanceOverWeightedGradients,
     Extrapolation,
     GradientDiversity,
     HypergradientStep,
@@ -48,6 +51,10 @@ RULES = {
     "stops": ServerOptimizer(Identity(), StochasticPolyak(2.0)),
     "hyper": ServerOptimizer(Identity(), HypergradientStep()),
     "hyper of adam": ServerOptimizer(Adam(), HypergradientStep(normalised=True)),
+    "barzilai-borwein": ServerOptimizer(Identity(), BarzilaiBorwein()),
+    "barzilai-borwein capped": ServerOptimizer(Identity(), Capped(BarzilaiBorwein(), 2.0)),
+    "dog": ServerOptimizer(Identity(), DistanceOverGradients()),
+    "dowg": ServerOptimizer(Identity(), DistanceOverWeightedGradients()),
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 

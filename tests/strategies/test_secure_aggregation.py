@@ -17,7 +17,7 @@ from fedexp.strategies.privacy import is_one_for_all
 FIRST = [np.zeros(4), np.full(1, 0.5)]  # Flower unmasks no scalar
 NUM_CLIENTS, NUM_ROUNDS = 4, 2
 SEEN = {  # what looks at the norms of single updates
-    *("fedexp", "fedexpm", "nesterovexp", "fedproxexp", "fedexprox"),
+    *("fedexp", "fedexpm", "nesterovexp", "fedproxexp", "fedexprox", "fedbb"),
 }
 TWINS = {name.lower(): name for name in vars(legacy) if name.lower() in STRATEGIES}
 

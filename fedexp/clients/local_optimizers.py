@@ -19,7 +19,7 @@ from fedexp.clients.optimizers import (
     FunctionalTower,
     PlainSGD,
 )
-from fedexp.clients.private_training import PrivateLineSearch, PrivateSGD, settings_of
+from fedexp.clients.private_training import PrivateLineSearch, PrivateSGD, private_settings
 from fedexp.clients.settings import KEYS, ClientSettings
 from fedexp.clients.step_tuning import StepTuning
 from fedexp.hypergradients.adaptive_rules import AdagradRule, AdamRule, RMSpropRule
@@ -159,7 +159,7 @@ def _private(line: str, kind: type[PrivateSGD], reads_rate: bool) -> LocalOptimi
         kind(**own)  # what is wrong with it shows when the optimizer is named
         return _PrivateElsewhere(params, s.lr if reads_rate else 0.0)
 
-    return LocalOptimizer(line, make, adapts_lr=False, own=settings_of(kind), private=kind)
+    return LocalOptimizer(line, make, adapts_lr=False, own=private_settings(kind), private=kind)
 
 
 def _undecayed(name: str, settings: ClientSettings) -> float:

@@ -274,7 +274,7 @@ class PrivateLineSearch(PrivateSGD):
         )
 
 
-def settings_of(kind: type[PrivateSGD]) -> Mapping[str, Any]:
+def private_settings(kind: type[PrivateSGD]) -> Mapping[str, Any]:
     """The settings of a kind of private training, with their defaults."""
     return {x.name: x.default for x in fields(kind)}
 

@@ -94,17 +94,20 @@ class PrivateSGD:
 
     def __post_init__(self) -> None:
         whole = isinstance(self.steps, int) and isinstance(self.noise_seed, int)
-        sound = {
-            "epsilon": 0 < self.epsilon < float("inf"),
-            "delta": 0 < self.delta < 1,
-            "steps": whole and self.steps >= 1,
-            "clip": 0 < self.clip < float("inf"),
-            "noise_seed": whole and self.noise_seed >= -1,
+        rules = {
+            "epsilon": (0 < self.epsilon < float("inf"), "> 0"),
+            "delta": (0 < self.delta < 1, "between 0 and 1"),
+            "steps": (whole and self.steps >= 1, "a whole number of at least 1"),
+            "clip": (0 < self.clip < float("inf"), "> 0"),
+            "noise_seed": (whole and self.noise_seed >= -1, "a whole number, or -1 for none"),
         }
-        for name, holds in sound.items():
+        for name, (holds, rule) in rules.items():
             if not holds:
                 key = name.replace("_", "-")
-                raise ValueError(f"{self.name}({key}={getattr(self, name)!r}): is out of range.")
+                raise ValueError(
+                    f"{self.name}({key}={getattr(self, name)!r}): must be {rule}. "
+                    f"The default is {type(self).__dataclass_fields__[name].default!r}."
+                )
 
     def check(self, settings: ClientSettings) -> None:
         """Raise ``ValueError`` for settings of the clients that private steps do not follow."""

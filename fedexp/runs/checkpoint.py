@@ -76,9 +76,19 @@ class Checkpoint:
             ValueError: the file is not as it was written.
         """
         try:
-            arrays, meta = _read(path)
-        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+            return cls._of(*_read(path))
+        except (
+            OSError,
+            SafetensorError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+        ) as error:
             raise ValueError(f"{path}: is damaged ({error}).{_REMEDY}") from None
+
+    @classmethod
+    def _of(cls, arrays: Arrays, meta: Mapping[str, str]) -> Checkpoint:
         clients: dict[int, dict[str, Any]] = {}
         for node, kinds in json.loads(meta["records"]).items():
             clients[int(node)] = {k: _KINDS[kind](value) for k, (kind, value) in kinds.items()}

@@ -120,7 +120,7 @@ def test_what_mixes_examples_or_tells_more_is_refused():
     with pytest.raises(ValueError, match="the loss after training"):
         fit("dp-sgd", new_context(), **{"final-loss": True})
     for wrong in ("dp-sgd(epsilon=0)", "private-line-search(growth=0.5)", "dp-sgd(steps=0.5)"):
-        with pytest.raises(ValueError, match=r"out of range|at least 1"):
+        with pytest.raises(ValueError, match=r"must be > 0|at least 1"):
             named_optimizer(wrong)
     with pytest.raises(ValueError, match="shrink"):
         PrivateLineSearch(shrink=2.0)

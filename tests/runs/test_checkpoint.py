@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedexp.runs import checkpoint
 from fedexp.runs.checkpoint import Checkpoint
 from fedexp.simulation.transport import pack, unpack
 
@@ -33,3 +35,26 @@ def test_a_checkpoint_comes_back_whole_and_in_order(tmp_path):
     np.testing.assert_array_equal(again.array_records["variate"]["0"].numpy(), np.arange(4.0))
     assert dict(again.metric_records["numbers"]) == {"lr": 0.5, "list": [1, 2]}
     assert dict(again.config_records["text"]) == {"name": "x", "flag": True}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("records", '{"5": {"k": ["Other", {}]}}'),
+        ("records", "[]"),
+        ("round", "x"),
+        ("owners", "{"),
+    ],
+)
+def test_a_sound_file_of_another_format_is_refused_in_one_line(key, value, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.safetensors"
+    Checkpoint(1, {"w": np.ones(1)}).save(path)
+    read = checkpoint._read
+
+    def other(path):
+        arrays, meta = read(path)
+        return arrays, meta | {key: value}
+
+    monkeypatch.setattr(checkpoint, "_read", other)
+    with pytest.raises(ValueError, match="is damaged"):
+        Checkpoint.load(path)

@@ -1,6 +1,7 @@
 """Sites on loopback, on ports that nobody uses."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import time
@@ -14,15 +15,22 @@ from fedexp.devices.site import Site
 T = TypeVar("T")
 
 
+def free_ports(count: int) -> list[int]:
+    """So many, all of them different: each is held until the last one is found."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def new_site(folder: Path, *nodes: str, **settings: int) -> Site:
     """A site for ``localhost``; ``settings`` are those of `Site`."""
-    site = Site(folder, ("localhost",), free_port(), free_port(), **settings)
+    site = Site(folder, ("localhost",), *free_ports(2), **settings)
     create(site, nodes)
     return site
 

@@ -53,12 +53,35 @@ def table(summaries: Sequence[Summary], target: float) -> None:
     seeds = max(map(len, groups.values()))
     spread = f"Mean±standard deviation over {seeds} seeds." if seeds > 1 else ""
     print(filled(_ITERATES, spread, 0))
+    _privacy_notes(groups, learned.keys())
     _failure_table(groups)
 
 
+def _privacy_notes(groups: Mapping[str, Sequence[Summary]], shown: Iterable[str]) -> None:
+    """Print whom each epsilon protects, and who has no budget left to train with."""
+    for key in shown:
+        if key in _WHOM:
+            print(filled(*_WHOM[key], 0))
+    for label, group in groups.items():
+        if share := statistics.fmean(s.get("budget-is-spent") or 0.0 for s in group):
+            who = f"{share:.0%} of the clients of the last round, by examples,"
+            print(filled(f"{label}: ", f"{who} have spent their budget and train no more.", 0))
+
+
+_WHOM = {
+    "privacy-epsilon": (
+        "ε: ",
+        "protects a client against those who see the models; with local privacy, the server too.",
+    ),
+    "epsilon-spent": (
+        "ε example: ",
+        "protects one example of a client against the server; of the client that spent most.",
+    ),
+}
 _LEARNED = {
     "learned-step-size": ("learned", "{:.3g}"),
     "privacy-epsilon": ("ε", "{:.3g}"),
+    "epsilon-spent": ("ε example", "{:.3g}"),
 }
 _SECONDS = {"seconds-a-round": ("s/round", "{:.3f}")}
 _PREFIXES = "", "mean-"

@@ -70,6 +70,8 @@ TUNING_FAILED = "step-size-tuning-failed"
 # Clients that train under differential privacy.
 EPSILON_SPENT = "epsilon-spent"
 """Metric: what the client has spent since the first round; the cohort's mean in a round."""
+LARGEST_EPSILON_SPENT = "largest-epsilon-spent"
+"""Metric of a round: the largest of them in the cohort."""
 PRIVATE_STEPS = "private-steps"
 """Metric: the steps that it has taken since the first round."""
 BUDGET_LEFT = "budget-left"

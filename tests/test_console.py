@@ -161,3 +161,15 @@ def test_learned_step_sizes_have_a_column_where_there_are_any(capsys):
     assert first[0].split()[-3:] == ["step", "learned", "s/round"]
     assert any("0.0457" in line for line in first if line.lstrip().startswith("b"))
     assert "learned" not in lines_of(capsys, [summary("a")], 0.85)[0]
+
+
+def test_epsilon_of_servers_and_of_clients_have_columns_that_say_whom_they_protect(capsys):
+    spent = {"epsilon-spent": 0.5, "budget-is-spent": 0.25}
+    rows = [summary("a", **{"privacy-epsilon": 4.0}), summary("b", **spent), summary("b", 1)]
+    lines = lines_of(capsys, rows, 0.85)
+    assert lines[0].split()[-5:] == ["step", "ε", "ε", "example", "s/round"]
+    assert [line.split()[-3:-1] for line in (lines[2], lines[4])] == [["4", "-"], ["-", "0.5"]]
+    assert lines[-3].startswith("ε: protects a client against")
+    assert lines[-2].startswith("ε example: protects one example of a client against the server")
+    assert lines[-1].startswith("b: 12% of the clients of the last round")
+    assert "example" not in " ".join(lines_of(capsys, rows[:1], 0.85))

@@ -40,6 +40,7 @@ def columns(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> list[
         Column("Server step", "mean-server-step-size", two_digits),
         Column("Learned step", "learned-step-size", three_figures),
         Column("Privacy ε", "privacy-epsilon", three_figures),
+        Column("ε of an example", "epsilon-spent", three_figures),
     ]
     if not is_classification(units):
         key = "{}-test-loss"

@@ -19,17 +19,20 @@ def numbers(unit: UnitResult) -> MetricsRow:
     """All that a summary says, and what it can be completed with from the rows.
 
     Scores before the first round that succeeded are those of the initial model, and do not count.
-    ``train-seconds``, ``move-seconds`` and ``server-seconds`` are means over rounds, ``bytes-down``
-    and ``bytes-up`` sums.
+    ``epsilon-spent`` is the most that any client has spent, ``budget-is-spent`` the share of the
+    clients of the last round that have spent all. ``train-seconds``, ``move-seconds`` and
+    ``server-seconds`` are means over rounds, ``bytes-down`` and ``bytes-up`` sums.
     """
     found: MetricsRow = {"num-rounds": len(unit.rows)}
     for prefix in ITERATES:
         found |= _scores(unit, prefix)
     steps = _values(unit.rows, "server-step-size")
     found["mean-server-step-size"] = statistics.fmean(steps) if steps else None
-    for last in ("learned-step-size", "privacy-epsilon"):
+    for last in ("learned-step-size", "privacy-epsilon", "budget-is-spent"):
         if values := _values(unit.rows, last):
             found[last] = values[-1]
+    if spent := [_spent(row) for row in unit.rows if not math.isnan(_spent(row))]:
+        found["epsilon-spent"] = max(spent)  # it never falls, but other clients may train last
     found["seconds-a-round"] = _median(_values(unit.rows, "round-seconds"))
     for part in ("train", "move", "server"):
         values = _values(unit.rows, f"{part}-seconds")
@@ -72,6 +75,11 @@ def _scores(unit: UnitResult, prefix: str) -> MetricsRow:
         f"{prefix}best-test-loss": min(losses, default=None),
         f"{prefix}final-test-loss": (_values(rows[-1:], f"{prefix}test-loss") or [None])[0],
     }
+
+
+def _spent(row: MetricsRow) -> float:
+    """What the client that has spent most has spent; the mean where a strategy tells no more."""
+    return as_number(row.get("largest-epsilon-spent", row.get("epsilon-spent")))
 
 
 def _scored(rows: Sequence[MetricsRow]) -> list[MetricsRow]:

@@ -12,6 +12,8 @@ import numpy as np
 from flwr.app import MetricRecord
 from flwr.common.logger import log
 
+from fedexp import keys
+
 Row = Mapping[str, Any]
 """The metrics of one client."""
 
@@ -64,6 +66,20 @@ def _sound(name: str, rows: Sequence[Row], nodes: Sequence[int]) -> list[Row]:
         if not is_good:
             log(WARNING, "Metric %r of node %s dropped: %.60s.", name, node, row[name])
     return [row for (_, row), is_good in zip(told, good, strict=True) if is_good]
+
+
+def largest_spent(rows: Sequence[Row]) -> dict[str, float]:
+    """The largest ``epsilon-spent`` of the clients that train privately; ``{}`` if none does.
+
+    A mean would promise each of them what only some have.
+
+    Example:
+        >>> largest_spent([{"epsilon-spent": 0.5}, {"epsilon-spent": 2.0}, {}])
+        {'largest-epsilon-spent': 2.0}
+    """
+    told = [row[keys.EPSILON_SPENT] for row in rows if keys.EPSILON_SPENT in row]
+    found = [float(value) for value in told if is_number(value)]
+    return {keys.LARGEST_EPSILON_SPENT: max(found)} if found else {}
 
 
 def is_number(value: Any) -> bool:

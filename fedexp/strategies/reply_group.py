@@ -15,7 +15,7 @@ from fedexp import keys, wire
 from fedexp.merged import ClientSums
 from fedexp.records import records_of
 from fedexp.stats import PseudoGradientStats
-from fedexp.strategies.client_metrics import weighted_means
+from fedexp.strategies.client_metrics import largest_spent, weighted_means
 from fedexp.strategies.medians import MedianBounds
 
 Aggregate = Callable[[list[RecordDict], str], MetricRecord | None]
@@ -80,7 +80,10 @@ class ReplyGroup:
         """
         if aggregate is aggregate_metricrecords:
             nodes = [node for node, _ in self.metrics]
-            return weighted_means(self.bounded(), self.reading.weighted_by, nodes)
+            rows = self.bounded()
+            means = weighted_means(rows, self.reading.weighted_by, nodes)
+            means.update(largest_spent(rows))
+            return means
         contents = self.contents
         if self.bounds:
             pairs = zip(contents, self.bounded(), strict=True)

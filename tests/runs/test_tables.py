@@ -54,6 +54,16 @@ def test_time_is_a_mean_and_traffic_a_sum():
     assert found["move-seconds"] is None
 
 
+def test_of_private_clients_a_summary_has_what_the_one_that_spent_most_has_spent():
+    unit = unit_of(largest_epsilon_spent=[2.0, 1.5], epsilon_spent=1.0, budget_is_spent=[0, 0.5])
+    found = numbers(unit)
+    assert (found["epsilon-spent"], found["budget-is-spent"]) == (2.0, 0.5)
+    assert numbers(unit_of(epsilon_spent=[0.5, 1.0]))["epsilon-spent"] == 1.0
+    assert "epsilon-spent" not in numbers(SEEDS[0])
+    assert "ε of an example" in tables.to_markdown([unit])
+    assert "ε" not in tables.to_markdown(SEEDS)
+
+
 def test_a_row_for_every_unit_with_settings_and_numbers():
     unit = replace(unit_of("a", settings={"batch-size": 5}), summary={"problem": "x", "nodes": [1]})
     (row,) = tables.results([unit])

@@ -48,6 +48,14 @@ def test_their_mean_is_that_of_flowers_own_function(rows):
         assert got[key] == pytest.approx(expected[key], rel=1e-9, abs=1e-9 * scale)
 
 
+def test_of_what_private_clients_have_spent_the_largest_is_told_beside_the_mean():
+    spent = [{"epsilon_spent": x} for x in (0.5, 2.0, math.nan)]
+    rows = [{"num_examples": 1, **own} for own in (*spent, {})]
+    found = received(rows).aggregated(aggregate_metricrecords)
+    assert dict(found) == {"epsilon-spent": 1.25, "largest-epsilon-spent": 2.0}
+    assert "largest-epsilon-spent" not in received(rows[3:]).aggregated(aggregate_metricrecords)
+
+
 def test_any_other_function_gets_a_record_per_client():
     rows = [{"num_examples": n, "train_loss": float(n)} for n in (1, 2, 3)]
     seen = []

@@ -23,8 +23,14 @@ import torch
 from flwr.app import Context, RecordDict
 from torch import nn
 
-from fedexp.clients import ClientSettings, Examples, default_loss, evaluate
-from fedexp.clients.private_training import PrivateLineSearch, PrivateSGD
+from fedexp.clients import (
+    ClientSettings,
+    Examples,
+    PrivateLineSearch,
+    PrivateSGD,
+    default_loss,
+    evaluate,
+)
 from fedexp.datasets.dataset import Dataset
 from fedexp.datasets.tables import adult
 

@@ -3,7 +3,7 @@
 # ruff: noqa: E402 - what is missing is said before the imports that need it
 from __future__ import annotations
 
-from logging import INFO
+from logging import INFO, WARNING
 from pathlib import Path
 
 from flwr.app import Context
@@ -21,7 +21,7 @@ from fedexp.choices import (
     strategy_keys,
     strategy_of,
 )
-from fedexp.config import Config
+from fedexp.config import ROBUST_IS_OFF, Config, robust_by_default
 from fedexp.factories import (
     check_model,
     client,
@@ -60,9 +60,13 @@ server = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Wait for all nodes, then run every strategy of the run config, one after the other.
 
-    Clients that other people run can send anything: ``robust`` is on unless the run config has it.
+    Clients that other people run can send anything: ``robust`` is on unless the run config has it,
+    or asks for privacy.
     """
-    config = Config.of({"robust": True, **context.run_config})
+    robust = robust_by_default(context.run_config)
+    if not robust and "robust" not in context.run_config:
+        log(WARNING, ROBUST_IS_OFF)
+    config = Config.of({"robust": robust, **context.run_config})
     check_read(config)
     check_model(config)
     start_of(config)

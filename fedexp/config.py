@@ -36,6 +36,25 @@ def _encodable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_encodable)]
 
+ROBUST_IS_OFF = (
+    "robust is off: it compares what single clients sent, which privacy hides. Central privacy "
+    "bounds every update by its clip; local privacy bounds none."
+)
+
+
+def robust_by_default(values: Mapping[str, Any]) -> bool:
+    """Whether clients that other people run are bounded by the median client if nobody says.
+
+    Not where privacy is asked for, which cannot be had with it.
+
+    Example:
+        >>> robust_by_default({}), robust_by_default({"strategy": "fedavg(privacy=central)"})
+        (True, False)
+    """
+    named = str(values.get("strategy", "")).replace(" ", "")
+    return not (values.get("privacy") or "privacy=" in named)
+
+
 SHORT = {"num-server-rounds": "rounds", "num-clients": "clients", "learning-rate": "lr"}
 """Short names of keys, as flags and in Python."""
 
@@ -153,7 +172,7 @@ class Config(BaseModel):
     robust: bool = Field(
         False,
         description="bound updates, weights and the step by what the median client does; "
-        "`flwr run` of a deployed app does it unless told not to",
+        "`flwr run` of a deployed app does it unless told not to, or private",
     )
     clip: float = Field(0.0, ge=0, description="bound on an update's norm; 0 for none")
     clip_quantile: float = Field(

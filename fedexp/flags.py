@@ -7,7 +7,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, get_args
 
-from fedexp.config import SHORT, Config
+from fedexp.config import SHORT, Config, robust_by_default
 from fedexp.parser import Joined, Named, Once, Parser, Switch
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -170,7 +170,12 @@ def _shown(default: Any) -> str:
 def config_of(
     values: dict[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[Config, set[str]]:
-    """Defaults, overridden by the file, overridden by the flags; and the keys of those."""
+    """Defaults, overridden by the file, overridden by the flags; and the keys of those.
+
+    A default of ``robust`` gives way to privacy.
+    """
     given = {key: value for key, value in values.items() if value is not None}
     path = given.pop("config", None)
-    return Config.of({**defaults, **(Config.read(path) if path else {}), **given}), set(given)
+    told = {**(Config.read(path) if path else {}), **given}
+    robust = {"robust": robust_by_default(told)} if defaults.get("robust") else {}
+    return Config.of({**defaults, **robust, **told}), set(given)

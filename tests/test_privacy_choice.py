@@ -46,6 +46,12 @@ def test_a_strategy_that_would_ignore_it_is_refused():
         made("flwr.serverapp.strategy:FedMedian", privacy=CENTRAL)
     with pytest.raises(ValueError, match="a strategy object has its own"):
         fedexp.Simulation(strategy=FedAvg(), privacy=CENTRAL, num_clients=5)
+    with pytest.raises(ValueError, match="Give it there") as caught:
+        fedexp.Simulation(strategy=FedAvg(), privacy="local(clip=0.5)", num_clients=5)
+    written = str(caught.value).split("there: ")[1].removesuffix(".")
+    assert written == "FedAvg(extensions=[fedexp.strategies.LocalPrivacy(clip=0.5)])"
+    with pytest.raises(ValueError, match=r"FedAvg\(clip=fedexp.strategies.FixedClip\(2.0\)\)"):
+        fedexp.Simulation(strategy=FedAvg(), clip=2.0, num_clients=5)
 
 
 def test_a_run_reports_epsilon_each_round():

@@ -8,7 +8,8 @@ from flwr.app import Context, RecordDict
 from safetensors.numpy import load_file
 
 from fedexp import app, cli
-from fedexp.config import Config
+from fedexp.config import ROBUST_IS_OFF, Config
+from fedexp.flags import config_of
 from fedexp.simulation import SerialGrid
 from fedexp.strategies import FixedClip, MedianBounds, QuantileClip
 
@@ -84,6 +85,37 @@ def test_a_deployed_server_is_robust_unless_told_not_to_be(given, tmp_path):
     )
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("where", ["privacy", "strategy"])
+def test_a_deployed_server_that_is_asked_for_privacy_is_not_robust_and_says_so(where, monkeypatch):
+    privacy = "central(noise-multiplier=8)"
+    given = (
+        {"privacy": privacy} if where == "privacy" else {"strategy": f"fedavg(privacy={privacy})"}
+    )
+    values = {"num-clients": 4, "num-server-rounds": 1, "local-steps": 1, "strategy": "fedavg"}
+    grid = SerialGrid(app.client, 4, run_config=values | given)
+    said = []
+    monkeypatch.setattr(app, "log", lambda level, text, *args: said.append(text))
+    app.server(grid, Context(1, 1, {}, RecordDict(), values | given))
+    assert said.count(ROBUST_IS_OFF) == 1
+    with pytest.raises(ValueError, match="Leave one of the two out"):
+        app.server(grid, Context(1, 1, {}, RecordDict(), values | given | {"robust": True}))
+    assert said.count(ROBUST_IS_OFF) == 1
+
+
+def test_a_default_gives_way_to_privacy_on_the_command_line_too(tmp_path):
+    defaults = {"robust": True, "fraction-train": 1.0}
+    file = tmp_path / "run.toml"
+    file.write_text('privacy = "local(clip=1)"', encoding="utf-8")
+    for values, robust in (
+        ({}, True),
+        ({"config": str(file)}, False),
+        ({"config": str(file), "robust": True}, True),
+        ({"strategy": "fedexp(clip=1, privacy=central)"}, False),
+    ):
+        assert config_of(values, defaults)[0].robust is robust
+    assert not config_of({})[0].robust
 
 
 def test_the_medians_are_in_the_checkpoint(tmp_path, monkeypatch):

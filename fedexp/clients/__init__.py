@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedexp.clients.metrics import Metrics
     from fedexp.clients.module import load_arrays, module_arrays
     from fedexp.clients.named import as_optimizer
+    from fedexp.clients.private_training import PrivateLineSearch, PrivateSGD
     from fedexp.clients.schedules import Schedule, schedule
     from fedexp.clients.settings import ClientSettings, LocalTraining
     from fedexp.hypergradients import (
@@ -62,6 +63,8 @@ else:  # so that the settings can be read without PyTorch
         LocalOptimizer="fedexp.clients.local_optimizers",
         LocalTraining="fedexp.clients.settings",
         Metrics="fedexp.clients.metrics",
+        PrivateLineSearch="fedexp.clients.private_training",
+        PrivateSGD="fedexp.clients.private_training",
         RMSprop="fedexp.hypergradients",
         RMSpropRule="fedexp.hypergradients",
         Rule="fedexp.hypergradients",
@@ -103,6 +106,8 @@ __all__ = [
     "LocalOptimizer",
     "LocalTraining",
     "Metrics",
+    "PrivateLineSearch",
+    "PrivateSGD",
     "RMSprop",
     "RMSpropRule",
     "Rule",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from fedexp.clients.arguments import (
 )
 from fedexp.clients.factories import TORCHS, Factory, kind_of, torchs_own
 from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, OptimizerFn
+from fedexp.clients.private_training import PrivateSGD
 from fedexp.clients.settings import KEYS, ClientSettings
 from fedexp.extras import imported
 from fedexp.specs import Spec
@@ -66,7 +67,8 @@ def as_optimizer(choice: Any) -> OptimizerFn | None:
     Args:
         choice: text, as for ``named_optimizer``; an optimizer class, or a ``functools.partial`` of
             one, that takes ``(params, lr=..., ...)``; a function ``params -> optimizer``, which
-            sets its own learning rate, or ``(params, settings) -> optimizer``; or None, which
+            sets its own learning rate, or ``(params, settings) -> optimizer``; a ``PrivateSGD``
+            or ``PrivateLineSearch``; or None, which
             stands for what the setting ``local-optimizer`` names, and stays None.
 
     Raises:
@@ -78,6 +80,8 @@ def as_optimizer(choice: Any) -> OptimizerFn | None:
     """
     if choice is None or isinstance(choice, LocalOptimizer):
         return choice
+    if isinstance(choice, PrivateSGD):
+        return named_optimizer(str(Spec(choice.name, asdict(choice))))
     if isinstance(choice, str):
         return named_optimizer(choice)
     owner = f"client_app(optimizer={getattr(choice, '__name__', type(choice).__name__)})"

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fedexp.config import ROBUST_IS_OFF, robust_by_default
 from fedexp.files import reason
 from fedexp.flags import add_run_flags, config_of
 from fedexp.parser import Once, Parser, fail
@@ -68,6 +69,8 @@ def _run(
             config, folder = runs.old_run(Path(values["out"]), held)
         else:
             asked, given = config_of(values, {**_DEFAULTS, "min-nodes": 1})
+            if not (asked.robust or "robust" in given or robust_by_default(asked.values())):
+                print(ROBUST_IS_OFF, flush=True)
             config, folder = runs.new_run(asked, given, held, overwrite=overwrite)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run is to stop
         going = runs.submitted(site, config, folder, edges, resume=resume)

@@ -11,11 +11,12 @@ import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from fedexp import checks, factories
+from fedexp.choices import privacy_of
 from fedexp.config import SHORT, Config
 from fedexp.datasets import Dataset, data
 from fedexp.readers import readers
 from fedexp.runs.federation import Own, arrays_of
-from fedexp.specs import split_list
+from fedexp.specs import Spec, split_list
 
 PARTS = ("model", "data", "optimizer", "scheduler", "loss", "metrics", "client_app", "evaluate")
 _OBJECTS_ALONE = ("loss", "client_app", "evaluate")  # no key of the command line means them
@@ -164,8 +165,19 @@ def _check_strategies(owner: str, strategies: Iterable[Any], values: Mapping[str
         if isinstance(strategy, Strategy) and (lost := sorted(values.keys() & _of_strategies())):
             raise ValueError(
                 f"{owner}({lost[0].replace('-', '_')}): a strategy object has its own. Give it "
-                f"there: {name}({lost[0].replace('-', '_')}={values[lost[0]]!r})."
+                f"there: {name}({_argument(lost[0], values[lost[0]])})."
             )
+
+
+def _argument(key: str, value: Any) -> str:
+    """What a strategy is given in Python in place of a key of the command line."""
+    if key == "privacy":
+        spec, kind = Spec.of(value), type(privacy_of(value)).__name__
+        settings = ", ".join(f"{name}={x!r}" for name, x in spec.settings.items())
+        return f"extensions=[fedexp.strategies.{kind}({settings})]"
+    if key == "clip":
+        return f"clip=fedexp.strategies.FixedClip({value!r})"
+    return f"{key.replace('-', '_')}={value!r}"
 
 
 def _of_strategies() -> set[str]:

@@ -264,9 +264,12 @@ def completed(
     bounds = Extensions(given).find(MedianBounds)
     if control_variates:
         given = [*given, ServerControlVariate(bounds if weighted else None)]
+    private = Extensions(given).find(Private)
+    if private:
+        given = private.fitted(given, step_size)
     bounding = [str(extension) for extension in given if "max_norm" in extension.reading({})]
     if len(bounding) > 1:
         raise ValueError(f"FedOpt({', '.join(bounding)}): both bound updates. Use one.")
-    if private := Extensions(given).find(Private):
-        return Extensions(private.fitted(given, step_size))
+    if private:
+        return Extensions(given)
     return Extensions([*given, RateSharing(bounds), StepSharing(bounds)])

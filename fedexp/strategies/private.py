@@ -55,7 +55,8 @@ class Private(Extension):
             if one is not self and isinstance(one, (*_TELLING, Private)):
                 raise ValueError(
                     f"{owner}: {one} depends on what single clients sent, which no noise hides. "
-                    "Leave one of the two out; clip= and quantile= of the privacy bound updates."
+                    "Leave one of the two out (robust=False for MedianBounds); clip= and quantile= "
+                    "of the privacy bound updates."
                 )
         rule: Any = step_size
         while inner := getattr(rule, "step_size", None):  # Capped, Relaxed

@@ -7,11 +7,17 @@ from flwr.app import ArrayRecord, Context, RecordDict
 from scipy import stats
 from torch import nn
 
-from fedexp.clients import Client, ClientSettings, Examples
+from fedexp.clients import (
+    Client,
+    ClientSettings,
+    Examples,
+    PrivateLineSearch,
+    PrivateSGD,
+    as_optimizer,
+)
 from fedexp.clients.groups.group import ClientGroup
 from fedexp.clients.named import named_optimizer
 from fedexp.clients.private_gradients import PerExample
-from fedexp.clients.private_training import PrivateLineSearch, PrivateSGD
 from fedexp.clients.trial import try_model
 from fedexp.privacy.accounting import PrivateStep, epsilon_of
 from fedexp.privacy.mechanisms import first_above, noisy_sum
@@ -76,6 +82,13 @@ def test_equal_steps_cost_what_their_plan_says_and_take_the_learning_rate():
     plain = fit("private-line-search(epsilon=2.0, steps=10, growth=1.0)", new_context())
     assert plain.metrics["private-steps"] == 10
     assert 1.98 < plain.metrics["epsilon-spent"] <= 2
+
+
+def test_a_client_may_fix_its_own_privacy_in_python():
+    for mine in (PrivateSGD(0.5, 1e-6, 7), PrivateLineSearch(epsilon=0.5, growth=1.0)):
+        assert as_optimizer(mine).private() == mine
+    client = Client(CLIENT.model, CLIENT.data, as_optimizer(PrivateSGD(2.0, steps=10)))
+    assert fit("sgd", new_context(), client=client).metrics["private-steps"] == 10
 
 
 def test_only_a_seed_that_was_asked_for_fixes_the_noise():

@@ -216,7 +216,7 @@ def test_a_resumed_run_takes_the_same_steps_and_goes_on_counting(tmp_path):
 @pytest.mark.parametrize(
     ("make", "arguments", "words"),
     [
-        (FedAvg, {"clip": FixedClip(1.0)}, "both bound updates"),
+        (FedAvg, {"clip": FixedClip(1.0)}, "FixedClip.* depends on what single clients sent"),
         (FedAvg, {"drop_beyond": 4.0}, "DropBeyond.* depends on what single clients sent"),
         (Scaffold, {}, "ServerControlVariate.* depends on what single clients sent"),
         (FedExPM, {}, "RunningExtrapolation is misled by noise"),

@@ -245,6 +245,19 @@ def test_what_has_no_meaning_is_said_in_a_line(arguments, words):
         CentralPrivacy(**arguments)
 
 
+@both
+def test_neither_a_first_model_nor_a_lack_of_buffers_gets_past_the_noise(merges):
+    start = {"w": np.zeros(3), "0.running_mean": np.ones(2)}
+
+    def train(message, context):
+        return content({"w": np.full(3, 1.0 + partition(context))})  # without the buffer
+
+    nodes, strategy = merging_if(merges, grid_of(3, train)), FedAvg(extensions=[private()], **QUIET)
+    for model, words in (({}, "Start from a model"), (start, "Let all of them send the whole")):
+        with pytest.raises(ValueError, match=words):
+            list(rounds(strategy, nodes, record(model), num_rounds=1))
+
+
 def test_clients_that_were_drawn_otherwise_are_refused():
     strategy = FedAvg(fraction_train=Q, extensions=[private()], **QUIET)
     arrays, _ = run(strategy, 1)

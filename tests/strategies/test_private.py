@@ -195,6 +195,8 @@ def test_a_round_that_nobody_answers_releases_noise(failing, merges):
     expected = W["w"] - metrics["server-step-size"] * scale * SeededNoise(3, 1, 1).normal(4)
     np.testing.assert_allclose(ours["w"], expected, rtol=1e-9)
     assert strategy.state["privacy"]["rounds"] == 1
+    # Nor does a count: a client that always fails would be seen to be there.
+    assert not {"num-failures", "num-late"} & metrics.keys()
 
 
 def test_a_resumed_run_takes_the_same_steps_and_goes_on_counting(tmp_path):

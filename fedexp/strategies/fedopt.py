@@ -39,7 +39,7 @@ class FedOpt(Aggregation):
     a round; it may return None. The train metrics of a round gain ``server-step-size`` (``η``),
     ``update-norm`` (``‖Δ̄‖``), ``mean-update-norm`` (``Σ pᵢ‖Δᵢ‖ / Σ pᵢ``), ``num-clients``,
     ``num-failures``, ``num-late`` if replies were missing when the round ended, and what the
-    extensions report.
+    extensions report. Under central privacy the two counts of failures are left out.
 
     Args:
         *args: those of FedAvg.
@@ -214,13 +214,16 @@ class FedOpt(Aggregation):
         late = self.absent(server_round, usable)
         own_late = {keys.NUM_LATE: len(late)} if late else {}
         step = self.finish(server_round, usable)
+        # Where it is a secret who was asked, so is how many of them failed.
+        secret = self.extensions.samples
         if step is None:
-            return self._nothing(server_round, {keys.NUM_FAILURES: lost + count, **own_late})
+            missing = {} if secret else {keys.NUM_FAILURES: lost + count, **own_late}
+            return self._nothing(server_round, missing)
         params, own = step
         # What clients report of themselves carries no noise.
         told = not self.extensions.is_private
         metrics = (told and usable.aggregated(self.train_metrics_aggr_fn)) or MetricRecord()
-        metrics.update({**own, keys.NUM_FAILURES: lost, **own_late})
+        metrics.update(own if secret else {**own, keys.NUM_FAILURES: lost, **own_late})
         self.released = released = to_record(params)
         return released, metrics
 

@@ -209,8 +209,14 @@ class CentralPrivacy(Private):
         """Nothing; but the round counts from now on, whatever becomes of it.
 
         Raises:
-            ValueError: the clients were not drawn as the accounting assumes.
+            ValueError: the clients were not drawn as the accounting assumes, or there is no model,
+                so that the mean of theirs would become one without noise.
         """
+        if not round_.params:
+            raise ValueError(
+                "CentralPrivacy: an empty model would be replaced by the mean of the clients', "
+                "without noise. Start from a model."
+            )
         old = state.get(_STATE, {})
         rate = float(old.get("sampling-rate", round_.sampling_rate))
         if not round_.sampling_rate or round_.sampling_rate != rate:
@@ -231,10 +237,14 @@ class CentralPrivacy(Private):
     def check(self, received: Received, state: State) -> None:
         """Raise ``ValueError`` for replies of which one client could change more than its own."""
         reading, sums = received.round.reading, received.stats
-        names = set(_shapes(received.round))
-        if received.unlike or (sums.count and set(sums.update) != names):
+        moved = set(_shapes(received.round))
+        # What is not sent back would leave the model, buffers too, and show that a client was here.
+        whole = (
+            set(sums.update) == moved and set(sums.buffers) == received.round.params.keys() - moved
+        )
+        if received.unlike or (sums.count and not whole):
             raise ValueError(
-                "CentralPrivacy: clients sent back unlike arrays, or not all that the step moves. "
+                "CentralPrivacy: clients sent back unlike arrays, or not all of them. "
                 "Let all of them send the whole model."
             )
         if reading.divided_by or not reading.uniform or reading.max_norm != self.bound(state):

@@ -195,6 +195,8 @@ def test_a_round_that_nobody_answers_releases_noise(failing, merges):
     expected = W["w"] - metrics["server-step-size"] * scale * SeededNoise(3, 1, 1).normal(4)
     np.testing.assert_allclose(ours["w"], expected, rtol=1e-9)
     assert strategy.state["privacy"]["rounds"] == 1
+    # Nor does a count: a client that always fails would be seen to be there.
+    assert not {"num-failures", "num-late"} & metrics.keys()
 
 
 def test_a_resumed_run_takes_the_same_steps_and_goes_on_counting(tmp_path):
@@ -243,6 +245,19 @@ def test_what_would_tell_of_single_clients_is_refused(make, arguments, words):
 def test_what_has_no_meaning_is_said_in_a_line(arguments, words):
     with pytest.raises(ValueError, match=words):
         CentralPrivacy(**arguments)
+
+
+@both
+def test_neither_a_first_model_nor_a_lack_of_buffers_gets_past_the_noise(merges):
+    start = {"w": np.zeros(3), "0.running_mean": np.ones(2)}
+
+    def train(message, context):
+        return content({"w": np.full(3, 1.0 + partition(context))})  # without the buffer
+
+    nodes, strategy = merging_if(merges, grid_of(3, train)), FedAvg(extensions=[private()], **QUIET)
+    for model, words in (({}, "Start from a model"), (start, "Let all of them send the whole")):
+        with pytest.raises(ValueError, match=words):
+            list(rounds(strategy, nodes, record(model), num_rounds=1))
 
 
 def test_clients_that_were_drawn_otherwise_are_refused():

@@ -18,9 +18,9 @@ class RunningRatio:
 
     ``N ← b N + (1 - b) Σ pᵢ‖Δᵢ‖²/Σ pᵢ`` and ``Q ← b Q + (1 - b) ‖Δ̄‖²``; in the first round they are
     the values themselves. ``c = ½``, as in FedExP. A later round whose mean update happens to be
-    short does not lead to a huge step, so the rule needs no ``ε``, and ``η`` does not depend on the scale of the parameters.
-    The first round has no past: if clients may cancel each other, limit the step by ``robust`` or
-    ``max_step_size``. With ``b = 0`` the rule is FedExP's with ``ε = 0``. The smoothing is our own;
+    short does not lead to a huge step, so the rule needs no ``ε``, and ``η`` does not depend on the
+    scale of the parameters. The first round has no past: if clients may cancel each other, limit
+    the step by ``robust`` or ``max_step_size``. With ``b = 0`` the rule is FedExP's with ``ε = 0``. The smoothing is our own;
     the ratio is that of Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604.
 
     Attributes:

@@ -163,6 +163,9 @@ class Config(BaseModel):
     smoothing: float = Field(
         0.0, ge=0, lt=1, description="of FedExP's ratio over rounds; 0: the strategy's own"
     )
+    extrapolation_factor: float = Field(
+        0.5, gt=0, le=1, description="of FedExP's ratio; 0.5 is the paper's"
+    )
     max_step_size: float = Field(
         0.0, ge=0, description="cap on the server step; 0: the strategy's own"
     )

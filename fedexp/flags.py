@@ -29,8 +29,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "server": (
         *("server-learning-rate", "epsilon", "epsilon-decay", "epsilon-per-client", "smoothing"),
-        *("max-step-size", "relaxation", "robust", "clip", "clip-quantile", "drop-beyond"),
-        "privacy",
+        *("extrapolation-factor", "max-step-size", "relaxation", "robust", "clip"),
+        *("clip-quantile", "drop-beyond", "privacy"),
         *("buffers", "average", "weighted", "max-failed-rounds"),
     ),
     "engine": (

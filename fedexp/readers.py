@@ -20,7 +20,10 @@ Fields = frozenset[str]
 _MOST = 8  # names in one line
 _FIELDS: Fields = frozenset(Config.model_fields)
 # An argument of a strategy, and the field that means it.
-_SAME = {"eta": "server_learning_rate", "extensions": "privacy"}
+_SAME = {
+    **{"eta": "server_learning_rate", "factor": "extrapolation_factor"},
+    "extensions": "privacy",
+}
 _ENGINES = {
     "serial": Fields({"vectorize"}),
     "ray": Fields({"num_workers", "num_gpus", "ray_address", "worker_log", "vectorize"}),

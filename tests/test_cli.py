@@ -139,6 +139,7 @@ def test_flags_override_the_file(tmp_path):
         ["--epsilon", "-1"],
         ["--num-clients", "5000"],
         ["--fraction-train", "1.5"],
+        ["--fraction-train", "0.5", "--strategy", "fedbb"],
         ["--config", "nowhere.toml"],
         ["--num-gpus", "64"],
         ["--config", "no\nwhere.toml"],

@@ -77,6 +77,8 @@ class Run:
             if strategy is None
             else prepared(strategy, config, key, num_nodes)
         )
+        if isinstance(self.strategy, FedOpt):
+            self.strategy.check_num_nodes(num_nodes)
         start = start or start_of(config)
         if isinstance(self.strategy, FedOpt) and start.trainable is not None:
             self.strategy.trainable = start.trainable  # no need to go by names, or clients' word

@@ -29,6 +29,7 @@ class FedExP(FedOpt):
         epsilon: ``ε ≥ 0``, in squared parameter units. It bounds the step when ``Δ̄`` is short.
         smoothing: ``b`` in [0, 1), the weight of the past in the running means; 0 is the paper's
             rule.
+        factor: ``c`` in (0, 1], in place of the ½ of the formula.
         epsilon_decay: factor per round of the clients' learning rate, squared for ``ε``.
         epsilon_per_client: ``M·ε`` in place of ``ε``, as in the authors' code.
         max_step_size: an upper bound on ``η``; none by default.
@@ -60,18 +61,19 @@ class FedExP(FedOpt):
         epsilon_decay: float = 1.0,
         epsilon_per_client: bool = False,
         smoothing: float = 0.0,
+        factor: float = 0.5,
         max_step_size: float | None = None,
         proximal_mu: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        step: StepSize = Extrapolation(epsilon, epsilon_decay, epsilon_per_client)
+        step: StepSize = Extrapolation(epsilon, epsilon_decay, epsilon_per_client, factor)
         if smoothing:
-            if step != Extrapolation():
+            if step != Extrapolation(factor=factor):
                 raise ValueError(
                     f"FedExP(smoothing={smoothing}, epsilon={epsilon}): the running ratio has no "
                     "epsilon. Give smoothing, or the settings of epsilon, but not both."
                 )
-            step = RunningRatio(smoothing)
+            step = RunningRatio(smoothing, factor)
         rule = ServerOptimizer(step_size=step)
         kwargs = sending(kwargs, proximal(proximal_mu))
         super().__init__(*args, optimizer=rule, max_step_size=max_step_size, **kwargs)

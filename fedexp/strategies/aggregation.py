@@ -110,15 +110,21 @@ class Aggregation(FlowerFedAvg):
         )
         # In later rounds a client may rest or be away; that is no reason to end a run.
         first = self.round.server_round <= 1
-        if first and len(nodes) < num_nodes and self.optimizer.needs_all_clients:
-            raise ValueError(
-                f"{type(self).__name__}: {len(nodes)} of {num_nodes} clients train, but the step "
-                "compares rounds of the same clients. Use all of them, or sampled=True to try it."
-            )
+        if first:
+            self.check_cohort(len(nodes), num_nodes)
         self.attendance.ask(nodes)
         sent = self.extensions.send(self.round, self.state)
         self.state = self.state | sent.state
         return sent
+
+    def check_cohort(self, num_asked: int, num_nodes: int) -> None:
+        """Raise ``ValueError`` if the server rule needs all clients and only some are asked."""
+        if num_asked < num_nodes and self.optimizer.needs_all_clients:
+            raise ValueError(
+                f"{type(self).__name__}: {num_asked} of {num_nodes} clients train, but the step "
+                "compares rounds of the same clients. Let all of them train (fraction-train 1), or "
+                "try it with sampled=True."
+            )
 
     def reading(self) -> wire.ReplyFormat:
         """How the replies of this round are read."""

@@ -46,9 +46,12 @@ class _Regularised:
 class Extrapolation(_Regularised):
     """FedExP: step further the more the clients disagree.
 
-    ``η = max(1, ½ · (Σ pᵢ‖Δᵢ‖²/Σ pᵢ) / (‖Δ̄‖² + εₜ))`` with ``εₜ = ε · decay^(2t)``, rounds
-    ``t = 1, 2, …``. With equal weights this is ``max(1, Σ‖Δᵢ‖² / (2M (‖Δ̄‖² + ε)))``.
-    Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604, alg. 1.
+    ``η = max(1, c · (Σ pᵢ‖Δᵢ‖²/Σ pᵢ) / (‖Δ̄‖² + εₜ))`` with ``c = ½`` and ``εₜ = ε · decay^(2t)``,
+    rounds ``t = 1, 2, …``. With equal weights this is ``max(1, Σ‖Δᵢ‖² / (2M (‖Δ̄‖² + ε)))``.
+    Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604, alg. 1. With ``c = 1`` and ``ε = 0`` it is
+    the gradient diversity, as in FedExProx-GraDS (Li, Acharya & Richtárik 2024, arXiv:2405.13766;
+    tighter theory in Anyszka et al. 2024, arXiv:2410.15368). There clients return proximal points,
+    of which more is known than of local steps.
 
     Attributes:
         epsilon: ``ε ≥ 0``, in squared parameter units; it bounds ``η`` when ``Δ̄`` vanishes.
@@ -56,6 +59,7 @@ class Extrapolation(_Regularised):
             ``√ε``. The authors' code uses 0.998.
         epsilon_per_client: use ``M·ε`` in place of ``ε``, as the authors' code does (the paper
             does not); ``M`` is the number of clients of the round.
+        factor: ``c``, in (0, 1]; theory covers ½ to 1.
 
     Raises:
         ValueError: an attribute is out of its range.
@@ -74,6 +78,12 @@ class Extrapolation(_Regularised):
         1.5
     """
 
+    factor: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_factor(self, self.factor)
+
     def check(self, direction: Direction) -> None:
         """Raise ``ValueError`` for a ``direction`` that is not the mean update."""
         only_identity(self, direction, "with momentum use RunningExtrapolation")
@@ -85,10 +95,11 @@ class Extrapolation(_Regularised):
         epsilon, state = self._epsilon(stats, state)
         # Let wᵢ be no further from a solution w* than w is. Then 2⟨Δᵢ, w - w*⟩ ≥ ‖Δᵢ‖², and the
         # step along Δ̄ that ends closest to w*, ⟨Δ̄, w - w*⟩/‖Δ̄‖², is at least half the ratio. If the
-        # clients agree, the half is ½ and shorter than FedAvg's step: hence at least 1.
+        # clients agree, the half is ½ and shorter than FedAvg's step: hence at least 1. The ends
+        # of proximal points are nearer to w* than that, ⟨Δᵢ, w - w*⟩ ≥ ‖Δᵢ‖², and the half is 1.
         # Noise makes Δ̄ longer than the clients' updates do; that is no agreement of theirs.
         epsilon -= stats.excess
-        return max(1.0, 0.5 * ratio(stats.mean_sq_norm, direction, epsilon)), state
+        return max(1.0, self.factor * ratio(stats.mean_sq_norm, direction, epsilon)), state
 
 
 @dataclass(frozen=True)
@@ -159,6 +170,15 @@ def ratio(numerator: float, direction: Float64s, epsilon: float, *, empty: float
     """``numerator / (‖d‖² + ε)``, or ``empty`` if the denominator is 0 and there is no step."""
     denominator = sq_norm(direction) + epsilon
     return numerator / denominator if denominator > 0 else empty
+
+
+def check_factor(owner: object, factor: float) -> None:
+    """Raise ``ValueError`` unless ``factor`` is one of a ratio of the clients' disagreement."""
+    if not 0 < factor <= 1:
+        raise ValueError(
+            f"{type(owner).__name__}(factor={factor}): must be in (0, 1]. Use 0.5, the paper's "
+            "value; relaxation makes a step longer."
+        )
 
 
 def only_identity(owner: object, direction: Direction, hint: str) -> None:

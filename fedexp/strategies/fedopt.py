@@ -23,7 +23,7 @@ from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
 from fedexp.strategies.replies import Replies
 from fedexp.strategies.robustness import Clip, DropBeyond
-from fedexp.strategies.sampling import draw, wait_for_nodes
+from fedexp.strategies.sampling import cohort_size, draw, wait_for_nodes
 from fedexp.strategies.step_sizes import Constant
 from fedexp.strategies.streaming import stream
 from fedexp.strategies.waiting import Waiting
@@ -151,6 +151,16 @@ class FedOpt(Aggregation):
         log(INFO, "\t│\t├── Step size: %s", self.optimizer.step_size)
         log(INFO, "\t│\t└── Clients weighted: %s", self.weighted)
         super().summary()
+
+    def check_num_nodes(self, num_nodes: int) -> None:
+        """Find out before the first round whether the server rule can do with a round's clients.
+
+        Raises:
+            ValueError: it needs all of the ``num_nodes`` clients, and only some are to train.
+        """
+        fraction, least = self.waiting.share(num_nodes, self.fraction_train, self.min_train_nodes)
+        if self.fraction_train:
+            self.check_cohort(cohort_size(num_nodes, fraction, least), num_nodes)
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run the rounds as Flower's strategies do; replies are aggregated as they arrive."""

@@ -9,24 +9,26 @@ import numpy as np
 from fedexp.arrays import Float64s, sq_norm
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import Adagrad, Adam, Direction, State, Yogi
+from fedexp.strategies.extrapolation import check_factor
 
 
 @dataclass(frozen=True)
 class RunningRatio:
-    """FedExP's ratio, with both means taken over the past rounds too: ``η = max(1, N/(2Q))``.
+    """FedExP's ratio, with both means taken over the past rounds too: ``η = max(1, c N/Q)``.
 
     ``N ← b N + (1 - b) Σ pᵢ‖Δᵢ‖²/Σ pᵢ`` and ``Q ← b Q + (1 - b) ‖Δ̄‖²``; in the first round they are
-    the values themselves. A later round whose mean update happens to be short does not lead to a
-    huge step, so the rule needs no ``ε``, and ``η`` does not depend on the scale of the parameters.
-    The first round has no past: if clients may cancel each other, limit the step by ``robust`` or
-    ``max_step_size``. With ``b = 0`` the rule is FedExP's with ``ε = 0``. The smoothing is our own;
+    the values themselves. ``c = ½``, as in FedExP. A later round whose mean update happens to be
+    short does not lead to a huge step, so the rule needs no ``ε``, and ``η`` does not depend on the
+    scale of the parameters. The first round has no past: if clients may cancel each other, limit
+    the step by ``robust`` or ``max_step_size``. With ``b = 0`` the rule is FedExP's with ``ε = 0``. The smoothing is our own;
     the ratio is that of Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604.
 
     Attributes:
         smoothing: ``b``, in [0, 1), the weight of the past.
+        factor: ``c``, in (0, 1], as in ``Extrapolation``.
 
     Raises:
-        ValueError: ``smoothing`` is out of its range.
+        ValueError: an attribute is out of its range.
 
     Example:
         In the first round ``N/(2Q) = 6/(2 · 2)``. In the second one the updates cancel, ``Δ̄ = 0``,
@@ -45,12 +47,14 @@ class RunningRatio:
     """
 
     smoothing: float = 0.5
+    factor: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise ValueError(
                 f"RunningRatio(smoothing={self.smoothing}): must be in [0, 1). Use 0.5."
             )
+        check_factor(self, self.factor)
 
     def check(self, direction: Direction) -> None:
         """Raise ``ValueError`` for directions that rescale each coordinate."""
@@ -77,4 +81,4 @@ class RunningRatio:
         memory: State = {"running-ratio": {k: np.asarray(x) for k, x in new.items()}}
         n, q = new.values()
         # Q = 0: nothing has moved yet, and FedAvg's step is as good as any.
-        return max(1.0, n / (2 * q)) if q > 0 else 1.0, state | memory
+        return max(1.0, self.factor * n / q) if q > 0 else 1.0, state | memory

@@ -150,6 +150,18 @@ def sample(nodes: Sequence[int], size: int, *, seed: int, server_round: int, use
     return [nodes[i] for i in sorted(rng.choice(len(nodes), size, replace=False).tolist())]
 
 
+def cohort_size(num_nodes: int, fraction: float, least: int) -> int:
+    """How many of ``num_nodes`` Flower's FedAvg would ask: a fraction, but at least ``least``.
+
+    Example:
+        >>> from fedexp.strategies.sampling import cohort_size
+        >>> cohort_size(100, 0.29, 2), cohort_size(100, 0.0, 2)
+        (29, 2)
+    """
+    # A product such as 0.29 · 100 comes out as 28.999999999999996, which must not become 28.
+    return max(int(num_nodes * fraction + 1e-9), least)
+
+
 def draw(
     nodes: Sequence[int], fraction: float, least: int, *, seed: int, server_round: int, use: str
 ) -> list[int]:
@@ -163,7 +175,6 @@ def draw(
         server_round: the number of the round.
         use: ``train`` or ``evaluate``.
     """
-    # A product such as 0.29 · 100 comes out as 28.999999999999996, which must not become 28.
-    size = max(int(len(nodes) * fraction + 1e-9), least)
+    size = cohort_size(len(nodes), fraction, least)
     log(INFO, "%s: Sampled %s nodes (out of %s)", use, size, len(nodes))
     return sample(nodes, size, seed=seed, server_round=server_round, use=use)

@@ -1,18 +1,22 @@
 import numpy as np
 import pytest
 
+from fedexp.choices import strategy_of
+from fedexp.config import Config
 from fedexp.stats import PseudoGradientStats, total
 from fedexp.strategies import (
     Adam,
     Capped,
     Constant,
     Extrapolation,
+    FedExP,
     GradientDiversity,
     HypergradientStep,
     Identity,
     Momentum,
     Relaxed,
     RunningExtrapolation,
+    RunningRatio,
     ServerOptimizer,
     StochasticPolyak,
     proximal_step,
@@ -38,6 +42,36 @@ def eta(rule, stats, state=None):
 def test_orthogonal_clients_get_half_their_number_and_as_diversity_all_of_it(m):
     assert eta(Extrapolation(epsilon=0.0), round_of(*np.eye(m))) == pytest.approx(m / 2)
     assert eta(GradientDiversity(), round_of(*np.eye(m))) == pytest.approx(m)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.75, 1.0])
+def test_the_factor_is_that_of_the_formula_at_every_step_and_with_means_of_rounds_too(factor):
+    updates, weights = updates_of(7) + 0.4, np.array([1.0, 2.0, 3.0, 4.0])
+    p, n, q, expected = weights / weights.sum(), 0.0, 0.0, []
+    for t, round_ in enumerate(updates):
+        spread, length = p @ (round_**2).sum(1), ((p @ round_) ** 2).sum()
+        n, q = (spread, length) if t == 0 else (0.3 * n + 0.7 * spread, 0.3 * q + 0.7 * length)
+        expected.append((max(1, factor * spread / (length + 0.01)), max(1, factor * n / q)))
+    rules, states = (Extrapolation(0.01, factor=factor), RunningRatio(0.3, factor)), [{}, {}]
+    for round_, wanted in zip(updates, expected, strict=True):
+        stats = round_of(*round_, weights=weights.tolist())
+        for i, rule in enumerate(rules):
+            got, states[i] = rule(stats, stats.mean_update, states[i])
+            assert got == pytest.approx(wanted[i])
+
+
+def test_the_factor_of_a_strategy_is_that_of_its_rule_and_one_is_the_diversity():
+    assert FedExP(factor=0.75).optimizer.step_size == Extrapolation(1e-3, factor=0.75)
+    assert FedExP(smoothing=0.5, factor=0.75).optimizer.step_size == RunningRatio(0.5, 0.75)
+    stats = round_of(*np.eye(4))
+    assert eta(Extrapolation(0.0, factor=1.0), stats) == eta(GradientDiversity(), stats) == 4
+    made = strategy_of(Config(strategy="fedexp", extrapolation_factor=0.75), "fedexp", 4)
+    assert made.optimizer == strategy_of(Config(), "fedexp(factor=0.75)", 4).optimizer
+    assert made.optimizer == FedExP(factor=0.75).optimizer
+    for rule in (Extrapolation, RunningRatio):
+        for wrong in (0.0, 1.01, float("nan")):
+            with pytest.raises(ValueError, match=r"must be in \(0, 1\]\. Use 0.5"):
+                rule(factor=wrong)
 
 
 def test_the_two_readings_of_epsilon():

@@ -5,6 +5,8 @@ import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedexp.config import Config
+from fedexp.runs.run import Run
 from fedexp.simulation import SerialGrid
 from fedexp.stats import PseudoGradientStats, total
 from fedexp.strategies import (
@@ -155,3 +157,20 @@ def test_rules_for_all_clients_refuse_a_sample_unless_it_is_asked_for():
     run(FedBB(0.5, fraction_evaluate=0.0, sampled=True))
     with pytest.raises(ValueError, match=r"FedBB: 2 of 4 clients train, .* sampled=True"):
         run(FedBB(0.5, fraction_evaluate=0.0, max_step_size=2.0))
+
+
+@pytest.mark.parametrize("strategy", ["fedbb(max-step-size=2)", FedBB(0.5), BarzilaiBorwein()])
+def test_a_run_of_sampled_clients_is_refused_before_its_first_round(strategy):
+    name, settings = strategy if isinstance(strategy, str) else "fedavg", {"fraction_train": 0.5}
+    config = Config(strategy=name, num_clients=4, **settings)
+    given = None if isinstance(strategy, str) else strategy
+    with pytest.raises(ValueError, match=r"2 of 4 clients train, .* sampled=True") as caught:
+        Run(config, name, 4, strategy=given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_of_all_clients_is_not_refused_nor_one_that_is_to_be_tried():
+    Run(Config(strategy="fedbb", fraction_train=1.0, num_clients=4), "fedbb", 4)
+    Run(Config(strategy="fedbb", fraction_train=0.9, num_clients=1), "fedbb", 1)  # at least one
+    Run(Config(num_clients=4), key := "fedbb(sampled=true)", 4)
+    Run(Config(num_clients=4), key, 4, strategy=FedBB(0.5, sampled=True))

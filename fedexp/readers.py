@@ -21,9 +21,10 @@ _MOST = 8  # names in one line
 _FIELDS: Fields = frozenset(Config.model_fields)
 # An argument of a strategy, and the field that means it.
 _SAME = {"eta": "server_learning_rate", "extensions": "privacy"}
+_SIMULATED = Fields({"vectorize", "faults", "client_profiles", "deadline"})
 _ENGINES = {
-    "serial": Fields({"vectorize"}),
-    "ray": Fields({"num_workers", "num_gpus", "ray_address", "worker_log", "vectorize"}),
+    "serial": _SIMULATED,
+    "ray": _SIMULATED | {"num_workers", "num_gpus", "ray_address", "worker_log"},
     "fedexp run": Fields({"min_nodes", "sample", "enough", "deadline"}),
 }
 

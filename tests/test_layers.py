@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parser": TOOLS,
     "readers": SERVER | LEARNING | {"config"},
     "verdict": SERVER - {"rounds"},
-    "choices": SERVER | LEARNING | {"config", "readers"},
+    "choices": SERVER | LEARNING | CONDITIONS | {"config", "readers"},
     "factories": SERVER | LEARNING | {"config", "choices"},
     "checks": SERVER | LEARNING | {"config", "readers", "choices", "factories"},
     "simulation": SERVER | LEARNING | CONDITIONS | {"config"},

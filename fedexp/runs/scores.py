@@ -19,8 +19,8 @@ def numbers(unit: UnitResult) -> MetricsRow:
     """All that a summary says, and what it can be completed with from the rows.
 
     Scores before the first round that succeeded are those of the initial model, and do not count.
-    ``train-seconds``, ``move-seconds`` and ``server-seconds`` are means over rounds, ``bytes-down``
-    and ``bytes-up`` sums.
+    ``train-seconds``, ``move-seconds`` and ``server-seconds`` are means over rounds; traffic,
+    ``simulated-seconds`` and the counts of faults and bad replies are sums.
     """
     found: MetricsRow = {"num-rounds": len(unit.rows)}
     for prefix in ITERATES:
@@ -34,6 +34,13 @@ def numbers(unit: UnitResult) -> MetricsRow:
     for part in ("train", "move", "server"):
         values = _values(unit.rows, f"{part}-seconds")
         found[f"{part}-seconds"] = statistics.fmean(values) if values else None
+    found |= _sums(unit.rows)
+    if times := _values(unit.rows, "simulated-seconds"):
+        found["simulated-seconds"] = sum(times)
+        for prefix in ITERATES:
+            reached = found[f"{prefix}rounds-to-target"]
+            until = sum(r["simulated-seconds"] for r in unit.rows if r["round"] <= (reached or 0))
+            found[f"{prefix}simulated-seconds-to-target"] = until if reached else None
     for way in ("down", "up"):
         values = _values(unit.rows, f"bytes-{way}")
         found[f"bytes-{way}"] = int(sum(values)) if values else None
@@ -72,6 +79,14 @@ def _scores(unit: UnitResult, prefix: str) -> MetricsRow:
         f"{prefix}best-test-loss": min(losses, default=None),
         f"{prefix}final-test-loss": (_values(rows[-1:], f"{prefix}test-loss") or [None])[0],
     }
+
+
+def _sums(rows: Sequence[MetricsRow]) -> MetricsRow:
+    """Bad replies and ordered faults over all rounds, by kind; ``faults`` is all of those."""
+    counted = [key for row in rows for key in row if key.startswith(("bad-replies-", "faults-"))]
+    sums = {key: int(sum(_values(rows, key))) for key in sorted({*counted})}
+    ordered = [n for key, n in sums.items() if key.startswith("faults-")]
+    return sums | ({"faults": sum(ordered)} if ordered else {})
 
 
 def _scored(rows: Sequence[MetricsRow]) -> list[MetricsRow]:

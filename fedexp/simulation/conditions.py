@@ -30,6 +30,10 @@ class OrderedCrash(RuntimeError):
     """A client raises this where it is ordered to crash."""
 
 
+class LostReply(RuntimeError):
+    """In place of a reply that does not arrive."""
+
+
 @dataclass(frozen=True)
 class Fate:
     """What becomes of a client in a round.
@@ -54,7 +58,13 @@ class Fate:
             raise OrderedCrash("the client crashes, as --faults orders")
 
     def reply(self, content: RecordDict, before: RecordDict) -> RecordDict:
-        """What arrives of a reply of this ``content`` to a message of content ``before``."""
+        """What arrives of a reply of this ``content`` to a message of content ``before``.
+
+        Raises:
+            LostReply: nothing does.
+        """
+        if self.lost:
+            raise LostReply(self.lost)
         sent = records_of(content, ArrayRecord)
         if self.fault not in _DAMAGES or not sent:
             return content

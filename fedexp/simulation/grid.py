@@ -72,6 +72,7 @@ class LocalGrid(OrderedGrid, MergingGrid):
         self._run = flower.empty_run(RUN_ID)
         self._ids = (f"message-{i}" for i in itertools.count(1))
         self._nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes)
+        self.begin_round(0)
         self._replies: dict[str, Message] = {}  # to be pulled, by the message they answer
         self._lock = RLock()  # Flower's older API sends from many threads
 
@@ -121,8 +122,17 @@ class LocalGrid(OrderedGrid, MergingGrid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Node ids in partition order."""
-        return list(self._nodes)
+        """Ids of the nodes that are there, in partition order."""
+        return list(self._there)
+
+    def begin_round(self, server_round: int) -> None:
+        """Let the nodes be there that the clients' profiles let be there in this round."""
+        conditions = self.conditions
+        if server_round and conditions and conditions.profiles.availability:
+            present = conditions.profiles.present(conditions.seed, server_round, self.num_nodes)
+            self._there: Sequence[int] = [client + FIRST_NODE_ID for client in present]
+        else:
+            self._there = self._nodes
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Run the messages; their replies wait to be pulled."""

@@ -17,6 +17,7 @@ from fedexp import verdict
 from fedexp.checks import check_read, check_read_by_partition
 from fedexp.choices import (
     client_config,
+    come_and_go,
     optimizer_key,
     strategy_keys,
     strategy_of,
@@ -69,6 +70,11 @@ def main(grid: Grid, context: Context) -> None:
     config = Config.of({"robust": robust, **context.run_config})
     check_read(config)
     check_model(config)
+    if come_and_go(config):
+        raise ValueError(
+            f"Config(client-profiles={config.client_profiles!r}): Flower says which nodes are "
+            "there. Leave availability out, or use `fedexp simulate`."
+        )
     start_of(config)
     partitions = partitions_of(grid)
     grid = in_partition_order(grid, partitions)

@@ -26,6 +26,7 @@ from fedexp.config import Config
 from fedexp.extras import imported, need
 from fedexp.logs import level
 from fedexp.readers import strategy_arguments
+from fedexp.simulation.profiles import ClientProfiles
 from fedexp.specs import Spec, split_list
 from fedexp.strategies import STRATEGIES, FedOpt, ServerOptimizer, average_named
 from fedexp.strategies.per_client import per_client
@@ -197,6 +198,7 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
     make = _of_table if spec.name in STRATEGIES else _of_module
     strategy = make(config, key, num_nodes)
     _check_private(config, strategy)
+    _check_min_replies(config, strategy)
     own = named_optimizer(optimizer_key(config, key))
     if getattr(strategy, "control_variates", False) and not own.is_plain:
         raise ValueError(
@@ -226,10 +228,16 @@ def prepared(given: Any, config: Config, key: str, num_nodes: int) -> Strategy:
             return FedOpt(optimizer=_as_optimizer(given), **options)
     strategy: Strategy = deepcopy(given)
     _check_private(config, strategy)
+    _check_min_replies(config, strategy)
     if isinstance(strategy, FedOpt):
         strategy.seed = config.seed if strategy.seed is None else strategy.seed
         strategy.client_config = {**client_config(config, key), **strategy.client_config}
     for name in ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes"):
+        if getattr(strategy, name, 0) > 1 and come_and_go(config) and not _is_off(strategy, name):
+            raise ValueError(
+                f"{type(strategy).__name__}({name}={getattr(strategy, name)}): with availability "
+                f"a round may have a single client, it would wait for ever. Use {name}=1."
+            )
         if getattr(strategy, name, 0) > num_nodes and not _is_off(strategy, name):
             raise ValueError(
                 f"{type(strategy).__name__}({name}={getattr(strategy, name)}): there are "
@@ -288,6 +296,15 @@ def _check_private(config: Config, strategy: Strategy) -> None:
         )
 
 
+def _check_min_replies(config: Config, strategy: Strategy) -> None:
+    """Raise unless a strategy undoes rounds of few replies if the configuration says so."""
+    if config.min_replies and not isinstance(strategy, FedOpt):
+        raise ValueError(
+            f"Config(min-replies={config.min_replies}): {type(strategy).__name__} would ignore it. "
+            "Use one of fedexp.strategies."
+        )
+
+
 def waiting_of(config: Config) -> Waiting | None:
     """How a round waits for devices; None where nothing says so, as in a simulation."""
     named = ("sample", "enough", "deadline")
@@ -328,15 +345,20 @@ def _common(config: Config, key: str, num_nodes: int) -> dict[str, Any]:
     return {
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,
-        "min_available_nodes": config.min_nodes or num_nodes,
+        "min_available_nodes": config.min_nodes or (1 if come_and_go(config) else num_nodes),
         "evaluate_metrics_aggr_fn": per_client,
         "client_config": client_config(config, key),
     }
 
 
+def come_and_go(config: Config) -> bool:
+    """Whether some clients are not there in some rounds."""
+    return ClientProfiles.of(config.client_profiles).availability is not None
+
+
 _OWN_IF_0 = {
     *("max_step_size", "server_learning_rate", "smoothing"),
-    *("relaxation", "drop_beyond"),
+    *("relaxation", "drop_beyond", "min_replies"),
 }
 
 

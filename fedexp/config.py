@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from fedexp.clients.settings import ALSO, ClientSettings
+from fedexp.simulation.faults import Faults
+from fedexp.simulation.profiles import ClientProfiles
 
 
 def _kebab(name: str) -> str:
@@ -210,6 +220,17 @@ class Config(BaseModel):
     max_failed_rounds: int = Field(
         3, ge=0, description="a strategy ends after so many failed rounds in a row; 0 for never"
     )
+    min_replies: int = Field(
+        0, ge=0, description="a round with fewer good replies leaves the model as it was; 0: one"
+    )
+    faults: Text = Field(
+        "", description="to order, with probabilities: drop=0.1, slow, nan, garbage, scale, crash"
+    )
+    client_profiles: Text = Field(
+        "",
+        description="of the clients' devices: speed=lognormal(0.5), availability=random(0.8), "
+        "local-steps=uniform(5, 20), step-seconds=0.01, bandwidth=1e6",
+    )
     min_nodes: int = Field(0, ge=0, description="devices that a run waits for; 0: one")
     sample: int = Field(0, ge=0, description="devices asked a round; 0: --fraction-train decides")
     enough: int = Field(0, ge=0, description="replies that end a round; 0: all that were asked")
@@ -232,6 +253,16 @@ class Config(BaseModel):
         if isinstance(value, int) and value >= 1 << 63:  # as TOML and Flower's messages have it
             raise PydanticCustomError("int_64", "it should be below 2**63")
         return value
+
+    @field_validator("faults", "client_profiles")
+    @classmethod
+    def _can_be_read(cls, text: str, info: ValidationInfo) -> str:
+        read = {"faults": Faults.of, "client_profiles": ClientProfiles.of}[str(info.field_name)]
+        try:
+            read(text)
+        except ValueError as error:
+            raise PydanticCustomError("unread", "{why}", {"why": str(error).rstrip(".")}) from None
+        return text
 
     @field_validator("name")
     @classmethod

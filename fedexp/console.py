@@ -133,19 +133,25 @@ def _rounds(group: Sequence[Summary], name: str) -> str:
     return text if len(reached) in (0, len(group)) else f"{text} ({len(reached)}/{len(group)})"
 
 
+def _is_kind(key: str) -> bool:
+    return key.startswith("bad-replies-")
+
+
 def _failure_table(groups: Mapping[str, Sequence[Summary]]) -> None:
     """Print what failed, if anything did."""
     names = ("failed-rounds", "num-failures", "missing-nodes")
     titles = ("failed rounds", "failed replies", "clients left out of all")
     if not any(s[name] for group in groups.values() for s in group for name in names):
         return
-    view = _table("strategy", *titles)
+    kinds = sorted({key for group in groups.values() for s in group for key in s if _is_kind(key)})
+    view = _table("strategy", *titles, *(key.removeprefix("bad-replies-") for key in kinds))
     for label, group in groups.items():
         failed = sum(s["failed-rounds"] for s in group)
         rounds = sum(s["num-rounds"] for s in group)
         missing = {node for s in group for node in s["missing-nodes"]}
         replies = sum(s["num-failures"] for s in group)
-        view.add_row(label, f"{failed} of {rounds}", str(replies), str(len(missing)))
+        counts = [str(sum(s.get(key) or 0 for s in group)) for key in kinds]
+        view.add_row(label, f"{failed} of {rounds}", str(replies), str(len(missing)), *counts)
     _print(view)
 
 

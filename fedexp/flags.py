@@ -31,11 +31,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("server-learning-rate", "epsilon", "epsilon-decay", "epsilon-per-client", "smoothing"),
         *("extrapolation-factor", "max-step-size", "relaxation", "robust", "clip"),
         *("clip-quantile", "drop-beyond", "privacy"),
-        *("buffers", "average", "weighted", "max-failed-rounds"),
+        *("buffers", "average", "weighted", "min-replies", "max-failed-rounds"),
     ),
     "engine": (
         *("engine", "num-workers", "num-gpus", "ray-address", "vectorize", "device", "timeout"),
     ),
+    "faults": ("faults", "client-profiles"),
     "devices": ("min-nodes", "sample", "enough", "deadline"),
     "output": ("out", "name", "log", "worker-log"),
 }
@@ -46,6 +47,7 @@ OF_A_PARTITION = (*GROUPS["data"], "seed", "out")
 
 _METAVARS = {
     **dict.fromkeys(("strategy", "metrics", "log", "seeds", "tuning-seeds", "drop"), "LIST"),
+    **dict.fromkeys(("faults", "client-profiles"), "LIST"),
     **dict.fromkeys(("data-dir", "out"), "FOLDER"),
     **dict.fromkeys(("learning-rate", "hyper-learning-rate", "server-learning-rate"), "RATE"),
     **dict.fromkeys(
@@ -85,7 +87,10 @@ def add_simulate_flags(parser: Parser) -> None:
     )
     _add_config(parser)
     for title, keys in GROUPS.items():
-        if title != "devices":
+        if title == "faults":
+            text = "of a round, in simulated seconds; a later reply does not count; 0: none"
+            add_flags(parser, title, (*keys, "deadline"), deadline=text)
+        elif title != "devices":
             add_flags(parser, title, keys)
 
 
@@ -102,7 +107,7 @@ def add_run_flags(parser: Parser, defaults: Mapping[str, Any]) -> None:
     )
     _add_config(parser)
     for title, keys in GROUPS.items():
-        if title != "engine":
+        if title not in ("engine", "faults"):
             own = [key for key in keys if key not in _NOT_ON_DEVICES]
             own += ["timeout"] if title == "devices" else []
             text = "seconds to wait for --min-nodes, and in a round without --deadline"

@@ -69,6 +69,9 @@ class Merged:
 class OrderedGrid(Grid):
     """A grid whose node ids come in the order of the nodes' partitions, the same in every run."""
 
+    def begin_round(self, server_round: int) -> None:
+        """Take note of a round that begins; nodes may come and go. Round 0 is none of a run's."""
+
 
 class MergingGrid(Grid):
     """A grid that answers in more ways than Flower's: one by one, and with sums.

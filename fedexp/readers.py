@@ -24,9 +24,10 @@ _SAME = {
     **{"eta": "server_learning_rate", "factor": "extrapolation_factor"},
     "extensions": "privacy",
 }
+_SIMULATED = Fields({"vectorize", "faults", "client_profiles", "deadline"})
 _ENGINES = {
-    "serial": Fields({"vectorize"}),
-    "ray": Fields({"num_workers", "num_gpus", "ray_address", "worker_log", "vectorize"}),
+    "serial": _SIMULATED,
+    "ray": _SIMULATED | {"num_workers", "num_gpus", "ray_address", "worker_log"},
     "fedexp run": Fields({"min_nodes", "sample", "enough", "deadline"}),
 }
 

@@ -100,6 +100,11 @@ def _busy(grid: Grid) -> float | None:
     return inner.busy if isinstance(inner, MergingGrid) else None
 
 
+def _begin_round(grid: Grid, server_round: int) -> None:
+    if hasattr(inner := unwrapped(grid), "begin_round"):
+        inner.begin_round(server_round)
+
+
 @dataclass(frozen=True, eq=False)
 class Round:
     """What came of a round.
@@ -128,6 +133,7 @@ class Round:
 def evaluate_clients(grid: Grid, arrays: ArrayRecord, timeout: float) -> Exchange:
     """Let every client of ``grid`` evaluate ``arrays`` once, whatever a strategy would ask."""
     content = RecordDict({"arrays": arrays, "config": ConfigRecord()})
+    _begin_round(grid, 0)  # in which everyone is there
     nodes = grid.get_node_ids()
     exchange = Exchange()
     messages = [Message(content, node, MessageType.EVALUATE) for node in nodes]
@@ -168,6 +174,7 @@ def rounds(
     for server_round in range(first, num_rounds + 1):
         start = time.perf_counter()
         training, evaluation = Exchange(), Exchange()
+        _begin_round(grid, server_round)
         for_training.update(train_config(server_round) if train_config else {})
         with draws(server_round):
             messages = strategy.configure_train(server_round, arrays, for_training, grid)

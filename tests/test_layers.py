@@ -14,6 +14,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 TOOLS = {"keys", "arrays", "extras", "files", "logs", "specs", "threads", "terminal"}
 RECORDS = TOOLS | {"simulation.flower", "records", "sums"}
 LEARNING = {"clients", "datasets", "models"}  # and nothing of ours but records
+CONDITIONS = {"simulation.faults", "simulation.profiles", "simulation.conditions"}
 SERVER = RECORDS | {"stats", "wire", "merged", "strategies", "foreign_draws", "rounds"}
 # A room is a module or a package directly in fedexp, or a package below one that has a row of its
 # own. A new one says here what it may import.
@@ -24,6 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "terminal": set(),
     "logs": {"terminal"},
     "specs": set(),
+    "simulation.faults": {"specs"},  # the text of settings: nothing heavy
+    "simulation.profiles": {"specs", "simulation.faults"},
     "threads": set(),
     "files": {"arrays"},
     "simulation.flower": {"arrays"},
@@ -33,6 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "privacy": {"extras", "specs", "keys"},  # mathematics: no Flower, no PyTorch at import
     "stats": {"arrays", "sums"},
     "wire": {"keys", "arrays", "records"},
+    "simulation.conditions": {"keys", "arrays", "records", "wire"}
+    | {"simulation.faults", "simulation.profiles"},
     "merged": {"arrays", "records", "stats", "wire"},
     "strategies": SERVER - {"rounds"} | {"privacy"},
     "rounds": SERVER,
@@ -43,19 +48,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": TOOLS | LEARNING - {"clients"},
     "clients": RECORDS
     | LEARNING
-    | {"wire", "augmentation", "hypergradients", "learned_steps", "privacy"},
-    "config": TOOLS | {"clients"},  # their settings, and so their defaults
+    | {"wire", "augmentation", "hypergradients", "learned_steps", "privacy"}
+    | CONDITIONS,
+    "config": TOOLS | {"clients"} | CONDITIONS,  # their settings, and so their defaults
     "progress": TOOLS,
     "console": TOOLS | {"progress"},
     "parser": TOOLS,
     "readers": SERVER | LEARNING | {"config"},
     "verdict": SERVER - {"rounds"},
-    "choices": SERVER | LEARNING | {"config", "readers"},
+    "choices": SERVER | LEARNING | CONDITIONS | {"config", "readers"},
     "factories": SERVER | LEARNING | {"config", "choices"},
     "checks": SERVER | LEARNING | {"config", "readers", "choices", "factories"},
-    "simulation": SERVER | LEARNING | {"config"},
+    "simulation": SERVER | LEARNING | CONDITIONS | {"config"},
     "runs": SERVER
     | LEARNING
+    | CONDITIONS
     | {"config", "readers", "choices", "factories", "checks", "verdict", "simulation"},
     "devices.flower": {"arrays", "simulation.flower"},
     "app": SERVER | LEARNING | {"config", "choices", "factories", "checks", "verdict", "runs"},

@@ -23,7 +23,9 @@ from fedexp.clients.module import copies, load_arrays, unnamed_buffers, unsent
 from fedexp.clients.named import as_optimizer, named_optimizer, told
 from fedexp.clients.settings import ALSO, ClientSettings
 from fedexp.records import from_record, records_of, to_record
+from fedexp.simulation.conditions import Conditions, Fate
 from fedexp.simulation.flower.client_apps import has_mods
+from fedexp.simulation.profiles import ClientProfiles
 from fedexp.wire import ClientResult
 
 ModelFn = Callable[[Context], nn.Module]
@@ -76,14 +78,17 @@ class Client:
 
         Raises:
             FloatingPointError: the loss is not finite; the server gets this as an error reply.
+            RuntimeError: the client crashes or its reply gets lost, as the run's faults order.
         """
+        fate = _fate(message.content, context)
+        fate.begin()
         config = self.config(message.content, context)
         result = self.fit(config, model_in(message.content), message.content, context)
         arrays, metrics = to_record(result.arrays), MetricRecord(dict(result.metrics))
         content = RecordDict({"arrays": arrays, "metrics": metrics})
         if result.buffers:
             content[keys.BUFFERS] = ConfigRecord({"names": sorted(result.buffers)})
-        return Message(content, reply_to=message)
+        return Message(fate.reply(content, message.content), reply_to=message)
 
     def fit(
         self, config: Mapping[str, Any], arrays: Arrays, content: RecordDict, context: Context
@@ -135,6 +140,10 @@ class Client:
         """The settings of a message of this content."""
         sent = next(iter(records_of(content, ConfigRecord).values()), ConfigRecord())
         config = {**context.run_config, **sent}
+        if profiles := str(config.get("client-profiles") or ""):
+            seed, usual = int(config.get("seed", 0)), ClientSettings.of(config).num_steps
+            own = ClientProfiles.of(profiles).steps_of(seed, client_number(context), usual)
+            config["local-steps"] = own
         name = str(config.get("local-optimizer", ""))
         if self.optimizer is None:
             return config | told(name) if "(" in name else config
@@ -153,12 +162,11 @@ class Client:
 
     def generator(self, config: Mapping[str, Any], context: Context) -> np.random.Generator:
         """The generator of this client in this round."""
-        partition = int(context.node_config.get(keys.PARTITION_ID, context.node_id))
         return np.random.default_rng(
             [
                 int(config.get("seed", ALSO["seed"])),
                 int(config.get(keys.SERVER_ROUND, 0)),
-                partition,
+                client_number(context),
             ]
         )
 
@@ -187,6 +195,17 @@ class Client:
 
 Trainer = Client
 """The name of ``Client`` in earlier versions."""
+
+
+def client_number(context: Context) -> int:
+    """The partition of a client, or its node's id where nobody divided the data."""
+    return int(context.node_config.get(keys.PARTITION_ID, context.node_id))
+
+
+def _fate(content: RecordDict, context: Context) -> Fate:
+    """What the run's faults make of a client; nothing on our grids, which apply them themselves."""
+    conditions = Conditions.of(context.run_config) if context.run_config.get("faults") else None
+    return conditions.fate_of(content, client_number(context)) if conditions else Fate()
 
 
 def model_in(content: RecordDict) -> Arrays:

@@ -50,6 +50,11 @@ class DeviceFederation(Federation):
         return False
 
     @property
+    def simulates(self) -> bool:
+        """Real devices take real seconds."""
+        return False
+
+    @property
     def names(self) -> tuple[str, ...]:
         """None: devices may come and go."""
         return ()

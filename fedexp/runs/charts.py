@@ -40,12 +40,13 @@ def charts(
 
     scores = [of(f"{prefix}test-{what}") for prefix in ("mean-", "")]
     score["log"] = what == "loss" and is_wide(line for lines in scores for line in lines.values())
-    by_traffic = of(f"mean-test-{what}", "bytes")
+    by_traffic, by_time = (of(f"mean-test-{what}", x) for x in ("bytes", "simulated"))
     rates = {name: rate_series(group) for name, group in groups.items() if has_tuned_rates(group)}
     wanted = [
         (average, scores[0], score),
         (last, scores[1], score),
         (f"{average}, by traffic", by_traffic, score | _axis(by_traffic)),
+        (f"{average}, by simulated time", by_time, score | {"x": "Simulated seconds"}),
         ("Server step size", of("server-step-size"), step),
         ("Learned step size, mean over clients on the log scale", of("learned-step-size"), learned),
         ("Clients' learning rate, mean and spread over clients", rates, {"y": "Learning rate"}),

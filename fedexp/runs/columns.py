@@ -8,6 +8,7 @@ from itertools import groupby
 
 from fedexp.runs.reading import MetricsRow, UnitResult
 from fedexp.runs.scores import ITERATES, is_classification, target_accuracies
+from fedexp.strategies.attendance import BAD_REPLIES
 
 _WHEN = ("Best", "Final")
 
@@ -41,6 +42,12 @@ def columns(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> list[
         Column("Learned step", "learned-step-size", three_figures),
         Column("Privacy ε", "privacy-epsilon", three_figures),
         Column("ε of an example", "epsilon-spent", three_figures),
+        Column("Simulated s", "simulated-seconds", three_figures),
+        Column("Faults", "faults", one_digit, counts=True),
+        *(
+            Column(f"Bad replies, {kind}", f"bad-replies-{kind}", one_digit, counts=True)
+            for kind in (*BAD_REPLIES, "other")
+        ),
     ]
     if not is_classification(units):
         key = "{}-test-loss"

@@ -36,6 +36,7 @@ from fedexp.files import fitted
 from fedexp.models import build, suited
 from fedexp.records import from_record
 from fedexp.runs.run import Run, Start, evaluation_on, test_evaluation
+from fedexp.simulation.conditions import Conditions
 from fedexp.simulation.flower.client_apps import is_of_client_fn
 from fedexp.strategies.evaluation import EvaluateFn
 
@@ -160,7 +161,17 @@ class Federation:
     @property
     def needs_everyone(self) -> bool:
         """Whether a run has failed if one of its clients never contributed."""
+        return self.conditions is None
+
+    @property
+    def simulates(self) -> bool:
+        """Whether the clients are no real devices, so that seconds can be simulated ones."""
         return True
+
+    @cached_property
+    def conditions(self) -> Conditions | None:
+        """Faults, devices and deadline of the clients; None if they are alike and never fail."""
+        return Conditions.of(self.config.values()) if self.simulates else None
 
     @property
     def knows_model(self) -> bool:
@@ -196,6 +207,8 @@ class Federation:
         """The run of one strategy on this federation."""
         evaluate = self.evaluation()
         start = self.start()
+        if self.simulates:  # the grid has the deadline, and no client runs late in real seconds
+            config = config.model_copy(update={"deadline": 0.0})
         return Run(
             config,
             config.strategy,
@@ -247,6 +260,12 @@ class Federation:
             ValueError: they cannot.
         """
         self._schedule(config)
+        if self.simulates and config.deadline and not (config.faults or config.client_profiles):
+            raise ValueError(
+                f"Config(deadline={config.deadline:g}): in a simulation, clients that are all "
+                "alike are all in time or all late. Give client-profiles, or faults such as "
+                "slow=0.1."
+            )
         if self.own.client_app:
             self.start()
             return

@@ -34,7 +34,7 @@ from fedexp.files import read_model, save_model
 from fedexp.records import from_record, to_record
 from fedexp.rounds import Exchange, Round, rounds
 from fedexp.strategies import BothIterates, FedOpt, average_named
-from fedexp.strategies.attendance import Attendance
+from fedexp.strategies.attendance import Attendance, by_kind
 from fedexp.strategies.evaluation import EvaluateFn
 from fedexp.threads import one_thread
 
@@ -132,7 +132,8 @@ class Run:
         """What failed in the round that has just ended; see ``verdict``."""
         failures = {"failures": reasons} if (reasons := self.attendance.reasons) else {}
         number = round_.train.get("num-failures", len(round_.training.failures))
-        return {"failed": round_.failed, "num-failures": number, **failures}
+        kinds = {f"bad-replies-{kind}": n for kind, n in by_kind(reasons).items()}
+        return {"failed": round_.failed, "num-failures": number, **failures, **kinds}
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors``, the last iterate, and ``model-mean.safetensors``."""

@@ -21,7 +21,8 @@ def numbers(unit: UnitResult) -> MetricsRow:
     Scores before the first round that succeeded are those of the initial model, and do not count.
     ``epsilon-spent`` is the most that any client has spent, ``budget-is-spent`` the share of the
     clients of the last round that have spent all. ``train-seconds``, ``move-seconds`` and
-    ``server-seconds`` are means over rounds, ``bytes-down`` and ``bytes-up`` sums.
+    ``server-seconds`` are means over rounds; traffic, ``simulated-seconds`` and the counts of
+    faults and bad replies are sums.
     """
     found: MetricsRow = {"num-rounds": len(unit.rows)}
     for prefix in ITERATES:
@@ -37,6 +38,13 @@ def numbers(unit: UnitResult) -> MetricsRow:
     for part in ("train", "move", "server"):
         values = _values(unit.rows, f"{part}-seconds")
         found[f"{part}-seconds"] = statistics.fmean(values) if values else None
+    found |= _sums(unit.rows)
+    if times := _values(unit.rows, "simulated-seconds"):
+        found["simulated-seconds"] = sum(times)
+        for prefix in ITERATES:
+            reached = found[f"{prefix}rounds-to-target"]
+            until = sum(r["simulated-seconds"] for r in unit.rows if r["round"] <= (reached or 0))
+            found[f"{prefix}simulated-seconds-to-target"] = until if reached else None
     for way in ("down", "up"):
         values = _values(unit.rows, f"bytes-{way}")
         found[f"bytes-{way}"] = int(sum(values)) if values else None
@@ -80,6 +88,14 @@ def _scores(unit: UnitResult, prefix: str) -> MetricsRow:
 def _spent(row: MetricsRow) -> float:
     """What the client that has spent most has spent; the mean where a strategy tells no more."""
     return as_number(row.get("largest-epsilon-spent", row.get("epsilon-spent")))
+
+
+def _sums(rows: Sequence[MetricsRow]) -> MetricsRow:
+    """Bad replies and ordered faults over all rounds, by kind; ``faults`` is all of those."""
+    counted = [key for row in rows for key in row if key.startswith(("bad-replies-", "faults-"))]
+    sums = {key: int(sum(_values(rows, key))) for key in sorted({*counted})}
+    ordered = [n for key, n in sums.items() if key.startswith("faults-")]
+    return sums | ({"faults": sum(ordered)} if ordered else {})
 
 
 def _scored(rows: Sequence[MetricsRow]) -> list[MetricsRow]:

@@ -13,6 +13,7 @@ from fedexp.runs.columns import percent, three_figures, two_digits
 from fedexp.runs.reading import MetricsRow, UnitResult
 from fedexp.runs.series import as_number, groups_of
 from fedexp.runs.svg import WIDTH, AxisScale, box, ends, picture, words
+from fedexp.strategies.attendance import kind_of
 
 _FEW_CLIENTS = 20  # have a table by name
 _MOST_CLIENTS = 100  # in the picture of the partition
@@ -56,7 +57,10 @@ def clients(units: Sequence[UnitResult], classes: Mapping[str, str]) -> MetricsR
 
 
 def failures(units: Sequence[UnitResult]) -> list[MetricsRow]:
-    """What failed or was late, a row for each strategy and kind: replies, nodes and rounds."""
+    """What failed or was late, a row for each strategy and reason: replies, nodes and rounds.
+
+    Faults that were ordered have a row of their own, since not all of them make a reply fail.
+    """
     found = []
     for name, group in groups_of(units).items():
         kinds: dict[str, list[tuple[int, Any]]] = {}
@@ -67,6 +71,7 @@ def failures(units: Sequence[UnitResult]) -> list[MetricsRow]:
             found.append(
                 {
                     "strategy": name,
+                    "kind": kind_of(reason),
                     "reason": reason,
                     "replies": len(cases),
                     "nodes": len({node for _, node in cases}),
@@ -77,8 +82,25 @@ def failures(units: Sequence[UnitResult]) -> list[MetricsRow]:
         if rows:
             number = sum(int(row["num-late"]) for row in rows)
             told = {"replies": number, "nodes": "", "rounds": _from_to([x["round"] for x in rows])}
-            found.append({"strategy": name, "reason": _LATE, **told})
+            found.append({"strategy": name, "kind": "late", "reason": _LATE, **told})
+        found += _ordered(name, group)
     return found
+
+
+def _ordered(name: str, group: Sequence[UnitResult]) -> list[MetricsRow]:
+    rows = [row for unit in group for row in unit.rows]
+    counts: dict[str, int] = {}
+    for row in rows:
+        for key, number in row.items():
+            if key.startswith("faults-"):
+                kind = key.removeprefix("faults-")
+                counts[kind] = counts.get(kind, 0) + int(number or 0)
+    if not sum(counts.values()):
+        return []
+    told = {"strategy": name, "replies": sum(counts.values()), "nodes": ""}
+    told["rounds"] = _from_to([row["round"] for row in rows])
+    said = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
+    return [{**told, "kind": "ordered", "reason": f"faults to order: {said}"}]
 
 
 _LATE = "missing when the round ended; whatever comes later is ignored"

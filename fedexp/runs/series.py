@@ -20,7 +20,7 @@ class Series:
     """A curve, each array ``[num_points]``.
 
     Attributes:
-        x: rounds, or bytes.
+        x: rounds, bytes, or simulated seconds.
         mean: over the seeds that have a value there.
         std: their sample standard deviation, with ``n - 1``; 0 where only one has a value.
     """
@@ -75,12 +75,14 @@ def over_seeds(units: Sequence[UnitResult], key: str, against: str = "round") ->
     Args:
         units: a group's, one for each seed.
         key: of a row.
-        against: ``round`` or ``bytes``, all that has been moved until then.
+        against: ``round``; ``bytes``, all that has been moved until then; or ``simulated``, the
+            simulated seconds until then.
     """
     rounds = sorted({row["round"] for unit in units for row in unit.rows})
     x = np.array(rounds, np.float64)
-    if against == "bytes":
-        x = _spread([_moved(unit, rounds) for unit in units])[0]
+    if against != "round":
+        ways = _UNTIL[against]
+        x = _spread([_until(unit, rounds, ways) for unit in units])[0]
     return Series(x, *_spread([_aligned(unit, key, rounds) for unit in units]))
 
 
@@ -101,9 +103,13 @@ def _aligned(unit: UnitResult, key: str, rounds: Sequence[int]) -> Floats:
     return np.array([values.get(r, math.nan) for r in rounds])
 
 
-def _moved(unit: UnitResult, rounds: Sequence[int]) -> Floats:
-    """Bytes in both directions up to the end of each round."""
-    each = sum(_aligned(unit, f"bytes-{way}", rounds) for way in ("down", "up"))
+_UNTIL = {"bytes": ("bytes-down", "bytes-up"), "simulated": ("simulated-seconds",)}
+"""What adds up over the rounds: bytes in both directions, or seconds."""
+
+
+def _until(unit: UnitResult, rounds: Sequence[int], keys: Sequence[str]) -> Floats:
+    """The sum of ``keys`` up to the end of each round."""
+    each = sum(_aligned(unit, key, rounds) for key in keys)
     return np.where(np.isfinite(each), np.nancumsum(each), math.nan)
 
 

@@ -19,6 +19,7 @@ from fedexp.runs.recorder import Recorder, restore, saved_of
 from fedexp.runs.rows import client_rows, row_of
 from fedexp.runs.run import Run
 from fedexp.runs.scores import numbers
+from fedexp.runs.simulated import simulated_row
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid
 
 _MOST_ASKED = 1000  # clients that evaluate the last model though nobody asked for it
@@ -87,6 +88,7 @@ class UnitRun:
         try:
             for round_ in self.run.rounds(grid, first, num_rounds):
                 row = row_of(round_) | self.run.row(round_)
+                row |= simulated_row(self.federation.conditions, round_)
                 new = client_rows(round_.evaluation, round_.server_round, self._name_of)
                 self.rows.append(row)
                 self.clients += new

@@ -15,6 +15,7 @@ from flwr.app import (
     Context,
     Error,
     Message,
+    MessageType,
     MetricRecord,
     RecordDict,
     UserConfig,
@@ -23,6 +24,7 @@ from flwr.clientapp import ClientApp
 
 from fedexp import keys
 from fedexp.merged import Merged, MergingGrid, OrderedGrid
+from fedexp.simulation.conditions import APPLIED, Conditions, Fate
 from fedexp.simulation.delivery import patience, turns, unavailable
 from fedexp.simulation.flower import messages as flower
 from fedexp.simulation.flower.contents import content_of
@@ -64,11 +66,13 @@ class LocalGrid(OrderedGrid, MergingGrid):
         self.client_app = client_app
         self.num_nodes = num_nodes
         self.run_config = dict(run_config or {})
+        self.conditions = Conditions.of(self.run_config)
         self.states: dict[int, Packed] = {}  # Context.state by node, of nodes that have any
         self.busy = 0.0
         self._run = flower.empty_run(RUN_ID)
         self._ids = (f"message-{i}" for i in itertools.count(1))
         self._nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes)
+        self.begin_round(0)
         self._replies: dict[str, Message] = {}  # to be pulled, by the message they answer
         self._lock = RLock()  # Flower's older API sends from many threads
 
@@ -118,8 +122,17 @@ class LocalGrid(OrderedGrid, MergingGrid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Node ids in partition order."""
-        return list(self._nodes)
+        """Ids of the nodes that are there, in partition order."""
+        return list(self._there)
+
+    def begin_round(self, server_round: int) -> None:
+        """Let the nodes be there that the clients' profiles let be there in this round."""
+        conditions = self.conditions
+        if server_round and conditions and conditions.profiles.availability:
+            present = conditions.profiles.present(conditions.seed, server_round, self.num_nodes)
+            self._there: Sequence[int] = [client + FIRST_NODE_ID for client in present]
+        else:
+            self._there = self._nodes
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Run the messages; their replies wait to be pulled."""
@@ -201,17 +214,30 @@ def context_of(
         keys.PARTITION_ID: node - FIRST_NODE_ID,
         keys.NUM_PARTITIONS: num_nodes,
     }
-    return Context(RUN_ID, node, node_config, state or RecordDict(), dict(run_config))
+    own = {key: value for key, value in run_config.items() if key not in APPLIED}
+    return Context(RUN_ID, node, node_config, state or RecordDict(), own)
 
 
-def answer(client_app: ClientApp, message: Message, context: Context) -> Message:
-    """The client's reply; whatever it raises becomes an error reply."""
+def fate_of(conditions: Conditions | None, message: Message) -> Fate:
+    """What becomes of the client of a ``LocalGrid`` that gets ``message``."""
+    kind = message.metadata.message_type.partition(".")[0]
+    if conditions is None or kind != MessageType.TRAIN:
+        return Fate()
+    return conditions.fate_of(message.content, message.metadata.dst_node_id - FIRST_NODE_ID)
+
+
+def answer(
+    client_app: ClientApp, message: Message, context: Context, fate: Fate | None = None
+) -> Message:
+    """The client's reply, as its ``fate`` lets it come; what it raises becomes an error reply."""
+    fate = fate or Fate()
     # Strategies send one RecordDict to all; a client may change its own.
     own = content_of({key: _copied(record) for key, record in message.content.items()})
     private = flower.message_with(message.metadata, own)
     kept = context.state
     try:
         with guarded(), unencoded():
+            fate.begin()
             reply = client_app(private, context)
     except ClientRaised as raised:
         return error_reply(message, reason_of(raised.error))
@@ -220,7 +246,7 @@ def answer(client_app: ClientApp, message: Message, context: Context) -> Message
     if not isinstance(state, RecordDict):
         return error_reply(message, f"its Context.state is {type(state).__name__}, no RecordDict.")
     context.state = state
-    return _signed_by_us(reply, message)
+    return _signed_by_us(reply, message, fate)
 
 
 def _copied(record: ArrayRecord | MetricRecord | ConfigRecord) -> Any:
@@ -242,11 +268,13 @@ def too_late(timeout: float) -> str:
     return f"no reply within {timeout:g} s"
 
 
-def _signed_by_us(reply: object, message: Message) -> Message:
+def _signed_by_us(reply: object, message: Message, fate: Fate) -> Message:
     """``reply`` as one to ``message`` from the node that was asked, whatever it says itself."""
     if not isinstance(reply, Message):
         kind = type(reply).__name__
         return error_reply(message, f"the ClientApp returned {kind}, not a Message.")
     if reply.has_error():
         return error_reply(message, str(reply.error.reason or f"error {reply.error.code}"))
-    return Message(reply.content, reply_to=message)
+    if fate.lost:
+        return error_reply(message, fate.lost)
+    return Message(fate.reply(reply.content, message.content), reply_to=message)

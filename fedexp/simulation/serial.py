@@ -21,6 +21,7 @@ from fedexp.simulation.grid import (
     check_vectorize,
     context_of,
     error_reply,
+    fate_of,
     too_late,
 )
 from fedexp.simulation.jobs import jobs_of
@@ -114,7 +115,7 @@ class SerialGrid(LocalGrid):
         context = context_of(node, self.num_nodes, self.run_config, state)
         start = time.perf_counter()
         with one_thread():
-            reply = answer(self.client_app, message, context)
+            reply = answer(self.client_app, message, context, fate_of(self.conditions, message))
         self.busy += time.perf_counter() - start
         if time.perf_counter() - start > timeout:
             return error_reply(message, too_late(timeout))

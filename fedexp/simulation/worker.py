@@ -12,12 +12,14 @@ from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedexp.records import from_record, records_of
+from fedexp.simulation.conditions import Conditions, Fate
 from fedexp.simulation.flower.messages import identify, message_with
 from fedexp.simulation.grid import (
     RUN_ID,
     answer,
     context_of,
     error_reply,
+    fate_of,
     too_late,
 )
 from fedexp.simulation.guard import ClientRaised, guarded
@@ -57,6 +59,7 @@ class Worker:
         self.num_nodes = num_nodes
         self.run_config = run_config
         self.vectorize = vectorize
+        self.conditions = Conditions.of(run_config)
         self.timeout = timeout
         self.group: ClientGroup | None = None
         self.position: int | None = None  # of the client that runs now
@@ -139,8 +142,12 @@ class _Work:
         if job.given_up:
             return error_reply(message, job.given_up)
         with self.running(position) as context:
-            reply = answer(self.worker.client_app, message, context)
+            reply = answer(self.worker.client_app, message, context, self.fate(position))
         return error_reply(message, self.too_late) if self.is_late(context) else reply
+
+    def fate(self, position: int) -> Fate:
+        """What becomes of the client at ``position``."""
+        return fate_of(self.worker.conditions, self.message(position))
 
     @contextmanager
     def running(self, position: int) -> Iterator[Context]:
@@ -204,15 +211,16 @@ class _Merging(_Work):
         if self.client is None or job.given_up:
             return self._of_reply(self.answer(position))
         with self.running(position) as context:
-            node = context.node_id
+            node, fate = context.node_id, self.fate(position)
             try:
                 with guarded():
+                    fate.begin()
                     result = self._fitted(self.client, context)
             except ClientRaised as raised:
                 result = ClientResult.of_error(node, raised.error)
         if self.is_late(context):
             return result.refuse(self.too_late)
-        return self.reading.admitted(result, self.before)
+        return self.reading.admitted(fate.result(result, self.before), self.before)
 
     def _fitted(self, client: Client, context: Context) -> ClientResult:
         config = client.config(self.content, context)
@@ -234,6 +242,9 @@ class _Merging(_Work):
         given_up = any(self.jobs[p].given_up for p in range(*span))
         if self.client is None or group is None or given_up:
             return self.one_by_one(span)
+        fates = [self.fate(p) for p in range(*span)]
+        if self._differ(fates):
+            return self.one_by_one(span)
         contexts = [self.context(self.jobs[p]) for p in range(*span)]
         config = self.client.config(self.content, contexts[0])
         if not group.takes(config):
@@ -246,7 +257,14 @@ class _Merging(_Work):
             return self.one_by_one(span)
         for p, context in zip(range(*span), contexts, strict=True):
             self.keep(self.jobs[p], context)
+        results = [fate.result(x, self.before) for fate, x in zip(fates, results, strict=True)]
         return [self.reading.admitted(result, self.before) for result in results]
+
+    def _differ(self, fates: Sequence[Fate]) -> bool:
+        """Whether a group cannot train at once: one crashes, or takes other steps than the rest."""
+        conditions = self.worker.conditions
+        own_steps = conditions is not None and conditions.profiles.local_steps is not None
+        return own_steps or any(fate.fault == "crash" for fate in fates)
 
 
 def _failure(reply: Message) -> ErrorReply:

@@ -53,6 +53,7 @@ class Aggregation(FlowerFedAvg):
     client_config: dict[str, Any]
     extensions: Extensions
     waiting: Waiting
+    min_replies: int = 1
     rests: Rests
     state: State
     round: RoundInProgress | None = None
@@ -167,8 +168,8 @@ class Aggregation(FlowerFedAvg):
     ) -> tuple[Arrays, dict[str, int | float]] | None:
         """Take the server step: the new model, and what there is to report of the round.
 
-        Both of Flower's APIs come here. Without a usable reply, or if the new model is not finite,
-        the answer is None, and the state is what it was.
+        Both of Flower's APIs come here. With fewer than ``min_replies`` usable replies, or if the
+        new model is not finite, the answer is None, and the state is what it was.
 
         Raises:
             ValueError: the clients do not fit an extension.
@@ -188,19 +189,26 @@ class Aggregation(FlowerFedAvg):
         self.extensions.check(received, self.state)
         if not (stats.count or self.extensions.samples):  # whether one replied is a secret too
             return None
+        if stats.count < self.min_replies and not self.extensions.samples:
+            few = f"{stats.count} good replies are fewer than min-replies={self.min_replies}"
+            self._undo(received, f"{few}: the round is undone.")
+            return None
         self._learn_buffers(kind)
         params, state, metrics = self._step(received, replies.with_loss(), kind)
         eta = metrics.get(keys.SERVER_STEP_SIZE, 1.0)
         # What is new in the state as well: it would stay there, and fail every later round.
         new = [x for key, x in state.items() if x is not self.state.get(key)]
         if not math.isfinite(eta) or any(map(first_non_finite, [params, *new])):
-            reason = f"the server step {eta:.3g} gives a model that is not finite."
-            self.attendance.fail([(node, reason) for node in received.nodes])
+            self._undo(received, f"the server step {eta:.3g} gives a model that is not finite.")
             return None
         self.attendance.came(received.nodes)
         self.state = state
         self.begin(params)
         return params, metrics
+
+    def _undo(self, received: Received, reason: str) -> None:
+        """Note why the good replies of a round do not count."""
+        self.attendance.fail([(node, reason) for node in received.nodes])
 
     def _step(
         self, received: Received, stats: PseudoGradientStats, kind: wire.Kind

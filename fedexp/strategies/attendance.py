@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 
@@ -14,6 +15,17 @@ from fedexp.merged import Failure
 
 Reasons = dict[str, list[int]]
 """Nodes by the reason why their replies were dropped."""
+
+BAD_REPLIES = {
+    "undone": r"the round is undone|^the server step",
+    "lost": r"^no reply came",
+    "late": r"^no reply within",
+    "not-finite": r"NaN or infinity|not finite|^FloatingPointError:|has norm|finite number",
+    "outlier": r"x the median",
+    "crash": r"^[\w.]+: .*\(.*, line \d+\)$|its worker process ended",
+    "malformed": r"array|record|metric|differs|must be a positive number|returned|no RecordDict",
+}
+"""Kinds of bad replies, and what their reasons have in common; the first that fits counts."""
 
 _MOST_NODES = 5  # so many are named in one line of the log
 
@@ -89,6 +101,23 @@ def by_reason(failures: Iterable[Failure]) -> Reasons:
     for node, reason in failures:
         nodes.setdefault(first.setdefault(_pattern(reason), reason), set()).add(node)
     return {reason: sorted(found) for reason, found in nodes.items()}
+
+
+def kind_of(reason: str) -> str:
+    """What kind of bad reply a reason tells of; ``other`` if it is none of ``BAD_REPLIES``.
+
+    Example:
+        >>> kind_of("array 'w' holds NaN or infinity."), kind_of("no reply within 5 s")
+        ('not-finite', 'late')
+    """
+    found = (kind for kind, pattern in BAD_REPLIES.items() if re.search(pattern, reason))
+    return next(found, "other")
+
+
+def by_kind(reasons: Mapping[str, Iterable[int]]) -> dict[str, int]:
+    """How many replies were dropped, by ``kind_of`` their reason."""
+    counts = Counter(kind_of(reason) for reason, nodes in reasons.items() for _ in nodes)
+    return {kind: counts[kind] for kind in (*BAD_REPLIES, "other") if kind in counts}
 
 
 def merged(rounds: Iterable[Mapping[str, Iterable[int]]]) -> Reasons:

@@ -64,6 +64,7 @@ class FedOpt(Aggregation):
         client_config: settings for the clients' train config record, e.g. ``proximal-mu``.
         control_variates: SCAFFOLD: send the server's control variate, see ``ServerControlVariate``.
         extensions: more additions to a round, after those that the arguments above stand for.
+        min_replies: a round with fewer good replies leaves the model as it was, and has failed.
         waiting: when a round on real devices ends, and which devices rest, see ``Waiting``.
         **kwargs: those of FedAvg.
 
@@ -106,6 +107,7 @@ class FedOpt(Aggregation):
         client_config: Mapping[str, int | float | bool | str] | None = None,
         control_variates: bool = False,
         extensions: Iterable[Extension] = (),
+        min_replies: int = 1,
         waiting: Waiting | None = None,
         **kwargs: Any,
     ) -> None:
@@ -124,6 +126,14 @@ class FedOpt(Aggregation):
         self.buffers = buffers
         _check("waiting", waiting, Waiting | None, "Waiting(deadline=60)")
         self.waiting = waiting or Waiting(rest_after=0)
+        if not min_replies >= 1:
+            raise ValueError(f"FedOpt(min_replies={min_replies!r}): must be at least 1.")
+        if min_replies > self.waiting.enough:
+            raise ValueError(
+                f"FedOpt(min_replies={min_replies}): a round ends with "
+                f"enough={self.waiting.enough:g} of them. Wait for more."
+            )
+        self.min_replies = min_replies
         self.client_config = dict(client_config or {})
         dropping = None if drop_beyond is None else DropBeyond(drop_beyond)
         _check("clip", clip, Clip | None, "FixedClip(1.0)")
@@ -133,6 +143,11 @@ class FedOpt(Aggregation):
         self.extensions = completed(
             [*filter(None, given), *own], weighted, control_variates, self.optimizer.step_size
         )
+        if self.extensions.samples and min_replies > 1:
+            raise ValueError(
+                f"FedOpt(min_replies={min_replies}): under privacy the number of replies is a "
+                "secret, which an undone round would tell. Use 1."
+            )
         if self.extensions.samples and min(self.waiting.enough, self.waiting.sample) < math.inf:
             raise ValueError(
                 f"FedOpt(waiting={self.waiting}): under privacy every client is asked with the "
@@ -210,8 +225,8 @@ class FedOpt(Aggregation):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add up ``replies``, unless a grid has done it, and take the server step.
 
-        A reply that cannot be used is logged with its node and dropped; if none is left the
-        model is unchanged and the metrics say ``num-clients`` 0.
+        A reply that cannot be used is logged with its node and dropped; if fewer than
+        ``min_replies`` are left the model is unchanged and the metrics say ``num-clients`` 0.
 
         Raises:
             ValueError: the clients do not fit an extension, e.g. take unlike steps for SCAFFOLD.
@@ -227,8 +242,9 @@ class FedOpt(Aggregation):
         # Where it is a secret who was asked, so is how many of them failed.
         secret = self.extensions.samples
         if step is None:
+            why = "the step is undone" if count else "no usable reply"
             missing = {} if secret else {keys.NUM_FAILURES: lost + count, **own_late}
-            return self._nothing(server_round, missing)
+            return self._nothing(server_round, why, missing)
         params, own = step
         # What clients report of themselves carries no noise.
         told = not self.extensions.is_private
@@ -305,11 +321,11 @@ class FedOpt(Aggregation):
         return getattr(getattr(self, method), "__func__", None) is getattr(FedOpt, method)
 
     def _nothing(
-        self, server_round: int, lost: Mapping[str, int]
+        self, server_round: int, why: str, lost: Mapping[str, int]
     ) -> tuple[None, MetricRecord | None]:
         if self.fraction_train == 0.0:  # nobody was asked
             return None, None
-        log(WARNING, "Round %d: no usable reply, the model is unchanged.", server_round)
+        log(WARNING, "Round %d: %s, the model is unchanged.", server_round, why)
         return None, MetricRecord({keys.NUM_CLIENTS: 0, **lost})
 
 

@@ -64,6 +64,15 @@ CASES = {
         },
         Own(),
     ),
+    "every fault, unlike devices that come and go, and a deadline": (
+        {
+            **{"strategy": "fedexp", "num_clients": 8, "fraction_train": 0.9, "min_replies": 2},
+            **{"faults": "drop=0.1, slow=0.1, nan=0.1, garbage=0.1, scale=0.1, crash=0.1"},
+            "client_profiles": "speed=lognormal(0.5), availability=random(0.8)",
+            "deadline": 0.5,
+        },
+        Own(),
+    ),
     "an optimizer of PyTorch's": (
         {"strategy": "fedexp", "local_optimizer": "torch.optim:AdamW(weight-decay=0.1)"},
         Own(),

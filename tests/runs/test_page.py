@@ -161,7 +161,7 @@ def test_failures_are_counted_by_kind():
     one, other = sections.failures([FULL])
     assert one == {
         **{"strategy": "fedavg", "reason": "timed out", "replies": 3, "nodes": 2},
-        "rounds": "1 to 2",
+        **{"rounds": "1 to 2", "kind": "other"},
     }
     assert (other["reason"], other["replies"], other["rounds"]) == ("no reply", 1, "2")
 

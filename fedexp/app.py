@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from logging import INFO, WARNING
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.common.logger import log
@@ -31,6 +32,8 @@ from fedexp.factories import (
     model_of,
     partition_of,
 )
+from fedexp.runs.ending import end_of, time_of_end
+from fedexp.runs.rows import row_of
 from fedexp.runs.run import Run, start_of, test_evaluation
 from fedexp.specs import slug
 from fedexp.strategies.sampling import in_partition_order, partitions_of
@@ -78,13 +81,17 @@ def main(grid: Grid, context: Context) -> None:
     start_of(config)
     partitions = partitions_of(grid)
     grid = in_partition_order(grid, partitions)
-    summaries = {}
+    summaries, until = {}, time_of_end(config)
     for key in strategy_keys(config):
-        run, rows = Run(config, key, len(partitions)), []
+        run, rows, end = Run(config, key, len(partitions)), list[dict[str, Any]](), None
         for round_ in run.rounds(grid):
             log(INFO, "%s round %d: %s", key, round_.server_round, dict(round_.server))
-            rows.append(run.row(round_))
-        summaries[key] = verdict.of_run(rows, run.attendance.missing, config.num_server_rounds)
+            rows.append(row_of(round_) | run.row(round_))
+            if end := end_of(config, rows, config.num_server_rounds, until):
+                log(INFO, "%s: %s.", key, end.why)
+                break
+        wanted = len(rows) if end else config.num_server_rounds
+        summaries[key] = verdict.of_run(rows, run.attendance.missing, wanted)
         if config.out:
             run.save(Path(config.out) / slug(key))
     if problems := verdict.problems(summaries):

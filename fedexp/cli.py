@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from logging import WARNING
 from pathlib import Path
@@ -136,7 +136,9 @@ def simulate(values: dict[str, Any]) -> None:
 
     Exits with code 1 if a strategy failed, or a client never contributed.
     """
-    with ExitStack() as held:
+    from fedexp.runs.signals import sigterm_as_ctrl_c
+
+    with sigterm_as_ctrl_c(), ExitStack() as held:
         try:
             run = _prepared(values, held)
         except SystemExit:  # nothing of ours raises it: else it would look like success
@@ -202,7 +204,7 @@ def check_schedule(values: dict[str, Any]) -> None:
 def _run(run: Command) -> None:
     from fedexp.console import Progress, client_table, table
     from fedexp.logs import level
-    from fedexp.runs.command import clients_of, label_of, summaries_of
+    from fedexp.runs.command import clients_of, early_ends, label_of, summaries_of
     from fedexp.runs.page import report
     from fedexp.verdict import problems
 
@@ -214,15 +216,22 @@ def _run(run: Command) -> None:
             outcomes = run.run(lambda unit, row: progress.advance(label_of(unit), row))
         page = report([folder])
     except KeyboardInterrupt:
-        print(f"Interrupted. Go on with: {again}", file=sys.stderr)
+        print(f"Interrupted. Go on with: {again}", file=sys.stderr, flush=True)
+        with suppress(Exception, KeyboardInterrupt):  # a second Ctrl-C does without the page
+            report([folder])
         raise SystemExit(130) from None
     except OSError as error:
         fail(f"{reason(error)}. The rounds before are kept; go on with: {again}", code=1)
     except (Exception, SystemExit) as error:  # of the user's own model, or of the engine
         line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(".: ")
         fail(f"{line}. The rounds before are kept; go on with: {again}", code=1)
-    table([outcome.summary for outcome in outcomes], config.target_accuracy)
+    if outcomes:
+        table([outcome.summary for outcome in outcomes], config.target_accuracy)
     client_table(clients_of(run, outcomes))
+    for line in early_ends(outcomes):
+        print(line)
+    if run.study.is_cut:
+        print(f"--max-minutes {config.max_minutes:g} are over. Go on with: {again}")
     print(f"Run folder: {folder}\nReport: {page}")
     if found := problems(summaries_of(outcomes)):
         fail(*found, code=1)

@@ -236,6 +236,18 @@ class Config(BaseModel):
     enough: int = Field(0, ge=0, description="replies that end a round; 0: all that were asked")
     deadline: float = Field(0.0, ge=0, description="seconds that a round takes at most; 0: none")
     target_accuracy: float = Field(0.85, ge=0, le=1, description="the table counts rounds to it")
+    stop_at_target: bool = Field(
+        False, description="a strategy ends once its models have reached --target-accuracy"
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        description="a strategy ends after so many rounds without a better test accuracy (a lower "
+        "loss, where there is none); 0 for never",
+    )
+    max_minutes: float = Field(
+        0.0, ge=0, description="the run ends then, and can be resumed; 0 for no limit"
+    )
     seed: int = Field(ALSO["seed"], ge=0, description="fixes everything that is drawn")
     seeds: Text = Field("", description="several runs: 0,1,2 in place of one seed")
     sweep: Text = Field("", description="several runs: KEY=VALUE,VALUE; by ; if several keys")

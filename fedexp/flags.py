@@ -13,6 +13,7 @@ from fedexp.parser import Joined, Named, Once, Parser, Switch
 GROUPS: dict[str, tuple[str, ...]] = {
     "what": (
         *("strategy", "model", "initial-model", "num-server-rounds", "target-accuracy"),
+        *("stop-at-target", "patience", "max-minutes"),
         *("metrics", "seed", "seeds", "sweep", "select", "tuning-seeds"),
     ),
     "data": (

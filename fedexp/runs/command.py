@@ -94,7 +94,8 @@ class Command:
             self._ended("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
             raise
         problems = [o.summary["problem"] for o in outcomes if o.summary["problem"]]
-        self._ended("failed" if problems else "finished", *problems[:1])
+        how = "interrupted" if self.study.is_cut else "finished"
+        self._ended("failed" if problems else how, *problems[:1])
         return outcomes
 
     def _ended(self, how: str, problem: str | None = None) -> None:
@@ -112,6 +113,12 @@ def label_of(unit: Unit) -> str:
 def summaries_of(outcomes: list[UnitOutcome]) -> dict[str, dict[str, Any]]:
     """Summary by label."""
     return {label_of(outcome.unit): outcome.summary for outcome in outcomes}
+
+
+def early_ends(outcomes: list[UnitOutcome]) -> list[str]:
+    """A sentence for each unit that ended before its last round, and is done."""
+    done = [x for x in outcomes if x.summary["ended"] != "interrupted"]
+    return [f"{label_of(x.unit)} {why}." for x in done if (why := x.summary.get("stopped"))]
 
 
 def clients_of(command: Command, outcomes: list[UnitOutcome]) -> list[MetricsRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ class Job:
         strategy: an object in place of the strategy that the unit names.
         root: folder of the whole; None to write nothing.
         resume: what the folder holds of the unit is not run again.
+        until: when ``max-minutes`` are over, on ``time.monotonic``.
     """
 
     unit: Unit
@@ -37,6 +39,7 @@ class Job:
     strategy: Any = None
     root: Path | None = None
     resume: bool = False
+    until: float = math.inf
 
     @property
     def folder(self) -> Path | None:
@@ -76,7 +79,7 @@ def run_job(
     on_row: OnUnitRow = lambda *_: None,
     stop: Stop = lambda _: False,
 ) -> UnitOutcome:
-    """Run a unit on a grid of its federation."""
+    """Run a unit on a grid of its federation, until its end or until its time is over."""
     unit = job.unit
     going = UnitRun(unit, federation, job.strategy, job.folder)
     going.begin(grid, resume=job.resume)
@@ -87,7 +90,7 @@ def run_job(
         trackers.row(row)
         on_row(unit, row)
 
-    summary = going.advance(grid, unit.config.num_server_rounds, told, stop)
+    summary = going.advance(grid, unit.config.num_server_rounds, told, stop, job.until)
     trackers.end(summary)
     if job.folder:
         return UnitOutcome(unit, summary)

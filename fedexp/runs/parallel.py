@@ -8,6 +8,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -73,7 +74,7 @@ def run_in_processes(
 ) -> Iterator[UnitOutcome]:
     """Run ``jobs``, which have the same own objects, in as many processes as there are cores.
 
-    The outcomes are in the order of ``jobs``.
+    The outcomes are in the order of ``jobs``; none begins once its time is over.
 
     Raises:
         RuntimeError: a process ended by itself.
@@ -85,17 +86,26 @@ def run_in_processes(
         own = _pickled(jobs[0].own)
         for worker in workers:
             worker.send(own)
-        while len(outcomes) < len(jobs):
+        while True:
             for worker in workers:
-                if worker.job is None and waiting:
+                if worker.job is None and _may_begin(waiting, jobs):
                     worker.job = waiting.pop(0)
                     worker.send(_pickled(replace(jobs[worker.job], own=Own())))
-            for ready in wait([worker.connection for worker in workers if worker.job is not None]):
+            busy = [worker.connection for worker in workers if worker.job is not None]
+            if not busy:
+                break
+            for ready in wait(busy):
                 worker = next(w for w in workers if w.connection is ready)
                 _hear(worker, jobs, on_row, outcomes)
     finally:
         _end(workers)
-    return iter([outcomes[i] for i in range(len(jobs))])
+    return iter([outcomes[i] for i in sorted(outcomes)])
+
+
+def _may_begin(waiting: Sequence[int], jobs: Sequence[Job]) -> bool:
+    """Whether there is time for one more; for the first one there is."""
+    is_first = len(waiting) == len(jobs)
+    return bool(waiting) and (is_first or time.monotonic() < jobs[waiting[0]].until)
 
 
 def _hear(
@@ -129,12 +139,12 @@ def _start(workers: list[_Worker], count: int) -> None:
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Let processes that start now not hear of Ctrl-C, which is for the one who asked."""
+    """Let processes that start now not hear of Ctrl-C and SIGTERM, which are for the parent."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # which would let them hear again when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         yield
     finally:
@@ -160,7 +170,7 @@ def _end(workers: Sequence[_Worker]) -> None:
     for worker in workers:
         worker.connection.close()
         if worker.job is not None:
-            worker.process.terminate()
+            worker.process.kill()
     for worker in workers:
         worker.process.join(_END_SECONDS)
         if worker.process.is_alive():

@@ -94,7 +94,8 @@ def _check_extensible(own: Path, config: Config, owner: str) -> None:
     summary = read_json(own / "summary.json")
     count = summary["num-rounds"]
     if count != config.num_server_rounds:
-        why = summary["problem"] or f"was stopped in round {count} of {config.num_server_rounds}"
+        early = summary["problem"] or summary.get("stopped")
+        why = early or f"was stopped in round {count} of {config.num_server_rounds}"
         raise ValueError(f"{owner}: {why.rstrip('.')}. Start a new run for more rounds.")
 
 

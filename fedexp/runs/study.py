@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedexp.config import Config
+from fedexp.runs.ending import time_of_end
 from fedexp.runs.engines import check_engine, engine_of, grid_of, seconds_of
 from fedexp.runs.federation import Federation, Own
 from fedexp.runs.job import Job, OnUnitRow, UnitOutcome, run_job
@@ -31,6 +34,9 @@ class Study:
         own: objects in place of configuration keys, for all.
         root: the folder of the whole; None to write nothing.
         resume: go on with what is there.
+
+    Attributes:
+        is_cut: the last ``run`` ended because ``max-minutes`` were over.
     """
 
     config: Config
@@ -43,6 +49,8 @@ class Study:
     def __post_init__(self) -> None:
         self._grids = _Grids(self.own)
         self._known: dict[str, float] = {}
+        self._until = math.inf
+        self.is_cut = False
 
     def open(self) -> None:
         """Start the engine of the first units, which may fail."""
@@ -78,33 +86,40 @@ class Study:
     def run(
         self, on_row: OnUnitRow = lambda *_: None, stop: Stop | None = None
     ) -> list[UnitOutcome]:
-        """Run all units; what came of those that report.
+        """Run all units; what came of those that report and began in time.
 
         Args:
             on_row: is called with a unit and the line of each of its rounds.
             stop: is asked after every round whether the unit is to end there.
         """
-        outcomes = list(self._run(self.units(), on_row, stop))
+        self._until = time_of_end(self.config)
+        outcomes = self._run(self.units(), on_row, stop)
         if not self.config.select:
             return outcomes
+        if self.is_cut:
+            return []  # not all was tried
         tried = [(outcome.unit, outcome.summary) for outcome in outcomes]
         best = selected_units(self.config, self.strategies, tried)
-        return list(self._run(best, on_row, stop))
+        return self._run(best, on_row, stop)
 
     def _run(
         self, units: Sequence[Unit], on_row: OnUnitRow, stop: Stop | None
-    ) -> Iterator[UnitOutcome]:
+    ) -> list[UnitOutcome]:
         """Outcomes in the order of ``units``."""
         jobs = [self._job(unit) for unit in units]
         done = {id(j): UnitOutcome(j.unit, s) for j in jobs if (s := j.finished()) is not None}
         left = [job for job in jobs if id(job) not in done]
         runner = run_in_processes if self._several(left, stop) else self._one_by_one
-        for job, outcome in zip(left, runner(left, on_row, stop), strict=True):
-            done[id(job)] = outcome
-        return (done[id(job)] for job in jobs)
+        for job, outcome in zip(left, runner(left, on_row, stop), strict=False):
+            done[id(job)] = outcome  # of the first ones, where time was over
+        outcomes = [done[id(job)] for job in jobs if id(job) in done]
+        on_time = [x for x in outcomes if x.summary["ended"] != "interrupted"]
+        self.is_cut = len(on_time) < len(units)
+        return outcomes
 
     def _job(self, unit: Unit) -> Job:
-        return Job(unit, self.own, self.objects.get(unit.label), self.root, self.resume)
+        strategy = self.objects.get(unit.label)
+        return Job(unit, self.own, strategy, self.root, self.resume, self._until)
 
     def _several(self, jobs: Sequence[Job], stop: Stop | None) -> bool:
         """Whether processes beside each other pay off, and nothing asks for this one alone."""
@@ -133,7 +148,9 @@ class Study:
     def _one_by_one(
         self, jobs: Iterable[Job], on_row: OnUnitRow, stop: Stop | None
     ) -> Iterator[UnitOutcome]:
-        for job in jobs:
+        for i, job in enumerate(jobs):
+            if i and time.monotonic() >= job.until:
+                return
             federation, grid = self._grids.of(job.unit, self._engine(job.unit))
             yield run_job(job, federation, grid, on_row, stop or _never)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from fedexp.arrays import Arrays
 from fedexp.records import from_record
 from fedexp.rounds import evaluate_clients
 from fedexp.runs.checkpoint import Checkpoint
+from fedexp.runs.ending import End, end_of, time_of_end
 from fedexp.runs.federation import Federation
 from fedexp.runs.plan import Unit
 from fedexp.runs.reading import MetricsRow, UnitResult
@@ -19,6 +21,7 @@ from fedexp.runs.recorder import Recorder, restore, saved_of
 from fedexp.runs.rows import client_rows, row_of
 from fedexp.runs.run import Run
 from fedexp.runs.scores import numbers
+from fedexp.runs.signals import finishing
 from fedexp.runs.simulated import simulated_row
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid
 
@@ -51,7 +54,8 @@ class UnitRun:
     def __post_init__(self) -> None:
         self.run: Run = self.federation.run(self.unit.config, self.strategy)
         self._recorder = Recorder(self.folder) if self.folder else None
-        self._stopped = self._went_back = False
+        self._end: End | None = None
+        self._went_back = False
 
     def begin(self, grid: LocalGrid, *, resume: bool = False) -> None:
         """Make the folder ready; with ``resume`` go on with what is in it, else believe nothing."""
@@ -70,44 +74,64 @@ class UnitRun:
         num_rounds: int,
         on_row: OnRow = lambda _: None,
         stop: Stop = lambda _: False,
+        until: float = 0.0,
     ) -> MetricsRow:
-        """Run until ``num_rounds`` are done in all, or ``stop(row)`` is true; the summary.
+        """Run until ``num_rounds`` are done in all, or it ends early; the summary.
 
-        Whatever ends a round in its middle, all is then as it was after the round before.
+        It ends early where ``end_of`` says so, or ``stop(row)`` is true. Whatever ends a round in
+        its middle, all is then as it was after the round before.
 
         Args:
             grid: of the clients.
             num_rounds: counted from the first round of all.
             on_row: is called with the line of every round.
             stop: is asked after every round.
+            until: when ``max-minutes`` are over; by default they begin now.
         """
-        self._stopped, first = False, len(self.rows) + 1
+        config, first = self.unit.config, len(self.rows) + 1
+        until = until or time_of_end(config)
+        self._end = end_of(config, self.rows, num_rounds, math.inf)  # one round there is time for
         if self._recorder and self._went_back:
             self._recorder.save_rows(self.rows, self.clients)
         saved, self._went_back = saved_of(self.run, first - 1, grid, {}), False
         try:
-            for round_ in self.run.rounds(grid, first, num_rounds):
+            for round_ in () if self._end else self.run.rounds(grid, first, num_rounds):
                 row = row_of(round_) | self.run.row(round_)
                 row |= simulated_row(self.federation.conditions, round_)
                 new = client_rows(round_.evaluation, round_.server_round, self._name_of)
                 self.rows.append(row)
                 self.clients += new
                 if self._recorder:
-                    self._recorder.after_round(self.run, grid, row, self.clients, new)
+                    with finishing():
+                        self._recorder.after_round(self.run, grid, row, self.clients, new)
                 saved = saved_of(self.run, row["round"], grid, {})
                 on_row(row)
-                if stop(row):
-                    self._stopped = True
+                self._end = end_of(config, self.rows, num_rounds, until)
+                self._end = self._end or (End() if stop(row) else None)
+                if self._end:
                     break
         except BaseException:
             if saved:
                 self._go_back(grid, saved)
             raise
-        self._ask_everyone(grid)
+        if not self.goes_on:
+            self._ask_everyone(grid)
         summary = self.summary(num_rounds)
         if self._recorder:
-            self._recorder.end(self.run, summary)
+            with finishing():
+                self._write_end(self._recorder, summary)
         return summary
+
+    def _write_end(self, recorder: Recorder, summary: MetricsRow) -> None:
+        if self.goes_on:
+            self.run.save(recorder.folder)
+        else:
+            recorder.end(self.run, summary)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether only its time was over, so that it goes on when it is resumed."""
+        return bool(self._end and self._end.goes_on)
 
     def _go_back(self, grid: LocalGrid, saved: Checkpoint) -> None:
         last = saved.server_round
@@ -136,15 +160,16 @@ class UnitRun:
 
     def summary(self, num_rounds: int = 0) -> MetricsRow:
         """How the unit has done, and what went wrong if anything did; by default, until now."""
-        wanted = len(self.rows) if self._stopped else num_rounds or len(self.rows)
+        wanted = len(self.rows) if self._end else num_rounds or len(self.rows)
         missing = self.run.attendance.missing if self.federation.needs_everyone else ()
         told = verdict.of_run(self.rows, missing, wanted)
         about = self.unit.about()
         named = {key: about[key] for key in ("strategy", "seed", "model", "settings")}
         unit = UnitResult(self.unit.label, rows=self.rows, about=about)
         scores = {key: about[key] for key in ("target-accuracy", "average")} | numbers(unit)
-        ended = "failed" if told["problem"] else "finished"
-        return {**named, **scores, **told, "ended": ended}
+        ended = "failed" if told["problem"] else "interrupted" if self.goes_on else "finished"
+        stopped = {"stopped": self._end.why} if self._end and self._end.why else {}
+        return {**named, **scores, **told, "ended": ended, **stopped}
 
     def models(self) -> tuple[Arrays, Arrays]:
         """The last iterate and the average."""

@@ -37,7 +37,7 @@ def guarded() -> Iterator[None]:
 
     Raises:
         ClientRaised: whatever the code raised.
-        KeyboardInterrupt: the user pressed Ctrl-C meanwhile.
+        KeyboardInterrupt: the user pressed Ctrl-C meanwhile, or SIGTERM came that means the same.
         BdbQuit: the user left the debugger in a client by ``quit``, in the user's own process.
     """
     with _noting_ctrl_c() as pressed:
@@ -59,18 +59,21 @@ def _noting_ctrl_c() -> Iterator[list[int]]:
     A client may raise KeyboardInterrupt itself, and the exception does not tell which it was.
     """
     pressed: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    if threading.current_thread() is not threading.main_thread():
         yield pressed  # Ctrl-C never arrives here
         return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before: dict[int, Any] = {n: h for n in signals if callable(h := signal.getsignal(n))}
 
     def note(number: int, frame: Any) -> None:
         pressed.append(number)
-        before(number, frame)
+        before[number](number, frame)
 
-    signal.signal(signal.SIGINT, note)
+    for number in before:
+        signal.signal(number, note)
     try:
         yield pressed
     finally:
-        if signal.getsignal(signal.SIGINT) is note:  # else a debugger's, or the client's own
-            signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            if signal.getsignal(number) is note:  # else a debugger's, or the client's own
+                signal.signal(number, handler)

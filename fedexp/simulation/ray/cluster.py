@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -70,10 +72,11 @@ def connect(
         shows_log: print here what workers print, with the worker's process before it.
     """
     if not ray.is_initialized():
-        if address:
-            _join(address, shows_log)
-        else:
-            _start(num_workers, num_gpus, shows_log)
+        with _keeping_sigterm():
+            if address:
+                _join(address, shows_log)
+            else:
+                _start(num_workers, num_gpus, shows_log)
         _Session.ours, _Session.local = _address(), not address
         _Session.shows_log = shows_log
         if shows_log:
@@ -81,6 +84,17 @@ def connect(
     elif _address() != _Session.ours:  # the caller's own
         _Session.ours, _Session.local = "", False
     _Session.users[user] = 0
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Ray lets SIGTERM end this process at once; whoever handles it already has other plans."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def leave(user: object) -> None:

@@ -47,6 +47,31 @@ def atomically(path: Path, write: Callable[[Path], object], *, before: Path | No
         beside.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Remove what ``atomically`` was writing into ``folder`` when its process was killed.
+
+    Args:
+        folder: is looked through, not those below it.
+        is_ours: whether a file of this name is written here; others stay.
+    """
+    for path in folder.glob(".*.*"):
+        name, _, process = path.name[1:].rpartition(".")
+        if process.isdecimal() and is_ours(name) and path.is_file() and not _lives(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    if os.name == "nt":  # there signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no number of a process
+        return True
+    return True
+
+
 def on_disk(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     try:

@@ -206,9 +206,11 @@ def old_run(folder: Path, held: ExitStack) -> tuple[Config, Path]:
     Raises:
         ValueError: it cannot go on.
     """
+    from fedexp.devices.server_app import DeviceFederation
+
     config = Config.of(Config.read(folder / "config.toml"))
-    held.enter_context(folders.locked(folder))
-    check_resumable(config, folder)
+    held.enter_context(folders.reopened(folder))
+    check_resumable(config, folder, DeviceFederation)
     folders.check_inputs(config, folder)
     return config, folder
 

@@ -19,12 +19,19 @@ from fedexp.arrays import Arrays
 from fedexp.files import save_model
 from fedexp.simulation.transport import Packed
 
+FORMAT = "2"
+"""Of the files that ``save`` writes; no other can be read."""
+
 NAMES = ("checkpoint.safetensors", "checkpoint-before.safetensors")
 """Of the newest checkpoint of a unit, and of the one before it."""
 
 _REMEDY = " Remove it to run from the first round."
 
 _KINDS = {"MetricRecord": MetricRecord, "ConfigRecord": ConfigRecord}
+
+
+class OtherFormatError(ValueError):
+    """A checkpoint is sound, but of another version of this library."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +44,7 @@ class Checkpoint:
         state: the strategy's, arrays by owner and name.
         average: what the average of the iterates remembers, models by name.
         clients: ``Context.state`` by node, of nodes that have any.
+        fingerprint: of the run, see ``fingerprint_of``; by default nothing is known of it.
     """
 
     server_round: int
@@ -44,6 +52,7 @@ class Checkpoint:
     state: Mapping[str, Arrays] = field(default_factory=dict)
     average: Mapping[str, Arrays] = field(default_factory=dict)
     clients: Mapping[int, Packed] = field(default_factory=dict)
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the file whole, or leave the old one; that is kept as the second of ``NAMES``."""
@@ -59,6 +68,8 @@ class Checkpoint:
                 else:
                     records.setdefault(str(node), {})[key] = [type(record).__name__, dict(record)]
         meta = {
+            "format": FORMAT,
+            "fingerprint": json.dumps(self.fingerprint),
             "round": str(self.server_round),
             "owners": json.dumps(list(self.state)),
             "averages": json.dumps(list(self.average)),
@@ -74,9 +85,12 @@ class Checkpoint:
 
         Raises:
             ValueError: the file is not as it was written.
+            OtherFormatError: another version of this library wrote it.
         """
         try:
             return cls._of(*_read(path))
+        except OtherFormatError:
+            raise
         except (
             OSError,
             SafetensorError,
@@ -102,6 +116,7 @@ class Checkpoint:
             state={owner: _under(arrays, f"state/{owner}/") for owner in owners},
             average={owner: _under(arrays, f"average/{owner}/") for owner in averages},
             clients=clients,
+            fingerprint=dict(json.loads(meta["fingerprint"])),
         )
 
 
@@ -117,6 +132,8 @@ def newest(folder: Path) -> Checkpoint | None:
             continue
         try:
             found = Checkpoint.load(path)
+        except OtherFormatError:
+            raise
         except ValueError as error:
             damage = damage or error
             if path.is_dir():  # nothing of ours: no new checkpoint could take its place
@@ -137,6 +154,11 @@ def _cause(damage: ValueError) -> str:
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     with safe_open(path, framework="numpy") as file:
         meta = dict(file.metadata() or {})
+        if "checksum" in meta and meta.get("format") != FORMAT:
+            raise OtherFormatError(
+                f"{path}: is of format {meta.get('format', '1')}, not {FORMAT}: another version of "
+                f"fedexp wrote it. Go on with that one.{_REMEDY}"
+            )
         checksum = meta.pop("checksum")
         arrays = {name: file.get_tensor(name) for name in json.loads(meta["order"])}
     if _checksum(arrays, meta) != checksum:

@@ -71,7 +71,7 @@ class Command:
         """
         config = Config.of(Config.read(folder / "config.toml"))
         study = _checked(config, ())
-        held.enter_context(folders.locked(folder))
+        held.enter_context(folders.reopened(folder))
         check_resumable(config, folder)
         folders.check_inputs(config, folder)
         study.root, study.resume = folder, True

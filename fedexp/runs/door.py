@@ -31,6 +31,7 @@ from fedexp.runs.page import report
 from fedexp.runs.plan import Unit
 from fedexp.runs.reading import MetricsRow, UnitResult
 from fedexp.runs.results import Result, Results, load_runs
+from fedexp.runs.resuming import check_unit, check_units
 from fedexp.runs.study import Study
 from fedexp.runs.unit_run import UnitRun
 from fedexp.simulation.grid import LocalGrid
@@ -138,7 +139,7 @@ class Simulation:
         self._live = _Engine()
         finalize(self, self._live.close)
         self._states: dict[int, Any] = {}
-        root = self._folder(resume) if out else None
+        root = self._folder(unit, resume) if out else None
         self._going = UnitRun(
             unit, self._federation, self._object, root / unit.folder if root else None
         )
@@ -221,11 +222,12 @@ class Simulation:
             self._began = True
         return grid
 
-    def _folder(self, resume: bool) -> Path:
+    def _folder(self, unit: Unit, resume: bool) -> Path:
         need("matplotlib", "simulation")  # for the pictures of the report, at the end
         root = Path(self.config.out)
         if resume and (root / "config.toml").exists():
-            self._held.enter_context(folders.locked(root))
+            self._held.enter_context(folders.reopened(root))
+            check_unit(unit, root / unit.folder, self._federation)
             return root
         self._held.enter_context(folders.claimed(self.config))
         names = self._own.names()
@@ -370,7 +372,8 @@ def _study_folder(study: Study, held: ExitStack) -> Path:
     need("matplotlib", "simulation")
     root, config = Path(study.config.out), study.config
     if study.resume and (root / "config.toml").exists():
-        held.enter_context(folders.locked(root))
+        held.enter_context(folders.reopened(root))
+        check_units(config, study.strategies, root, lambda own: Federation(own, study.own))
         return root
     held.enter_context(folders.claimed(config))
     names = study.own.names() | {label: _name(x) for label, x in study.objects.items()}

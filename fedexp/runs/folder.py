@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib.util
 import itertools
 import os
@@ -15,18 +14,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedexp.choices import strategy_keys
 from fedexp.config import Config
-from fedexp.datasets import Dataset, label_counts, plot
-from fedexp.files import read_json, save_json, save_text
+from fedexp.datasets import label_counts, plot
+from fedexp.files import read_json, remove_leftovers, save_json, save_text
 from fedexp.runs.checkpoint import NAMES
 from fedexp.runs.federation import Federation
+from fedexp.runs.fingerprint import digests, version_of
 
 try:
     import fcntl
@@ -39,7 +36,7 @@ _FILES = (
     *("config.toml", "environment.json", "command.txt", "partition.png", "partition.json"),
     *("curves.png", "curves.svg", "results.csv", "report.html", "summary.json", "deployment.json"),
 )
-_FILES_OF_A_UNIT = (
+FILES_OF_A_UNIT = (
     *("metrics.jsonl", "clients.csv", "summary.json", *NAMES),
     *("model.safetensors", "model-mean.safetensors", "unit.json"),
 )
@@ -95,6 +92,18 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno != errno.ENOLCK:  # a file system without locks
                 raise
+        yield
+
+
+@contextmanager
+def reopened(folder: Path) -> Iterator[None]:
+    """As ``locked``, of a run that goes on; what it left half written goes.
+
+    Raises:
+        ValueError: another run holds it, or the folder cannot be written.
+    """
+    with locked(folder):
+        remove_leftovers(folder, _FILES.__contains__)
         yield
 
 
@@ -156,7 +165,7 @@ def begin(
     if is_run(folder):
         clear(folder)
     known = {"config": config.values(), "objects": dict(objects or {})}
-    inputs = _inputs(config, federation)
+    inputs = digests(config, federation)
     save_json(folder / "environment.json", environment() | inputs | known)
     save_text(folder / "config.toml", config.to_toml())
     save_text(folder / "command.txt", shlex.join(sys.argv) + "\n")
@@ -174,22 +183,13 @@ def check_inputs(config: Config, folder: Path) -> None:
         began = dict(read_json(folder / "environment.json"))
     except (OSError, ValueError, TypeError):
         return  # it is needed for nothing else
-    for name, now in _inputs(config, Federation(config)).items():
+    for name, now in digests(config, Federation(config)).items():
         if began.get(name, now) != now:
             value = config.data or config.dataset if name == "data" else config.initial_model
             raise ValueError(
                 f"{folder}: the run cannot go on, {value!r} has changed since it began. "
                 "Put the old files back, or start a new run."
             )
-
-
-def _inputs(config: Config, federation: Federation) -> dict[str, str]:
-    """Digests of what a run reads."""
-    found = {"data": data_hash(federation.dataset)} if federation.has_data else {}
-    if config.initial_model:
-        content = Path(config.initial_model).read_bytes()
-        found["initial-model"] = hashlib.blake2b(content, digest_size=16).hexdigest()
-    return found
 
 
 def _save_partition(folder: Path, federation: Federation) -> None:
@@ -209,7 +209,7 @@ def _save_partition(folder: Path, federation: Federation) -> None:
 def clear(folder: Path) -> None:
     """Remove the files that the run in ``folder`` wrote; files of anyone else stay."""
     for own in _unit_folders(folder):
-        _remove(own, _FILES_OF_A_UNIT)
+        _remove(own, FILES_OF_A_UNIT)
         for inside in (own, *own.parents):
             if inside == folder or any(inside.iterdir()):
                 break
@@ -234,17 +234,8 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu": _cpu(),
         "git-commit": _commit(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
     }
-
-
-def data_hash(dataset: Dataset) -> str:
-    """A digest of all examples: the same data has the same, on every machine."""
-    digest = hashlib.blake2b(digest_size=16)
-    for x in (*dataset.train, *dataset.test):
-        digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
-        digest.update(np.ascontiguousarray(x.numpy()).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _cpu() -> str:
@@ -317,10 +308,3 @@ def _remove(folder: Path, names: Any) -> None:
         for path in (folder / name, *folder.glob(f".{name}.*")):
             if path.name == name or path.suffix[1:].isdecimal():  # not an editor's .swp
                 path.unlink(missing_ok=True)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

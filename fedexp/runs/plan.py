@@ -111,10 +111,10 @@ def selected_units(
     return _units(config, strategies, seeds_of(config), best)
 
 
-def reporting_folders(config: Config, strategies: Strategies) -> list[Path]:
-    """The folders of ``selected_units``, whatever is selected."""
+def reporting_units(config: Config, strategies: Strategies) -> list[Unit]:
+    """As ``selected_units`` before anything is selected: in the same folders, at no point."""
     best: dict[str, Point] = {label: {} for label in strategies} if config.select else {}
-    return [unit.folder for unit in _units(config, strategies, seeds_of(config), best)]
+    return _units(config, strategies, seeds_of(config), best)
 
 
 def seeds_of(config: Config) -> list[int]:

@@ -6,15 +6,18 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from logging import WARNING
 from pathlib import Path
 
 from flwr.common.logger import log
 
 from fedexp.arrays import Arrays
-from fedexp.files import on_disk, read_json, save_json, save_text
+from fedexp.files import on_disk, read_json, remove_leftovers, save_json, save_text
 from fedexp.records import from_record, to_record
 from fedexp.runs.checkpoint import NAMES, Checkpoint, newest
+from fedexp.runs.fingerprint import Fingerprint, check_same, warn_of_code
+from fedexp.runs.folder import FILES_OF_A_UNIT
 from fedexp.runs.reading import MetricsRow
 from fedexp.runs.resuming import EVALUATED, MODELS, clients_until, of_clients, rows_until
 from fedexp.runs.run import Run
@@ -33,11 +36,13 @@ class Recorder:
     strategy that does not show what it remembers there is none: such a unit starts again.
 
     Args:
-        folder: of the unit; it exists.
+        folder: of the unit.
+        fingerprint: of the run.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fingerprint: Fingerprint) -> None:
         self.folder = folder
+        self._fingerprint = fingerprint
         self._checkpoint = folder / NAMES[0]
 
     def forget(self) -> None:
@@ -48,11 +53,18 @@ class Recorder:
     def begin(
         self, about: MetricsRow, run: Run, grid: LocalGrid
     ) -> tuple[list[MetricsRow], list[MetricsRow]]:
-        """The rows so far, of rounds and of clients; the run goes on after them."""
+        """The rows so far, of rounds and of clients; the run goes on after them.
+
+        Raises:
+            ValueError: what there is cannot be gone on from.
+        """
+        remove_leftovers(self.folder, FILES_OF_A_UNIT.__contains__)
         saved = newest(self.folder)
         rows = rows_until(self.folder, saved.server_round) if saved else []
         clients = clients_until(self.folder, saved) if saved else []
         if saved:
+            check_same(saved.fingerprint, self._fingerprint, self._checkpoint)
+            warn_of_code(saved.fingerprint, self._fingerprint, self._checkpoint)
             restore(run, grid, saved)
         elif (self.folder / "metrics.jsonl").exists():
             log(WARNING, "%s: has no checkpoint, it starts again from round 1.", self.folder)
@@ -82,7 +94,7 @@ class Recorder:
             on_disk(self.folder / "clients.csv")
         on_disk(self.folder / "metrics.jsonl")  # before a checkpoint that counts on it
         if saved := saved_of(run, row["round"], grid, of_clients(clients, new)):
-            saved.save(self._checkpoint)
+            replace(saved, fingerprint=self._fingerprint).save(self._checkpoint)
 
     def end(self, run: Run, summary: MetricsRow) -> None:
         """Write both models, then the summary, which says that the unit has ended."""
@@ -146,7 +158,7 @@ def is_finished(folder: Path, num_rounds: int) -> bool:
     try:
         return int(read_json(folder / "unit.json")["num-server-rounds"]) >= num_rounds
     except (OSError, ValueError, TypeError, KeyError):
-        if (folder / NAMES[0]).exists():
+        if any((folder / name).exists() for name in NAMES):
             return False  # it only ends anew
         summary = read_json(folder / "summary.json")  # of an older run
         return bool(summary["num-rounds"] >= num_rounds or summary["problem"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from fedexp.arrays import Arrays
 from fedexp.choices import schedule_of, strategy_keys
 from fedexp.config import Config
 from fedexp.files import read_json, save_json, save_text
-from fedexp.runs.checkpoint import Checkpoint, newest
+from fedexp.runs.checkpoint import NAMES, Checkpoint, newest
+from fedexp.runs.federation import Federation, Own
+from fedexp.runs.fingerprint import Fingerprint, check_same, fingerprint_of, without_paths
 from fedexp.runs.folder import locked
-from fedexp.runs.plan import first_units, reporting_folders
+from fedexp.runs.plan import Strategies, Unit, first_units, points_of, reporting_units
 from fedexp.runs.reading import read_metrics
 
 EVALUATED = "evaluated"
@@ -26,22 +28,75 @@ MODELS = ("model.safetensors", "model-mean.safetensors")
 """That a unit leaves at its end."""
 
 
-def check_resumable(config: Config, folder: Path) -> None:
+def check_resumable(
+    config: Config, folder: Path, federation_of: Callable[[Config], Federation] = Federation
+) -> None:
     """Find out whether the run in ``folder`` can go on to the same bits.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        federation_of: the clients of a run of one strategy.
 
     Raises:
         ValueError: its configuration was edited, it was made of objects that no file holds, or a
             file is damaged or missing.
     """
     _check_unedited(config, folder)
-    for own in _unit_folders(config, folder):
-        if own.exists() and not own.is_dir():
-            raise ValueError(f"{own}: is no folder. Remove it to run it again.")
-        if saved := newest(own) if own.exists() else None:
-            rows_until(own, saved.server_round)
-            clients_until(own, saved)
-        if (own / "summary.json").exists():
-            _check_finished(own, saved)
+    check_units(config, _strategies(config), folder, federation_of)
+
+
+def check_units(
+    config: Config,
+    strategies: Strategies,
+    folder: Path,
+    federation_of: Callable[[Config], Federation],
+) -> None:
+    """As ``check_unit``, for all that ``config`` asks for."""
+    for unit in first_units(config, strategies):
+        check_unit(unit, folder / unit.folder, federation_of(unit.config))
+    if config.select:
+        swept = {key for point in points_of(config) for key in point}
+        for unit in reporting_units(config, strategies):
+            check_unit(unit, folder / unit.folder, federation_of(unit.config), free=swept)
+
+
+def check_unit(
+    unit: Unit, folder: Path, federation: Federation, free: Collection[str] = ()
+) -> None:
+    """Find out whether a unit can go on from what is in its folder.
+
+    Args:
+        unit: which.
+        folder: of the unit.
+        federation: its clients.
+        free: keys whose values the folder alone knows.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is no folder. Remove it to run it again.")
+    saved = newest(folder) if folder.exists() else None
+    if saved:
+        _check_began(unit, folder / NAMES[0], federation, saved.fingerprint, free)
+        rows_until(folder, saved.server_round)
+        clients_until(folder, saved)
+    if (folder / "summary.json").exists():
+        _check_finished(folder, saved)
+
+
+def _check_began(
+    unit: Unit, path: Path, federation: Federation, began: Fingerprint, free: Collection[str]
+) -> None:
+    own = fingerprint_of(unit.config, federation)
+    values = {key: x for key, x in own["config"].items() if key in free}
+    then = {**began, "config": {**began["config"], **values}} if began else began
+    check_same(then, own, path)
+    if began:
+        rounds = {"num-server-rounds": began["config"]["num-server-rounds"]}
+        before = Config.of({**unit.config.values(), **rounds})
+        _check_schedules(before, unit.config, federation.own)
 
 
 def extend(folder: Path, num_rounds: int) -> Config:
@@ -99,22 +154,26 @@ def _check_extensible(own: Path, config: Config, owner: str) -> None:
         raise ValueError(f"{owner}: {why.rstrip('.')}. Start a new run for more rounds.")
 
 
-def _check_schedules(config: Config, extended: Config) -> None:
+def _check_schedules(config: Config, extended: Config, own: Own | None = None) -> None:
     """The learning rates of the rounds so far may depend on how many there are."""
-    for key in strategy_keys(config) if config.scheduler else ():
-        for a, b in zip(_rates(config, key, config), _rates(extended, key, config), strict=True):
+    own = own or Own()
+    if config == extended or not (config.scheduler or own.scheduler):
+        return
+    for key in strategy_keys(config):
+        rates = [_rates(x, key, config.num_server_rounds, own) for x in (config, extended)]
+        for a, b in zip(*rates, strict=True):
             if a != b:
                 raise ValueError(
-                    f"--rounds {extended.num_server_rounds}: with scheduler={config.scheduler!r} "
+                    f"--rounds {extended.num_server_rounds}: with "
+                    f"scheduler={config.scheduler or 'a function'!r} "
                     "the learning rate of every round depends on how many there are. "
                     "Start a new run for more rounds."
                 )
 
 
-def _rates(config: Config, key: str, until: Config) -> list[float]:
-    schedule = schedule_of(config, key)
-    rounds = range(1, until.num_server_rounds + 1)
-    return [schedule(i) for i in rounds] if schedule else []
+def _rates(config: Config, key: str, last: int, own: Own) -> list[float]:
+    schedule = schedule_of(config, key, own.scheduler, own.optimizer)
+    return [schedule(i) for i in range(1, last + 1)] if schedule else []
 
 
 def _check_selected(config: Config, folder: Path, num_rounds: int) -> None:
@@ -131,7 +190,7 @@ def _strategies(config: Config) -> dict[str, str]:
 
 
 def _reporting(config: Config, folder: Path) -> list[Path]:
-    return [folder / name for name in reporting_folders(config, _strategies(config))]
+    return [folder / unit.folder for unit in reporting_units(config, _strategies(config))]
 
 
 def _unit_folders(config: Config, folder: Path) -> list[Path]:
@@ -219,7 +278,7 @@ def _check_unedited(config: Config, folder: Path) -> None:
             f"{folder}: was run from Python with an object as {name}, which no file holds. Run the "
             "program again, with resume=True."
         )
-    now = config.values()
+    now = without_paths(config.values())
     if changed := [key for key in now if key in began and began[key] != now[key]]:
         key = changed[0]
         raise ValueError(

@@ -15,6 +15,7 @@ from fedexp.rounds import evaluate_clients
 from fedexp.runs.checkpoint import Checkpoint
 from fedexp.runs.ending import End, end_of, time_of_end
 from fedexp.runs.federation import Federation
+from fedexp.runs.fingerprint import fingerprint_of
 from fedexp.runs.plan import Unit
 from fedexp.runs.reading import MetricsRow, UnitResult
 from fedexp.runs.recorder import Recorder, restore, saved_of
@@ -53,9 +54,12 @@ class UnitRun:
 
     def __post_init__(self) -> None:
         self.run: Run = self.federation.run(self.unit.config, self.strategy)
-        self._recorder = Recorder(self.folder) if self.folder else None
+        self._recorder = self._recording(self.folder) if self.folder else None
         self._end: End | None = None
         self._went_back = False
+
+    def _recording(self, folder: Path) -> Recorder:
+        return Recorder(folder, fingerprint_of(self.unit.config, self.federation))
 
     def begin(self, grid: LocalGrid, *, resume: bool = False) -> None:
         """Make the folder ready; with ``resume`` go on with what is in it, else believe nothing."""

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from fedexp.config import Config
-from fedexp.runs.plan import first_units, points_of, reporting_folders, seeds_of, selected_units
+from fedexp.runs.plan import first_units, points_of, reporting_units, seeds_of, selected_units
 
 TWO = {"fedavg": "fedavg", "fedexp": "fedexp"}
 
@@ -42,7 +42,7 @@ def test_seeds_that_select_are_other_than_those_that_report():
     best = selected_units(config, TWO, [(u, {"best-accuracy": 0.5}) for u in tried])
     assert [u.config.seed for u in best] == [0, 1, 2, 0, 1, 2]
     assert not any(u.tuning for u in best)
-    assert [u.folder for u in best] == reporting_folders(config, TWO)
+    assert [u.folder for u in best] == [u.folder for u in reporting_units(config, TWO)]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from fedexp.runs import recorder as runs
 from fedexp.runs.checkpoint import NAMES
 
 pytestmark = pytest.mark.usefixtures("undrawn")
+PRINTED = {"capture_output": True, "text": True, "check": True}
 FLAGS = [
     *("--engine", "serial", "--num-server-rounds", "3", "--num-clients", "4", "--local-steps", "1"),
     *("--strategy", "fedexp,scaffold", "--fraction-train", "1"),
@@ -101,6 +104,14 @@ def removed(name):
     return lambda folder: (folder / name).unlink()
 
 
+def after(*damages):
+    return lambda folder: [damage(folder) for damage in damages]
+
+
+def said_by_header(**values):
+    return edit(CHECKPOINT, header(lambda h: h["__metadata__"].update(values)))
+
+
 def as_folder(folder):
     (folder / CHECKPOINT).unlink()
     (folder / CHECKPOINT).mkdir()
@@ -132,6 +143,19 @@ REFUSED = {
     "metrics not UTF-8": (edit(METRICS, lambda b: b"\xff\n" + b), "is damaged"),
     "seed": (replaced(b"seed = 0", b"seed = 7"), "seed is 7, but the run began with 0"),
     "model": (replaced(b'"mlp"', b'"linear"'), "but the run began with 'mlp'"),
+    "seed, and no environment": (
+        after(removed("environment.json"), replaced(b"seed = 0", b"seed = 7")),
+        "seed was 0 when it was written, now it is 7",
+    ),
+    "model, and an environment that cannot be read": (
+        after(edit("environment.json", lambda b: b"{"), replaced(b'"mlp"', b'"linear"')),
+        "model was 'mlp' when it was written, now it is 'linear'",
+    ),
+    "another format": (said_by_header(format="9"), "is of format 9, not 2"),
+    "an older format": (
+        edit(CHECKPOINT, header(lambda h: h["__metadata__"].pop("format"))),
+        "is of format 1, not 2",
+    ),
     "fewer rounds": (replaced(b"rounds = 3\nlocal", b"rounds = 1\nlocal"), "began with 3"),
     "fewer clients": (replaced(b"num-clients = 4", b"num-clients = 3"), "began with 4"),
     "a strategy less": (replaced(b"fedexp,scaffold", b"fedexp"), "began with 'fedexp,scaffold'"),
@@ -210,3 +234,18 @@ def test_a_checkpoint_is_on_the_disk_before_the_one_before_it_moves(tmp_path, mo
     assert done == [steps[0], *steps[2:], *steps]
     assert [runs.Checkpoint.load(tmp_path / name).server_round for name in NAMES] == [2, 1]
     assert sorted(x.name for x in tmp_path.iterdir()) == sorted(NAMES)
+
+
+def test_what_a_killed_write_left_goes_when_the_run_goes_on(cut, folders):
+    """Files of processes that live, and of others, stay."""
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], **PRINTED)
+    dead, alive = child.stdout.strip(), os.getppid()
+    ours = [f"scaffold/.{NAMES[0]}.{dead}", f"fedexp/.summary.json.{dead}", f".config.toml.{dead}"]
+    theirs = [f"scaffold/.{NAMES[0]}.{alive}", f".thesis.{dead}", ".config.toml.swp"]
+    for name in ours + theirs:
+        (cut / name).write_text("half of it")
+    ours.remove(f"fedexp/.summary.json.{dead}")  # that unit has ended, nothing opens its folder
+    run("--resume", cut)
+    assert not [name for name in ours if (cut / name).exists()]
+    assert all((cut / name).exists() for name in theirs)
+    assert results(cut) == results(folders / "whole")

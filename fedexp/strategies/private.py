@@ -31,6 +31,9 @@ from fedexp.strategies.step_sizes import StepSize
 
 _STATE = "privacy"
 _NORM_SHARE = 0.04  # as 2 on the updates and 10 on their squared norms
+_MOST_NOISE, _MOST_CLIP = 1e9, 1e15  # beyond them sums of squares leave the range of floats
+_MOST_GROWTH = 10.0  # of the logarithm of the bound in a round
+_LEAST_DELTA = 1e-10  # what is less drowns in the tails that the accountant cuts off
 # What these take from single clients, or make of their lengths, no noise hides.
 _TELLING = (Clip, DropBeyond, MedianBounds, ServerControlVariate)
 _MISLED = (RunningExtrapolation, StochasticPolyak)
@@ -43,6 +46,7 @@ class Private(Extension):
     noise_multiplier: float
     clip: float
     delta: float
+    seed: int | None
 
     def fitted(self, given: Sequence[Extension], step_size: StepSize) -> list[Extension]:
         """The extensions of a strategy, with this one made to fit its step size.
@@ -76,15 +80,25 @@ class Private(Extension):
     def check_ranges(self) -> None:
         """Raise ``ValueError`` for what has no meaning."""
         owner = type(self).__name__
-        if not LEAST_MULTIPLIER <= self.noise_multiplier < math.inf:
+        if not LEAST_MULTIPLIER <= self.noise_multiplier <= _MOST_NOISE:
             raise ValueError(
                 f"{owner}(noise_multiplier={self.noise_multiplier}): must be at least "
-                f"{LEAST_MULTIPLIER}; with less noise epsilon says nothing. Use 1.0."
+                f"{LEAST_MULTIPLIER}, with less noise epsilon says nothing, and at most "
+                f"{_MOST_NOISE:g}. Use 1.0."
             )
-        if not 0 < self.clip < math.inf:
-            raise ValueError(f"{owner}(clip={self.clip}): must be > 0. Use 1.0.")
-        if not 0 < self.delta < 1:
-            raise ValueError(f"{owner}(delta={self.delta}): must be in (0, 1). Use 1e-5.")
+        if not 0 < self.clip <= _MOST_CLIP:
+            raise ValueError(
+                f"{owner}(clip={self.clip}): must be > 0 and at most {_MOST_CLIP:g}. Use 1.0."
+            )
+        if not _LEAST_DELTA <= self.delta < 1:
+            raise ValueError(
+                f"{owner}(delta={self.delta}): must be in (0, 1), and at least {_LEAST_DELTA:g}. "
+                "Use 1e-5."
+            )
+        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 1 << 63):
+            raise ValueError(
+                f"{owner}(seed={self.seed}): must be a whole number of at least 0. Leave it out."
+            )
 
 
 @dataclass(frozen=True)
@@ -150,19 +164,20 @@ class CentralPrivacy(Private):
         for name, share in shares.items():
             if not 0 <= share < 1:
                 raise ValueError(f"CentralPrivacy({name}={share}): must be in [0, 1). Use 0.04.")
-        if not sum(shares.values()) < 1:
-            raise ValueError(
-                f"CentralPrivacy(norm_share={self.norm_share}, quantile_share="
-                f"{self.quantile_share}): nothing is left for the updates. Use 0.04 and 0.02."
-            )
+        self._check_shares()
         if not 0 <= self.quantile < 1:
             raise ValueError(
                 f"CentralPrivacy(quantile={self.quantile}): must be in [0, 1). Use 0.5."
             )
-        if self.quantile and not (self.quantile_share > 0 and self.rate > 0):
+        if self.quantile and not (self.quantile_share > 0 and 0 < self.rate < math.inf):
             raise ValueError(
                 f"CentralPrivacy(quantile_share={self.quantile_share}, rate={self.rate}): must be "
                 "> 0 with a quantile. Use 0.02 and 0.2."
+            )
+        if not (isinstance(self.num_clients, int) and 0 <= self.num_clients <= _MOST_CLIP):
+            raise ValueError(
+                f"CentralPrivacy(num_clients={self.num_clients}): must be a whole number of at "
+                "least 0. Use 0, for those of round 1."
             )
         noise_of(self.seed)  # which warns of a seed
 
@@ -181,7 +196,15 @@ class CentralPrivacy(Private):
         # Not replace, which would warn of the seed once more.
         other = object.__new__(type(self))
         other.__dict__.update({**self.__dict__, "norm_share": _NORM_SHARE if norms else 0.0})
+        other._check_shares()
         return other
+
+    def _check_shares(self) -> None:
+        if not (self.norm_share or 0.0) + self.quantile_share < 1:
+            raise ValueError(
+                f"CentralPrivacy(norm_share={self.norm_share}, quantile_share="
+                f"{self.quantile_share}): nothing is left for the updates. Use 0.04 and 0.02."
+            )
 
     @property
     def multipliers(self) -> tuple[float, float, float]:
@@ -272,7 +295,10 @@ class CentralPrivacy(Private):
         if z3 < math.inf:
             # Of votes of ±½, a client more or less moves the sum by ½.
             votes = sums.count / 2 - sums.num_clipped + z3 / 2 * noise.normal(1)[0]
-            bound *= math.exp(-self.rate * (votes / expected + 0.5 - self.quantile))
+            # With few clients the vote is noise alone, which must not lead out of all range.
+            exponent = -self.rate * (votes / expected + 0.5 - self.quantile)
+            bound *= math.exp(min(_MOST_GROWTH, max(-_MOST_GROWTH, exponent)))
+            bound = min(_MOST_CLIP, max(1 / _MOST_CLIP, bound))
         memory: State = {_STATE: {**own, "max-norm": np.asarray(bound)}}
         metrics = {
             keys.PRIVACY_EPSILON: self.epsilon(state),

@@ -240,6 +240,14 @@ def test_what_would_tell_of_single_clients_is_refused(make, arguments, words):
         ({"norm_share": 0.5, "quantile_share": 0.5}, "nothing is left"),
         ({"quantile": 1.0}, r"quantile=1.0\): must be in"),
         ({"quantile": 0.5, "rate": 0.0}, r"rate=0.0\): must be > 0"),
+        ({"quantile": 0.5, "rate": math.inf}, r"rate=inf\): must be > 0"),
+        ({"noise_multiplier": 1e300}, r"noise_multiplier=1e\+300\): must be .* at most 1e\+09"),
+        ({"clip": 1e300}, r"clip=1e\+300\): must be > 0 and at most 1e\+15"),
+        ({"delta": 1e-300}, r"delta=1e-300\): must be in \(0, 1\), and at least 1e-10"),
+        ({"num_clients": -5}, r"num_clients=-5\): must be a whole number"),
+        ({"num_clients": 0.5}, r"num_clients=0.5\): must be a whole number"),
+        ({"seed": 1.5}, r"seed=1.5\): must be a whole number"),
+        ({"seed": -1}, r"seed=-1\): must be a whole number"),
     ],
 )
 def test_what_has_no_meaning_is_said_in_a_line(arguments, words):
@@ -268,3 +276,13 @@ def test_clients_that_were_drawn_otherwise_are_refused():
         run(strategy, 2, 2, arrays)
     with pytest.raises(ValueError, match=r"norm_share=0\): the step size needs squared norms"):
         FedExP(extensions=[private(norm_share=0)])
+    with pytest.raises(ValueError, match=r"nothing is left for the updates"):
+        FedExP(extensions=[private(quantile=0.5, quantile_share=0.97)])
+
+
+def test_a_bound_that_only_noise_moves_stays_a_number():
+    extension = CentralPrivacy(1e9, 1.0, quantile=0.5, seed=0)
+    strategy = FedAvg(fraction_train=Q, extensions=[extension], **QUIET)
+    _, metrics = run(strategy, 12)
+    assert 1e-15 <= metrics["max-update-norm"] <= 1e15
+    assert metrics["num-clients"] == 3

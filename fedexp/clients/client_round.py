@@ -139,8 +139,7 @@ class ClientRound:
             keys.LEARNING_RATE: done.rate,
             **done.metrics(),
         }
-        after = module_arrays(self.module)
-        return ClientResult(self.context.node_id, after, metrics, self.buffers)
+        return self._sent(module_arrays(self.module), metrics)
 
     def _tune(self, tuning: StepTuning) -> None:
         """Find the step size of this round; the batches that follow are what they would be anyway.
@@ -175,7 +174,8 @@ class ClientRound:
             FloatingPointError: the loss is not finite, or with control variates any array.
         """
         loss_fn = self.client.loss
-        if not math.isfinite(loss):
+        # Under local privacy an error would tell of the data: the client sends noise in its place.
+        if not (is_finite := math.isfinite(loss)) and keys.LOCAL_NOISE not in self.config:
             why = cause(self.module, self.before, self.examples, loss_fn)
             raise FloatingPointError(f"train loss is {loss} with learning-rate {rate}: {why}")
         metrics = {
@@ -192,8 +192,12 @@ class ClientRound:
                 raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
             metrics[keys.CONTROL_STEP] = step = self.settings.path_length
             self.control.keep(self.context, self.before, after, step)
-        if getattr(self.make, "adapts_lr", False):
+        if getattr(self.make, "adapts_lr", False) and is_finite:
             save_rate(self.config, self.context, rate)
+        return self._sent(after, metrics)
+
+    def _sent(self, after: Arrays, metrics: Mapping[str, Any]) -> ClientResult:
+        """What leaves the client, hidden if the server asks for local privacy."""
         sent = ClientResult(self.context.node_id, after, metrics, self.buffers)
         partition = int(self.context.node_config.get(keys.PARTITION_ID, self.context.node_id))
         return hidden(sent, self.before, self.config, partition)

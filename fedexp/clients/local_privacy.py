@@ -20,7 +20,9 @@ def hidden(
 ) -> ClientResult:
     """``w - (Δᵢ min(1, C/‖Δᵢ‖) + N(0, σ² I))`` in place of ``w - Δᵢ``, and no metrics.
 
-    Buffers go back as they came. Without the setting ``local-noise`` the result is as it is.
+    Buffers go back as they came. An update that is not finite counts as zero: noise alone is sent,
+    since an error would tell of the data. Without the setting ``local-noise`` the result is as it
+    is.
 
     Args:
         result: what the client would send.
@@ -28,9 +30,6 @@ def hidden(
         config: settings: ``local-noise`` (``σ``), ``local-clip`` (``C``), and ``local-noise-seed``
             for noise that a seed fixes; the system's without it.
         partition: of the client, for such a seed.
-
-    Raises:
-        FloatingPointError: the update is not finite, so that it cannot be clipped.
 
     Example:
         >>> result = ClientResult(7, {"w": np.zeros(2)}, {"num-examples": 3, "train-loss": 0.5})
@@ -42,16 +41,16 @@ def hidden(
         return result
     sigma, bound = float(config[keys.LOCAL_NOISE]), float(config[keys.LOCAL_CLIP])
     names = trainable_names(before) - result.buffers
-    norm = update_norm(before, result.arrays, names)
+    norm, trained = update_norm(before, result.arrays, names), result.arrays
     if not math.isfinite(norm):
-        raise FloatingPointError("the update holds NaN or infinity after training.")
+        norm, trained = 0.0, before
     seed, server_round = config.get(keys.LOCAL_SEED), int(config.get(keys.SERVER_ROUND, 0))
     noise = SystemNoise() if seed is None else SeededNoise(int(seed), partition, server_round)
     scale, after = clip_scale(norm, bound), {}
     for name, w in before.items():
         after[name] = w
         if name in names:
-            moved = scale * (np.float64(result.arrays[name]) - w)
+            moved = scale * (np.float64(trained[name]) - w)
             moved = moved + sigma * noise.normal(w.size).reshape(w.shape)
             after[name] = np.asarray(w + moved, dtype=w.dtype)
     # Losses, rates and the number of examples are of the client's data too.

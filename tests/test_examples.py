@@ -51,6 +51,7 @@ DEFINED_TWICE = {
                 "FedOpt",
                 "FedProx",
                 "FedProxExP",
+                "FedScheduleFree",
                 "FedYogi",
                 "NesterovExP",
             ),

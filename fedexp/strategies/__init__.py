@@ -21,7 +21,7 @@ from fedexp.strategies.extensions import Adapted, Extension, Received, RoundInPr
 from fedexp.strategies.extrapolation import Extrapolation, RunningExtrapolation
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.medians import MedianBounds
-from fedexp.strategies.optimization_presets import FedBB, FedDoG, FedDoWG
+from fedexp.strategies.optimization_presets import FedBB, FedDoG, FedDoWG, FedScheduleFree
 from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.presets import (
     FedAdagrad,
@@ -37,6 +37,7 @@ from fedexp.strategies.private_clients import LocalPrivacy
 from fedexp.strategies.proximal import GradientDiversity, StochasticPolyak, proximal_step
 from fedexp.strategies.robustness import FixedClip, QuantileClip
 from fedexp.strategies.running_ratio import RunningRatio
+from fedexp.strategies.schedule_free import ScheduleFree
 from fedexp.strategies.step_sizes import Capped, Constant, HypergradientStep, Relaxed
 from fedexp.strategies.table import STRATEGIES
 from fedexp.strategies.waiting import Waiting
@@ -73,6 +74,7 @@ __all__ = [
     "FedOpt",
     "FedProx",
     "FedProxExP",
+    "FedScheduleFree",
     "FedYogi",
     "FixedClip",
     "GradientDiversity",
@@ -97,6 +99,7 @@ __all__ = [
     "RunningRatio",
     "Scaffold",
     "ScaffoldExP",
+    "ScheduleFree",
     "Sent",
     "ServerOptimizer",
     "StochasticPolyak",

@@ -22,7 +22,11 @@ Array = NDArray[np.float64]
 
 
 class Direction(Protocol):
-    """Which way to go: ``(Δ̄, state) -> (d, state)``."""
+    """Which way to go: ``(Δ̄, state) -> (d, state)``.
+
+    A direction that works with some step sizes only has a method ``check(step_size)``, which
+    raises ``ValueError`` for the others.
+    """
 
     def __call__(self, gradient: Float64s, state: State) -> tuple[Float64s, State]:
         """Direction for the mean pseudo-gradient ``gradient``."""

@@ -409,3 +409,9 @@ class FedDoWG(FedOpt):
     """``fedexp.strategies.FedDoWG`` in the older API."""
 
     twin = optimization_presets.FedDoWG
+
+
+class FedScheduleFree(FedOpt):
+    """``fedexp.strategies.FedScheduleFree`` in the older API."""
+
+    twin = optimization_presets.FedScheduleFree

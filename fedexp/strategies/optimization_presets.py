@@ -11,6 +11,8 @@ from fedexp.strategies.distance_over_gradients import (
 )
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.optimizer import ServerOptimizer
+from fedexp.strategies.schedule_free import ScheduleFree
+from fedexp.strategies.step_sizes import Constant
 
 
 class FedBB(FedOpt):
@@ -87,4 +89,34 @@ class FedDoWG(FedOpt):
 
     def __init__(self, *args: Any, radius: float = 1e-2, **kwargs: Any) -> None:
         rule = ServerOptimizer(step_size=DistanceOverWeightedGradients(radius))
+        super().__init__(*args, optimizer=rule, **kwargs)
+
+
+class FedScheduleFree(FedOpt):
+    """Schedule-free descent at the server: ``z ← z - η Δ̄(y)``, ``y ← β x + (1 - β) z``.
+
+    ``x ← (1 - 1/t) x + z/t``. Clients start from ``y``, and the result is ``x``: evaluate
+    ``PolynomialAverage(β/(1 - β))``, ``--average poly-9``. Defazio et al. 2024, arXiv:2405.15682.
+    See ``ScheduleFree``.
+
+    Args:
+        *args: those of Flower's FedAvg.
+        server_learning_rate: ``η > 0``. ``y`` moves by little more than ``(1 - β) η Δ̄`` in later
+            rounds, hence a large one.
+        beta: ``β``, in [0, 1).
+        **kwargs: those of Flower's FedAvg and of ``FedOpt``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> from fedexp.strategies import FedScheduleFree
+        >>> FedScheduleFree(server_learning_rate=2.0).optimizer
+        ServerOptimizer(direction=ScheduleFree(beta=0.9), step_size=Constant(value=2.0))
+    """
+
+    def __init__(
+        self, *args: Any, server_learning_rate: float = 3.0, beta: float = 0.9, **kwargs: Any
+    ) -> None:
+        rule = ServerOptimizer(ScheduleFree(beta), Constant(server_learning_rate))
         super().__init__(*args, optimizer=rule, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fedexp.arrays import Arrays, cast_like, moved
 from fedexp.stats import PseudoGradientStats
@@ -55,6 +56,9 @@ class ServerOptimizer:
                     "is called like one. Use Identity(), Constant(1.0) or one of your own."
                 )
         check_direction(self.step_size, self.direction)
+        own: Any = getattr(self.direction, "check", None)
+        if own is not None:
+            own(self.step_size)
 
     @property
     def averages(self) -> bool:

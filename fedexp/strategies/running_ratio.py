@@ -20,8 +20,9 @@ class RunningRatio:
     the values themselves. ``c = ½``, as in FedExP. A later round whose mean update happens to be
     short does not lead to a huge step, so the rule needs no ``ε``, and ``η`` does not depend on the
     scale of the parameters. The first round has no past: if clients may cancel each other, limit
-    the step by ``robust`` or ``max_step_size``. With ``b = 0`` the rule is FedExP's with ``ε = 0``. The smoothing is our own;
-    the ratio is that of Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604.
+    the step by ``robust`` or ``max_step_size``. With ``b = 0`` the rule is FedExP's with
+    ``ε = 0``. The smoothing is our own; the ratio is that of Jhunjhunwala, Wang & Joshi 2023,
+    arXiv:2301.09604.
 
     Attributes:
         smoothing: ``b``, in [0, 1), the weight of the past.

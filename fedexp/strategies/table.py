@@ -159,6 +159,13 @@ STRATEGIES: dict[str, Entry] = {
         "Khaled, Mishchenko & Jin 2023, arXiv:2305.16284",
         "as FedDoG, and faster from a small start; evaluate `--average poly-8`",
     ),
+    "fedschedulefree": Entry(
+        optimization_presets.FedScheduleFree,
+        "a mean of the iterates in place of a falling step",
+        "z ← z - η Δ̄(y), x ← (1 - 1/t)x + z/t, y ← βx + (1-β)z",
+        "Defazio et al. 2024, arXiv:2405.15682",
+        "long runs of unknown length; evaluate `--average poly-9`; η needs a search",
+    ),
 }
 """Rows by key of ``--strategy``; the command line, the documents and the tests read them."""
 

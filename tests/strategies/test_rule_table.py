@@ -23,6 +23,7 @@ from fedexp.strategies import (
     Relaxed,
     RunningExtrapolation,
     RunningRatio,
+    ScheduleFree,
     ServerOptimizer,
     StochasticPolyak,
     Yogi,
@@ -54,6 +55,7 @@ RULES = {
     "barzilai-borwein": ServerOptimizer(Identity(), BarzilaiBorwein()),
     "barzilai-borwein capped": ServerOptimizer(Identity(), Capped(BarzilaiBorwein(), 2.0)),
     "dog": ServerOptimizer(Identity(), DistanceOverGradients()),
+    "schedule-free": ServerOptimizer(ScheduleFree(), Constant(2.0)),
     "dowg": ServerOptimizer(Identity(), DistanceOverWeightedGradients()),
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())

@@ -139,8 +139,7 @@ class ClientRound:
             keys.LEARNING_RATE: done.rate,
             **done.metrics(),
         }
-        after = module_arrays(self.module)
-        return ClientResult(self.context.node_id, after, metrics, self.buffers)
+        return self._sent(module_arrays(self.module), metrics)
 
     def _tune(self, tuning: StepTuning) -> None:
         """Find the step size of this round; the batches that follow are what they would be anyway.
@@ -194,6 +193,10 @@ class ClientRound:
             self.control.keep(self.context, self.before, after, step)
         if getattr(self.make, "adapts_lr", False):
             save_rate(self.config, self.context, rate)
+        return self._sent(after, metrics)
+
+    def _sent(self, after: Arrays, metrics: Mapping[str, Any]) -> ClientResult:
+        """What goes to the server: hidden first, where it asks for local privacy."""
         sent = ClientResult(self.context.node_id, after, metrics, self.buffers)
         partition = int(self.context.node_config.get(keys.PARTITION_ID, self.context.node_id))
         return hidden(sent, self.before, self.config, partition)

@@ -25,6 +25,8 @@ import torch
 from torch import nn
 
 import fedexp
+from fedexp import keys
+from fedexp.clients.named import named_optimizer
 from fedexp.datasets import Dataset
 from fedexp.datasets.digits import digits
 from fedexp.privacy.membership import loss_attack
@@ -67,6 +69,7 @@ def perceptron(shape: Any, num_classes: int) -> nn.Module:
 def attacked(strategy: str, optimizer: str, seed: int, rounds: int) -> Row:
     """What the attack finds in the model of one run, and how good the model is."""
     data = members_and_others(seed)
+    reads_rate = keys.LEARNING_RATE in named_optimizer(optimizer).reads()
     run = fedexp.simulate(
         strategy=strategy,
         model=perceptron,
@@ -77,8 +80,8 @@ def attacked(strategy: str, optimizer: str, seed: int, rounds: int) -> Row:
         num_clients=10,
         partitioner="iid",
         fraction_train=1.0,
-        learning_rate=0.2,
         engine="serial",
+        **({"learning_rate": 0.2} if reads_rate else {}),
     )
     with torch.no_grad():
         model = run.model()
@@ -86,12 +89,15 @@ def attacked(strategy: str, optimizer: str, seed: int, rounds: int) -> Row:
     losses = [nn.functional.cross_entropy(*pair, reduction="none").numpy() for pair in outputs]
     train, test = (float((x.argmax(1) == y).float().mean()) for x, y in outputs)
     found = loss_attack(*losses)
-    return {**found._asdict(), "train-accuracy": train, "test-accuracy": test}
+    epsilon = run.summary.get("epsilon-spent")
+    own = {} if epsilon is None else {"epsilon": epsilon}
+    return {**found._asdict(), "train-accuracy": train, "test-accuracy": test, **own}
 
 
 def table(found: dict[str, list[Row]]) -> str:
-    """Mean and deviation over the seeds, as Markdown."""
-    columns = list(next(iter(found.values()))[0])
+    """Mean and deviation over the seeds, as Markdown; of what all rows have."""
+    every = [row for rows in found.values() for row in rows]
+    columns = [column for column in every[0] if all(column in row for row in every)]
     lines = ["| run | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, rows in found.items():
         values = [[row[column] for row in rows] for column in columns]
@@ -112,9 +118,9 @@ def main(argv: list[str] | None = None) -> None:
     found: dict[str, list[Row]] = {}
     for strategy in STRATEGIES:
         for optimizer in args.local_optimizer or OPTIMIZERS:
-            found[f"{strategy}, {optimizer}"] = [
-                attacked(strategy, optimizer, seed, args.rounds) for seed in range(args.seeds)
-            ]
+            name = f"{strategy}, {optimizer}"
+            found[name] = [attacked(strategy, optimizer, s, args.rounds) for s in range(args.seeds)]
+            print(table({name: found[name]}).splitlines()[-1], flush=True)
     print(table(found))
     if args.out:
         settings = {"members": NUM_MEMBERS, "flipped": FLIPPED, "rounds": args.rounds}

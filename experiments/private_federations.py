@@ -10,8 +10,9 @@ tenth of what it does among 539. Only the noise is simulated so, not new writers
 
 The bound C, and FedAdam's η, are chosen on a seed of their own by the final accuracy of the
 averaged iterate; that choice is not accounted for. ``--quick`` is one seed, two rounds and no
-choice. Results are kept in ``--out`` run by run; what is there is not run again. A picture is drawn
-beside it.
+choice. ``local`` stands for clients that hide their updates themselves, at the same epsilon for one
+that takes part in every round. Results are kept in ``--out`` run by run; what is there is not run
+again. A picture is drawn beside it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ import fedexp
 from fedexp.files import save_json
 from fedexp.logs import level
 from fedexp.privacy import multiplier_for
-from fedexp.strategies import CentralPrivacy, FedAdam, FedAvg, FedExP, FedOpt
+from fedexp.strategies import CentralPrivacy, FedAdam, FedAvg, FedExP, FedOpt, LocalPrivacy
 
 EPSILON, DELTA, RATE = 4.0, 1e-4, 0.5
 BOUNDS, ADAM_STEPS = (0.1, 0.3, 1.0, 3.0), (0.01, 0.03, 0.1)
 SEEDS, TUNING_SEED = (0, 1, 2), 3
+LOCAL = -1
 
 METHODS: dict[str, Callable[..., FedOpt]] = {
     "FedAvg": FedAvg,
@@ -42,6 +44,7 @@ METHODS: dict[str, Callable[..., FedOpt]] = {
     "FedExP, single, at most 3": lambda **kwargs: FedExP(max_step_size=3.0, **kwargs),
     "FedExP, smoothed": lambda **kwargs: FedExP(smoothing=0.8, **kwargs),
 }
+LOCAL_METHODS = ("FedAvg", "FedExP, single, at most 3", "FedExP, smoothed")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Crowd(CentralPrivacy):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run; ``times`` is 0 without privacy."""
+    """One run; ``times`` is 0 without privacy, and ``LOCAL`` for local privacy of 539 clients."""
 
     method: str
     times: int
@@ -76,7 +79,10 @@ class Cell:
 def run(cell: Cell, data_dir: str, num_rounds: int) -> dict[str, Any]:
     """Accuracies, steps and epsilon of a run."""
     own: dict[str, Any] = {"eta": cell.eta} if cell.eta else {}
-    if cell.times:
+    if cell.times == LOCAL:
+        z = multiplier_for(EPSILON, 1.0, num_rounds, DELTA)
+        own["extensions"] = [LocalPrivacy(z, cell.clip, DELTA)]
+    elif cell.times:
         z = multiplier_for(EPSILON, RATE, num_rounds, DELTA)
         private = Crowd(z, cell.clip, DELTA, times=float(cell.times))
         own["extensions"] = [private]
@@ -103,7 +109,7 @@ def run(cell: Cell, data_dir: str, num_rounds: int) -> dict[str, Any]:
 def candidates(method: str, times: int) -> list[Cell]:
     """What is tried on the tuning seed; the three forms of FedExP share one choice."""
     etas = ADAM_STEPS if method == "FedAdam" else (0.0,)
-    bounds = BOUNDS if times else (0.0,)
+    bounds = {0: (0.0,), LOCAL: BOUNDS[:3]}.get(times, BOUNDS)
     return [Cell(method, times, TUNING_SEED, clip, eta) for clip in bounds for eta in etas]
 
 
@@ -127,8 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return dict(found)
 
     lines = {}
-    for times in (1, 10, 0):
-        for method in METHODS:
+    for times in (1, 10, 0, LOCAL):
+        for method in LOCAL_METHODS if times == LOCAL else METHODS:
             tuned = "FedExP, smoothed" if method.startswith("FedExP") else method
             tried = candidates(tuned, times)
             best = tried[len(tried) // 2]
@@ -147,7 +153,7 @@ def line_of(method: str, times: int, best: Cell, found: Sequence[dict[str, Any]]
     parts = [f"{statistics.fmean(v):.1f} ± {spread[k]:.1f}" for k, v in scores.items()]
     step = statistics.fmean(statistics.fmean(x["steps"]) for x in found)
     widest = max(max(x["steps"]) for x in found)
-    clients = f"{539 * times:,}" if times else "no noise"
+    clients = {0: "no noise", LOCAL: "539, local"}.get(times, f"{539 * times:,}")
     own = f"η = {best.eta}" if best.eta else ""
     return (
         f"| {method} | {clients} | {best.clip or ''} | {own} | {' | '.join(parts)} "

@@ -64,13 +64,14 @@ server = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Wait for all nodes, then run every strategy of the run config, one after the other.
 
-    Clients that other people run can send anything: ``robust`` is on unless the run config has it,
-    or asks for privacy.
+    Clients that other people run can send anything: ``robust`` is on unless the run config has it.
+    Privacy turns it off, also where the run config has it, as those of Flower apps have every key.
     """
-    robust = robust_by_default(context.run_config)
-    if not robust and "robust" not in context.run_config:
+    values = {"robust": True, **context.run_config}
+    if values["robust"] and not robust_by_default(values):
         log(WARNING, ROBUST_IS_OFF)
-    config = Config.of({"robust": robust, **context.run_config})
+        values["robust"] = False
+    config = Config.of(values)
     check_read(config)
     check_model(config)
     if come_and_go(config):

@@ -99,9 +99,11 @@ def test_a_deployed_server_that_is_asked_for_privacy_is_not_robust_and_says_so(w
     monkeypatch.setattr(app, "log", lambda level, text, *args: said.append(text))
     app.server(grid, Context(1, 1, {}, RecordDict(), values | given))
     assert said.count(ROBUST_IS_OFF) == 1
-    with pytest.raises(ValueError, match="Leave one of the two out"):
-        app.server(grid, Context(1, 1, {}, RecordDict(), values | given | {"robust": True}))
-    assert said.count(ROBUST_IS_OFF) == 1
+    # A Flower app's run config has every key.
+    app.server(grid, Context(1, 1, {}, RecordDict(), values | given | {"robust": True}))
+    assert said.count(ROBUST_IS_OFF) == 2
+    app.server(grid, Context(1, 1, {}, RecordDict(), values | given | {"robust": False}))
+    assert said.count(ROBUST_IS_OFF) == 2
 
 
 def test_a_default_gives_way_to_privacy_on_the_command_line_too(tmp_path):

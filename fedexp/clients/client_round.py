@@ -197,7 +197,7 @@ class ClientRound:
         return self._sent(after, metrics)
 
     def _sent(self, after: Arrays, metrics: Mapping[str, Any]) -> ClientResult:
-        """What leaves the client, hidden if the server asks for local privacy."""
+        """What goes to the server: hidden first, where it asks for local privacy."""
         sent = ClientResult(self.context.node_id, after, metrics, self.buffers)
         partition = int(self.context.node_config.get(keys.PARTITION_ID, self.context.node_id))
         return hidden(sent, self.before, self.config, partition)

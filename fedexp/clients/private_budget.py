@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
 from fedexp.privacy.accounting import PrivacyFilter, PrivateStep, epsilon_of, planned_multiplier
-from fedexp.records import records_of
+from fedexp.records import from_record, records_of, to_record
 
-_SPENT, _PLAN = "private-budget", "private-plan"
+_SPENT, _PLAN, _LAST = "private-budget", "private-plan", "private-direction"
 _MOST_GROWN = 4.0  # times the budget of the first step
 _epsilon_of = lru_cache(maxsize=1024)(epsilon_of)
 
@@ -62,6 +64,8 @@ class Budget:
     def __init__(self, plan: Plan, owner: str, state: RecordDict) -> None:
         self._plan, self._text = plan, f"{owner}, sampling rate {plan.sampling_rate}"
         self.steps, self._spent, self._grown = 0, 0.0, 1.0
+        last = records_of(state, ArrayRecord).get(_LAST)
+        self._last: NDArray[Any] | None = from_record(last)["gradient"] if last else None
         kept = records_of(state, ConfigRecord).get(_PLAN)
         if kept and kept["plan"] != self._text:
             raise ValueError(
@@ -101,9 +105,17 @@ class Budget:
         self.steps += 1
         self._spent += step.rdp(self._filter.order) if self._filter else 0.0
 
-    def grow(self) -> None:
-        """Give more to every later step, if the plan says so, up to four times the first."""
-        self._grown = min(_MOST_GROWN, self._grown * self._plan.growth)
+    def compare(self, gradient: NDArray[Any]) -> None:
+        """Give more to every later step, up to four times the first, if directions disagree.
+
+        They do where a noisy gradient and the one before point apart. The noise is in both, so
+        this tells nothing more of the examples.
+        """
+        if self._plan.growth == 1:
+            return
+        last, self._last = self._last, gradient
+        if last is not None and len(last) == len(gradient) and last @ gradient < 0:
+            self._grown = min(_MOST_GROWN, self._grown * self._plan.growth)
 
     @property
     def epsilon(self) -> float:
@@ -120,9 +132,19 @@ class Budget:
         spent = self._spent / self._filter.bound if self._filter else self.steps / self._plan[2]
         return max(0.0, 1.0 - spent)
 
-    def save(self, state: RecordDict) -> None:
-        """Keep it for the client's next round."""
+    def save(self, state: RecordDict, *, with_gradient: bool = False) -> None:
+        """Keep it for the client's next round.
+
+        Args:
+            state: of the client.
+            with_gradient: keep the last noisy gradient too, as large as the model, for rounds in
+                which it has no other to be compared with.
+        """
         state[_PLAN] = ConfigRecord({"plan": self._text})
         state[_SPENT] = MetricRecord(
             {"steps": self.steps, "rdp": self._spent, "grown": self._grown}
         )
+        if with_gradient and self._last is not None and self.next_step():
+            state[_LAST] = to_record({"gradient": np.asarray(self._last, np.float32)})
+        elif _LAST in state:
+            del state[_LAST]

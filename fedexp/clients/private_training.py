@@ -157,7 +157,6 @@ class PrivateSGD:
         partition = int(context.node_config.get(keys.PARTITION_ID, context.node_id))
         seed = None if self.noise_seed < 0 else self.noise_seed
         noise = noise_of(seed, partition, budget.steps)
-        before: Floats | None = None
         taken: list[float] = []
         for _ in range(settings.num_steps):
             if (step := budget.next_step()) is None:
@@ -173,10 +172,8 @@ class PrivateSGD:
             eta = self.step_size(model, batch, gradient, size, step, settings.lr, noise)
             model.move(eta * gradient)
             taken.append(eta)
-            if before is not None and before @ gradient < 0:
-                budget.grow()
-            before = gradient
-        budget.save(context.state)
+            budget.compare(gradient)
+        budget.save(context.state, with_gradient=settings.num_steps == 1)
         mean = sum(taken) / len(taken) if taken else 0.0
         left, is_spent = budget.left, budget.next_step() is None
         return PrivateRound(budget.epsilon, budget.steps, left, is_spent, mean)
@@ -205,8 +202,9 @@ class PrivateLineSearch(PrivateSGD):
     """Private steps whose size is found by a private search: settings of ``private-line-search``.
 
     See `fedexp.privacy.line_search.ArmijoSearch` for the test. When two consecutive noisy gradients
-    of a round point apart (their inner product is negative), the budget of all later steps grows,
-    up to four times the first, and a filter ends the training before the whole is overspent.
+    of a client point apart (their inner product is negative), the budget of all later steps grows,
+    up to four times the first, and a filter ends the training before the whole is overspent. In
+    rounds of one step the client's state holds the last gradient, as large as the model.
 
     Attributes:
         search_share: the share of a step's budget that goes to the search, in (0, 1).

@@ -170,6 +170,39 @@ def test_disagreeing_gradients_make_later_steps_dearer_and_the_training_shorter(
     assert found[1] == 40
 
 
+@SEEDED
+def test_rounds_of_one_step_compare_their_gradient_with_that_of_the_round_before():
+    noisy = PrivateLineSearch(epsilon=0.2, steps=40, growth=1.3, noise_seed=1)
+    one, context, kept = ClientSettings(num_steps=1, batch_size=20), new_context(), []
+    module = nn.Linear(3, 2)
+    for _ in range(41):
+        done = noisy.train(module, MINE, one, nn.CrossEntropyLoss(), context)
+        kept.append(context.state.get("private-direction"))
+        if done.is_spent:
+            break
+    assert done.is_spent
+    assert done.steps < 30
+    assert 0.15 < done.epsilon <= 0.2
+    # As large as the model, and no longer than it is of use.
+    assert all(x["gradient"].shape == (8,) for x in kept[:-1])
+    assert kept[-1] is None
+    context = new_context()
+    noisy.train(
+        module, MINE, ClientSettings(num_steps=2, batch_size=20), nn.CrossEntropyLoss(), context
+    )
+    assert "private-direction" not in context.state
+
+
+@SEEDED
+def test_a_private_client_hides_its_update_too_where_the_server_asks_for_local_privacy():
+    told = {"local-noise": 1e-9, "local-clip": 1e-3}
+    optimizer = "dp-sgd(epsilon=2.0, steps=10, noise-seed=1)"
+    result = fit(optimizer, new_context(), **told)
+    assert result.metrics == {"num-examples": 1, "local-noise": 1e-9}
+    moved = np.concatenate([x.ravel() for x in result.arrays.values()])
+    assert np.linalg.norm(moved) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_an_attack_on_a_step_stays_below_its_epsilon_and_above_half_of_it():
     runs, delta, noise = 20_000, 1e-3, SeededNoise(7)
     step = PrivateStep(1.0, 1.2, search_epsilon=0.5)

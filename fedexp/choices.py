@@ -124,11 +124,11 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
     settings: dict[str, int | float | bool | str] = {
         "hyper-learning-rate": config.hyper_learning_rate,
         "hyper-height": config.hyper_height,
-        keys.BETWEEN_ROUNDS: config.hyper_between_rounds if optimizer.adapts_lr else "fresh",
+        keys.BETWEEN_ROUNDS: _between_rounds(config, name, optimizer),
         **told(name),
     }
     local = Config.of(config.values() | settings).clients
-    local.check_rates(optimizer)
+    local.check_optimizer(optimizer)
     schedule_of(config, key)
     if optimizer.tuning and config.learning_rate_decay != 1:
         raise ValueError(
@@ -137,6 +137,17 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
         )
     optimizer([nn.Parameter(torch.zeros(1, 1))], local)  # what is wrong with it shows now
     return settings
+
+
+def _between_rounds(config: Config, name: str, optimizer: LocalOptimizer) -> str:
+    """What the clients' optimizer starts a round from."""
+    policy = config.hyper_between_rounds
+    if policy == "average" and optimizer.keeps == "state":
+        raise ValueError(
+            f"Config(hyper-between-rounds='average'): {name} keeps more than a learning rate, and "
+            "the server averages learning rates alone. Use carry or fresh."
+        )
+    return "fresh" if optimizer.keeps == "nothing" else policy
 
 
 def schedule_of(

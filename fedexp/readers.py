@@ -104,12 +104,12 @@ def check_has_reader(
 
 
 def optimizer_fields(text: str) -> Fields:
-    """The settings that making the optimizer reads, and that of tuned rates if it tunes.
+    """The settings that making the optimizer reads, and that of what it keeps between rounds.
 
     Those that came with its name are not read from anywhere else.
     """
     optimizer = named_optimizer(text)
-    read = [*optimizer.reads(), *([keys.BETWEEN_ROUNDS] if optimizer.adapts_lr else [])]
+    read = [*optimizer.reads(), *([keys.BETWEEN_ROUNDS] if optimizer.keeps != "nothing" else [])]
     return Fields(key.replace("-", "_") for key in read if key not in optimizer.given)
 
 

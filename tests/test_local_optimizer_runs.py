@@ -85,9 +85,11 @@ def test_plain_and_tuning_clients_share_a_run_and_have_folders_of_their_own(tmp_
     assert all(row["learning-rate"] != 0.02 and row["learning-rate-std"] > 0 for row in tuned)
 
 
-@pytest.mark.parametrize("policy", ["carry", "average"])
-def test_an_interrupted_run_goes_on_with_the_same_learning_rates(tmp_path, monkeypatch, policy):
-    flags = [*QUICK, *SERIAL, "--strategy", "fedexp+hypersgd", "--hyper-between-rounds", policy]
+@pytest.mark.parametrize(
+    ("name", "policy"), [("hypersgd", "carry"), ("hypersgd", "average"), ("adamw", "carry")]
+)
+def test_an_interrupted_run_goes_on_with_what_clients_carried(tmp_path, monkeypatch, name, policy):
+    flags = [*QUICK, *SERIAL, "--strategy", f"fedexp+{name}", "--hyper-between-rounds", policy]
     run(*flags, "--out", tmp_path / "whole")
     row_of = runs.row_of
 
@@ -101,7 +103,7 @@ def test_an_interrupted_run_goes_on_with_the_same_learning_rates(tmp_path, monke
         run(*flags, "--out", tmp_path / "cut")
     monkeypatch.setattr(runs, "row_of", row_of)
     run("--resume", tmp_path / "cut")
-    whole, cut = (rows(tmp_path / n / "fedexp+hypersgd") for n in ("whole", "cut"))
+    whole, cut = (rows(tmp_path / n / f"fedexp+{name}") for n in ("whole", "cut"))
     assert whole == cut
 
 

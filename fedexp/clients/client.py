@@ -15,6 +15,7 @@ from fedexp import keys
 from fedexp.arrays import Arrays
 from fedexp.clients.client_round import ClientRound
 from fedexp.clients.data import Examples
+from fedexp.clients.extra_optimizers import EXTRA_OPTIMIZERS
 from fedexp.clients.local_optimizers import OptimizerFn
 from fedexp.clients.loop import evaluate
 from fedexp.clients.losses import Loss, default_loss
@@ -146,6 +147,8 @@ class Client:
             config["local-steps"] = own
         name = str(config.get("local-optimizer", ""))
         if self.optimizer is None:
+            if name in EXTRA_OPTIMIZERS and keys.LEARNING_RATE not in sent:
+                return {**config, **EXTRA_OPTIMIZERS[name].given}
             return config | told(name) if "(" in name else config
         given = dict(getattr(self.optimizer, "given", {}))
         if keys.LEARNING_RATE in sent:  # of a schedule, which begins with the given one

@@ -13,6 +13,13 @@ from torch import nn
 
 from fedexp import keys
 from fedexp.arrays import Arrays, first_non_finite
+from fedexp.clients.between_rounds import (
+    kept_of,
+    restore_state,
+    save_rate,
+    save_state,
+    starting_settings,
+)
 from fedexp.clients.causes import cause
 from fedexp.clients.known import has_plain_forward
 from fedexp.clients.local_optimizers import mean_rate
@@ -21,7 +28,7 @@ from fedexp.clients.loop import evaluate, train
 from fedexp.clients.losses import is_known
 from fedexp.clients.module import lend, load_arrays, module_arrays
 from fedexp.clients.private_training import PrivateSGD
-from fedexp.clients.state import ControlVariates, save_rate, starting_settings
+from fedexp.clients.state import ControlVariates
 from fedexp.clients.step_tuning import StepTuning
 from fedexp.wire import ClientResult
 
@@ -46,6 +53,7 @@ class ClientRound:
     Attributes:
         settings: those of ``config``, with the learning rate that this client starts from.
         make: makes the local optimizer.
+        keeps: what of it may be kept for the next round.
         rng: draws the batches.
         torch_seed: of PyTorch's generator, for dropout and the like.
         examples: that it trains on.
@@ -68,6 +76,7 @@ class ClientRound:
         self.before, self.context = before, context
         self.settings = starting_settings(config, context)
         self.make = client.maker(self.settings)
+        self.keeps = kept_of(self.make)
         made = getattr(self.make, "tuning", None)
         self.tuning: StepTuning | None = made() if made else None
         private = getattr(self.make, "private", None)
@@ -75,7 +84,7 @@ class ClientRound:
         self.found: dict[str, float] = {}
         if self.tuning:
             self.settings = self.tuning.starting(self.settings, config)
-        self.settings.check_rates(self.make)
+        self.settings.check_optimizer(self.make)
         self.rng = client.generator(config, context)
         self.torch_seed = int(self.rng.integers(2**63))  # before the batches, whoever trains
         self.examples, _ = client.data(context)
@@ -115,9 +124,14 @@ class ClientRound:
             # Not torch.manual_seed, which would note its caller for a GPU to come.
             torch.default_generator.manual_seed(self.torch_seed)
             optimizer = self.make([p for p in module.parameters() if p.requires_grad], settings)
+            if self.keeps == "state":
+                restore_state(self.config, self.context, optimizer)
             correction = self.control.correction(module) if self.control else {}
             loss = train(module, self.examples, settings, optimizer, loss_fn, self.rng, correction)
-        return self.result(module_arrays(module), loss, mean_rate(optimizer, settings))
+        result = self.result(module_arrays(module), loss, mean_rate(optimizer, settings))
+        if self.keeps == "state":  # not of a client whose loss is not finite
+            save_state(self.config, self.context, optimizer)
+        return result
 
     def _train_privately(self, private: PrivateSGD) -> ClientResult:
         """What private steps release, and nothing else of the examples but their number.
@@ -192,7 +206,7 @@ class ClientRound:
                 raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
             metrics[keys.CONTROL_STEP] = step = self.settings.path_length
             self.control.keep(self.context, self.before, after, step)
-        if getattr(self.make, "adapts_lr", False) and is_finite:
+        if self.keeps == "rate" and is_finite:
             save_rate(self.config, self.context, rate)
         return self._sent(after, metrics)
 

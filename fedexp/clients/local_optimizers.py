@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from inspect import signature
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from fedexp.clients.between_rounds import Kept
 from fedexp.clients.delta_sgd import DeltaSGD, FunctionalDeltaSGD
 from fedexp.clients.fedhyper_sgd import FedHyperSGD, FunctionalFedHyperSGD
 from fedexp.clients.loop import Optimizer
+from fedexp.clients.muon_adamw import MuonAdamW
 from fedexp.clients.optimizers import (
     Functional,
     FunctionalOptimizer,
@@ -19,6 +22,7 @@ from fedexp.clients.optimizers import (
     FunctionalTower,
     PlainSGD,
 )
+from fedexp.clients.polyak_sgd import FunctionalPolyakSGD, PolyakSGD
 from fedexp.clients.private_training import PrivateLineSearch, PrivateSGD, private_settings
 from fedexp.clients.settings import KEYS, ClientSettings
 from fedexp.clients.step_tuning import StepTuning
@@ -37,7 +41,9 @@ class LocalOptimizer:
         line: what it does, in a line.
         make: ``(parameters, settings) -> torch optimizer``.
         functional: ``settings ->`` the same steps as pure functions; None if there are none.
-        adapts_lr: whether it changes the learning rate, so that the last one is worth keeping.
+        adapts_lr: whether it changes the learning rate.
+        keeps: what a client may keep of it for its next round, see ``between_rounds``.
+        needs_loss: whether its steps look at the loss, so that nothing may change its gradient.
         shares_memory: whether it writes nothing to the memory that the parameters start in, so
             that clients may share it.
         own: settings that it alone has, with their defaults; keywords of ``make``, ``functional``
@@ -62,6 +68,8 @@ class LocalOptimizer:
     make: Callable[..., Optimizer]
     functional: Functional | None = None
     adapts_lr: bool = True
+    keeps: Kept = "rate"
+    needs_loss: bool = False
     shares_memory: bool = False
     own: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, int | float] = field(default_factory=dict)
@@ -159,7 +167,8 @@ def _private(line: str, kind: type[PrivateSGD], reads_rate: bool) -> LocalOptimi
         kind(**own)  # what is wrong with it shows when the optimizer is named
         return _PrivateElsewhere(params, s.lr if reads_rate else 0.0)
 
-    return LocalOptimizer(line, make, adapts_lr=False, own=private_settings(kind), private=kind)
+    own = private_settings(kind)
+    return LocalOptimizer(line, make, adapts_lr=False, keeps="nothing", own=own, private=kind)
 
 
 def _undecayed(name: str, settings: ClientSettings) -> float:
@@ -178,11 +187,18 @@ def _functional_undecayed(name: str, form: Callable[..., FunctionalOptimizer]) -
     return of
 
 
+def _keywords(kind: type) -> dict[str, Any]:
+    """The arguments of ``kind`` that are given by keyword alone, and their defaults."""
+    found = signature(kind).parameters.values()
+    return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY}
+
+
 plain_sgd = LocalOptimizer(
     "plain SGD, one fixed learning rate",
     lambda params, s: PlainSGD(params, s.lr, s.weight_decay),
     FunctionalSGD.of,
     adapts_lr=False,
+    keeps="nothing",
     shares_memory=True,
 )
 """Plain SGD: ``w ← w - η_l (g + weight_decay · w)``."""
@@ -209,11 +225,27 @@ LOCAL_OPTIMIZERS: dict[str, LocalOptimizer] = {
         _functional_undecayed("fedhyper", FunctionalFedHyperSGD),
         own={"max_growth": 1.1, "bound": 10.0},
     ),
+    "polyak": LocalOptimizer(
+        "SGD, its step as long as the loss allows, at most its rate (Loizou et al. 2021)",
+        lambda params, s, **own: PolyakSGD(params, _undecayed("polyak", s), **own),
+        _functional_undecayed("polyak", FunctionalPolyakSGD),
+        keeps="nothing",
+        needs_loss=True,
+        own={"c": 0.5, "least_loss": 0.0},
+    ),
+    "muon": LocalOptimizer(
+        "matrices get orthogonal steps, other parameters AdamW's (Jordan et al. 2024)",
+        lambda params, s, **own: MuonAdamW(params, s.lr, s.weight_decay, **own),
+        adapts_lr=False,
+        keeps="state",
+        own=_keywords(MuonAdamW),
+    ),
     "learned-step": LocalOptimizer(
         "plain SGD, its learning rate tuned in some rounds on where it leads (Wang et al. 2021)",
         _learned,
         lambda s, **own: FunctionalSGD.of(s),
         adapts_lr=False,
+        keeps="nothing",
         shares_memory=True,
         own={x.name: x.default for x in fields(StepTuning)},
         tuning=StepTuning,

@@ -71,10 +71,12 @@ def train(
     """
     model.train()
     objective = Objective(model, loss_fn, settings, correction)
-    closes = getattr(optimizer, "same_batch", False) or _needs_closure(type(optimizer))
+    looks = any(getattr(optimizer, name, False) for name in ("same_batch", "needs_loss"))
+    closes = looks or _needs_closure(type(optimizer))
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     set_rates = _schedule(optimizer, settings) if settings.lr_exponent else None
+    _told(optimizer, "train")
     for step, batch in enumerate(batches_of(model, examples, settings, rng)):
         if set_rates:
             set_rates(step)
@@ -84,7 +86,17 @@ def train(
             loss = objective(*batch)
             optimizer.step()
         total += loss.detach().squeeze()
+    _told(optimizer, "eval")
     return float(total) / settings.num_steps
+
+
+def _told(optimizer: Optimizer, mode: str) -> None:
+    """Have schedule-free optimizers put the point where gradients are taken, or their average.
+
+    Both are where the model's parameters are, and the client returns the average.
+    """
+    if change := getattr(optimizer, mode, None):
+        change()
 
 
 def _schedule(optimizer: Optimizer, settings: ClientSettings) -> Callable[[int], None]:

@@ -18,6 +18,8 @@ from fedexp.clients.arguments import (
     parameters_of,
     takes_any,
 )
+from fedexp.clients.between_rounds import Kept
+from fedexp.clients.extra_optimizers import EXTRA_OPTIMIZERS
 from fedexp.clients.factories import TORCHS, Factory, kind_of, torchs_own
 from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, OptimizerFn
 from fedexp.clients.private_training import PrivateSGD
@@ -33,13 +35,15 @@ def named_optimizer(text: str) -> LocalOptimizer:
     """The local optimizer that ``name`` or ``name(key=value, ...)`` means.
 
     Args:
-        text: a key of ``LOCAL_OPTIMIZERS``; an optimizer of ``torch.optim`` by its own or its
-            lower-case name; or ``module:function``, called like one of those:
-            ``function(params, lr=..., **settings)``. Settings are its own arguments, or those of
-            the clients that it reads: ``learning-rate`` (or ``lr``), ``weight-decay``, ...
+        text: a key of ``LOCAL_OPTIMIZERS`` or ``EXTRA_OPTIMIZERS``; an optimizer of
+            ``torch.optim`` by its own or its lower-case name; or ``module:function``, called like
+            one of those: ``function(params, lr=..., **settings)``. Settings are its own arguments,
+            or those of the clients that it reads: ``learning-rate`` (or ``lr``),
+            ``weight-decay``, ...
 
     Raises:
         ValueError: an unknown name or setting, or a value that cannot be.
+        ModuleNotFoundError: another package has the optimizer, and is not installed.
     """
     owner, spec = f"Config(local-optimizer={text!r})", Spec.of(text)
     settings = _renamed(owner, spec.settings)
@@ -50,11 +54,13 @@ def named_optimizer(text: str) -> LocalOptimizer:
         known = [*(key.replace("-", "_") for key in _reads(spec.name)), *entry.own]
         if spec.name not in TORCHS or {key.lower() for key in settings} <= set(known):
             return _with(entry, owner, matched(owner, settings, known))
+    if spec.name in EXTRA_OPTIMIZERS:
+        return _of_extra(spec.name, owner, settings)
     if ":" in spec.name:
         return _adapted(imported(owner, spec.name), owner, settings)
     if function := torchs_own(spec.name):
         return _adapted(function, owner, settings)
-    names = dict.fromkeys([*LOCAL_OPTIMIZERS, *TORCHS])
+    names = dict.fromkeys([*LOCAL_OPTIMIZERS, *EXTRA_OPTIMIZERS, *TORCHS])
     raise ValueError(
         f"{owner}: unknown.{did_you_mean(spec.name.lower(), names)} Known: {', '.join(names)}, and "
         "`module:function` of your own."
@@ -156,8 +162,19 @@ def _adapted(function: Any, owner: str, settings: Mapping[str, Any]) -> LocalOpt
     any_name = settings if takes_any(parameters_of(function)) else {}
     own = {name: None for name in any_name if name not in shared} | factory.own
     adapts = getattr(function, "adapts_lr", False)
-    entry = LocalOptimizer(factory.name, factory, adapts_lr=adapts, own=own)
+    keeps: Kept = "rate" if adapts else "state"
+    entry = LocalOptimizer(factory.name, factory, adapts_lr=adapts, keeps=keeps, own=own)
     return _with(entry, owner, matched(owner, settings, [*shared, *own]))
+
+
+def _of_extra(name: str, owner: str, settings: Mapping[str, Any]) -> LocalOptimizer:
+    """An optimizer of another package, at these settings and those that it comes with."""
+    extra = EXTRA_OPTIMIZERS[name]
+    own: dict[str, Any] = {key.replace("-", "_"): x for key, x in extra.given.items()}
+    lower = {key.lower() for key in settings}
+    own = {key: value for key, value in own.items() if key not in lower}
+    entry = _adapted(extra.load(), owner, {**own, **settings})
+    return replace(entry, line=extra.line, keeps=extra.keeps)
 
 
 @lru_cache
@@ -172,14 +189,31 @@ def optimizers() -> list[tuple[str, str, dict[str, Any]]]:
     """
     ours = [(name, x.line, _listed(_reads(name), x.own)) for name, x in LOCAL_OPTIMIZERS.items()]
     theirs = [Factory(x, name) for name, x in TORCHS.items()]
-    return ours + [
-        (
-            x.name if x.owner in LOCAL_OPTIMIZERS else x.owner,
-            x.name,
-            _listed(map(_KEY_OF.__getitem__, x.shared), x.own),
-        )
-        for x in theirs
-    ]
+    return (
+        ours
+        + _listed_extras()
+        + [
+            (
+                x.name if x.owner in LOCAL_OPTIMIZERS else x.owner,
+                x.name,
+                _listed(map(_KEY_OF.__getitem__, x.shared), x.own),
+            )
+            for x in theirs
+        ]
+    )
+
+
+def _listed_extras() -> list[tuple[str, str, dict[str, Any]]]:
+    """Those of other packages; of one that is not installed no settings are known."""
+    found: list[tuple[str, str, dict[str, Any]]] = []
+    for name, extra in EXTRA_OPTIMIZERS.items():
+        if not extra.is_installed:
+            found.append((name, f"{extra.line}; needs fedexp[{extra.extra}]", {}))
+            continue
+        factory = Factory(extra.load(), name)
+        shared = {_KEY_OF[attribute]: None for attribute in factory.shared}
+        found.append((name, extra.line, {**shared, **extra.given} | _listed((), factory.own)))
+    return found
 
 
 def _listed(shared: Iterable[str], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,5 +222,6 @@ def _listed(shared: Iterable[str], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def optimizer_markdown() -> str:
     """The table as Markdown."""
-    rows = [f"| `{key}` | {entry.line} |\n" for key, entry in LOCAL_OPTIMIZERS.items()]
+    lines = {key: x.line for key, x in (LOCAL_OPTIMIZERS | EXTRA_OPTIMIZERS).items()}
+    rows = [f"| `{key}` | {line} |\n" for key, line in lines.items()]
     return "| `--local-optimizer` | what |\n|---|---|\n" + "".join(rows)

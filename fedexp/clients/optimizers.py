@@ -31,10 +31,13 @@ class FunctionalOptimizer:
             once; otherwise they take one client's, and groups call them under vmap.
         same_batch: whether ``state["grads"]`` is to be the gradient of the present minibatch at
             ``state["params"]`` whenever ``update`` is called.
+        needs_loss: whether ``state["loss"]`` is to be the loss of the present minibatch, 0-d and
+            float64, whenever ``update`` is called.
     """
 
     stacked: bool = False
     same_batch: bool = False
+    needs_loss: bool = False
 
     def init(self, params: Tensors, lr: Tensor) -> Any:
         """State before the first step, tensors in any nesting; ``lr`` is the client's own, 0-d."""
@@ -207,6 +210,11 @@ class AdaptiveSGD(torch.optim.Optimizer):
         """Whether `step` needs a closure."""
         return self.form.same_batch
 
+    @property
+    def needs_loss(self) -> bool:
+        """Whether `step` needs a closure that returns the loss."""
+        return self.form.needs_loss
+
     def reset(self) -> None:
         """Begin a round: the first step size, no past."""
         self.state.clear()
@@ -229,6 +237,10 @@ class AdaptiveSGD(torch.optim.Optimizer):
             )
         evaluate = torch.enable_grad()(closure) if closure else None
         loss = evaluate() if evaluate else None
+        if self.needs_loss and loss is None:
+            raise ValueError(
+                f"{type(self).__name__}: `step` needs a closure that returns the loss. Pass one."
+            )
         params = [p for group in self.param_groups for p in group["params"]]
         present = [p.grad for p in params]
         if any(g is not None and g.is_sparse for g in present):
@@ -250,6 +262,8 @@ class AdaptiveSGD(torch.optim.Optimizer):
             torch._foreach_copy_(params, list(here.values()))
             for p, g in zip(params, present, strict=True):
                 p.grad = g
+        if self.needs_loss:
+            state["loss"] = torch.as_tensor(loss, dtype=torch.float64).detach().squeeze()
         memory["form"] = state = self.form.adapt(here, grads, state)
         new = float(state["lr"])
         for group in self.param_groups:

@@ -79,12 +79,18 @@ class ClientSettings:
         """``Σ η_t`` over the local steps; ``K η_l`` at one rate."""
         return sum(self.rates()) if self.lr_exponent else self.num_steps * self.lr
 
-    def check_rates(self, optimizer: object) -> None:
-        """Raise ``ValueError`` for a schedule with an optimizer that tunes its own rate."""
+    def check_optimizer(self, optimizer: object) -> None:
+        """Raise ``ValueError`` for settings that the optimizer cannot go with."""
         if self.lr_exponent and getattr(optimizer, "adapts_lr", False):
             raise ValueError(
                 f"ClientSettings(learning-rate-exponent={self.lr_exponent}): the local optimizer "
                 f"{self.optimizer} tunes its own rate. Use 0, or another optimizer such as sgd."
+            )
+        if getattr(optimizer, "needs_loss", False) and not self.plain:
+            raise ValueError(
+                f"ClientSettings(proximal-mu={self.proximal_mu}, max-grad-norm="
+                f"{self.max_grad_norm}): {self.optimizer} needs the gradient of its loss as it is. "
+                "Use 0 for both, or another optimizer such as sgd."
             )
 
     @property

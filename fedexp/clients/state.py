@@ -1,10 +1,10 @@
-"""What a client keeps between the rounds: control variates, and a tuned learning rate."""
+"""What a client of SCAFFOLD keeps between the rounds: its control variate."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import numpy as np
@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from fedexp import keys
 from fedexp.arrays import Arrays, clip_scale, update_norm
-from fedexp.clients.settings import ALSO, ClientSettings
 from fedexp.records import from_record, records_of, to_record
 
 _BEFORE, _RUN = "control-variate-before", "control-run"
-_RATE = "tuned-rate"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,29 +123,3 @@ def _kept(config: Mapping[str, Any], context: Context, run: float, weight: float
     own = from_record(record) if record else {}
     factor = cast(float, last["weight"]) / weight
     return own if factor == 1 else {name: np.asarray(x * factor) for name, x in own.items()}
-
-
-def starting_settings(config: Mapping[str, Any], context: Context) -> ClientSettings:
-    """The settings of a client's round, at the learning rate that it starts from.
-
-    A carried or averaged rate takes the place of ``learning-rate`` and of its decay. Of a tower,
-    only the rate of the weights is kept; the levels above start afresh.
-    """
-    settings = ClientSettings.of(config)
-    policy = config.get(keys.BETWEEN_ROUNDS, ALSO[keys.BETWEEN_ROUNDS])
-    if policy == "average" and keys.MEAN_LEARNING_RATE in config:
-        return replace(settings, lr=float(config[keys.MEAN_LEARNING_RATE]))
-    kept = records_of(context.state, MetricRecord).get(_RATE)
-    if policy == "carry" and kept and kept["run"] == _run(config):
-        return replace(settings, lr=float(kept[keys.LEARNING_RATE]))  # type: ignore[arg-type]
-    return settings
-
-
-def save_rate(config: Mapping[str, Any], context: Context, rate: float) -> None:
-    """Store a client's last learning rate for its next round, if rates are carried."""
-    if config.get(keys.BETWEEN_ROUNDS) == "carry":
-        context.state[_RATE] = MetricRecord({keys.LEARNING_RATE: rate, "run": _run(config)})
-
-
-def _run(config: Mapping[str, Any]) -> float:
-    return float(config.get(keys.RUN_ID, 0.0))

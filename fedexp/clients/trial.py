@@ -50,7 +50,7 @@ def try_model(
     _check_arrays(owner, module)
     rows = _telling_rows(examples)
     few = Examples(*examples.take(rows))
-    settings.check_rates(optimizer)
+    settings.check_optimizer(optimizer)
     check_augmentation(settings, few.inputs)
     settings = replace(settings, num_steps=1, batch_size=min(settings.batch_size, len(rows)))
     with _undone(module):

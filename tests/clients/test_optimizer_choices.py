@@ -149,6 +149,7 @@ OWN = [
     "hyperadam(beta1=0.5, eps=0.01)",
     "delta-sgd(gamma=0.5, delta=1.0)",
     "fedhyper(max-growth=1.5, bound=2)",
+    "polyak(c=20, least-loss=0.1)",
 ]
 
 
@@ -314,7 +315,7 @@ def test_a_weight_decay_is_refused_where_the_function_has_none(own):
     ("text", "reason"),
     [
         ("sparseadam", "torch.optim.SparseAdam fails.*dense gradients.*another local optimizer"),
-        ("muon", "local-optimizer='muon'.*Muon only supports 2D parameters"),
+        ("torch.optim.Muon", "Muon.*Muon only supports 2D parameters"),
         ("own_optimizers:model", "local-optimizer='own_optimizers:model'.*TypeError"),
     ],
 )

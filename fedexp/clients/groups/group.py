@@ -140,6 +140,8 @@ class ClientGroup:
             grads, losses = objective(params, *batch)
             if optimizer.same_batch:
                 state["grads"], _ = objective(state["params"], *batch)
+            if optimizer.needs_loss:
+                state["loss"] = losses.double()
             if isinstance(optimizer, FunctionalSGD):
                 update = optimizer.at(lr).update
             params, state = update(params, grads, state)

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedexp.extras import need
 
 need("torch", "simulation")
-from fedexp import verdict
+from fedexp import keys, verdict
 from fedexp.checks import check_read, check_read_by_partition
 from fedexp.choices import (
     client_config,
@@ -57,6 +57,13 @@ __all__ = [
     "test_evaluation",
 ]
 
+_PRIVACY = (
+    keys.PRIVACY_EPSILON,
+    keys.PRIVACY_DELTA,
+    keys.LARGEST_EPSILON_SPENT,
+    keys.BUDGET_IS_SPENT,
+)
+
 server = ServerApp()
 
 
@@ -86,7 +93,8 @@ def main(grid: Grid, context: Context) -> None:
     for key in strategy_keys(config):
         run, rows, end = Run(config, key, len(partitions)), list[dict[str, Any]](), None
         for round_ in run.rounds(grid):
-            log(INFO, "%s round %d: %s", key, round_.server_round, dict(round_.server))
+            spent = {name: round_.train[name] for name in _PRIVACY if name in round_.train}
+            log(INFO, "%s round %d: %s", key, round_.server_round, {**round_.server, **spent})
             rows.append(row_of(round_) | run.row(round_))
             if end := end_of(config, rows, config.num_server_rounds, until):
                 log(INFO, "%s: %s.", key, end.why)

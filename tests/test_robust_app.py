@@ -96,9 +96,10 @@ def test_a_deployed_server_that_is_asked_for_privacy_is_not_robust_and_says_so(w
     values = {"num-clients": 4, "num-server-rounds": 1, "local-steps": 1, "strategy": "fedavg"}
     grid = SerialGrid(app.client, 4, run_config=values | given)
     said = []
-    monkeypatch.setattr(app, "log", lambda level, text, *args: said.append(text))
+    monkeypatch.setattr(app, "log", lambda level, text, *args: said.extend([text, str(args)]))
     app.server(grid, Context(1, 1, {}, RecordDict(), values | given))
     assert said.count(ROBUST_IS_OFF) == 1
+    assert "'privacy-epsilon': " in said[-1]
     # A Flower app's run config has every key.
     app.server(grid, Context(1, 1, {}, RecordDict(), values | given | {"robust": True}))
     assert said.count(ROBUST_IS_OFF) == 2

@@ -115,16 +115,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--local-optimizer", action="append", help="of the clients; repeat it")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
+    settings = {"members": NUM_MEMBERS, "flipped": FLIPPED, "rounds": args.rounds}
     found: dict[str, list[Row]] = {}
     for strategy in STRATEGIES:
         for optimizer in args.local_optimizer or OPTIMIZERS:
             name = f"{strategy}, {optimizer}"
             found[name] = [attacked(strategy, optimizer, s, args.rounds) for s in range(args.seeds)]
             print(table({name: found[name]}).splitlines()[-1], flush=True)
+            if args.out:  # as far as it has come
+                text = json.dumps({**settings, "runs": found}, indent=1)
+                args.out.write_text(text + "\n")
     print(table(found))
-    if args.out:
-        settings = {"members": NUM_MEMBERS, "flipped": FLIPPED, "rounds": args.rounds}
-        args.out.write_text(json.dumps({**settings, "runs": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

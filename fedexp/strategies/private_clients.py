@@ -28,9 +28,10 @@ class LocalPrivacy(Private):
     ``C`` differ by up to ``2C``. It tells neither its loss nor how many examples it has, so all
     clients weigh alike. Noise makes ``‖cᵢ‖²`` longer by ``dσ²`` and ``‖mean cᵢ‖²`` by ``dσ²/M`` in
     expectation, for ``d`` parameters and ``M`` clients, so the ratio in FedExP's step would tend to
-    ``M``; the server takes both off. What is left varies a lot from round to round, and with
-    much noise its running means do too: cap the step (``FedExP(max_step_size=3.0)``). ``privacy-epsilon`` is that of a client that takes
-    part in every round. The clients must be ``fedexp.clients``, which know the settings.
+    ``M``; the server takes both off. What is left varies a lot from round to round, and
+    with much noise its running means do too: cap the step (``FedExP(max_step_size=3.0)``).
+    ``privacy-epsilon`` is that of a client that takes part in every round. The clients
+    must be ``fedexp.clients``, which know the settings.
 
     The corrections are derived here; the formulae of DP-FedEXP, arXiv:2504.09850, were not at hand.
 

@@ -30,6 +30,7 @@ from fedexp.readers import strategy_arguments
 from fedexp.simulation.profiles import ClientProfiles
 from fedexp.specs import Spec, split_list
 from fedexp.strategies import STRATEGIES, FedOpt, ServerOptimizer, average_named
+from fedexp.strategies.extensions import Extensions
 from fedexp.strategies.per_client import per_client
 from fedexp.strategies.private import CentralPrivacy, Private
 from fedexp.strategies.private_clients import LocalPrivacy
@@ -325,6 +326,17 @@ def _check_private(config: Config, strategy: Strategy) -> None:
         raise ValueError(
             f"Config(privacy={config.privacy!r}): {type(strategy).__name__} would ignore it. Use a "
             "named strategy, or extensions=[CentralPrivacy(...)] of one of fedexp.strategies."
+        )
+    extensions = strategy.extensions if isinstance(strategy, FedOpt) else Extensions()
+    if config.hyper_between_rounds == "average" and extensions.is_private:
+        raise ValueError(
+            "Config(hyper-between-rounds='average'): under privacy clients tell nobody their "
+            "rates. Use fresh or carry."
+        )
+    if config.fraction_evaluate and extensions.find(LocalPrivacy):
+        raise ValueError(
+            f"Config(fraction-evaluate={config.fraction_evaluate}): clients would tell the server "
+            "their exact losses, which local privacy hides. Use 0."
         )
 
 

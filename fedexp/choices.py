@@ -22,6 +22,7 @@ from fedexp import keys
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.named import as_optimizer, named_optimizer, told
 from fedexp.clients.schedules import Schedule, schedule
+from fedexp.clients.settings import ClientSettings
 from fedexp.config import Config
 from fedexp.extras import imported, need
 from fedexp.logs import level
@@ -29,6 +30,7 @@ from fedexp.readers import strategy_arguments
 from fedexp.simulation.profiles import ClientProfiles
 from fedexp.specs import Spec, split_list
 from fedexp.strategies import STRATEGIES, FedOpt, ServerOptimizer, average_named
+from fedexp.strategies.extensions import Extensions
 from fedexp.strategies.per_client import per_client
 from fedexp.strategies.private import CentralPrivacy, Private
 from fedexp.strategies.private_clients import LocalPrivacy
@@ -217,7 +219,26 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
             f"fixed throughout, and plain steps; {optimizer_key(config, key)} takes others. "
             "Use +sgd."
         )
+    _check_private_steps(config, key, strategy)
     return strategy
+
+
+def _check_private_steps(config: Config, key: str, strategy: Strategy) -> None:
+    """Raise for settings of the strategy's own that its clients' private steps cannot follow."""
+    private = named_optimizer(optimizer_key(config, key)).private
+    told = getattr(strategy, "client_config", None)
+    if not private or not told:
+        return
+    steps, owner = private(), f"Config(strategy={key!r})"
+    if told.get(keys.FINAL_LOSS):
+        raise ValueError(
+            f"{owner}: it needs the clients' loss after training, which {steps.name} does not "
+            "tell. Use another strategy, or +sgd."
+        )
+    try:
+        steps.check(ClientSettings.of({**config.values(), **told}))
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}") from None
 
 
 def prepared(given: Any, config: Config, key: str, num_nodes: int) -> Strategy:
@@ -240,6 +261,7 @@ def prepared(given: Any, config: Config, key: str, num_nodes: int) -> Strategy:
     strategy: Strategy = deepcopy(given)
     _check_private(config, strategy)
     _check_min_replies(config, strategy)
+    _check_private_steps(config, key, strategy)
     if isinstance(strategy, FedOpt):
         strategy.seed = config.seed if strategy.seed is None else strategy.seed
         strategy.client_config = {**client_config(config, key), **strategy.client_config}
@@ -304,6 +326,17 @@ def _check_private(config: Config, strategy: Strategy) -> None:
         raise ValueError(
             f"Config(privacy={config.privacy!r}): {type(strategy).__name__} would ignore it. Use a "
             "named strategy, or extensions=[CentralPrivacy(...)] of one of fedexp.strategies."
+        )
+    extensions = strategy.extensions if isinstance(strategy, FedOpt) else Extensions()
+    if config.hyper_between_rounds == "average" and extensions.is_private:
+        raise ValueError(
+            "Config(hyper-between-rounds='average'): under privacy clients tell nobody their "
+            "rates. Use fresh or carry."
+        )
+    if config.fraction_evaluate and extensions.find(LocalPrivacy):
+        raise ValueError(
+            f"Config(fraction-evaluate={config.fraction_evaluate}): clients would tell the server "
+            "their exact losses, which local privacy hides. Use 0."
         )
 
 

@@ -101,6 +101,8 @@ class ReplyFormat:
         divided_by: metric by which a client's weight is divided, a positive number; empty for none.
         narrows: a client may name buffers of its own among ``trainable`` (record ``keys.BUFFERS``).
         step_key: metric that brings ``Kind.step``, a positive number; empty for none.
+        whole: a reply must hold all arrays of the model; by default a part of them will do.
+        noise: ``σ`` of the noise that a client must report to have added; 0 for none.
     """
 
     weighted_by: str
@@ -112,6 +114,8 @@ class ReplyFormat:
     step_key: str = ""
     max_weight: float = math.inf
     divided_by: str = ""
+    whole: bool = False
+    noise: float = 0.0
 
     def result(
         self, node: int, content: RecordDict, before: Arrays, *, look_at_updates: bool = True
@@ -150,15 +154,17 @@ class ReplyFormat:
                 raise BadReply(f"array {name!r} holds NaN or infinity.")
             check_metrics(result.metrics)
             weight = self.share(result.metrics)
+            kind = self.kind(arrays, result.metrics, before, result.buffers)
+            self._check_length(arrays, before, kind)
         except ValueError as error:
             return result.refuse(str(error))
-        kind = self.kind(arrays, result.metrics, before, result.buffers)
         return replace(result, arrays=arrays, weight=weight, kind=kind)
 
     def _alike(self, received: Arrays, before: Arrays) -> Arrays:
         """``received`` in the dtypes of ``before``, or of the part of it that it has."""
         expected = before or received  # an empty model takes any
-        if 0 < len(received) < len(expected) and received.keys() <= expected.keys():
+        is_part = 0 < len(received) < len(expected) and received.keys() <= expected.keys()
+        if is_part and not self.whole:
             expected = {name: x for name, x in expected.items() if name in received}
         check_alike(received, expected)
         return cast_alike(received, expected)
@@ -217,8 +223,25 @@ class ReplyFormat:
     def share(self, metrics: Mapping[str, Any]) -> float:
         """``pᵢ``, the client's weight in the step."""
         weight = self._weight(metrics)
+        if self.noise and metrics.get(keys.LOCAL_NOISE) != self.noise:
+            raise BadReply(
+                "it has not hidden its update. Use fedexp.clients.client_app, of this version."
+            )
         share = 1.0 if self.uniform else min(weight, self.max_weight)
         return share / self._divisor(metrics) if self.divided_by else share
+
+    def _check_length(self, after: Arrays, before: Arrays, kind: Kind) -> None:
+        """Refuse an update that is longer than the noise makes any that was bounded before it.
+
+        The length of the noise exceeds ``σ (√d + 8)`` with probability ``e^-32``, and the bound was
+        less than ``2 σ``; twice of it all leaves room for what half precision rounds.
+        """
+        if not self.noise or kind.form:
+            return
+        size = sum(x.size for name, x in before.items() if name in kind.trainable)
+        norm, most = update_norm(before, after, kind.trainable), 2 * self.noise * (size**0.5 + 10)
+        if not norm <= most:
+            raise BadReply(f"its update has norm {norm:.3g}, with its noise at most {most:.3g}.")
 
     def _divisor(self, metrics: Mapping[str, Any]) -> float:
         value = metrics.get(self.divided_by)

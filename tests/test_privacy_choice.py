@@ -1,11 +1,14 @@
 """``--privacy`` from its text to the strategy, and what is said of a slip in it."""
 
+import sys
+
 import pytest
 
 import fedexp
 from fedexp.checks import check_read
 from fedexp.choices import strategy_of
 from fedexp.config import Config
+from fedexp.privacy.accounting import PrivacyFilter
 from fedexp.strategies import CentralPrivacy, FedAvg, LocalPrivacy
 
 CENTRAL = "central(noise-multiplier=2, clip=0.5, delta=1e-4)"
@@ -63,3 +66,34 @@ def test_a_run_reports_epsilon_each_round():
     spent = [row["privacy-epsilon"] for row in run.metrics]
     assert 0 < spent[0] < spent[1] == run.summary["privacy-epsilon"]
     assert [row["train-loss"] for row in run.metrics] == [None, None]
+
+
+def test_clients_do_not_evaluate_in_the_clear(tmp_path):
+    with pytest.raises(ValueError, match=r"fraction-evaluate=0.5\): .* exact losses"):
+        made("fedavg", privacy="local", fraction_evaluate=0.5)
+    with pytest.raises(ValueError, match="clients tell nobody their rates"):
+        made("fedavg+hypersgd", privacy=CENTRAL, hyper_between_rounds="average")
+    rows = [f"{i / 40},{i % 2},{i % 4}" for i in range(40)]
+    (tmp_path / "a.csv").write_text("\n".join(["x,y,who", *rows]) + "\n")
+    settings = {"data": tmp_path / "a.csv", "target": "y", "client_from": "column:who"}
+    for privacy, asked in (("", 4), ("central(noise-multiplier=8)", 0)):
+        run = fedexp.simulate(
+            strategy="fedavg",
+            privacy=privacy,
+            rounds=1,
+            model="linear",
+            engine="serial",
+            **settings,
+        )
+        assert len(run.clients) == asked
+
+
+def test_what_private_steps_lack_is_said_before_a_client_is_asked(monkeypatch):
+    with pytest.raises(ValueError, match=r"strategy='fedprox\+dp-sgd'\): .*proximal-mu"):
+        made("fedprox+dp-sgd")
+    with pytest.raises(ValueError, match="loss after training, which dp-sgd does not tell"):
+        made("fedexprox(step-size=stops)+dp-sgd")
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    PrivacyFilter.possible.cache_clear()
+    with pytest.raises(ValueError, match=r"dp_accounting is not installed.*fedexp\[dp\]"):
+        made("fedavg+dp-sgd")

@@ -124,7 +124,8 @@ class Budget:
         if self._filter:
             return self._filter.epsilon_at(self._spent)
         step = PrivateStep(plan.sampling_rate, self._multiplier)
-        return _epsilon_of(step, self.steps, plan.delta)
+        grid = 1e-4 * max(1.0, plan.epsilon / 10)  # whose size in memory grows with epsilon
+        return _epsilon_of(step, self.steps, plan.delta, grid)
 
     @property
     def left(self) -> float:

@@ -12,7 +12,7 @@ of its examples is not protected, and neither are its test examples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,10 +28,12 @@ from fedexp.clients.module import layout_of
 from fedexp.clients.private_budget import Budget, Plan
 from fedexp.clients.private_gradients import Floats, PerExample
 from fedexp.clients.settings import ClientSettings
-from fedexp.privacy.accounting import PrivateStep
+from fedexp.privacy.accounting import PrivacyFilter, PrivateStep
 from fedexp.privacy.line_search import ArmijoSearch
 from fedexp.privacy.mechanisms import noisy_sum
 from fedexp.privacy.noise import Noise, noise_of
+
+_LEAST_DELTA, _MOST_STEPS, _MOST_CLIP = 1e-10, 1_000_000, 1e15  # the accountant's, and float's
 
 
 class PrivateRound(NamedTuple):
@@ -93,16 +95,22 @@ class PrivateSGD:
     name: ClassVar[str] = "dp-sgd"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.steps, int) and isinstance(self.noise_seed, int)
-        rules = {
-            "epsilon": (0 < self.epsilon < float("inf"), "> 0"),
-            "delta": (0 < self.delta < 1, "between 0 and 1"),
-            "steps": (whole and self.steps >= 1, "a whole number of at least 1"),
-            "clip": (0 < self.clip < float("inf"), "> 0"),
-            "noise_seed": (whole and self.noise_seed >= -1, "a whole number, or -1 for none"),
+        rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+            "epsilon": (lambda x: 0 < x < float("inf"), "> 0"),
+            "delta": (lambda x: _LEAST_DELTA <= x < 1, f"between {_LEAST_DELTA:g} and 1"),
+            "steps": (
+                lambda x: isinstance(x, int) and 1 <= x <= _MOST_STEPS,
+                f"a whole number of at least 1, at most {_MOST_STEPS}",
+            ),
+            "clip": (lambda x: 0 < x <= _MOST_CLIP, f"> 0 and at most {_MOST_CLIP:g}"),
+            "noise_seed": (
+                lambda x: isinstance(x, int) and x >= -1,
+                "a whole number, or -1 for none",
+            ),
         }
         for name, (holds, rule) in rules.items():
-            if not holds:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
                 key = name.replace("_", "-")
                 raise ValueError(
                     f"{self.name}({key}={getattr(self, name)!r}): must be {rule}. "
@@ -110,7 +118,14 @@ class PrivateSGD:
                 )
 
     def check(self, settings: ClientSettings) -> None:
-        """Raise ``ValueError`` for settings of the clients that private steps do not follow."""
+        """Raise for what would fail at every client, before one of them is asked.
+
+        Raises:
+            ModuleNotFoundError: ``dp-accounting`` is not installed.
+            ValueError: settings of the clients that private steps do not follow, or a budget with
+                which no step can be planned.
+        """
+        PrivacyFilter.possible(self.epsilon, self.delta)
         for key, value in {
             "weight-decay": settings.weight_decay,
             "max-grad-norm": settings.max_grad_norm,

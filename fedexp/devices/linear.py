@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from fedexp import keys
 from fedexp.arrays import Arrays
+from fedexp.clients.local_privacy import hidden
 from fedexp.clients.settings import ClientSettings
 from fedexp.devices.told import data_of, introduced, own_context, settings_of
 from fedexp.records import from_record, records_of, to_record
+from fedexp.wire import ClientResult
 
 Array = NDArray[Any]
 client = ClientApp()
@@ -49,7 +51,9 @@ def answer_train(message: Message, context: Context) -> Message:
     }
     if config.get(keys.FINAL_LOSS):
         metrics[keys.FINAL_LOSS] = linear_loss(_scores(after, data.train[0]), data.train[1])
-    content = RecordDict({"arrays": to_record(after), "metrics": MetricRecord(metrics)})
+    sent = hidden(ClientResult(own.node_id, after, metrics), arrays, config, number)
+    told = MetricRecord(dict(sent.metrics))
+    content = RecordDict({"arrays": to_record(sent.arrays), "metrics": told})
     return Message(content, reply_to=message)
 
 

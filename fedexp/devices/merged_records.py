@@ -184,7 +184,12 @@ def _kind(told: Mapping[str, Any], reading: ReplyFormat, before: Arrays) -> Kind
     step = float(told["step"])
     whole = reading.trainable - absent
     sound = trainable <= whole if reading.narrows else trainable == whole
-    if not sound or not absent < before.keys() or not 0 <= step < math.inf:
+    if (
+        not sound
+        or (reading.whole and absent)
+        or not absent < before.keys()
+        or not 0 <= step < math.inf
+    ):
         raise BadReply("it adds up other arrays than those of the model.")
     return Kind(trainable, step, absent)
 

@@ -169,14 +169,20 @@ def planned_multiplier(epsilon: float, delta: float, sampling_rate: float, num_s
     dp, grid = _dp_accounting(), 1e-4 * max(1.0, 2 * epsilon)
     # The loss distribution of too little noise takes minutes; Renyi's bound says where to look.
     _, enough = PrivacyFilter.planned(epsilon, delta, sampling_rate, num_steps, 0.0)
-    found = dp.calibrate_dp_mechanism(
-        lambda: _pld(grid),
-        lambda multiplier: dp.SelfComposedDpEvent(_event(sampling_rate, multiplier), num_steps),
-        epsilon,
-        delta,
-        bracket_interval=dp.ExplicitBracketInterval(0.8 * enough, 1.05 * enough),
-        tol=1e-3,
-    )
+
+    low, high = 0.8 * enough, 1.05 * enough
+    try:
+        found = dp.calibrate_dp_mechanism(
+            lambda: _pld(grid),
+            lambda multiplier: dp.SelfComposedDpEvent(_event(sampling_rate, multiplier), num_steps),
+            epsilon,
+            delta,
+            bracket_interval=dp.ExplicitBracketInterval(low, high),
+            tol=1e-3,
+        )
+    except ValueError:  # both ends are on one side: Renyi's bound is far from the distribution's
+        least = epsilon_of(PrivateStep(sampling_rate, low), num_steps, delta, grid)
+        return low if least <= epsilon else enough
     return float(found)
 
 
@@ -223,12 +229,7 @@ class PrivacyFilter:
             ValueError: no order fits, or a number is out of its range.
         """
         _check(epsilon, delta, num_steps)
-        filters = [x for x in (cls(epsilon, delta, order) for order in _ORDERS) if x.bound > 0]
-        if not filters:
-            raise ValueError(
-                f"PrivacyFilter(epsilon={epsilon}, delta={delta}): too little for any Renyi order. "
-                "Give more."
-            )
+        filters = cls.possible(epsilon, delta)
 
         def fits(multiplier: float, filter_: PrivacyFilter) -> bool:
             step = PrivateStep.shared(sampling_rate, multiplier, share)
@@ -242,6 +243,23 @@ class PrivacyFilter:
             middle = (low + high) / 2
             low, high = (low, middle) if any(fits(middle, x) for x in filters) else (middle, high)
         return next(x for x in filters if fits(high, x)), high
+
+    @classmethod
+    @lru_cache(maxsize=1024)
+    def possible(cls, epsilon: float, delta: float) -> list[PrivacyFilter]:
+        """The filters that let anything pass, by their orders.
+
+        Raises:
+            ModuleNotFoundError: ``dp-accounting`` is not installed.
+            ValueError: there are none.
+        """
+        filters = [x for x in (cls(epsilon, delta, order) for order in _ORDERS) if x.bound > 0]
+        if not filters:
+            raise ValueError(
+                f"PrivacyFilter(epsilon={epsilon}, delta={delta}): too little for any Renyi order. "
+                "Give more."
+            )
+        return filters
 
     @property
     def bound(self) -> float:

@@ -25,6 +25,7 @@ from fedexp.runs.scores import numbers
 from fedexp.runs.signals import finishing
 from fedexp.runs.simulated import simulated_row
 from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid
+from fedexp.strategies import FedOpt
 
 _MOST_ASKED = 1000  # clients that evaluate the last model though nobody asked for it
 OnRow = Callable[[MetricsRow], Any]
@@ -147,8 +148,13 @@ class UnitRun:
         self._went_back = True
 
     def _ask_everyone(self, grid: LocalGrid) -> None:
-        """Let clients that have names evaluate the last model, unless they did so anyway."""
-        last = len(self.rows)
+        """Let clients that have names evaluate the last model, unless they did so anyway.
+
+        Not under privacy: what they report of it is exact, and counts for no epsilon.
+        """
+        strategy, last = self.run.strategy, len(self.rows)
+        if isinstance(strategy, FedOpt) and strategy.extensions.is_private:
+            return
         if not 0 < len(self.federation.names) <= _MOST_ASKED or self._know_all(last):
             return
         asked = evaluate_clients(grid, self.run.arrays, self.unit.config.timeout)

@@ -220,8 +220,11 @@ class CentralPrivacy(Private):
         return float(state[_STATE]["max-norm"]) if _STATE in state else self.clip
 
     def reading(self, state: State) -> Mapping[str, Any]:
-        """Updates are clipped as they are read, all clients weigh alike, none names buffers."""
-        return {"max_norm": self.bound(state), "uniform": True, "narrows": False}
+        """Updates are clipped as they are read, all clients weigh alike, none names buffers.
+
+        All send the whole model: if most decided which arrays count, one could tip the balance.
+        """
+        return {"max_norm": self.bound(state), "uniform": True, "narrows": False, "whole": True}
 
     def sample(self, nodes: Sequence[int], fraction: float, server_round: int) -> list[int]:
         """Each node with probability ``fraction``; who they are must be a secret as well."""

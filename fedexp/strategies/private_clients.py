@@ -28,10 +28,11 @@ class LocalPrivacy(Private):
     ``C`` differ by up to ``2C``. It tells neither its loss nor how many examples it has, so all
     clients weigh alike. Noise makes ``‖cᵢ‖²`` longer by ``dσ²`` and ``‖mean cᵢ‖²`` by ``dσ²/M`` in
     expectation, for ``d`` parameters and ``M`` clients, so the ratio in FedExP's step would tend to
-    ``M``; the server takes both off. What is left varies a lot from round to round, and
-    with much noise its running means do too: cap the step (``FedExP(max_step_size=3.0)``).
-    ``privacy-epsilon`` is that of a client that takes part in every round. The clients
-    must be ``fedexp.clients``, which know the settings.
+    ``M``; the server takes both off. What is left varies a lot from round to round, and with much
+    noise its running means do too: cap the step (``FedExP(max_step_size=3.0)``).
+    ``privacy-epsilon`` is that of a client that takes part in every round. The clients must be
+    ``fedexp.clients``, which know the settings: a reply that claims no noise is dropped, and so is
+    one that is longer than its noise makes it.
 
     The corrections are derived here; the formulae of DP-FedEXP, arXiv:2504.09850, were not at hand.
 
@@ -64,8 +65,8 @@ class LocalPrivacy(Private):
         return 2 * self.noise_multiplier * self.clip
 
     def reading(self, state: State) -> Mapping[str, Any]:
-        """All clients weigh alike. A bound here would clip the noise too."""
-        return {"uniform": True, "narrows": False}
+        """All clients weigh alike, and all must have added noise; a bound would clip it too."""
+        return {"uniform": True, "narrows": False, "noise": self.sigma}
 
     def send(self, round_: RoundInProgress, state: State) -> Sent:
         """What the clients are to do; the round counts from now on."""
@@ -73,15 +74,6 @@ class LocalPrivacy(Private):
         seeded = {} if self.seed is None else {keys.LOCAL_SEED: self.seed}
         rounds = float(state.get(_STATE, {"rounds": 0.0})["rounds"]) + 1
         return Sent({**told, **seeded}, state={_STATE: {"rounds": np.asarray(rounds)}})
-
-    def check(self, received: Received, state: State) -> None:
-        """Raise ``ValueError`` for clients that have added no noise, or other noise."""
-        for node, metrics in zip(received.nodes, received.metrics, strict=True):
-            if metrics.get(keys.LOCAL_NOISE) != self.sigma:
-                raise ValueError(
-                    f"LocalPrivacy: node {node} has not hidden its update. Use the ClientApp of "
-                    "fedexp.clients, of this version."
-                )
 
     def aggregate(self, received: Received, stats: PseudoGradientStats, state: State) -> Adapted:
         """The sums as they are, with lengths corrected for the noise."""

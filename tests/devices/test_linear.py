@@ -13,6 +13,7 @@ from fedexp.models import of_shape
 from fedexp.records import from_record, to_record
 
 
+@pytest.mark.filterwarnings("ignore:The noise is fixed by the seed")
 @pytest.mark.parametrize("num_classes", [0, 3])
 @pytest.mark.parametrize(
     "settings",
@@ -22,6 +23,7 @@ from fedexp.records import from_record, to_record
         {"proximal-mu": 0.5},
         {"max-grad-norm": 0.05},
         {"learning-rate-decay": 0.9},
+        {"local-noise": 0.1, "local-clip": 1.0, "local-noise-seed": 1},
     ],
 )
 def test_both_clients_give_the_same_numbers(tmp_path, num_classes, settings):

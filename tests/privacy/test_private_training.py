@@ -132,9 +132,16 @@ def test_what_mixes_examples_or_tells_more_is_refused():
         fit("dp-sgd", new_context(), **{"weight-decay": 0.1})
     with pytest.raises(ValueError, match="the loss after training"):
         fit("dp-sgd", new_context(), **{"final-loss": True})
-    for wrong in ("dp-sgd(epsilon=0)", "private-line-search(growth=0.5)", "dp-sgd(steps=0.5)"):
-        with pytest.raises(ValueError, match=r"must be > 0|at least 1"):
-            named_optimizer(wrong)
+    for wrong in (
+        *("epsilon=0", "epsilon=nan", "epsilon=true", "delta=1e-300", "clip=1e300"),
+        *("steps=0.5", "steps=1000000001", "noise-seed=-2"),
+    ):
+        with pytest.raises(ValueError, match=r"^dp-sgd\(.*must be "):
+            named_optimizer(f"dp-sgd({wrong})")
+    with pytest.raises(ValueError, match="at least 1"):
+        named_optimizer("private-line-search(growth=0.5)")
+    with pytest.raises(ValueError, match="too little for any Renyi order"):
+        PrivateSGD(epsilon=1e-9).check(ClientSettings())
     with pytest.raises(ValueError, match="shrink"):
         PrivateLineSearch(shrink=2.0)
     made = named_optimizer("dp-sgd")([nn.Parameter(torch.zeros(1))], ClientSettings())
@@ -230,3 +237,10 @@ def test_control_variates_are_refused():
     config = {"local-steps": 1, "batch-size": 2, "local-optimizer": "dp-sgd"}
     with pytest.raises(ValueError, match="control variates"):
         CLIENT.fit(config, START, content, new_context())
+
+
+def test_local_privacy_hides_what_private_steps_send_as_well():
+    told = {"local-noise": 0.5, "local-clip": 1e-9}
+    sent = fit("dp-sgd(epsilon=20.0, steps=12)", new_context(), **told)
+    assert sent.metrics == {"num-examples": 1, "local-noise": 0.5}
+    assert 0.1 < np.abs(sent.arrays["weight"]).max() < 5

@@ -280,6 +280,20 @@ def test_clients_that_were_drawn_otherwise_are_refused():
         FedExP(extensions=[private(quantile=0.5, quantile_share=0.97)])
 
 
+@both
+def test_clients_that_send_a_part_are_dropped_however_many_they_are(merges):
+    def train(message, context):
+        sent, p = from_record(message.content["arrays"]), partition(context)
+        return content(sent if p == 0 else {"w": sent["w"] + (1e3 if p == 1 else 1.0)})
+
+    strategy = FedAvg(extensions=[private()], **QUIET)
+    grid = merging_if(merges, grid_of(len(SIZES), train))
+    (last,) = rounds(strategy, grid, record(W), num_rounds=1)
+    assert last.train["num-failures"] == len(SIZES) - 1
+    expected = W["w"] - NOISE * CLIP / len(SIZES) * SeededNoise(3, 1, 1).normal(4)
+    np.testing.assert_allclose(from_record(last.arrays)["w"], expected, rtol=1e-9)
+
+
 def test_a_bound_that_only_noise_moves_stays_a_number():
     extension = CentralPrivacy(1e9, 1.0, quantile=0.5, seed=0)
     strategy = FedAvg(fraction_train=Q, extensions=[extension], **QUIET)

@@ -1,19 +1,19 @@
 """Local privacy: what clients send, and FedExP's ratio before and after the correction."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from builders import content, grid_of, stats_of
+from builders import content, grid_of, merging_if, partition, stats_of
 from torch import nn
 
 from fedexp.arrays import sq_norm
 from fedexp.clients import Examples, client_app
 from fedexp.clients.local_privacy import hidden
 from fedexp.privacy import client_epsilon
-from fedexp.records import to_record
+from fedexp.privacy.noise import SeededNoise
+from fedexp.records import from_record, to_record
 from fedexp.rounds import rounds
 from fedexp.simulation import SerialGrid
 from fedexp.strategies import FedExP, LocalPrivacy
@@ -136,8 +136,24 @@ def test_private_and_diverging_clients_are_hidden_too(optimizer, vectorize):
     assert not {"train-loss", "private-steps", "learning-rate"} & last.train.keys()
 
 
-def test_clients_that_do_not_know_of_it_are_refused():
-    grid = grid_of(2, lambda message, context: content({"w": np.ones(3)}))
-    strategy = partial(FedExP, fraction_evaluate=0.0)(extensions=[LocalPrivacy()])
-    with pytest.raises(ValueError, match=r"node \d has not hidden its update"):
-        list(rounds(strategy, grid, to_record({"w": np.zeros(3)}), num_rounds=1))
+def test_a_client_that_hides_nothing_or_sends_more_than_its_noise_is_dropped():
+    extension, noise = LocalPrivacy(1.0, 0.5, seed=1), SeededNoise(1)
+
+    def train(message, context):
+        sent, number = from_record(message.content["arrays"])["w"], partition(context)
+        told = {"local_noise": message.content["config"]["local-noise"]}
+        own = sent + told["local_noise"] * noise.normal(3)
+        return [
+            content({"w": own}, **told),
+            content({"w": own}),
+            content({"w": own}, local_noise=0.1),
+            content({"w": sent + 1e20}, **told),
+            content({"w": own * np.nan}, **told),
+        ][number]
+
+    for merges in (True, False):
+        strategy = FedExP(fraction_evaluate=0.0, extensions=[extension], max_step_size=1.0)
+        grid = merging_if(merges, grid_of(5, train))
+        (last,) = rounds(strategy, grid, to_record({"w": np.zeros(3)}), num_rounds=1)
+        assert (last.train["num-clients"], last.train["num-failures"]) == (1, 4)
+        assert np.abs(from_record(last.arrays)["w"]).max() < 10

@@ -19,7 +19,13 @@ from safetensors.numpy import load_file, save_file
 from fedexp.arrays import Arrays, first_non_finite
 
 
-def atomically(path: Path, write: Callable[[Path], object], *, before: Path | None = None) -> None:
+def atomically(
+    path: Path,
+    write: Callable[[Path], object],
+    *,
+    before: Path | None = None,
+    lasting: bool = False,
+) -> None:
     """Let ``write`` fill a file beside ``path``, then put it in its place in one step.
 
     Its permissions are those that the process gives to any new file.
@@ -27,21 +33,24 @@ def atomically(path: Path, write: Callable[[Path], object], *, before: Path | No
     Args:
         path: of the file.
         write: fills the file whose path it gets.
-        before: where the old file goes. With it the new one is on the disk, not only in the
-            system's memory, before the old one moves: whenever the power fails, one is whole.
+        before: where the old file goes; with it the new one is ``lasting``, and there before the
+            old one moves: whenever the power fails, one is whole.
+        lasting: the new file is on the disk, not only in the system's memory, before this returns.
     """
+    lasting = lasting or before is not None
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.touch()
         mode = stat.S_IMODE(beside.stat().st_mode)
         write(beside)
         beside.chmod(mode)  # safetensors makes a file that its owner alone can read
-        if before:
+        if lasting:
             on_disk(beside)
+        if before:
             with suppress(FileNotFoundError):
                 path.replace(before)
         beside.replace(path)
-        if before:
+        if lasting:
             on_disk(path.parent)
     finally:
         beside.unlink(missing_ok=True)
@@ -108,11 +117,13 @@ def save_model(
     metadata: Mapping[str, str] | None = None,
     *,
     before: Path | None = None,
+    lasting: bool = False,
 ) -> None:
-    """Write ``arrays`` in the safetensors format; ``before`` is that of ``atomically``."""
+    """Write ``arrays`` in the safetensors format; all else is as in ``atomically``."""
     contiguous = {name: np.array(x, order="C") for name, x in arrays.items()}
     own = dict(metadata) if metadata else None
-    atomically(path, lambda beside: _save_file(contiguous, beside, own), before=before)
+    write = lambda beside: _save_file(contiguous, beside, own)  # noqa: E731
+    atomically(path, write, before=before, lasting=lasting)
 
 
 def read_model(path: Path, like: Arrays) -> dict[str, Any]:

@@ -174,10 +174,10 @@ def test_a_disk_that_is_full_in_the_middle_is_one_line_and_keeps_what_there_was(
     run(*flags, tmp_path / "whole")
     save = runs.Checkpoint.save
 
-    def full(self, path):
+    def full(self, path, *rest):
         if self.server_round == 3:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        save(self, path)
+        save(self, path, *rest)
 
     monkeypatch.setattr(runs.Checkpoint, "save", full)
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""All that a run needs to go on to the same bits, in one file."""
+"""All that a run needs to go on to the same bits; what clients keep is in files beside it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-from flwr.app import ConfigRecord, MetricRecord
 from flwr.common.logger import log
 from safetensors import SafetensorError, safe_open
 
 from fedexp.arrays import Arrays
 from fedexp.files import save_model
+from fedexp.runs.client_states import FOLDER, ClientStates
 from fedexp.simulation.transport import Packed
 
 FORMAT = "2"
@@ -26,8 +26,6 @@ NAMES = ("checkpoint.safetensors", "checkpoint-before.safetensors")
 """Of the newest checkpoint of a unit, and of the one before it."""
 
 _REMEDY = " Remove it to run from the first round."
-
-_KINDS = {"MetricRecord": MetricRecord, "ConfigRecord": ConfigRecord}
 
 
 class OtherFormatError(ValueError):
@@ -54,19 +52,18 @@ class Checkpoint:
     clients: Mapping[int, Packed] = field(default_factory=dict)
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write the file whole, or leave the old one; that is kept as the second of ``NAMES``."""
+    def save(self, path: Path, states: ClientStates | None = None) -> None:
+        """Write the file whole, or leave the old one; that is kept as the second of ``NAMES``.
+
+        Args:
+            path: of the file.
+            states: has what clients kept before; by default all of it is written anew.
+        """
         arrays = {f"params/{name}": x for name, x in self.params.items()}
         for kind, owners in (("state", self.state), ("average", self.average)):
             for owner, values in owners.items():
                 arrays |= {f"{kind}/{owner}/{name}": x for name, x in values.items()}
-        records: dict[str, dict[str, Any]] = {}
-        for node, packed in self.clients.items():
-            for key, record in packed.items():
-                if isinstance(record, dict):
-                    arrays |= {f"client/{node}/{key}/{name}": x for name, x in record.items()}
-                else:
-                    records.setdefault(str(node), {})[key] = [type(record).__name__, dict(record)]
+        states = states or ClientStates(path.with_name(FOLDER))
         meta = {
             "format": FORMAT,
             "fingerprint": json.dumps(self.fingerprint),
@@ -74,21 +71,26 @@ class Checkpoint:
             "owners": json.dumps(list(self.state)),
             "averages": json.dumps(list(self.average)),
             "order": json.dumps(list(arrays)),  # the file's own is another, and sums would differ
-            "records": json.dumps(records),
+            "clients": json.dumps(states.save(self.clients)),
         }
         whole = meta | {"checksum": _checksum(arrays, meta)}
         save_model(path, arrays, whole, before=path.with_name(NAMES[1]))
 
     @classmethod
-    def load(cls, path: Path) -> Checkpoint:
+    def load(cls, path: Path, states: ClientStates | None = None) -> Checkpoint:
         """Read what ``save`` wrote.
+
+        Args:
+            path: of the file.
+            states: remembers what clients keep, for the next ``save``.
 
         Raises:
             ValueError: the file is not as it was written.
             OtherFormatError: another version of this library wrote it.
         """
         try:
-            return cls._of(*_read(path))
+            states = states or ClientStates(path.with_name(FOLDER))
+            return cls._of(*_read(path), states)
         except OtherFormatError:
             raise
         except (
@@ -102,26 +104,24 @@ class Checkpoint:
             raise ValueError(f"{path}: is damaged ({error}).{_REMEDY}") from None
 
     @classmethod
-    def _of(cls, arrays: Arrays, meta: Mapping[str, str]) -> Checkpoint:
-        clients: dict[int, dict[str, Any]] = {}
-        for node, kinds in json.loads(meta["records"]).items():
-            clients[int(node)] = {k: _KINDS[kind](value) for k, (kind, value) in kinds.items()}
-        for name, x in _under(arrays, "client/").items():
-            node, key, rest = name.split("/", 2)
-            clients.setdefault(int(node), {}).setdefault(key, {})[rest] = x
+    def _of(cls, arrays: Arrays, meta: Mapping[str, str], states: ClientStates) -> Checkpoint:
         owners, averages = json.loads(meta["owners"]), json.loads(meta["averages"])
         return cls(
             server_round=int(meta["round"]),
             params=_under(arrays, "params/"),
             state={owner: _under(arrays, f"state/{owner}/") for owner in owners},
             average={owner: _under(arrays, f"average/{owner}/") for owner in averages},
-            clients=clients,
+            clients=states.load(json.loads(meta["clients"])),
             fingerprint=dict(json.loads(meta["fingerprint"])),
         )
 
 
-def newest(folder: Path) -> Checkpoint | None:
+def newest(folder: Path, states: ClientStates | None = None) -> Checkpoint | None:
     """The newest checkpoint in the folder of a unit that is as it was written; None without any.
+
+    Args:
+        folder: of the unit.
+        states: as in ``Checkpoint.load``.
 
     Raises:
         ValueError: there are some, and all of them are damaged.
@@ -131,7 +131,7 @@ def newest(folder: Path) -> Checkpoint | None:
         if not path.exists():
             continue
         try:
-            found = Checkpoint.load(path)
+            found = Checkpoint.load(path, states)
         except OtherFormatError:
             raise
         except ValueError as error:

@@ -22,6 +22,7 @@ from fedexp.config import Config
 from fedexp.datasets import label_counts, plot
 from fedexp.files import read_json, remove_leftovers, save_json, save_text
 from fedexp.runs.checkpoint import NAMES
+from fedexp.runs.client_states import forget_states
 from fedexp.runs.federation import Federation
 from fedexp.runs.fingerprint import digests, version_of
 
@@ -210,6 +211,7 @@ def clear(folder: Path) -> None:
     """Remove the files that the run in ``folder`` wrote; files of anyone else stay."""
     for own in _unit_folders(folder):
         _remove(own, FILES_OF_A_UNIT)
+        forget_states(own)
         for inside in (own, *own.parents):
             if inside == folder or any(inside.iterdir()):
                 break

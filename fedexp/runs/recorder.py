@@ -16,6 +16,7 @@ from fedexp.arrays import Arrays
 from fedexp.files import on_disk, read_json, remove_leftovers, save_json, save_text
 from fedexp.records import from_record, to_record
 from fedexp.runs.checkpoint import NAMES, Checkpoint, newest
+from fedexp.runs.client_states import FOLDER, ClientStates, forget_states, is_states
 from fedexp.runs.fingerprint import Fingerprint, check_same, warn_of_code
 from fedexp.runs.folder import FILES_OF_A_UNIT
 from fedexp.runs.reading import MetricsRow
@@ -31,9 +32,10 @@ class Recorder:
     """Writes one unit into its folder, whole after every round.
 
     ``metrics.jsonl`` has a line a round, ``clients.csv`` a line for every client that evaluated;
-    ``checkpoint.safetensors`` is what the unit goes on from. The one before it is kept as well, in
-    case the newer one gets damaged. They stay at the end, so that a run can be extended. Of a
-    strategy that does not show what it remembers there is none: such a unit starts again.
+    ``checkpoint.safetensors`` is what the unit goes on from, with what clients keep in ``clients``.
+    The one before it is kept as well, in case the newer one gets damaged. They stay at the end, so
+    that a run can be extended. Of a strategy that does not show what it remembers there is none:
+    such a unit starts again.
 
     Args:
         folder: of the unit.
@@ -44,11 +46,13 @@ class Recorder:
         self.folder = folder
         self._fingerprint = fingerprint
         self._checkpoint = folder / NAMES[0]
+        self._states = ClientStates(folder / FOLDER)
 
     def forget(self) -> None:
         """Remove what an earlier run left: nothing there is believed."""
         for name in ("summary.json", *NAMES, "metrics.jsonl", "clients.csv"):
             (self.folder / name).unlink(missing_ok=True)
+        forget_states(self.folder)
 
     def begin(
         self, about: MetricsRow, run: Run, grid: LocalGrid
@@ -59,7 +63,8 @@ class Recorder:
             ValueError: what there is cannot be gone on from.
         """
         remove_leftovers(self.folder, FILES_OF_A_UNIT.__contains__)
-        saved = newest(self.folder)
+        remove_leftovers(self.folder / FOLDER, is_states)
+        saved = newest(self.folder, self._states)
         rows = rows_until(self.folder, saved.server_round) if saved else []
         clients = clients_until(self.folder, saved) if saved else []
         if saved:
@@ -94,7 +99,8 @@ class Recorder:
             on_disk(self.folder / "clients.csv")
         on_disk(self.folder / "metrics.jsonl")  # before a checkpoint that counts on it
         if saved := saved_of(run, row["round"], grid, of_clients(clients, new)):
-            replace(saved, fingerprint=self._fingerprint).save(self._checkpoint)
+            replace(saved, fingerprint=self._fingerprint).save(self._checkpoint, self._states)
+            self._states.clean()
 
     def end(self, run: Run, summary: MetricsRow) -> None:
         """Write both models, then the summary, which says that the unit has ended."""

@@ -40,8 +40,8 @@ def test_a_checkpoint_comes_back_whole_and_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("records", '{"5": {"k": ["Other", {}]}}'),
-        ("records", "[]"),
+        ("clients", '{"another-file.safetensors": [5]}'),
+        ("clients", "[]"),
         ("round", "x"),
         ("owners", "{"),
     ],

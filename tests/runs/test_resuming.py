@@ -46,10 +46,10 @@ def folders(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         save = runs.Checkpoint.save
 
-        def interrupted(self, path):
+        def interrupted(self, path, *rest):
             if self.server_round == 3 and path.parent.name == "scaffold":
                 raise KeyboardInterrupt
-            save(self, path)
+            save(self, path, *rest)
 
         patch.setattr(runs.Checkpoint, "save", interrupted)
         with pytest.raises(SystemExit):

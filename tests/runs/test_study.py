@@ -57,10 +57,10 @@ def test_one_after_the_other_it_goes_on_to_the_same_bits(when, error, whole, tmp
     folder, begun = tmp_path / "cut", []
     save, begin = recorder.Checkpoint.save, recorder.Recorder.begin
 
-    def interrupted(self, path):
+    def interrupted(self, path, *rest):
         if path.parent == folder / where and self.server_round == number:
             raise error
-        save(self, path)
+        save(self, path, *rest)
 
     def noted(self, *rest):
         begun.append(self.folder)

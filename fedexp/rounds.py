@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from logging import WARNING
 from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedexp import keys
 from fedexp.foreign_draws import seeded
 from fedexp.merged import Failure, Merged, MergingGrid
 from fedexp.records import num_bytes, records_of
@@ -100,6 +104,61 @@ def _busy(grid: Grid) -> float | None:
     return inner.busy if isinstance(inner, MergingGrid) else None
 
 
+def lost_losses(metrics: MetricRecord | None) -> list[str]:
+    """Names of losses of the last iterate that are not finite, such as ``test-loss``."""
+    return [
+        name
+        for name, value in (metrics or {}).items()
+        if name.split("-")[-1] == "loss" and not name.startswith("mean-")
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Evaluated:
+    """The server's evaluation of a round, and what it remembered before."""
+
+    server_round: int
+    evaluate_fn: EvaluateFn
+    memory: Any
+
+    def again(self, arrays: ArrayRecord) -> MetricRecord | None:
+        """The evaluation of another model in place of the round's."""
+        if self.memory is not None:  # an average must not go through a model that is given up
+            self.evaluate_fn.memory = self.memory  # type: ignore[attr-defined]
+        return self.evaluate_fn(self.server_round, arrays)
+
+
+def _undone(
+    strategy: Strategy, evaluated: _Evaluated, before: ArrayRecord, server: MetricRecord | None
+) -> tuple[MetricRecord, MetricRecord | None] | None:
+    """Undo a step; the train and server metrics of the round then. None if it has to stay.
+
+    It stays where the loss was no better before. Under privacy it stays too: what the round cost
+    is spent, and must stay counted.
+    """
+    ours = strategy if isinstance(strategy, FedOpt) else None
+    if ours and ours.extensions.is_private:
+        return None
+    after = getattr(evaluated.evaluate_fn, "memory", None)
+    again = evaluated.again(before)
+    if lost_losses(again):
+        if after is not None:
+            evaluated.evaluate_fn.memory = after  # type: ignore[attr-defined]
+        return None
+    (name, *_) = lost_losses(server)
+    reason = f"the server step makes {name} not finite; use a smaller learning rate or step."
+    log(WARNING, "Round %d is undone: %s", evaluated.server_round, reason)
+    if ours is None:
+        return MetricRecord(), again
+    ours.undo(reason)
+    counts: dict[str, Any] = {
+        keys.NUM_CLIENTS: 0,
+        keys.NUM_FAILURES: sum(map(len, ours.attendance.reasons.values())),
+    }
+    return MetricRecord(counts), again
+
+
 def _begin_round(grid: Grid, server_round: int) -> None:
     if hasattr(inner := unwrapped(grid), "begin_round"):
         inner.begin_round(server_round)
@@ -112,7 +171,8 @@ class Round:
     Attributes:
         server_round: its number, from 1.
         arrays: the model after it.
-        failed: no usable reply; ``arrays`` is the model from before.
+        failed: no usable reply, too few, or a step that was undone; ``arrays`` is the model from
+            before.
         train, evaluate, server: metrics of the clients' training, of their evaluation and of
             ``evaluate_fn``; empty where there was none.
         seconds: of wall time, evaluation included.
@@ -155,6 +215,9 @@ def rounds(
 ) -> Iterator[Round]:
     """What ``strategy.start`` does, handing over every round when it ends.
 
+    A step to a model whose loss is not finite at the server, where that of the model before is, is
+    undone: the round has failed.
+
     Args:
         strategy: any strategy of Flower's Message API.
         grid: any grid.
@@ -172,7 +235,8 @@ def rounds(
         grid, draws = strategy.streamed(grid), lambda _: nullcontext()
     for_training, for_evaluation = ConfigRecord(), ConfigRecord()
     for server_round in range(first, num_rounds + 1):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), arrays
+        memory = getattr(evaluate_fn, "memory", None)
         training, evaluation = Exchange(), Exchange()
         _begin_round(grid, server_round)
         for_training.update(train_config(server_round) if train_config else {})
@@ -186,6 +250,10 @@ def rounds(
             replies = cast(Iterable[Message], evaluation.send(grid, messages, timeout))
             evaluate = strategy.aggregate_evaluate(server_round, replies)
         server = evaluate_fn(server_round, arrays) if evaluate_fn else None
+        if evaluate_fn and new is not None and lost_losses(server):
+            evaluated = _Evaluated(server_round, evaluate_fn, memory)
+            if told := _undone(strategy, evaluated, before, server):
+                arrays, new, (train, server) = before, None, told
         yield Round(
             server_round,
             arrays,

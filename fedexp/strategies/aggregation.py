@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from logging import INFO, WARNING
 from typing import Any, Literal
 
@@ -40,6 +40,17 @@ _BUFFERS = "buffers"
 _BATCH_NORM_MAX_STEP = 1.5  # the best of those tried in experiments/batch_norm.py
 
 
+@dataclass(frozen=True, eq=False)
+class _Before:
+    """What a step has changed, as it was, and the nodes whose replies made the step."""
+
+    round: RoundInProgress | None
+    state: State
+    released: Any
+    attendance: Arrays
+    nodes: tuple[int, ...]
+
+
 class Aggregation(FlowerFedAvg):
     """A round as ``begin``, ``ask``, ``replies`` and ``finish``; ``FedOpt`` is what users make.
 
@@ -63,6 +74,7 @@ class Aggregation(FlowerFedAvg):
     bounds = OfExtension(MedianBounds)
     drop_beyond = OfExtension(DropBeyond, "multiple")
 
+    _before: _Before | None = None
     _limits_batch_norm: bool
     _warned = False
 
@@ -114,6 +126,7 @@ class Aggregation(FlowerFedAvg):
         if first:
             self.check_cohort(len(nodes), num_nodes)
         self.attendance.ask(nodes)
+        self._before = None  # what was before the last round need not stay in memory
         sent = self.extensions.send(self.round, self.state)
         self.state = self.state | sent.state
         return sent
@@ -191,7 +204,7 @@ class Aggregation(FlowerFedAvg):
             return None
         if stats.count < self.min_replies and not self.extensions.samples:
             few = f"{stats.count} good replies are fewer than min-replies={self.min_replies}"
-            self._undo(received, f"{few}: the round is undone.")
+            self._refuse(received, f"{few}: the round is undone.")
             return None
         self._learn_buffers(kind)
         params, state, metrics = self._step(received, replies.with_loss(), kind)
@@ -199,14 +212,30 @@ class Aggregation(FlowerFedAvg):
         # What is new in the state as well: it would stay there, and fail every later round.
         new = [x for key, x in state.items() if x is not self.state.get(key)]
         if not math.isfinite(eta) or any(map(first_non_finite, [params, *new])):
-            self._undo(received, f"the server step {eta:.3g} gives a model that is not finite.")
+            self._refuse(received, f"the server step {eta:.3g} gives a model that is not finite.")
             return None
+        self._before = _Before(
+            self.round, self.state, self.released, self.attendance.state(), tuple(received.nodes)
+        )
         self.attendance.came(received.nodes)
         self.state = state
         self.begin(params)
         return params, metrics
 
-    def _undo(self, received: Received, reason: str) -> None:
+    def undo(self, reason: str) -> None:
+        """Take back the step of the last round; the replies that made it do not count.
+
+        Raises:
+            ValueError: there was none since the last that was taken back.
+        """
+        if self._before is None:
+            raise ValueError(f"{type(self).__name__}.undo: there is no step to take back.")
+        before, self._before = self._before, None
+        self.round, self.state, self.released = before.round, before.state, before.released
+        self.attendance.restore(before.attendance)
+        self.attendance.fail([(node, reason) for node in before.nodes])
+
+    def _refuse(self, received: Received, reason: str) -> None:
         """Note why the good replies of a round do not count."""
         self.attendance.fail([(node, reason) for node in received.nodes])
 

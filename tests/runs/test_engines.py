@@ -84,6 +84,7 @@ CASES = {
 }
 # A second worker is worth its start where what it trains alone could differ: in sums and groups.
 WORKERS = {"an optimizer of PyTorch's": 1, "a class and an optimizer of the caller's": 1}
+WORKERS["every fault, unlike devices that come and go, and a deadline"] = 1
 
 
 def left(case, **engine):

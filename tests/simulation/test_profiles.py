@@ -6,10 +6,6 @@ import statistics
 import pytest
 
 from fedexp.config import Config
-from fedexp.runs.engines import grid_of
-from fedexp.runs.federation import Federation
-from fedexp.runs.job import Job, run_job
-from fedexp.runs.plan import first_units
 from fedexp.simulation.conditions import Conditions
 from fedexp.simulation.faults import Faults
 from fedexp.simulation.profiles import ClientProfiles
@@ -97,85 +93,6 @@ def test_a_slip_in_a_profile_is_one_line(text, words):
     with pytest.raises(ValueError, match=words) as caught:
         Config.of({"client-profiles": text})
     assert "\n" not in str(caught.value)
-
-
-@pytest.fixture(scope="module")
-def outcome():
-    """What a run under all conditions leaves."""
-    config = Config.of(
-        {
-            **{"strategy": "fedavg", "num-clients": 12, "num-server-rounds": 4, "engine": "serial"},
-            **{"fraction-train": 0.5, "batch-size": 4, "fraction-evaluate": 0.3},
-            "client-profiles": "availability=random(0.7), local-steps=uniform(1, 4)",
-            **{"faults": "drop=0.3, scale=0.2, crash=0.1", "deadline": 2.0},
-        }
-    )
-    federation = Federation(config)
-    (unit,) = first_units(config, {"fedavg": "fedavg"})
-    with grid_of(config, federation) as grid:
-        return config, grid, run_job(Job(unit), federation, grid)
-
-
-def test_every_row_counts_what_was_ordered_and_what_came_of_it(outcome):
-    config, _, done = outcome
-    for row in done.rows:
-        ordered = {kind: row[f"faults-{kind}"] for kind in ("drop", "scale", "crash")}
-        assert row.get("bad-replies-lost", 0) == ordered["drop"]
-        assert row.get("bad-replies-crash", 0) == ordered["crash"]
-        assert row["num-failures"] == ordered["drop"] + ordered["crash"]
-        silent = ordered["drop"] + ordered["crash"] > 0
-        assert (row["simulated-seconds"] == config.deadline) == silent
-    assert done.summary["faults"] == sum(
-        n for row in done.rows for key, n in row.items() if key.startswith("faults-")
-    )
-    assert done.summary["faults"] > 3
-    times = sum(row["simulated-seconds"] for row in done.rows)
-    assert done.summary["simulated-seconds"] == pytest.approx(times)
-
-
-def test_a_run_whose_clients_fail_to_order_has_no_problem(outcome):
-    assert outcome[2].summary["problem"] is None
-
-
-def test_a_cohort_is_drawn_from_those_that_are_there(outcome):
-    config, grid, done = outcome
-    profiles = ClientProfiles.of(config.client_profiles)
-    for row in done.rows:
-        present = profiles.present(config.seed, row["round"], 12)
-        assert row["num-clients"] + row["num-failures"] == int(0.5 * len(present))
-        grid.begin_round(row["round"])
-        assert grid.get_node_ids() == [c + 2 for c in present]
-    grid.begin_round(0)
-    assert len(grid.get_node_ids()) == 12
-
-
-def test_a_client_takes_the_steps_of_its_profile():
-    def trained(**fields):
-        small = {"strategy": "fedavg", "num-clients": 3, "num-server-rounds": 1}
-        config = Config.of({**small, "vectorize": "off", "engine": "serial", **fields})
-        federation = Federation(config)
-        (unit,) = first_units(config, {"fedavg": "fedavg"})
-        with grid_of(config, federation) as grid:
-            (last, _) = run_job(Job(unit), federation, grid).models
-        return {name: x.tobytes() for name, x in last.items()}
-
-    assert trained(**{"client-profiles": "local-steps=uniform(3, 3)"}) == trained(
-        **{"local-steps": 3}
-    )
-
-
-def test_a_deadline_among_clients_that_are_alike_is_refused():
-    config = Config.of({"strategy": "fedavg", "deadline": 2.0})
-    with pytest.raises(ValueError, match="all in time or all late"):
-        Federation(config).check(config)
-
-
-def test_a_strategy_that_would_wait_for_ever_is_refused():
-    from flwr.serverapp.strategy import FedAvg
-
-    config = Config.of({"strategy": "fedavg", "client-profiles": "availability=random(0.5)"})
-    with pytest.raises(ValueError, match="it would wait for ever"):
-        Federation(config).run(config, FedAvg(fraction_evaluate=0.0))
 
 
 def test_faults_and_none_are_told_apart():

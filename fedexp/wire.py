@@ -267,7 +267,18 @@ def reason_of(error: BaseException) -> str:
     """What is said of an exception of a client: its class, text and place."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     name = last.filename.rsplit("/", 1)[-1]
-    return f"{type(error).__name__}: {text_of(error)} ({name}, line {last.lineno})"
+    said = f"{type(error).__name__}: {text_of(error)} ({name}, line {last.lineno})"
+    return f"{said}. {NEEDS_LESS_MEMORY}" if _is_of_memory(error) else said
+
+
+NEEDS_LESS_MEMORY = "Use a smaller --batch-size, or fewer --num-workers."
+"""What to do where memory runs out."""
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """PyTorch has no class of its own for it on CPUs."""
+    text = text_of(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
 
 def text_of(error: BaseException) -> str:

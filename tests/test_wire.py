@@ -4,10 +4,11 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 from builders import content, record
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
-from fedexp.wire import ReplyFormat
+from fedexp.wire import NEEDS_LESS_MEMORY, ReplyFormat, reason_of
 
 BEFORE = {"w": np.zeros((2, 3), np.float32), "n": np.asarray(3)}
 GOOD = {"w": np.ones((2, 3), np.float32), "n": np.asarray(5)}
@@ -33,6 +34,19 @@ def test_a_reply_that_was_read_dies_with_its_last_reference():
         assert array() is None
     finally:
         gc.enable()
+
+
+def raised(make):
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        make()
+    return caught.value
+
+
+@pytest.mark.parametrize("make", [lambda: np.empty(1 << 50), lambda: torch.empty(1 << 50)])
+def test_what_a_client_says_when_memory_is_out_ends_with_the_remedy(make):
+    reason = reason_of(raised(make))
+    assert "allocate" in reason
+    assert reason.endswith(f"). {NEEDS_LESS_MEMORY}")
 
 
 def with_w(x):

@@ -236,8 +236,23 @@ def _sampled(server_round, num_nodes=NUM_NODES, fraction=OURS["fraction_train"],
 def test_a_client_that_kills_every_worker_is_one_error_reply(grid):
     replies = ask(grid, range(2, 10), dies=7)
     assert [reply.has_error() for reply in replies] == [i == 7 for i in range(8)]
-    assert replies[7].error.reason == "its worker process ended whenever it ran"
+    reason = replies[7].error.reason
+    assert reason.startswith("its worker process ended whenever it ran. If memory ran out: Use a ")
     assert not any(reply.has_error() for reply in ask(grid, range(2, 10)))
+
+
+def test_a_worker_that_ray_ends_as_memory_runs_out_is_replaced(grid, monkeypatch, logged):
+    """As it ended for good: what Ray raises is no RayActorError."""
+    get, errors = ray.get, iter([ray.exceptions.OutOfMemoryError("memory is low")])
+
+    def low_on_memory(*args, **kwargs):
+        if error := next(errors, None):
+            raise error
+        return get(*args, **kwargs)
+
+    monkeypatch.setattr("fedexp.simulation.ray.workers.ray.get", low_on_memory)
+    assert not any(reply.has_error() for reply in ask(grid, range(2, 10)))
+    assert sum("is replaced (its worker process ended" in line for line in logged) == 1
 
 
 def test_a_client_that_hangs_is_one_error_reply_and_its_worker_is_recycled(grid):

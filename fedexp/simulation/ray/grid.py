@@ -22,10 +22,11 @@ from fedexp.simulation.jobs import ClientJob, ShareOutcome, jobs_of, reply_of
 from fedexp.simulation.merge_tree import Span, combine, subtrees_up_to
 from fedexp.simulation.ray.workers import RayWorkers, Ticket, WorkerDied, WorkerHangs
 from fedexp.simulation.transport import Packed, packed_bytes
-from fedexp.wire import ReplyFormat
+from fedexp.wire import NEEDS_LESS_MEMORY, ReplyFormat
 
 _CHUNK_BYTES = 1 << 26  # of replies that one task returns
 _ONE_BY_ONE = 3  # the attempt in which a worker notes each client that it runs
+_ENDED = f"its worker process ended whenever it ran. If memory ran out: {NEEDS_LESS_MEMORY}"
 _MOST_LOST = 10  # clients of a task that end its worker, before all the others are given up too
 
 
@@ -162,13 +163,13 @@ class RayGrid(LocalGrid):
             try:
                 return self._workers.wait(ticket, left)  # type: ignore[no-any-return]
             except WorkerDied:
-                reason = "its worker process ended whenever it ran"
+                reason = _ENDED
                 noted = task.attempt == _ONE_BY_ONE
             except WorkerHangs:
                 reason, noted = too_late(timeout), True
                 # If nobody is known to hang, waiting for it once more as it is would not help.
                 task = replace(task, attempt=max(task.attempt, _ONE_BY_ONE - 1))
-            log(WARNING, "Worker %d is replaced (%s).", task.worker, reason)
+            log(WARNING, "Worker %d is replaced (%s).", task.worker, reason.rstrip("."))
             task = _again(task, self._workers.running(ticket) if noted else None, reason)
             self._workers.replace(task.worker, ticket)
             ticket, start = self._submit(task, timeout), time.monotonic()

@@ -32,7 +32,11 @@ _SMALL = 1 << 17  # bytes that may be copied once more
 
 # After cluster, which says what to install if there is no Ray, and sets its environment.
 import ray  # noqa: E402
-from ray.exceptions import GetTimeoutError, RayActorError  # noqa: E402
+from ray.exceptions import (  # noqa: E402
+    GetTimeoutError,
+    OutOfMemoryError,
+    RayActorError,
+)
 
 
 class WorkerDied(Exception):
@@ -205,8 +209,8 @@ class RayWorkers:
             return pickle.loads(answer) if isinstance(answer, bytes) else answer
         except GetTimeoutError:
             raise WorkerHangs from None
-        except RayActorError as error:
-            raise WorkerDied(str(error).splitlines()[0]) from None
+        except (RayActorError, OutOfMemoryError) as error:  # Ray ends workers before Linux would
+            raise WorkerDied(str(error).partition("\n")[0]) from None
 
     def running(self, ticket: Ticket) -> int | None:
         """Position of the client that ran when the time was up or the worker died, if known."""
@@ -223,7 +227,7 @@ class RayWorkers:
         if self._actors[worker] is ticket.actor:
             ray.kill(ticket.actor)
             self._actors[worker] = self._new()
-            with suppress(RayActorError):  # dies at once: the next call says so
+            with suppress(RayActorError, OutOfMemoryError):  # dies at once: the next call says so
                 if (started := ready(self._actors[worker])) is not None:
                     ray.get(started)
 

@@ -23,6 +23,7 @@ from typing import Any
 from fedexp.extras import missing
 
 _NORMAL = NormalDist()
+_LEAST_MULTIPLIER = 0.1  # below it the accountant's tables take minutes
 _ORDERS = (*range(2, 16), *range(16, 64, 4), *range(64, 257, 16))
 
 
@@ -156,7 +157,8 @@ def epsilon_of(step: PrivateStep, num_steps: int, delta: float, grid: float = 1e
 def planned_multiplier(epsilon: float, delta: float, sampling_rate: float, num_steps: int) -> float:
     """The least noise multiplier at which ``num_steps`` steps cost at most ``epsilon``.
 
-    It is found to a thousandth, on the safe side, by ``dp-accounting``'s own search.
+    It is found to a thousandth, on the safe side, by ``dp-accounting``'s own search. Where even 0.1
+    is more than enough, it is a number below that.
 
     Raises:
         ModuleNotFoundError: ``dp-accounting`` is not installed.
@@ -170,7 +172,15 @@ def planned_multiplier(epsilon: float, delta: float, sampling_rate: float, num_s
     # The loss distribution of too little noise takes minutes; Renyi's bound says where to look.
     _, enough = PrivacyFilter.planned(epsilon, delta, sampling_rate, num_steps, 0.0)
 
+    def is_enough(multiplier: float) -> bool:
+        step = PrivateStep(sampling_rate, multiplier)
+        return epsilon_of(step, num_steps, delta, grid) <= epsilon
+
     low, high = 0.8 * enough, 1.05 * enough
+    while is_enough(low):  # the bound is far off for few steps and rare examples
+        if low < _LEAST_MULTIPLIER:
+            return low
+        low, high = 0.8 * low, low
     try:
         found = dp.calibrate_dp_mechanism(
             lambda: _pld(grid),
@@ -180,9 +190,8 @@ def planned_multiplier(epsilon: float, delta: float, sampling_rate: float, num_s
             bracket_interval=dp.ExplicitBracketInterval(low, high),
             tol=1e-3,
         )
-    except ValueError:  # both ends are on one side: Renyi's bound is far from the distribution's
-        least = epsilon_of(PrivateStep(sampling_rate, low), num_steps, delta, grid)
-        return low if least <= epsilon else enough
+    except ValueError:  # the distribution's rounding hides that Renyi's bound proves it enough
+        return high
     return float(found)
 
 

@@ -78,6 +78,16 @@ def test_noise_multipliers_of_the_table():
     assert 0 < planned_multiplier(1e6, DELTA, 0.1, 9) < 1
 
 
+def test_the_noise_of_a_single_step_of_rare_examples_is_that_of_the_closed_form():
+    # Renyi's bound, at which the search begins, asks for half as much noise again.
+    q, epsilon = 0.001, 3.0
+    s = planned_multiplier(epsilon, DELTA, q, 1)
+    x = 0.5 + s**2 * np.log((np.exp(epsilon) - 1 + q) / q)  # where the loss is epsilon
+    with_, without = stats.norm.sf((x - 1) / s), stats.norm.sf(x / s)
+    delta = (1 - q) * without + q * with_ - np.exp(epsilon) * without
+    assert DELTA * 0.9 < delta <= DELTA
+
+
 def test_a_search_is_as_one_gaussian_and_shares_divide_it():
     assert dominating_mean(0.2) == pytest.approx(0.25048391)
     step = PrivateStep.shared(Q, 3.0, 0.25)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedexp.arrays import Arrays, cast_like, moved
 from fedexp.stats import PseudoGradientStats
-from fedexp.strategies.directions import Direction, Identity, Momentum, State
+from fedexp.strategies.directions import SHIFT, Direction, Identity, Momentum, State
 from fedexp.strategies.step_sizes import (
     ITERATE,
     Capped,
@@ -78,7 +78,8 @@ class ServerOptimizer:
     @property
     def needs_all_clients(self) -> bool:
         """Whether a rule compares rounds, which must then be of the same clients."""
-        return bool(getattr(innermost(self.step_size), "needs_all_clients", False))
+        rules = self.direction, innermost(self.step_size)
+        return any(getattr(rule, "needs_all_clients", False) for rule in rules)
 
     def step(
         self, params: Arrays, stats: PseudoGradientStats, state: State
@@ -95,9 +96,12 @@ class ServerOptimizer:
         state = state | {ITERATE: {name: params[name] for name in stats.update}}
         direction, state = self.direction(stats.mean_update, state)
         eta, state = self.step_size(stats, direction, state)
-        state = {owner: arrays for owner, arrays in state.items() if owner != ITERATE}
+        shift = state.get(SHIFT)
+        step = {k: eta * direction[k] + s for k, s in shift.items()} if shift else None
+        state = {owner: x for owner, x in state.items() if owner not in (ITERATE, SHIFT)}
         buffers = {name: cast_like(b, params[name]) for name, b in stats.mean_buffers.items()}
-        return {**params, **buffers, **dict(moved(params, direction, eta))}, state, eta
+        new = moved(params, step, 1.0) if step else moved(params, direction, eta)
+        return {**params, **buffers, **dict(new)}, state, eta
 
 
 def limited(

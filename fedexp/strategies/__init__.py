@@ -21,6 +21,7 @@ from fedexp.strategies.evaluation import BothIterates, MeanOfIterates, MeanOfLas
 from fedexp.strategies.extensions import Adapted, Extension, Received, RoundInProgress, Sent
 from fedexp.strategies.extrapolation import Extrapolation, RunningExtrapolation
 from fedexp.strategies.fedopt import FedOpt
+from fedexp.strategies.line_search import LineSearch
 from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimization_presets import (
     FedAnderson,
@@ -90,6 +91,7 @@ __all__ = [
     "Hypergradient",
     "HypergradientStep",
     "Identity",
+    "LineSearch",
     "LocalPrivacy",
     "MeanOfIterates",
     "MeanOfLast",

@@ -20,6 +20,7 @@ from fedexp.strategies import (
     GradientDiversity,
     HypergradientStep,
     Identity,
+    LineSearch,
     Momentum,
     Relaxed,
     RunningExtrapolation,
@@ -59,6 +60,10 @@ RULES = {
     "dog": ServerOptimizer(Identity(), DistanceOverGradients()),
     "anderson": ServerOptimizer(Anderson(), RunningRatio(0.0)),
     "anderson mixed": ServerOptimizer(Anderson(2), Capped(Constant(0.5), 2.0)),
+    "line search": ServerOptimizer(step_size=LineSearch(lambda x: float(np.abs(x["scale"])))),
+    "line search along anderson": ServerOptimizer(
+        Anderson(), LineSearch(lambda x: float(np.sum(x["weight"] ** 2)), (0.3, 3.0))
+    ),
     "schedule-free": ServerOptimizer(ScheduleFree(), Constant(2.0)),
     "dowg": ServerOptimizer(Identity(), DistanceOverWeightedGradients()),
 }

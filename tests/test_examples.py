@@ -44,6 +44,7 @@ DEFINED_TWICE = {
         [
             *("FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedExP", "FedExPM", "FedExProx"),
             *(
+                "FedAnderson",
                 "FedBB",
                 "FedDoG",
                 "FedDoWG",

@@ -96,7 +96,7 @@ MATHEMATICS = ["keys", "arrays", "sums", "stats"] + [
         *("directions", "step_sizes", "extrapolation", "optimizer", "scaffold"),
         *("averages", "running_ratio", "extensions", "rate_sharing", "step_sharing"),
         *("robustness", "medians", "proximal", "barzilai_borwein"),
-        "distance_over_gradients",
+        *("distance_over_gradients", "schedule_free", "anderson", "line_search"),
     )
 ]
 MATHEMATICS += [

@@ -9,6 +9,7 @@ from fedexp.strategies.adaptive_presets import (
     NesterovExP,
     ScaffoldExP,
 )
+from fedexp.strategies.anderson import Anderson
 from fedexp.strategies.averages import MeanOfLast, MovingAverage, PolynomialAverage, average_named
 from fedexp.strategies.barzilai_borwein import BarzilaiBorwein
 from fedexp.strategies.directions import Adagrad, Adam, Identity, Momentum, Yogi
@@ -20,8 +21,15 @@ from fedexp.strategies.evaluation import BothIterates, MeanOfIterates, MeanOfLas
 from fedexp.strategies.extensions import Adapted, Extension, Received, RoundInProgress, Sent
 from fedexp.strategies.extrapolation import Extrapolation, RunningExtrapolation
 from fedexp.strategies.fedopt import FedOpt
+from fedexp.strategies.line_search import LineSearch
 from fedexp.strategies.medians import MedianBounds
-from fedexp.strategies.optimization_presets import FedBB, FedDoG, FedDoWG, FedScheduleFree
+from fedexp.strategies.optimization_presets import (
+    FedAnderson,
+    FedBB,
+    FedDoG,
+    FedDoWG,
+    FedScheduleFree,
+)
 from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.presets import (
     FedAdagrad,
@@ -50,6 +58,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "Adapted",
+    "Anderson",
     "BarzilaiBorwein",
     "BothIterates",
     "Capped",
@@ -62,6 +71,7 @@ __all__ = [
     "Extrapolation",
     "FedAdagrad",
     "FedAdam",
+    "FedAnderson",
     "FedAvg",
     "FedAvgM",
     "FedBB",
@@ -81,6 +91,7 @@ __all__ = [
     "Hypergradient",
     "HypergradientStep",
     "Identity",
+    "LineSearch",
     "LocalPrivacy",
     "MeanOfIterates",
     "MeanOfLast",

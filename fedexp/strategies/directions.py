@@ -21,6 +21,10 @@ State = dict[str, Float64s]
 Array = NDArray[np.float64]
 
 
+SHIFT = "shift"
+"""The entry of the state in which a direction leaves a step of its own, which has no step size."""
+
+
 class Direction(Protocol):
     """Which way to go: ``(Δ̄, state) -> (d, state)``.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedexp.arrays import Float64s, sq_norm
 from fedexp.stats import PseudoGradientStats
+from fedexp.strategies.anderson import Anderson
 from fedexp.strategies.directions import Adagrad, Adam, Direction, Identity, Momentum, State, Yogi
 
 
@@ -184,7 +185,7 @@ def check_factor(owner: object, factor: float) -> None:
 def only_identity(owner: object, direction: Direction, hint: str) -> None:
     """Raise ``ValueError`` for a direction of this package other than the mean update."""
     # A direction of the user's own may well be the mean update under another name.
-    if isinstance(direction, Momentum | Adagrad | Adam | Yogi):
+    if isinstance(direction, Momentum | Adagrad | Adam | Yogi | Anderson):
         raise ValueError(
             f"{type(owner).__name__}: cannot step along {direction}. Use Identity; {hint}."
         )

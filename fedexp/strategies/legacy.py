@@ -399,6 +399,12 @@ class FedBB(FedOpt):
     twin = optimization_presets.FedBB
 
 
+class FedAnderson(FedOpt):
+    """``fedexp.strategies.FedAnderson`` in the older API."""
+
+    twin = optimization_presets.FedAnderson
+
+
 class FedDoG(FedOpt):
     """``fedexp.strategies.FedDoG`` in the older API."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedexp.strategies.anderson import Anderson
 from fedexp.strategies.barzilai_borwein import BarzilaiBorwein
 from fedexp.strategies.distance_over_gradients import (
     DistanceOverGradients,
@@ -11,6 +12,7 @@ from fedexp.strategies.distance_over_gradients import (
 )
 from fedexp.strategies.fedopt import FedOpt
 from fedexp.strategies.optimizer import ServerOptimizer
+from fedexp.strategies.running_ratio import RunningRatio
 from fedexp.strategies.schedule_free import ScheduleFree
 from fedexp.strategies.step_sizes import Constant
 
@@ -39,6 +41,43 @@ class FedBB(FedOpt):
 
     def __init__(self, *args: Any, sampled: bool = False, **kwargs: Any) -> None:
         rule = ServerOptimizer(step_size=BarzilaiBorwein(sampled))
+        super().__init__(*args, optimizer=rule, **kwargs)
+
+
+class FedAnderson(FedOpt):
+    """Anderson acceleration for all clients: ``w ← w - W γ - η (Δ̄ - D γ)``.
+
+    ``γ = argmin ‖Δ̄ - D γ‖``; ``W`` and ``D`` hold what changed from round to round, and
+    ``η`` is FedExP's step (Jhunjhunwala, Wang & Joshi 2023, arXiv:2301.09604) with ``ε = 0``.
+    Anderson 1965; the use for federations is our own. See ``Anderson`` and ``RunningRatio``.
+
+    Args:
+        *args: those of Flower's FedAvg.
+        window: ``m``, how many rounds back ``W`` and ``D`` go; the server holds ``2m + 2`` models.
+        smoothing: of ``η``, see ``RunningRatio``.
+        sampled: whether only some of the clients may train in a round. The rule compares rounds,
+            and of unlike sets of clients it measures little but their difference.
+        **kwargs: those of Flower's FedAvg and of ``FedOpt``.
+
+    Raises:
+        ValueError: an argument is out of its range; or in round 1, if only some of the clients are
+            to train.
+
+    Example:
+        >>> from fedexp.strategies import FedAnderson
+        >>> FedAnderson(window=3).optimizer.direction
+        Anderson(window=3, sampled=False)
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        window: int = 5,
+        smoothing: float = 0.0,
+        sampled: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        rule = ServerOptimizer(Anderson(window, sampled), RunningRatio(smoothing))
         super().__init__(*args, optimizer=rule, **kwargs)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedexp.arrays import Arrays, cast_like, moved
+from fedexp.arrays import Arrays, cast_like
 from fedexp.stats import PseudoGradientStats
-from fedexp.strategies.directions import Direction, Identity, Momentum, State
+from fedexp.strategies.directions import SHIFT, Direction, Identity, Momentum, State
 from fedexp.strategies.step_sizes import (
     ITERATE,
+    MODEL,
     Capped,
     Constant,
     Relaxed,
     StepSize,
+    after_step,
     check_direction,
     innermost,
 )
@@ -78,7 +80,8 @@ class ServerOptimizer:
     @property
     def needs_all_clients(self) -> bool:
         """Whether a rule compares rounds, which must then be of the same clients."""
-        return bool(getattr(innermost(self.step_size), "needs_all_clients", False))
+        rules = self.direction, innermost(self.step_size)
+        return any(getattr(rule, "needs_all_clients", False) for rule in rules)
 
     def step(
         self, params: Arrays, stats: PseudoGradientStats, state: State
@@ -91,13 +94,14 @@ class ServerOptimizer:
             stats: the sums of the round, over at least one client.
             state: what the last call returned, ``{}`` in round 1.
         """
+        buffers = {name: cast_like(b, params[name]) for name, b in stats.mean_buffers.items()}
         # The rules see w, of which they keep what they need. It is no part of a checkpoint.
-        state = state | {ITERATE: {name: params[name] for name in stats.update}}
+        iterate = {name: params[name] for name in stats.update}
+        state = state | {ITERATE: iterate, MODEL: {**params, **buffers}}
         direction, state = self.direction(stats.mean_update, state)
         eta, state = self.step_size(stats, direction, state)
-        state = {owner: arrays for owner, arrays in state.items() if owner != ITERATE}
-        buffers = {name: cast_like(b, params[name]) for name, b in stats.mean_buffers.items()}
-        return {**params, **buffers, **dict(moved(params, direction, eta))}, state, eta
+        kept = {owner: x for owner, x in state.items() if owner not in (ITERATE, MODEL, SHIFT)}
+        return after_step(direction, eta, state), kept, eta
 
 
 def limited(

@@ -11,8 +11,9 @@ import numpy as np
 from fedexp.arrays import Arrays, same
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.extensions import Extensions
+from fedexp.strategies.line_search import LineSearch
 from fedexp.strategies.optimizer import ServerOptimizer
-from fedexp.strategies.step_sizes import ITERATE, StepSize
+from fedexp.strategies.step_sizes import ITERATE, StepSize, innermost
 
 _Model = TypeVar("_Model")
 
@@ -105,6 +106,8 @@ class _MeanAlone(PseudoGradientStats):
 
 def needs_norms(step_size: StepSize) -> bool:
     """Whether a step size asks for the norms of single updates."""
+    if isinstance(innermost(step_size), LineSearch):  # which would evaluate a model that is none
+        return False
     nothing = {"": np.zeros(1)}
     alone = _MeanAlone(2, 2.0, nothing, sq_norm=math.nan, norm=math.nan, loss=0.0)
     try:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedexp.arrays import Float64s
+from fedexp.arrays import Arrays, Float64s, moved
 from fedexp.stats import PseudoGradientStats
-from fedexp.strategies.directions import Direction, State
+from fedexp.strategies.directions import SHIFT, Direction, State
 
 
 class StepSize(Protocol):
@@ -32,6 +32,24 @@ class StepSize(Protocol):
 
 ITERATE = "iterate"
 """The entry of the state that holds ``w`` during a step, for rules that measure the way so far."""
+
+MODEL = "model"
+"""The entry that then holds the model as a whole, with the new buffers; see ``after_step``."""
+
+
+def after_step(direction: Float64s, eta: float, state: State) -> Arrays:
+    """The model after the step ``w - s - η d``, in its dtypes, during a step.
+
+    Args:
+        direction: ``d``.
+        eta: ``η``.
+        state: has ``MODEL``, and ``SHIFT``, the shift ``s``, if the direction has one.
+    """
+    model: Arrays = state[MODEL]
+    if shift := state.get(SHIFT):
+        step = {name: eta * direction[name] + s for name, s in shift.items()}
+        return {**model, **dict(moved(model, step, 1.0))}
+    return {**model, **dict(moved(model, direction, eta))}
 
 
 def check_direction(step_size: StepSize, direction: Direction) -> None:

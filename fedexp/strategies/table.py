@@ -145,6 +145,14 @@ STRATEGIES: dict[str, Entry] = {
         "all clients train in every round, and their losses are smooth",
         all_clients=True,
     ),
+    "fedanderson": Entry(
+        optimization_presets.FedAnderson,
+        "a step from what the last rounds have in common",
+        "w ← w - Wγ - η(Δ̄ - Dγ), γ = argmin ‖Δ̄ - Dγ‖, η = max(1, Σpᵢ‖Δᵢ‖²/Σpᵢ / (2‖Δ̄‖²))",
+        "ours, of Anderson 1965 and FedExP, arXiv:2301.09604",
+        "as FedBB, when the server can hold a dozen models",
+        all_clients=True,
+    ),
     "feddog": Entry(
         optimization_presets.FedDoG,
         "a step as long as the way so far allows",

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedexp.strategies import Adagrad, Adam, Momentum, Yogi
+from fedexp.stats import PseudoGradientStats
+from fedexp.strategies import Adagrad, Adam, Constant, Momentum, ServerOptimizer, Yogi
 
 GRADIENTS = np.random.default_rng(0).normal(size=(6, 5))
 
@@ -108,3 +109,13 @@ def test_with_a_huge_tau_an_adaptive_direction_is_the_mean_over_tau(rule):
 def test_an_argument_out_of_range_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_outer_step_of_diloco_is_that_of_the_formula():
+    """``m <- .9 m + D, w <- w - .7 (D + .9 m)`` with ``D = w/2`` from 1, worked out by hand."""
+    rule, state, w = ServerOptimizer(Momentum(0.9, nesterov=True), Constant(0.7)), {}, np.ones(1)
+    for expected in (0.335, -0.171275):  # 1 - .7 · .95, then .335 - .7 · (.1675 + .9 · .6175)
+        stats = PseudoGradientStats(1, 1.0, {"w": w / 2}, sq_norm=1.0)
+        new, state, _ = rule.step({"w": w}, stats, state)
+        w = new["w"]
+        assert w.item() == pytest.approx(expected, rel=1e-12)

@@ -10,6 +10,7 @@ from fedexp.stats import PseudoGradientStats, total
 from fedexp.strategies import (
     Adagrad,
     Adam,
+    Anderson,
     BarzilaiBorwein,
     Capped,
     Constant,
@@ -19,6 +20,7 @@ from fedexp.strategies import (
     GradientDiversity,
     HypergradientStep,
     Identity,
+    LineSearch,
     Momentum,
     Relaxed,
     RunningExtrapolation,
@@ -28,6 +30,7 @@ from fedexp.strategies import (
     StochasticPolyak,
     Yogi,
 )
+from fedexp.strategies.step_sizes import ITERATE
 
 RULES = {
     "average": ServerOptimizer(),
@@ -55,6 +58,12 @@ RULES = {
     "barzilai-borwein": ServerOptimizer(Identity(), BarzilaiBorwein()),
     "barzilai-borwein capped": ServerOptimizer(Identity(), Capped(BarzilaiBorwein(), 2.0)),
     "dog": ServerOptimizer(Identity(), DistanceOverGradients()),
+    "anderson": ServerOptimizer(Anderson(), RunningRatio(0.0)),
+    "anderson mixed": ServerOptimizer(Anderson(2), Capped(Constant(0.5), 2.0)),
+    "line search": ServerOptimizer(step_size=LineSearch(lambda x: float(np.abs(x["scale"])))),
+    "line search along anderson": ServerOptimizer(
+        Anderson(), LineSearch(lambda x: float(np.sum(x["weight"] ** 2)), (0.3, 3.0))
+    ),
     "schedule-free": ServerOptimizer(ScheduleFree(), Constant(2.0)),
     "dowg": ServerOptimizer(Identity(), DistanceOverWeightedGradients()),
 }
@@ -176,6 +185,6 @@ def test_the_new_model_is_a_step_along_one_direction(rule):
     params = model(np.random.default_rng(9))
     stats = round_of(params, [model(np.random.default_rng(10))] * 2)
     new, _, eta = rule.step(params, stats, {})
-    direction, _ = rule.direction(stats.mean_update, {})
+    direction, _ = rule.direction(stats.mean_update, {ITERATE: params})
     for name in NAMES:
         np.testing.assert_allclose(new[name], params[name] - eta * direction[name])

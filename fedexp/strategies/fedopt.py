@@ -246,10 +246,12 @@ class FedOpt(Aggregation):
         secret = self.extensions.samples
         if step is None:
             why = "the step is undone" if count else "no usable reply"
-            missing = {} if secret else {keys.NUM_FAILURES: lost + count, **own_late}
             # The step is undone, what clients have spent is not.
-            spent = largest_spent([metrics for _, metrics in usable.metrics]) if told else {}
-            return self._nothing(server_round, why, {**missing, **spent})
+            left: dict[str, int | float] = {
+                **({} if secret else {keys.NUM_FAILURES: lost + count, **own_late}),
+                **(largest_spent([metrics for _, metrics in usable.metrics]) if told else {}),
+            }
+            return self._nothing(server_round, why, left)
         params, own = step
         metrics = (told and usable.aggregated(self.train_metrics_aggr_fn)) or MetricRecord()
         metrics.update(own if secret else {**own, keys.NUM_FAILURES: lost, **own_late})
@@ -324,12 +326,12 @@ class FedOpt(Aggregation):
         return getattr(getattr(self, method), "__func__", None) is getattr(FedOpt, method)
 
     def _nothing(
-        self, server_round: int, why: str, lost: Mapping[str, int]
+        self, server_round: int, why: str, left: Mapping[str, int | float]
     ) -> tuple[None, MetricRecord | None]:
         if self.fraction_train == 0.0:  # nobody was asked
             return None, None
         log(WARNING, "Round %d: %s, the model is unchanged.", server_round, why)
-        return None, MetricRecord({keys.NUM_CLIENTS: 0, **lost})
+        return None, MetricRecord({keys.NUM_CLIENTS: 0, **left})
 
 
 def _check(name: str, value: Any, kinds: Any, example: str) -> None:

@@ -123,7 +123,7 @@ def submitted(
         resume: go on from the last checkpoint.
 
     Raises:
-        ValueError: an edge is no node.
+        ValueError: an edge is no node, or devices would forget what they have spent.
         ConnectionError: the site is not served.
         RuntimeError: the server refuses the run.
     """
@@ -133,12 +133,28 @@ def submitted(
     edges = str(before.get("edges", "")) or edges
     if run_id := _still_there(link, before):
         return Deployment(site, run_id, root, unit)
+    if resume:
+        _check_budgets(config)
     own = {"folder": str(root), "resume": resume, "edges": ids_of_edges(link, edges)}
     with tempfile.TemporaryDirectory() as app:
         write_app(Path(app), {**config.values(), **own})
         run_id = submit.start_run(Path(app), link, {})
     save_json(root / _DEPLOYMENT, {"site": str(site.folder), "run-id": run_id, "edges": edges})
     return Deployment(site, run_id, root, unit)
+
+
+def _check_budgets(config: Config) -> None:
+    """Raise ``ValueError`` if devices have budgets, which are for one run of Flower's."""
+    from fedexp.choices import optimizer_key
+    from fedexp.clients.named import named_optimizer
+
+    text = optimizer_key(config, config.strategy)
+    if named_optimizer(text).private:
+        raise ValueError(
+            f"Config(local-optimizer={text!r}): devices would begin their privacy budgets anew, "
+            "and nothing would count what they have spent. Begin a new run from this one's model "
+            "(--initial-model), and add up the epsilons of both."
+        )
 
 
 def write_app(folder: Path, run_config: Mapping[str, Any]) -> None:

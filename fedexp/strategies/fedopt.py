@@ -18,6 +18,7 @@ from fedexp.merged import Merged
 from fedexp.records import from_record, to_record
 from fedexp.strategies.aggregation import Aggregation, completed
 from fedexp.strategies.attributes import Current
+from fedexp.strategies.client_metrics import largest_spent
 from fedexp.strategies.extensions import Extension, check_extensions
 from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
@@ -239,15 +240,19 @@ class FedOpt(Aggregation):
         late = self.absent(server_round, usable)
         own_late = {keys.NUM_LATE: len(late)} if late else {}
         step = self.finish(server_round, usable)
+        # What clients report of themselves carries no noise.
+        told = not self.extensions.is_private
         # Where it is a secret who was asked, so is how many of them failed.
         secret = self.extensions.samples
         if step is None:
             why = "the step is undone" if count else "no usable reply"
-            missing = {} if secret else {keys.NUM_FAILURES: lost + count, **own_late}
-            return self._nothing(server_round, why, missing)
+            # The step is undone, what clients have spent is not.
+            left: dict[str, int | float] = {
+                **({} if secret else {keys.NUM_FAILURES: lost + count, **own_late}),
+                **(largest_spent([metrics for _, metrics in usable.metrics]) if told else {}),
+            }
+            return self._nothing(server_round, why, left)
         params, own = step
-        # What clients report of themselves carries no noise.
-        told = not self.extensions.is_private
         metrics = (told and usable.aggregated(self.train_metrics_aggr_fn)) or MetricRecord()
         metrics.update(own if secret else {**own, keys.NUM_FAILURES: lost, **own_late})
         self.released = released = to_record(params)
@@ -321,12 +326,12 @@ class FedOpt(Aggregation):
         return getattr(getattr(self, method), "__func__", None) is getattr(FedOpt, method)
 
     def _nothing(
-        self, server_round: int, why: str, lost: Mapping[str, int]
+        self, server_round: int, why: str, left: Mapping[str, int | float]
     ) -> tuple[None, MetricRecord | None]:
         if self.fraction_train == 0.0:  # nobody was asked
             return None, None
         log(WARNING, "Round %d: %s, the model is unchanged.", server_round, why)
-        return None, MetricRecord({keys.NUM_CLIENTS: 0, **lost})
+        return None, MetricRecord({keys.NUM_CLIENTS: 0, **left})
 
 
 def _check(name: str, value: Any, kinds: Any, example: str) -> None:

@@ -31,6 +31,18 @@ def test_a_folder_that_cannot_be_written_to_is_one_line_and_the_run_has_complete
     assert "Report" not in said.out
 
 
+@pytest.mark.parametrize("text", ["dp-sgd", "fedexp+dp-sgd(steps=9)"])
+def test_a_run_of_devices_that_have_budgets_does_not_begin_again(text, monkeypatch, tmp_path):
+    named = {"strategy": text} if "+" in text else {"strategy": "fedavg", "local_optimizer": text}
+    config = Config(**named)
+    monkeypatch.setattr(run.submit.Link, "to", lambda site: None)
+    monkeypatch.setattr(run, "_still_there", lambda link, before: 7)
+    assert run.submitted(None, config, tmp_path, resume=True).run_id == 7  # it goes on
+    monkeypatch.setattr(run, "_still_there", lambda link, before: 0)
+    with pytest.raises(ValueError, match="begin their privacy budgets anew"):
+        run.submitted(None, config, tmp_path, resume=True)
+
+
 @pytest.mark.parametrize(
     ("sub_status", "details", "code", "line"),
     [

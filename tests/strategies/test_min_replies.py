@@ -81,3 +81,15 @@ def test_the_flag_and_the_setting_are_the_argument():
     assert found("fedadam(min-replies=2)", min_replies=4) == 2
     with pytest.raises(ValueError, match="FedAvg would ignore it"):
         strategy_of(Config(strategy=FLOWERS, min_replies=4), FLOWERS, 10)
+
+
+def test_what_private_clients_have_spent_is_told_of_an_undone_round_too():
+    def train(message, context):
+        if not partition(context):
+            raise OSError("gone")
+        return content(from_record(message.content["arrays"]), epsilon_spent=0.5)
+
+    strategy = FedAvg(fraction_evaluate=0.0, min_replies=4)
+    (only,) = rounds(strategy, grid_of(4, train), to_record({"w": np.zeros(2)}), num_rounds=1)
+    assert only.failed
+    assert only.train["largest-epsilon-spent"] == 0.5

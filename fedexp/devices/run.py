@@ -13,6 +13,8 @@ from typing import Any
 
 import tomli_w
 
+from fedexp.choices import optimizer_key
+from fedexp.clients.named import named_optimizer
 from fedexp.config import Config
 from fedexp.devices import submit
 from fedexp.devices.served import superlink_pid
@@ -133,12 +135,28 @@ def submitted(
     edges = str(before.get("edges", "")) or edges
     if run_id := _still_there(link, before):
         return Deployment(site, run_id, root, unit)
+    if resume:
+        check_keeps_budgets(config)
     own = {"folder": str(root), "resume": resume, "edges": ids_of_edges(link, edges)}
     with tempfile.TemporaryDirectory() as app:
         write_app(Path(app), {**config.values(), **own})
         run_id = submit.start_run(Path(app), link, {})
     save_json(root / _DEPLOYMENT, {"site": str(site.folder), "run-id": run_id, "edges": edges})
     return Deployment(site, run_id, root, unit)
+
+
+def check_keeps_budgets(config: Config) -> None:
+    """Raise ``ValueError`` if devices would spend their privacy budgets once more.
+
+    What a device has spent is kept by Flower for one run of the server's; a run that goes on from
+    its checkpoint is another one there.
+    """
+    optimizer = optimizer_key(config, config.strategy)
+    if named_optimizer(optimizer).private:
+        raise ValueError(
+            f"--resume: with {optimizer} the devices would begin with a whole privacy budget, and "
+            "what they have spent already would not count. Start a new run, with a smaller epsilon."
+        )
 
 
 def write_app(folder: Path, run_config: Mapping[str, Any]) -> None:

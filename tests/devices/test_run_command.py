@@ -48,3 +48,9 @@ def test_a_run_that_did_not_complete_has_its_own_code(
         _end(ended(sub_status, details), Config(), "again")
     assert end.value.code == code
     assert line in capsys.readouterr().err
+
+
+def test_a_private_run_is_not_resumed_by_devices_that_forgot_what_they_spent():
+    with pytest.raises(ValueError, match=r"--resume: with dp-sgd.* begin with a whole privacy"):
+        run.check_keeps_budgets(Config(strategy="fedavg+dp-sgd(epsilon=1)"))
+    run.check_keeps_budgets(Config(strategy="fedavg"))

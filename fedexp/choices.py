@@ -226,10 +226,13 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
 def _check_private_steps(config: Config, key: str, strategy: Strategy) -> None:
     """Raise for settings of the strategy's own that its clients' private steps cannot follow."""
     private = named_optimizer(optimizer_key(config, key)).private
-    told = getattr(strategy, "client_config", None)
-    if not private or not told:
+    if not private:
         return
     steps, owner = private(), f"Config(strategy={key!r})"
+    steps.warn_of_seed()
+    told = getattr(strategy, "client_config", None)
+    if not told:
+        return
     if told.get(keys.FINAL_LOSS):
         raise ValueError(
             f"{owner}: it needs the clients' loss after training, which {steps.name} does not "

@@ -93,6 +93,8 @@ def test_what_private_steps_lack_is_said_before_a_client_is_asked(monkeypatch):
         made("fedprox+dp-sgd")
     with pytest.raises(ValueError, match="loss after training, which dp-sgd does not tell"):
         made("fedexprox(step-size=stops)+dp-sgd")
+    with pytest.warns(UserWarning, match="fixed by the seed 3"):  # also if clients run on Ray
+        made("fedavg+dp-sgd(noise-seed=3)")
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     PrivacyFilter.possible.cache_clear()
     with pytest.raises(ValueError, match=r"dp_accounting is not installed.*fedexp\[dp\]"):

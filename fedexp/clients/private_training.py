@@ -138,6 +138,11 @@ class PrivateSGD:
                     f"ClientSettings({key}={value}): {self.name} has none. Leave it out."
                 )
 
+    def warn_of_seed(self) -> None:
+        """Warn of noise that a seed fixes, as clients in other processes do unheard."""
+        if self.noise_seed >= 0:
+            noise_of(self.noise_seed)
+
     def plan(self, sampling_rate: float) -> Plan:
         """How the budget is divided."""
         return Plan(self.epsilon, self.delta, self.steps, sampling_rate)

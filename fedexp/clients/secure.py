@@ -46,9 +46,10 @@ def squared_norm_mod(message: Message, context: Context, call_next: ClientAppCal
     no value, because it travels in the clear.
 
     Raises:
-        ValueError: it stands before ``secaggplus_mod``; ``num_examples`` is larger than
-            ``max_weight``; the model or the squared norm is out of the clipping range or not
-            finite; or so many clients are asked that their sum overflows the modulus.
+        ValueError: it stands before ``secaggplus_mod``; ``num_examples`` is not positive, or larger
+            than ``max_weight``; the arrays are not those of the model; the model or the squared
+            norm is out of the clipping range or not finite; or so many clients are asked that
+            their sum overflows the modulus.
     """
     if message.metadata.message_type != MessageType.TRAIN:
         return call_next(message, context)
@@ -68,6 +69,11 @@ def squared_norm_mod(message: Message, context: Context, call_next: ClientAppCal
         return reply
     values = _values(reply.content.array_records["fitres.parameters"])
     sizes = reply.content.metric_records["fitres.num_examples"]
+    if [np.shape(x) for x in values] != [np.shape(x) for x in before]:
+        raise ValueError(
+            "squared_norm_mod: fit returns other arrays than it got, and the server could add "
+            "nothing up. Return those of the model, in their order."
+        )
     scale = settings.get(_config_key(keys.SECURE_NORM_SCALE))
     if scale is not None:
         moved = str(settings[_config_key(keys.SECURE_NORM_ARRAYS)]).split()
@@ -92,6 +98,8 @@ def check_range(values: Sequence[NDArray[Any]], weight: float, agreed: Mapping[s
         ValueError: it cannot.
     """
     ratio = weight / agreed[Key.MAX_WEIGHT]
+    if not weight > 0:
+        raise ValueError("squared_norm_mod: the number of examples is not positive. Return it.")
     if ratio > 1:
         raise ValueError(
             f"squared_norm_mod: {weight:g} examples are more than max_weight="

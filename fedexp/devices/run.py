@@ -13,6 +13,8 @@ from typing import Any
 
 import tomli_w
 
+from fedexp.choices import optimizer_key
+from fedexp.clients.named import named_optimizer
 from fedexp.config import Config
 from fedexp.devices import submit
 from fedexp.devices.served import superlink_pid
@@ -134,7 +136,7 @@ def submitted(
     if run_id := _still_there(link, before):
         return Deployment(site, run_id, root, unit)
     if resume:
-        _check_budgets(config)
+        check_keeps_budgets(config)
     own = {"folder": str(root), "resume": resume, "edges": ids_of_edges(link, edges)}
     with tempfile.TemporaryDirectory() as app:
         write_app(Path(app), {**config.values(), **own})
@@ -143,16 +145,17 @@ def submitted(
     return Deployment(site, run_id, root, unit)
 
 
-def _check_budgets(config: Config) -> None:
-    """Raise ``ValueError`` if devices have budgets, which are for one run of Flower's."""
-    from fedexp.choices import optimizer_key
-    from fedexp.clients.named import named_optimizer
+def check_keeps_budgets(config: Config) -> None:
+    """Raise ``ValueError`` if devices would spend their privacy budgets once more.
 
-    text = optimizer_key(config, config.strategy)
-    if named_optimizer(text).private:
+    What a device has spent is kept by Flower for one run of the server's; a run that goes on from
+    its checkpoint is another one there.
+    """
+    optimizer = optimizer_key(config, config.strategy)
+    if named_optimizer(optimizer).private:
         raise ValueError(
-            f"Config(local-optimizer={text!r}): devices would begin their privacy budgets anew, "
-            "and nothing would count what they have spent. Begin a new run from this one's model "
+            f"--resume: with {optimizer} the devices would begin with a whole privacy budget, and "
+            "what they have spent already would not count. Start a new run from this one's model "
             "(--initial-model), and add up the epsilons of both."
         )
 

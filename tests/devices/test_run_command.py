@@ -39,7 +39,7 @@ def test_a_run_of_devices_that_have_budgets_does_not_begin_again(text, monkeypat
     monkeypatch.setattr(run, "_still_there", lambda link, before: 7)
     assert run.submitted(None, config, tmp_path, resume=True).run_id == 7  # it goes on
     monkeypatch.setattr(run, "_still_there", lambda link, before: 0)
-    with pytest.raises(ValueError, match="begin their privacy budgets anew"):
+    with pytest.raises(ValueError, match="begin with a whole privacy budget"):
         run.submitted(None, config, tmp_path, resume=True)
 
 

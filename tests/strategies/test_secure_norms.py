@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
@@ -17,6 +17,11 @@ from flwr.common import (
     bytes_to_ndarray,
     ndarrays_to_parameters,
 )
+from flwr.common.secure_aggregation.secaggplus_constants import (
+    RECORD_KEY_CONFIGS,
+    RECORD_KEY_STATE,
+)
+from flwr.compat.common.recorddict_compat import parameters_to_arrayrecord
 from flwr.server import LegacyContext, ServerConfig
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 
@@ -177,6 +182,29 @@ def test_a_long_update_of_one_client_is_left_out_as_if_it_had_dropped_out(logged
     assert result.metrics["mean-squared-update-norm"] == [pytest.approx(mean_sq, rel=1e-5)]
     assert result.metrics["num-failures"] == [1]
     assert sum("A client did not come through" in line for line in logged) == 1
+
+
+def test_a_client_of_another_model_or_of_no_examples_is_one_failure(monkeypatch):
+    def fit(values, number):
+        arrays = ndarrays_to_parameters(values)
+        content = RecordDict({"fitres.parameters": parameters_to_arrayrecord(arrays, True)})
+        content["fitres.num_examples"] = MetricRecord({"num_examples": number})
+        return Message(content, reply_to=message)
+
+    agreed = {"max_weight": 8, "sample_num": 2, "target_range": 16, "mod_range": 2**20}
+    state = RecordDict({RECORD_KEY_STATE: ConfigRecord({**agreed, "clipping_range": 8.0})})
+    sent = parameters_to_arrayrecord(ndarrays_to_parameters(FIRST), True)
+    content = RecordDict({"fitins.parameters": sent, "fitins.config": ConfigRecord()})
+    content[RECORD_KEY_CONFIGS] = ConfigRecord()
+    message = Message(content, 1, "train")
+    for values, number, words in (
+        ([*FIRST, np.ones(2)], 3, "fit returns other arrays than it got"),
+        ([np.ones(9), *FIRST[1:]], 3, "fit returns other arrays than it got"),
+        (FIRST, -5, "number of examples is not positive"),
+    ):
+        trained = fit(values, number)
+        with pytest.raises(ValueError, match=words):
+            squared_norm_mod(message, Context(1, 1, {}, state, {}), lambda *_, x=trained: x)
 
 
 def test_the_wrong_order_of_the_mods_is_named(logged):

@@ -50,7 +50,12 @@ def _row(share: float, rounds: int) -> dict[str, float]:
 
     with TemporaryDirectory() as folder, patch.object(Checkpoint, "save", measured):
         keys = {"strategy": "scaffold", "num-clients": CLIENTS, "partitioner": "iid"}
-        keys |= {"fraction-train": share, "local-steps": 1, "num-server-rounds": rounds}
+        keys |= {
+            "fraction-train": share,
+            "local-steps": 1,
+            "num-server-rounds": rounds,
+            "checkpoint-every": 1,
+        }
         flags = [x for key, value in keys.items() for x in (f"--{key}", str(value))]
         cli.main(["simulate", "--engine", "serial", *flags, "--out", f"{folder}/run"])
         disk = sum(size for _, size in _files(Path(folder) / "run" / "scaffold").values())

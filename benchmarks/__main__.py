@@ -1,6 +1,6 @@
 """The quick form of every benchmark."""
 
-from benchmarks import aggregation, engine, hypergradient, partition, scale
+from benchmarks import aggregation, checkpoints, engine, hypergradient, partition, scale
 
 for module, flags in (
     (partition, []),
@@ -8,6 +8,7 @@ for module, flags in (
     (hypergradient, ["--quick"]),
     (engine, ["--quick"]),
     (scale, ["--quick"]),
+    (checkpoints, ["--quick"]),
 ):
     print(f"== {module.__name__}", flush=True)
     module.main(flags)

@@ -255,6 +255,9 @@ class Config(BaseModel):
     tuning_seeds: Text = Field(
         "", description="seeds that select; two after the largest of --seeds if empty"
     )
+    checkpoint_every: int = Field(
+        0, ge=0, description="rounds from one checkpoint to the next; 0: one while it is small"
+    )
     log: Text = Field("", description="also to tensorboard, mlflow, by comma")
     name: Text = Field("", description="of the run, for its folder")
     out: Text = Field("", description="run folder; runs/<time>-<name> if empty")

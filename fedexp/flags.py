@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "faults": ("faults", "client-profiles"),
     "devices": ("min-nodes", "sample", "enough", "deadline"),
-    "output": ("out", "name", "log", "worker-log"),
+    "output": ("out", "name", "checkpoint-every", "log", "worker-log"),
 }
 """Every key of ``Config``, by the heading it has in the help."""
 

@@ -11,6 +11,7 @@ def test_the_flower_app_knows_every_key_that_means_something_there():
     # The number of nodes and the engine are Flower's there, and a run is one run.
     elsewhere = {"num-clients", "engine", "num-workers", "num-gpus", "ray-address", "vectorize"}
     elsewhere |= {"worker-log", "seeds", "sweep", "select", "tuning-seeds", "log"}
+    elsewhere |= {"checkpoint-every"}  # of a run's folder
     elsewhere |= set(GROUPS["devices"])  # of `fedexp run`
     config = APP["tool"]["flwr"]["app"]["config"]
     assert config.keys() == Config.keys().keys() - elsewhere

@@ -187,14 +187,6 @@ def write_app(folder: Path, run_config: Mapping[str, Any]) -> None:
     (folder / "pyproject.toml").write_text(tomli_w.dumps(pyproject), encoding="utf-8")
 
 
-def absolute(config: Config) -> Config:
-    """``config`` with paths that mean the same in the server's process."""
-    names = ["data", "data_dir", "initial_model"]
-    names += ["dataset"] if config.dataset.endswith(".npz") else []
-    paths = {name: str(Path(x).absolute()) for name in names if (x := getattr(config, name))}
-    return config.model_copy(update=paths)
-
-
 def new_run(
     config: Config, given: set[str], held: ExitStack, *, overwrite: bool
 ) -> tuple[Config, Path]:
@@ -207,7 +199,7 @@ def new_run(
     from fedexp.choices import strategy_keys
     from fedexp.devices.server_app import DeviceFederation
 
-    config = absolute(config)
+    config = folders.absolute(config)  # the server's process is elsewhere
     if len(strategy_keys(config)) > 1:
         raise ValueError(f"Config(strategy={config.strategy!r}): devices run one. Name one.")
     checks.check_read(config, given, "fedexp run")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from fedexp.arrays import Arrays
 from fedexp.files import save_model
 from fedexp.runs.client_states import FOLDER, ClientStates
-from fedexp.simulation.transport import Packed
+from fedexp.simulation.transport import Packed, packed_bytes
 
 FORMAT = "2"
 """Of the files that ``save`` writes; no other can be read."""
@@ -51,6 +51,13 @@ class Checkpoint:
     average: Mapping[str, Arrays] = field(default_factory=dict)
     clients: Mapping[int, Packed] = field(default_factory=dict)
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all arrays."""
+        owners = [self.params, *self.state.values(), *self.average.values()]
+        own = sum(x.nbytes for arrays in owners for x in arrays.values())
+        return own + sum(map(packed_bytes, self.clients.values()))
 
     def save(self, path: Path, states: ClientStates | None = None) -> None:
         """Write the file whole, or leave the old one; that is kept as the second of ``NAMES``.

@@ -55,7 +55,7 @@ class Command:
         Raises:
             ValueError: something is wrong.
         """
-        study = _checked(config, given)
+        study = _checked(folders.absolute(config), given)
         study.root = held.enter_context(folders.claimed(config, overwrite=overwrite))
         held.callback(study.close)
         study.open()
@@ -74,6 +74,7 @@ class Command:
         held.enter_context(folders.reopened(folder))
         check_resumable(config, folder)
         folders.check_inputs(config, folder)
+        folders.show_partition(folder, Federation(study.config))
         study.root, study.resume = folder, True
         held.callback(study.close)
         study.open()

@@ -23,7 +23,7 @@ Fingerprint = Mapping[str, Any]
 MAY_CHANGE = frozenset(
     {
         *("engine", "num-workers", "ray-address", "worker-log"),  # no engine changes a bit
-        *("out", "name", "log"),
+        *("out", "name", "log", "checkpoint-every", "max-minutes"),
         *("data", "data-dir", "initial-model"),  # files may move: their digests count
     }
 )
@@ -54,7 +54,9 @@ def fingerprint_of(config: Config, federation: Federation) -> Fingerprint:
 
 def without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     """Configuration values that a resumed run must have again."""
-    return {key: value for key, value in values.items() if key not in MAY_CHANGE}
+    kept = {key: value for key, value in values.items() if key not in MAY_CHANGE}
+    is_file = str(kept.get("dataset", "")).endswith(".npz")
+    return kept | ({"dataset": ".npz"} if is_file else {})
 
 
 def check_same(began: Fingerprint, now: Fingerprint, owner: Path) -> None:

@@ -160,7 +160,7 @@ def begin(
     Raises:
         ValueError: ``folder`` holds something else than a run.
     """
-    federation = federation or Federation(config)
+    federation, config = federation or Federation(config), absolute(config)
     folder.mkdir(parents=True, exist_ok=True)
     check_free(folder, overwrite=True)
     if is_run(folder):
@@ -170,8 +170,23 @@ def begin(
     save_json(folder / "environment.json", environment() | inputs | known)
     save_text(folder / "config.toml", config.to_toml())
     save_text(folder / "command.txt", shlex.join(sys.argv) + "\n")
-    if federation.deals:
+    show_partition(folder, federation)
+
+
+def show_partition(folder: Path, federation: Federation) -> None:
+    """Write how the data is split, where a run folder does not have it, or has it no more."""
+    names = ("partition.json", "partition.png")
+    if federation.deals and not all((folder / name).exists() for name in names):
         _save_partition(folder, federation)
+
+
+def absolute(config: Config) -> Config:
+    """``config`` with paths that mean the same in every working directory."""
+    names = ["data", "data_dir", "initial_model"]
+    names += ["dataset"] if config.dataset.endswith(".npz") else []
+    given = {name: path for name in names if (path := getattr(config, name))}
+    paths = {name: str(Path(x).absolute()) for name, x in given.items() if not x.startswith("~")}
+    return config.model_copy(update=paths)
 
 
 def check_inputs(config: Config, folder: Path) -> None:

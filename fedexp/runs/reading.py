@@ -30,6 +30,7 @@ _NO_SETTINGS = {
     "name",
     "out",
     "log",
+    "checkpoint-every",
 }
 _NO_SETTINGS |= {"engine", "num-workers", "num-gpus", "ray-address", "worker-log", "vectorize"}
 

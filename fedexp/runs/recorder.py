@@ -19,6 +19,7 @@ from fedexp.runs.checkpoint import NAMES, Checkpoint, newest
 from fedexp.runs.client_states import FOLDER, ClientStates, forget_states, is_states
 from fedexp.runs.fingerprint import Fingerprint, check_same, warn_of_code
 from fedexp.runs.folder import FILES_OF_A_UNIT
+from fedexp.runs.pace import Pace
 from fedexp.runs.reading import MetricsRow
 from fedexp.runs.resuming import EVALUATED, MODELS, clients_until, of_clients, rows_until
 from fedexp.runs.run import Run
@@ -40,13 +41,16 @@ class Recorder:
     Args:
         folder: of the unit.
         fingerprint: of the run.
+        every: rounds from one checkpoint to the next; 0 to choose by cost, see ``Pace``.
     """
 
-    def __init__(self, folder: Path, fingerprint: Fingerprint) -> None:
+    def __init__(self, folder: Path, fingerprint: Fingerprint, every: int = 0) -> None:
         self.folder = folder
         self._fingerprint = fingerprint
         self._checkpoint = folder / NAMES[0]
         self._states = ClientStates(folder / FOLDER)
+        self._pace = Pace(every)
+        self._waiting: Checkpoint | None = None
 
     def forget(self) -> None:
         """Remove what an earlier run left: nothing there is believed."""
@@ -91,15 +95,28 @@ class Recorder:
         clients: Sequence[MetricsRow],
         new: Sequence[MetricsRow],
     ) -> None:
-        """Write what a round has added: a row, and the rows of clients that evaluated."""
+        """Write what a round has added: a row, and the rows of clients that evaluated.
+
+        The checkpoint follows where it is due; else it waits for that of a later round, or for
+        ``catch_up``.
+        """
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(_line(row))
         if new:
             self._append_clients(clients, new)
-            on_disk(self.folder / "clients.csv")
-        on_disk(self.folder / "metrics.jsonl")  # before a checkpoint that counts on it
-        if saved := saved_of(run, row["round"], grid, of_clients(clients, new)):
-            replace(saved, fingerprint=self._fingerprint).save(self._checkpoint, self._states)
+        self._waiting = saved_of(run, row["round"], grid, of_clients(clients, new))
+        if self._waiting and self._pace.is_due(row["round"], self._waiting.num_bytes):
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write the checkpoint of the last round, if it waits."""
+        saved, self._waiting = self._waiting, None  # what fails is not tried again
+        if saved:
+            for name in ("clients.csv", "metrics.jsonl"):  # which the checkpoint counts on
+                on_disk(self.folder / name)
+            with self._pace.writing():
+                own = replace(saved, fingerprint=self._fingerprint)
+                own.save(self._checkpoint, self._states)
             self._states.clean()
 
     def end(self, run: Run, summary: MetricsRow) -> None:

@@ -269,7 +269,8 @@ def _value(key: str, text: str | None) -> Any:
 def _check_unedited(config: Config, folder: Path) -> None:
     try:
         environment = read_json(folder / "environment.json")
-        began, objects = environment["config"], environment.get("objects", {})
+        began = without_paths(environment["config"])
+        objects = environment.get("objects", {})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return  # it is needed for nothing else
     if objects:

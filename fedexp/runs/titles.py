@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fedexp.runs.reading import UnitResult
@@ -31,8 +32,9 @@ def agreed(units: Sequence[UnitResult], config: Mapping[str, Any]) -> dict[str, 
 
 def dataset_title(units: Sequence[UnitResult], config: Mapping[str, Any]) -> str:
     """The dataset, or the user's own files; empty if the runs do not agree."""
-    own = config.get("data") or config.get("dataset")
-    return str(own or shared(units, "dataset"))
+    own = str(config.get("data") or config.get("dataset") or shared(units, "dataset"))
+    # Of a path from the root the end says what it is.
+    return "/".join(Path(own).parts[-2:]) if Path(own).is_absolute() else own
 
 
 def shared(units: Sequence[UnitResult], key: str) -> str:

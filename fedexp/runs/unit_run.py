@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,10 @@ class UnitRun:
         self._went_back = False
 
     def _recording(self, folder: Path) -> Recorder:
-        return Recorder(folder, fingerprint_of(self.unit.config, self.federation))
+        config = self.unit.config
+        return Recorder(
+            folder, fingerprint_of(config, self.federation), every=config.checkpoint_every
+        )
 
     def begin(self, grid: LocalGrid, *, resume: bool = False) -> None:
         """Make the folder ready; with ``resume`` go on with what is in it, else believe nothing."""
@@ -116,9 +120,14 @@ class UnitRun:
                 if self._end:
                     break
         except BaseException:
-            if saved:
-                self._go_back(grid, saved)
+            try:
+                with suppress(OSError):  # the reason that is on its way out says more
+                    self._catch_up()
+            finally:
+                if saved:
+                    self._go_back(grid, saved)
             raise
+        self._catch_up()
         if not self.goes_on:
             self._ask_everyone(grid)
         summary = self.summary(num_rounds)
@@ -126,6 +135,11 @@ class UnitRun:
             with finishing():
                 self._write_end(self._recorder, summary)
         return summary
+
+    def _catch_up(self) -> None:
+        if self._recorder:
+            with finishing():
+                self._recorder.catch_up()
 
     def _write_end(self, recorder: Recorder, summary: MetricsRow) -> None:
         if self.goes_on:

@@ -249,3 +249,41 @@ def test_what_a_killed_write_left_goes_when_the_run_goes_on(cut, folders):
     assert not [name for name in ours if (cut / name).exists()]
     assert all((cut / name).exists() for name in theirs)
     assert results(cut) == results(folders / "whole")
+
+
+def test_a_finished_run_gets_its_pictures_and_tables_back(folders, tmp_path):
+    folder = shutil.copytree(folders / "whole", tmp_path / "whole")
+    lost = ["curves.png", "curves.svg", "report.html", "results.csv"]
+    lost += ["partition.json", "partition.png"]
+    texts = {name: (folder / name).read_bytes() for name in ("results.csv", "partition.json")}
+    for name in lost:
+        (folder / name).unlink()
+    run("--resume", folder)
+    assert all((folder / name).exists() for name in lost)
+    assert {name: (folder / name).read_bytes() for name in texts} == texts
+    assert results(folder) == results(folders / "whole")
+
+
+def test_a_run_on_own_files_goes_on_from_another_directory(tmp_path, monkeypatch):
+    """The paths were given relative to where it began."""
+    (tmp_path / "here" / "data").mkdir(parents=True)
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    lines = [f"{i % 7},{i % 3},{i % 2}" for i in range(40)]
+    for site in "ab":
+        Path(f"data/{site}.csv").write_text("x,y,sick\n" + "\n".join(lines) + "\n")
+    flags = ["--engine", "serial", "--data", "data/*.csv", "--target", "sick"]
+    flags += ["--client-from", "file", "--local-steps", "1", "--strategy", "fedavg"]
+    run(*flags, "--rounds", 2, "--out", "whole")
+    run(*flags, "--rounds", 1, "--out", "short")
+    monkeypatch.chdir(tmp_path / "there")
+    cli.main(["resume", "../here/short", "--rounds", "2"])
+    assert results(tmp_path / "here/short") == results(tmp_path / "here/whole")
+    page = (tmp_path / "here/short/report.html").read_text()
+    assert "data/*.csv, natural partition, seed 0" in page
+    (tmp_path / "here" / "data").rename(tmp_path / "moved")  # and the configuration follows it
+    config = tmp_path / "here/short/config.toml"
+    text = config.read_text()
+    config.write_text(text.replace(str(tmp_path / "here/data"), str(tmp_path / "moved")))
+    cli.main(["resume", "../here/short", "--rounds", "3"])
+    assert len(results(tmp_path / "here/short")["fedavg"]) == 3

@@ -1,9 +1,15 @@
 """Runs whose clients fail to order and are unlike devices: what they count, and how they resume."""
 
+import shlex
+from pathlib import Path
+
 import pytest
 from kept import timeless
 
+from fedexp.checks import check_read
 from fedexp.config import Config
+from fedexp.flags import add_simulate_flags, config_of
+from fedexp.parser import Parser
 from fedexp.runs.engines import grid_of
 from fedexp.runs.federation import Federation
 from fedexp.runs.job import Job, run_job
@@ -87,6 +93,28 @@ def test_a_client_takes_the_steps_of_its_profile():
     assert trained(**{"client-profiles": "local-steps=uniform(3, 3)"}) == trained(
         **{"local-steps": 3}
     )
+
+
+def test_the_commands_of_the_document_can_be_read():
+    text = (Path(__file__).parents[2] / "docs" / "faults.md").read_text("utf-8")
+    lines = text.replace("\\\n", " ").splitlines()
+    commands = [shlex.split(x) for x in lines if x.startswith("    fedexp simulate")]
+    assert len(commands) == 2
+    parser = Parser(dict)
+    add_simulate_flags(parser)
+    for command in commands:
+        values = vars(parser.parse_args(command[2:]))
+        config, _ = config_of({k: v for k, v in values.items() if k in Config.keys()})  # noqa: SIM118
+        assert config.client_profiles
+        assert config.deadline
+
+
+def test_real_devices_have_no_faults_to_order():
+    for settings in ({"faults": "drop=0.1"}, {"client_profiles": "speed=lognormal(0.5)"}):
+        config = Config(strategy="fedavg", **settings)
+        check_read(config, (), "serial")
+        with pytest.raises(ValueError, match="no chosen engine reads"):
+            check_read(config, (), "fedexp run")
 
 
 def test_a_deadline_among_clients_that_are_alike_is_refused():

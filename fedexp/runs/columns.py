@@ -42,7 +42,14 @@ def columns(units: Sequence[UnitResult], targets: Sequence[float] = ()) -> list[
         Column("Learned step", "learned-step-size", three_figures),
         Column("Privacy ε", "privacy-epsilon", three_figures),
         Column("ε of an example", "epsilon-spent", three_figures),
-        Column("Simulated s", "simulated-seconds", three_figures),
+        Column("Simulated s, in all", "simulated-seconds", three_figures),
+        Column("Simulated s, last to target", "simulated-seconds-to-target", three_figures, min),
+        Column(
+            "Simulated s, average to target",
+            "mean-simulated-seconds-to-target",
+            three_figures,
+            min,
+        ),
         Column("Faults", "faults", one_digit, counts=True),
         *(
             Column(f"Bad replies, {kind}", f"bad-replies-{kind}", one_digit, counts=True)

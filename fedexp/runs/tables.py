@@ -150,6 +150,8 @@ def _means(name: str, group: Sequence[UnitResult], targets: Sequence[float]) -> 
     found = [numbers(unit) for unit in group]
     for key in dict.fromkeys(key for each in found for key in each):
         values = [each[key] for each in found if each.get(key) is not None]
+        if key.endswith("seconds-to-target") and len(values) < len(found):
+            values = []  # as rounds: a mean over those that came there would look too good
         if key not in _NO_MEASURES and all(not math.isnan(as_number(x)) for x in values):
             row |= _mean(key, values)
     for target in targets:

@@ -1,9 +1,16 @@
 """Runs whose clients fail to order and are unlike devices: what they count, and how they resume."""
 
+import shlex
+from pathlib import Path
+
+import numpy as np
 import pytest
 from kept import timeless
 
+from fedexp.checks import check_read
 from fedexp.config import Config
+from fedexp.flags import add_simulate_flags, config_of
+from fedexp.parser import Parser
 from fedexp.runs.engines import grid_of
 from fedexp.runs.federation import Federation
 from fedexp.runs.job import Job, run_job
@@ -74,19 +81,55 @@ def test_a_resumed_run_meets_the_same_faults(outcome, tmp_path):
     assert list(map(timeless, going.rows)) == list(map(timeless, whole.rows))
 
 
-def test_a_client_takes_the_steps_of_its_profile():
-    def trained(**fields):
-        small = {"strategy": "fedavg", "num-clients": 3, "num-server-rounds": 1}
-        config = Config.of({**small, "vectorize": "off", "engine": "serial", **fields})
-        federation = Federation(config)
-        (unit,) = first_units(config, {"fedavg": "fedavg"})
-        with grid_of(config, federation) as grid:
-            (last, _) = run_job(Job(unit), federation, grid).models
-        return {name: x.tobytes() for name, x in last.items()}
+def after_two_rounds(**fields):
+    """The rows and the last model of a small run."""
+    small = {"strategy": "fedavg", "num-clients": 12, "num-server-rounds": 2, "fraction-train": 1.0}
+    config = Config.of({**small, "local-steps": 2, "engine": "serial", **fields})
+    federation = Federation(config)
+    (unit,) = first_units(config, {"fedavg": "fedavg"})
+    with grid_of(config, federation) as grid:
+        done = run_job(Job(unit), federation, grid)
+    return done.rows, done.models[0]
 
-    assert trained(**{"client-profiles": "local-steps=uniform(3, 3)"}) == trained(
-        **{"local-steps": 3}
+
+def test_a_client_takes_the_steps_of_its_profile():
+    own = {"client-profiles": "local-steps=uniform(3, 3)", "vectorize": "off"}
+    _, as_profiled = after_two_rounds(**own)
+    _, as_set = after_two_rounds(**{"local-steps": 3, "vectorize": "off"})
+    assert all(np.array_equal(as_profiled[name], x) for name, x in as_set.items())
+
+
+@pytest.mark.parametrize("faults", ["drop=0.2, nan=0.2, scale=0.1, garbage=0.1", "crash=0.3"])
+def test_clients_that_train_in_a_group_have_the_faults_of_those_that_train_alone(faults):
+    (alone, one), (in_group, other) = (
+        after_two_rounds(faults=faults, vectorize=mode) for mode in ("off", "on")
     )
+    for mine, theirs in zip(alone, in_group, strict=True):
+        assert mine["failures"] == theirs["failures"]
+        assert 0 < mine["num-failures"] < 12
+    assert all(np.allclose(one[name], x, atol=1e-5) for name, x in other.items())
+
+
+def test_the_commands_of_the_document_can_be_read():
+    text = (Path(__file__).parents[2] / "docs" / "faults.md").read_text("utf-8")
+    lines = text.replace("\\\n", " ").splitlines()
+    commands = [shlex.split(x) for x in lines if x.startswith("    fedexp simulate")]
+    assert len(commands) == 2
+    parser = Parser(dict)
+    add_simulate_flags(parser)
+    for command in commands:
+        values = vars(parser.parse_args(command[2:]))
+        config, _ = config_of({k: v for k, v in values.items() if k in Config.keys()})  # noqa: SIM118
+        assert config.client_profiles
+        assert config.deadline
+
+
+def test_real_devices_have_no_faults_to_order():
+    for settings in ({"faults": "drop=0.1"}, {"client_profiles": "speed=lognormal(0.5)"}):
+        config = Config(strategy="fedavg", **settings)
+        check_read(config, (), "serial")
+        with pytest.raises(ValueError, match="no chosen engine reads"):
+            check_read(config, (), "fedexp run")
 
 
 def test_a_deadline_among_clients_that_are_alike_is_refused():

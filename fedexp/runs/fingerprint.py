@@ -23,7 +23,7 @@ Fingerprint = Mapping[str, Any]
 MAY_CHANGE = frozenset(
     {
         *("engine", "num-workers", "ray-address", "worker-log"),  # no engine changes a bit
-        *("out", "name", "log"),
+        *("out", "name", "log", "max-minutes"),
         *("data", "data-dir", "initial-model"),  # files may move: their digests count
     }
 )

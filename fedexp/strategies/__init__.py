@@ -48,6 +48,7 @@ from fedexp.strategies.running_ratio import RunningRatio
 from fedexp.strategies.schedule_free import ScheduleFree
 from fedexp.strategies.step_sizes import Capped, Constant, HypergradientStep, Relaxed
 from fedexp.strategies.table import STRATEGIES
+from fedexp.strategies.trust_region import TrustRegion
 from fedexp.strategies.waiting import Waiting
 
 # Names of earlier versions; each is the same object.
@@ -114,6 +115,7 @@ __all__ = [
     "Sent",
     "ServerOptimizer",
     "StochasticPolyak",
+    "TrustRegion",
     "Waiting",
     "Yogi",
     "average_named",

@@ -12,7 +12,8 @@ from fedexp.strategies.optimizer import ServerOptimizer
 from fedexp.strategies.presets import proximal, sending
 from fedexp.strategies.proximal import GradientDiversity, StochasticPolyak
 from fedexp.strategies.running_ratio import RunningRatio
-from fedexp.strategies.step_sizes import Constant, HypergradientStep, StepSize
+from fedexp.strategies.step_sizes import Constant, HypergradientStep, Relaxed, StepSize
+from fedexp.strategies.trust_region import TrustRegion
 
 
 class FedExP(FedOpt):
@@ -135,13 +136,16 @@ class NesterovExP(FedOpt):
     DiLoCo (Douillard et al. 2023, arXiv:2311.08105) and the ratio of FedExP (Jhunjhunwala, Wang &
     Joshi 2023, arXiv:2301.09604). The iterates swing around the solution: evaluate an average of
     them, see ``BothIterates``. Like every rule with long steps it can diverge if the clients' own
-    learning rate is too large.
+    learning rate is too large; ``max_relative_step=0.2`` bounds the way of each step, see
+    ``TrustRegion``.
 
     Args:
         *args: those of Flower's FedAvg.
         server_momentum: ``μ``, in [0, 1).
         smoothing: ``b``, in [0, 1), the weight of the past in the running means.
         relaxation: ``κ > 0``, a factor of the step.
+        max_relative_step: ``ρ``, the longest step ``‖η d‖/‖w‖`` as a share of the model; 0 for no
+            such bound.
         **kwargs: those of Flower's FedAvg and of ``FedOpt``.
 
     Raises:
@@ -166,9 +170,13 @@ class NesterovExP(FedOpt):
         server_momentum: float = 0.9,
         smoothing: float = 0.5,
         relaxation: float = 0.5,
+        max_relative_step: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        rule = ServerOptimizer(Momentum(server_momentum, nesterov=True), RunningRatio(smoothing))
+        step: StepSize = RunningRatio(smoothing)
+        if max_relative_step:  # the bound is on the step that is taken, κ included
+            step, relaxation = TrustRegion(Relaxed(step, relaxation), max_relative_step), 1.0
+        rule = ServerOptimizer(Momentum(server_momentum, nesterov=True), step)
         super().__init__(*args, optimizer=rule, relaxation=relaxation, **kwargs)
 
 

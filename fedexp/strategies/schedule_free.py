@@ -8,7 +8,7 @@ import numpy as np
 
 from fedexp.arrays import Float64s
 from fedexp.strategies.directions import State
-from fedexp.strategies.step_sizes import Constant, StepSize, innermost
+from fedexp.strategies.step_sizes import Capped, Constant, Relaxed, StepSize
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,12 @@ class ScheduleFree:
 
     def check(self, step_size: StepSize) -> None:
         """Raise ``ValueError`` for a ``step_size`` that is not the same in every round."""
-        if not isinstance(innermost(step_size), Constant):
+        while isinstance(step_size, Capped | Relaxed):
+            step_size = step_size.step_size
+        if not isinstance(step_size, Constant):
             raise ValueError(
                 f"{self}: its mean gives all rounds one weight, and so they must have one step. "
-                f"Use Constant, not {type(innermost(step_size)).__name__}."
+                f"Use Constant, not {type(step_size).__name__}."
             )
 
     def __call__(self, gradient: Float64s, state: State) -> tuple[Float64s, State]:

@@ -61,8 +61,8 @@ def check_direction(step_size: StepSize, direction: Direction) -> None:
 
 def innermost(step_size: StepSize) -> StepSize:
     """The rule that chooses the step, without the limits around it."""
-    while isinstance(step_size, Capped | Relaxed):
-        step_size = step_size.step_size
+    while inner := getattr(step_size, "step_size", None):
+        step_size = inner
     return step_size
 
 

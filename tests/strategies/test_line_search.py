@@ -1,5 +1,8 @@
 """The server's step by trial on its own data."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -87,3 +90,13 @@ def test_it_needs_no_norms_and_a_cap_is_not_overstepped():
 def test_candidates_are_positive(candidates):
     with pytest.raises(ValueError, match="must be positive numbers"):
         LineSearch(lambda arrays: 0.0, candidates)
+
+
+def test_the_example_of_the_document_runs_and_its_steps_are_among_the_candidates():
+    text = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text(encoding="utf-8")
+    (block,) = (x for x in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "LineSearch" in x)
+    shown = {}
+    exec(block, shown)
+    steps = [row["server-step-size"] for row in shown["run"].metrics]
+    assert len(steps) == 2
+    assert set(steps) <= {0.5, 1.0, 2.0, 4.0}

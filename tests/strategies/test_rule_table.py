@@ -28,6 +28,7 @@ from fedexp.strategies import (
     ScheduleFree,
     ServerOptimizer,
     StochasticPolyak,
+    TrustRegion,
     Yogi,
 )
 from fedexp.strategies.step_sizes import ITERATE
@@ -60,6 +61,9 @@ RULES = {
     "dog": ServerOptimizer(Identity(), DistanceOverGradients()),
     "anderson": ServerOptimizer(Anderson(), RunningRatio(0.0)),
     "anderson mixed": ServerOptimizer(Anderson(2), Capped(Constant(0.5), 2.0)),
+    "within a trust region": ServerOptimizer(
+        Momentum(0.9, nesterov=True), TrustRegion(Relaxed(RunningRatio(), 0.5), 0.1)
+    ),
     "line search": ServerOptimizer(step_size=LineSearch(lambda x: float(np.abs(x["scale"])))),
     "line search along anderson": ServerOptimizer(
         Anderson(), LineSearch(lambda x: float(np.sum(x["weight"] ** 2)), (0.3, 3.0))

@@ -222,13 +222,14 @@ class PrivateLineSearch(PrivateSGD):
     """Private steps whose size is found by a private search: settings of ``private-line-search``.
 
     See `fedexp.privacy.line_search.ArmijoSearch` for the test. When two consecutive noisy gradients
-    of a client point apart (their inner product is negative), the budget of all later steps grows,
-    up to four times the first, and a filter ends the training before the whole is overspent. In
-    rounds of one step the client's state holds the last gradient, as large as the model.
+    of a client point apart (their inner product is negative), ``1/s²`` of all later steps grows, up
+    to four times the first, which costs much more than four times as much; a filter ends the
+    training before the whole is overspent. In rounds of one step the client's state holds the last
+    gradient, as large as the model.
 
     Attributes:
         search_share: the share of a step's budget that goes to the search, in (0, 1).
-        growth: the factor by which the budget of a step grows; 1 for no adaptation, for which the
+        growth: the factor by which ``1/s²`` of a step grows; 1 for no adaptation, for which the
             noise is somewhat less.
         first_step: the largest step that is tried.
         shrink: from one that is tried to the next.

@@ -27,7 +27,7 @@ from fedexp.config import Config
 from fedexp.extras import imported, need
 from fedexp.logs import level
 from fedexp.readers import strategy_arguments
-from fedexp.simulation.profiles import ClientProfiles
+from fedexp.simulation.profiles import LEAST, ClientProfiles
 from fedexp.specs import Spec, split_list
 from fedexp.strategies import STRATEGIES, FedOpt, ServerOptimizer, average_named
 from fedexp.strategies.extensions import Extensions
@@ -269,10 +269,11 @@ def prepared(given: Any, config: Config, key: str, num_nodes: int) -> Strategy:
         strategy.seed = config.seed if strategy.seed is None else strategy.seed
         strategy.client_config = {**client_config(config, key), **strategy.client_config}
     for name in ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes"):
-        if getattr(strategy, name, 0) > 1 and come_and_go(config) and not _is_off(strategy, name):
+        waits_for, away = getattr(strategy, name, 0), come_and_go(config)
+        if away and waits_for > LEAST and not _is_off(strategy, name):
             raise ValueError(
-                f"{type(strategy).__name__}({name}={getattr(strategy, name)}): with availability "
-                f"a round may have a single client, it would wait for ever. Use {name}=1."
+                f"{type(strategy).__name__}({name}={waits_for}): with availability a round may "
+                f"have {LEAST} clients alone, it would wait for ever. Use {name}={LEAST}."
             )
         if getattr(strategy, name, 0) > num_nodes and not _is_off(strategy, name):
             raise ValueError(

@@ -135,10 +135,11 @@ def _undone(
     """Undo a step; the train and server metrics of the round then. None if it has to stay.
 
     It stays where the loss was no better before. Under privacy it stays too: what the round cost
-    is spent, and must stay counted.
+    is spent, and must stay counted. So it does with a strategy around another one, whose state
+    cannot be seen from here.
     """
     ours = strategy if isinstance(strategy, FedOpt) else None
-    if ours and ours.extensions.is_private:
+    if ours.extensions.is_private if ours else hasattr(strategy, "strategy"):
         return None
     after = getattr(evaluated.evaluate_fn, "memory", None)
     again = evaluated.again(before)
@@ -246,14 +247,14 @@ def rounds(
             replies = cast(Iterable[Message], training.send(grid, messages, timeout))
             new, train = strategy.aggregate_train(server_round, replies)
             arrays = arrays if new is None else new
+            server = evaluate_fn(server_round, arrays) if evaluate_fn else None
+            if evaluate_fn and new is not None and lost_losses(server):
+                evaluated = _Evaluated(server_round, evaluate_fn, memory)
+                if told := _undone(strategy, evaluated, before, server):
+                    arrays, new, (train, server) = before, None, told
             messages = strategy.configure_evaluate(server_round, arrays, for_evaluation, grid)
             replies = cast(Iterable[Message], evaluation.send(grid, messages, timeout))
             evaluate = strategy.aggregate_evaluate(server_round, replies)
-        server = evaluate_fn(server_round, arrays) if evaluate_fn else None
-        if evaluate_fn and new is not None and lost_losses(server):
-            evaluated = _Evaluated(server_round, evaluate_fn, memory)
-            if told := _undone(strategy, evaluated, before, server):
-                arrays, new, (train, server) = before, None, told
         yield Round(
             server_round,
             arrays,

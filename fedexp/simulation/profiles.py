@@ -13,6 +13,9 @@ from typing import Any, Self
 from fedexp.simulation.faults import uniform
 from fedexp.specs import split_list, value_of
 
+LEAST = 2
+"""So many clients are always there: Flower's strategies wait for two unless told otherwise."""
+
 _CALL = re.compile(r"([a-z]+)\((.*)\)")
 
 
@@ -104,14 +107,15 @@ class ClientProfiles:
         return low + (high - low) * (1 + math.sin(2 * math.pi * turn)) / 2
 
     def present(self, seed: int, server_round: int, num_clients: int) -> list[int]:
-        """The clients that are there in a round; at least one, so that a round can go on."""
+        """The clients that are there in a round; at least ``LEAST``, so that it can go on."""
         margins = [
             self.presence(seed, server_round, client)
             - uniform("availability", seed, server_round, client)
             for client in range(num_clients)
         ]
         found = [client for client, margin in enumerate(margins) if margin > 0]
-        return found or [max(range(num_clients), key=margins.__getitem__)]
+        nearest = sorted(range(num_clients), key=margins.__getitem__, reverse=True)
+        return found if len(found) >= LEAST else sorted(nearest[:LEAST])
 
     def seconds(self, seed: int, client: int, num_steps: int, num_bytes: int) -> float:
         """How long a client takes for a round, in simulated seconds.

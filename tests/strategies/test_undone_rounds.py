@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from builders import content, grid_of, merging_if, partition
-from flwr.app import MetricRecord
+from flwr.app import MetricRecord, RecordDict
 
 from fedexp.records import from_record, to_record
 from fedexp.rounds import rounds
@@ -142,6 +142,33 @@ def test_a_strategy_of_flowers_goes_back_to_the_model_before():
     np.testing.assert_array_equal(
         from_record(found[BAD - 1].arrays)["w"], from_record(found[BAD - 2].arrays)["w"]
     )
+
+
+def test_a_strategy_around_ours_keeps_its_step():
+    from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
+
+    around = DifferentialPrivacyServerSideFixedClipping(
+        FedAvg(fraction_evaluate=0.0),
+        noise_multiplier=0.0,
+        clipping_norm=1e9,
+        num_sampled_clients=4,
+    )
+    found, _ = run(around, far)
+    assert [x.failed for x in found] == [False] * 5
+
+
+def test_clients_evaluate_the_model_that_stays():
+    seen = []
+
+    def evaluate(message, context):
+        seen.append(abs(from_record(message.content["arrays"])["w"]).max())
+        return RecordDict({"metrics": MetricRecord({"num-examples": 1, "eval-loss": 0.0})})
+
+    grid = grid_of(CLIENTS, lambda m, c: content({"w": np.full(2, FAR)}), evaluate)
+    first = to_record({"w": np.ones(2)})
+    (only,) = rounds(FedAvg(), grid, first, num_rounds=1, evaluate_fn=BothIterates(loss))
+    assert only.failed
+    assert seen == [1.0] * CLIENTS
 
 
 def test_only_a_step_that_was_taken_can_be_taken_back():

@@ -5,7 +5,16 @@ import torch
 
 from fedexp.datasets.synthetic import regression
 from fedexp.stats import PseudoGradientStats, total
-from fedexp.strategies import Constant, Extrapolation, Momentum, NesterovExP, ServerOptimizer
+from fedexp.strategies import (
+    Anderson,
+    Constant,
+    Extrapolation,
+    Momentum,
+    NesterovExP,
+    RunningRatio,
+    ScheduleFree,
+    ServerOptimizer,
+)
 
 CLIENTS, ROWS, SIZE, STEPS, LR = 20, 30, 1000, 20, 0.1
 
@@ -54,3 +63,14 @@ def test_fedexps_step_along_nesterovs_direction_keeps_its_speed_where_fixed_step
     """Published for another draw of the problem, at round 50: 3.2e-5 and 3.3e-3."""
     fixed = ServerOptimizer(Momentum(0.9, nesterov=True), Constant(1.0))
     assert trained(NesterovExP().optimizer, 50) < 1e-3 < trained(fixed, 50)
+
+
+def test_anderson_and_schedule_free_descent_are_as_fast_as_published():
+    """Published for another draw, at round 50: 2.2e-10, and 1.1e-2 with a step of 10."""
+    assert 1e-12 < trained(ServerOptimizer(Anderson(), RunningRatio(0.0)), 50) < 1e-8
+    assert 1e-3 < trained(ServerOptimizer(ScheduleFree(), Constant(10.0)), 50) < 1e-1
+
+
+def test_a_bound_on_the_relative_step_of_one_half_does_not_slow_the_regression_from_zero():
+    free, bounded = (trained(NesterovExP(max_relative_step=r).optimizer, 50) for r in (0.0, 0.5))
+    assert bounded < 1.2 * free

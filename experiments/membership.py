@@ -10,7 +10,8 @@ loss guesses who is a member (``fedexp.privacy.membership``): AUC 0.5 is a guess
 What this does not show. Three seeds give a spread, no bound. The attack is the weakest one of
 those that are known, and looks at the last model alone; the server sees more. ``NoisySGD`` clips
 and noises whole batches, and so promises nothing: it is here for its effect. For a run with a
-guarantee give the name of a private optimizer of this library.
+guarantee give the name of a private optimizer of this library; its budget is spent in its
+own steps, 20 a round, and rounds after that change nothing.
 """
 
 from __future__ import annotations

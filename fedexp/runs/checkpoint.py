@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from logging import WARNING
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import numpy as np
-from flwr.common.logger import log
 from safetensors import SafetensorError, safe_open
 
 from fedexp.arrays import Arrays
@@ -24,6 +23,8 @@ FORMAT = "2"
 
 NAMES = ("checkpoint.safetensors", "checkpoint-before.safetensors")
 """Of the newest checkpoint of a unit, and of the one before it."""
+
+_warn = logging.getLogger("flwr").warning
 
 _REMEDY = " Remove it to run from the first round."
 
@@ -123,12 +124,19 @@ class Checkpoint:
         )
 
 
-def newest(folder: Path, states: ClientStates | None = None) -> Checkpoint | None:
+def newest(
+    folder: Path,
+    states: ClientStates | None = None,
+    check: Callable[[Checkpoint], object] = lambda _: None,
+    warn: Callable[[str], object] = _warn,
+) -> Checkpoint | None:
     """The newest checkpoint in the folder of a unit that is as it was written; None without any.
 
     Args:
         folder: of the unit.
         states: as in ``Checkpoint.load``.
+        check: raises ``ValueError`` for one that nothing can go on from.
+        warn: takes a line, where the one before is taken.
 
     Raises:
         ValueError: there are some, and all of them are damaged.
@@ -139,6 +147,7 @@ def newest(folder: Path, states: ClientStates | None = None) -> Checkpoint | Non
             continue
         try:
             found = Checkpoint.load(path, states)
+            check(found)
         except OtherFormatError:
             raise
         except ValueError as error:
@@ -147,15 +156,12 @@ def newest(folder: Path, states: ClientStates | None = None) -> Checkpoint | Non
                 break
             continue
         if damage:
-            log(WARNING, "%s The run goes on from round %d.", _cause(damage), found.server_round)
+            cause = str(damage).rpartition(" Remove ")[0]  # which need not be done
+            warn(f"{cause} The run goes on from round {found.server_round}.")
         return found
     if damage:
         raise damage
     return None
-
-
-def _cause(damage: ValueError) -> str:
-    return str(damage).removesuffix(_REMEDY)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -15,13 +15,22 @@ from flwr.common.logger import log
 from fedexp.arrays import Arrays
 from fedexp.files import on_disk, read_json, remove_leftovers, save_json, save_text
 from fedexp.records import from_record, to_record
-from fedexp.runs.checkpoint import NAMES, Checkpoint, newest
+from fedexp.runs.checkpoint import NAMES, Checkpoint
 from fedexp.runs.client_states import FOLDER, ClientStates, forget_states, is_states
 from fedexp.runs.fingerprint import Fingerprint, check_same, warn_of_code
 from fedexp.runs.folder import FILES_OF_A_UNIT
 from fedexp.runs.pace import Pace
 from fedexp.runs.reading import MetricsRow
-from fedexp.runs.resuming import EVALUATED, MODELS, clients_until, of_clients, rows_until
+from fedexp.runs.resuming import (
+    EVALUATED,
+    MODELS,
+    clients_until,
+    of_clients,
+    rows_until,
+    say_nothing,
+    summary_of,
+    usable,
+)
 from fedexp.runs.run import Run
 from fedexp.simulation.grid import LocalGrid
 from fedexp.strategies import FedOpt
@@ -68,7 +77,7 @@ class Recorder:
         """
         remove_leftovers(self.folder, FILES_OF_A_UNIT.__contains__)
         remove_leftovers(self.folder / FOLDER, is_states)
-        saved = newest(self.folder, self._states)
+        saved = usable(self.folder, self._states)
         rows = rows_until(self.folder, saved.server_round) if saved else []
         clients = clients_until(self.folder, saved) if saved else []
         if saved:
@@ -174,17 +183,18 @@ def restore(run: Run, grid: LocalGrid, saved: Checkpoint) -> None:
 
 def is_finished(folder: Path, num_rounds: int) -> bool:
     """Whether the unit in ``folder`` has ended, of a run of so many rounds."""
-    if not (folder / "summary.json").exists():
-        return False
-    if not all((folder / name).is_file() for name in MODELS):
+    summary = summary_of(folder)
+    if not summary or not all((folder / name).is_file() for name in MODELS):
         return False  # the checkpoint has them
+    saved = usable(folder, warn=say_nothing)
+    if saved and saved.server_round < summary["num-rounds"]:
+        return False  # what there is of the last round is damaged
     try:
         return int(read_json(folder / "unit.json")["num-server-rounds"]) >= num_rounds
     except (OSError, ValueError, TypeError, KeyError):
         if any((folder / name).exists() for name in NAMES):
             return False  # it only ends anew
-        summary = read_json(folder / "summary.json")  # of an older run
-        return bool(summary["num-rounds"] >= num_rounds or summary["problem"])
+        return bool(summary["num-rounds"] >= num_rounds or summary["problem"])  # of an older run
 
 
 def _line(row: MetricsRow) -> str:

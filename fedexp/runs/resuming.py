@@ -15,6 +15,7 @@ from fedexp.choices import schedule_of, strategy_keys
 from fedexp.config import Config
 from fedexp.files import read_json, save_json, save_text
 from fedexp.runs.checkpoint import NAMES, Checkpoint, newest
+from fedexp.runs.client_states import ClientStates
 from fedexp.runs.federation import Federation, Own
 from fedexp.runs.fingerprint import Fingerprint, check_same, fingerprint_of, without_paths
 from fedexp.runs.folder import locked
@@ -77,13 +78,43 @@ def check_unit(
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is no folder. Remove it to run it again.")
-    saved = newest(folder) if folder.exists() else None
+    saved = usable(folder, warn=say_nothing) if folder.exists() else None
     if saved:
         _check_began(unit, folder / NAMES[0], federation, saved.fingerprint, free)
-        rows_until(folder, saved.server_round)
-        clients_until(folder, saved)
     if (folder / "summary.json").exists():
         _check_finished(folder, saved)
+
+
+def say_nothing(line: str) -> None:
+    """Who goes on from an older checkpoint says so, not who only looks."""
+
+
+def usable(folder: Path, states: ClientStates | None = None, **warn: Any) -> Checkpoint | None:
+    """The newest checkpoint of a unit that is sound, as are the rounds recorded up to it.
+
+    Args:
+        folder: of the unit.
+        states: as in ``Checkpoint.load``.
+        **warn: that of ``newest``.
+
+    Raises:
+        ValueError: there are some, and none is.
+    """
+
+    def check(saved: Checkpoint) -> None:
+        rows_until(folder, saved.server_round)
+        clients_until(folder, saved)
+
+    return newest(folder, states, check, **warn)
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """What a unit has written at its end; empty before, and if that is damaged."""
+    try:
+        summary = read_json(folder / "summary.json")
+        return {**summary, "num-rounds": int(summary["num-rounds"]), "problem": summary["problem"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def _check_began(
@@ -134,7 +165,7 @@ def extend(folder: Path, num_rounds: int) -> Config:
 def _is_more(config: Config, folder: Path, num_rounds: int) -> bool:
     """Whether the run is to get longer; as many rounds as it has let it go on to its end."""
     has = config.num_server_rounds
-    is_done = all((x / "summary.json").exists() for x in _reporting(config, folder))
+    is_done = all(map(summary_of, _reporting(config, folder)))
     if num_rounds < has or (num_rounds == has and is_done):
         raise ValueError(
             f"--rounds {num_rounds}: the run in {str(folder)!r} has {has} already. Name more."
@@ -144,9 +175,9 @@ def _is_more(config: Config, folder: Path, num_rounds: int) -> bool:
 
 def _check_extensible(own: Path, config: Config, owner: str) -> None:
     """A unit that has not ended, or that has all its rounds."""
-    if not (own / "summary.json").exists():
+    summary = summary_of(own)
+    if not summary:
         return
-    summary = read_json(own / "summary.json")
     count = summary["num-rounds"]
     if count != config.num_server_rounds:
         early = summary["problem"] or summary.get("stopped")
@@ -178,7 +209,7 @@ def _rates(config: Config, key: str, last: int, own: Own) -> list[float]:
 
 def _check_selected(config: Config, folder: Path, num_rounds: int) -> None:
     tuning = first_units(config, _strategies(config)) if config.select else []
-    if any(not (folder / unit.folder / "summary.json").exists() for unit in tuning):
+    if not all(summary_of(folder / unit.folder) for unit in tuning):
         raise ValueError(
             f"--rounds {num_rounds}: the run in {str(folder)!r} has not selected yet. "
             "Resume it without --rounds first."
@@ -289,13 +320,13 @@ def _check_unedited(config: Config, folder: Path) -> None:
 
 
 def _check_finished(folder: Path, saved: Checkpoint | None) -> None:
-    path = folder / "summary.json"
+    """What cannot be had again from a checkpoint must be there."""
+    if saved:
+        return
     again = f"Remove {folder} to run it again."
-    try:
-        num_rounds = int(read_json(path)["num-rounds"])
-    except (OSError, ValueError, TypeError, KeyError):
-        raise ValueError(f"{path}: is damaged. {again}") from None
-    missing = [name for name in MODELS if not (folder / name).is_file()]
-    if missing and not (saved and saved.server_round == num_rounds):  # which would bring it back
+    summary = summary_of(folder)
+    if not summary:
+        raise ValueError(f"{folder / 'summary.json'}: is damaged. {again}")
+    if missing := [name for name in MODELS if not (folder / name).is_file()]:
         raise ValueError(f"{folder / missing[0]}: is missing. {again}")
-    rows_until(folder, num_rounds)
+    rows_until(folder, summary["num-rounds"])

@@ -150,6 +150,12 @@ def test_a_schedule_that_depends_on_the_number_of_rounds_is_refused(tmp_path, ca
     line = refused(capsys, resume, tmp_path / "r", "--rounds", 4)
     assert "scheduler='cosine'" in line
     assert "depends on how many there are. Start a new run" in line
+    (tmp_path / "r" / "environment.json").unlink()  # then only the checkpoint knows
+    config = tmp_path / "r" / "config.toml"
+    text = config.read_text()
+    assert "\nnum-server-rounds = 2\n" in text
+    config.write_text(text.replace("\nnum-server-rounds = 2\n", "\nnum-server-rounds = 4\n"))
+    assert refused(capsys, resume, tmp_path / "r") == line
 
 
 def test_a_strategy_that_gave_up_is_refused(tmp_path, capsys):

@@ -242,7 +242,8 @@ def test_a_unit_that_raises_is_one_line_and_fails_the_run(tmp_path, capsys):
 
 
 DAMAGED = {
-    "a clients.csv cut in half": ("clients.csv", lambda x: x[: len(x) // 2], "does not hold"),
+    "a clients.csv cut in its last round": ("clients.csv", lambda x: x[: 3 * len(x) // 4], ""),
+    "a clients.csv cut in its first round": ("clients.csv", lambda x: x[:60], "does not hold"),
     "a clients.csv of another kind": ("clients.csv", lambda x: b"\xff\xfe\n", "does not hold"),
     "no clients.csv": ("clients.csv", None, "does not hold"),
     "a damaged unit.json": ("unit.json", lambda x: b"{", ""),

@@ -158,7 +158,7 @@ class Soaked:
             return start.wait()
         if harm == "disk full":
             assert self.disk is not None
-            self.disk.fill(left=self.draw.randrange(0, 1 << 16))
+            self.disk.fill(left=self.draw.randrange(0, 1 << 14))
             self.found.harms[harm] += 1
             return start.wait()
         if harm == "workers killed" and not self._kill_workers(start):

@@ -80,6 +80,7 @@ def _run(args: Sequence[str], log: Path) -> None:
     number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(number, 1)
     os.dup2(number, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
     code = 0
     try:
         cli.main(args)

@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from benchmarks.harm import Disk, Start, damage, small_disk
 from fedexp.logs import without_escape_codes
 from fedexp.runs.checkpoint import NAMES, Checkpoint
+from fedexp.runs.signals import sigterm_as_ctrl_c
 
 FAULTS = "drop=0.1, slow=0.05, nan=0.08, garbage=0.08, scale=0.04, crash=0.08"
 FLAGS = [
@@ -137,7 +138,12 @@ class Soaked:
             self.found.harms[harm] += 1
         known, before = self._recorded(), self._count()
         args = ["resume", str(self.folder)] if there else [*self.flags, "--overwrite"]
-        code = self._harmed(Start(args, self.log), harm, before)
+        start = Start(args, self.log)
+        try:
+            code = self._harmed(start, harm, before)
+        except BaseException:
+            start.signal(signal.SIGKILL)
+            raise
         if self.disk:
             self.disk.read_only(False)
             self.disk.free()
@@ -152,7 +158,7 @@ class Soaked:
             return start.wait()
         if harm == "disk full":
             assert self.disk is not None
-            self.disk.fill(left=self.draw.randrange(0, 1 << 16))
+            self.disk.fill(left=self.draw.randrange(0, 1 << 14))
             self.found.harms[harm] += 1
             return start.wait()
         if harm == "workers killed" and not self._kill_workers(start):
@@ -268,15 +274,18 @@ def soak(folder: Path, *, seconds: float, rounds: int, most: int, ray: bool, see
     alone.to_the_end(["left alone"], most=0)
     wanted = {} if found.wrong else content_of(alone.folder)
     while wanted and not found.wrong and (time.monotonic() < end or not found.runs):
-        got = _soaked(folder / str(found.runs), flags, most, draw, found, ray and found.runs % 2)
+        on_ray = ray and found.runs % 2 == 1
+        own = most // 3 if on_ray else most  # Ray takes seconds to start
+        got = _soaked(folder / str(found.runs), flags, own, draw, found, on_ray)
         differing = [name for name in wanted if got.get(name) != wanted[name]]
         found.wrong += [f"run {found.runs}: {name} differs" for name in differing]
         found.runs += 1
+        print(f"run {found.runs} is done, {sum(found.harms.values())} harms so far", flush=True)
     return found
 
 
 def _soaked(
-    place: Path, flags: Sequence[str], most: int, draw: Random, found: Findings, on_ray: bool | int
+    place: Path, flags: Sequence[str], most: int, draw: Random, found: Findings, on_ray: bool
 ) -> dict[str, Any]:
     """The content of one run, once all has befallen it."""
     engine = ["--engine", "ray", "--num-workers", "2"] if on_ray else ["--engine", "serial"]
@@ -302,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.quick:
         size = {"seconds": 0.0, "rounds": 5, "most": 6, "ray": False}
         Figure.savefig = lambda self, path, **_: Path(path).touch()  # drawing takes most of it
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+    with sigterm_as_ctrl_c(), tempfile.TemporaryDirectory(prefix="soak-") as folder:
         found = soak(Path(folder), seed=given.seed, **size)
         found.show()
         if found.wrong:

@@ -92,3 +92,10 @@ def test_the_server_app_fails_when_its_run_does(monkeypatch, tmp_path):
         RuntimeError, match=r"fedavg: no round of 2 succeeded: 3 clients: .*no disk"
     ):
         serve(**{"num-server-rounds": 9, "max-failed-rounds": 2, "fraction-train": 1.0})
+
+
+def test_the_server_app_ends_early_as_a_simulation_does(logged):
+    serve(**{"num-server-rounds": 9, "stop-at-target": True, "target-accuracy": 0.0})
+    rounds = [line for line in logged if line.startswith("fedavg round ")]
+    assert len(rounds) == 1
+    assert "fedavg: reached the test accuracy 0 in round 1." in logged

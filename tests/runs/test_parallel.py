@@ -92,6 +92,16 @@ def test_processes_and_one_after_the_other_give_the_same_bits_in_the_same_order(
     assert list(map(comparable, beside)) == list(map(comparable, one_by_one))
 
 
+@pytest.mark.usefixtures("forked")
+def test_once_time_is_over_the_round_under_way_ends_and_no_other_unit_begins():
+    config = Config(**SMALL, strategy="fedavg", max_minutes=1e-9)
+    found = Study(config, {"a": "fedavg", "b": "fedavg"})
+    (outcome,) = found.run()
+    assert found.is_cut
+    assert (outcome.unit.label, len(outcome.rows)) == ("a", 1)
+    assert outcome.summary["ended"] == "interrupted"
+
+
 def failing(strategy):
     """What a study raises of which one unit fails; nothing of it is left."""
     config = Config(**SMALL, strategy="fedavg")

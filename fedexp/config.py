@@ -128,6 +128,11 @@ class Config(BaseModel):
     local_steps: int = Field(
         ClientSettings.num_steps, ge=1, description="minibatch steps per client and round"
     )
+    local_epochs: float = Field(
+        ClientSettings.num_epochs,
+        ge=0,
+        description="passes over a client's rows in place of --local-steps; 0: those",
+    )
     batch_size: int = Field(ClientSettings.batch_size, ge=1, description="examples a step")
     learning_rate: float = Field(ClientSettings.lr, gt=0, description="of the clients")
     learning_rate_decay: float = Field(

@@ -23,7 +23,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "clients": (
         *("fraction-train", "fraction-evaluate", "local-test-fraction", "local-steps"),
-        *("batch-size", "learning-rate", "learning-rate-decay", "scheduler", "weight-decay"),
+        *(
+            "local-epochs",
+            "batch-size",
+            "learning-rate",
+            "learning-rate-decay",
+            "scheduler",
+            "weight-decay",
+        ),
         *("learning-rate-exponent", "learning-rate-offset", "augmentation"),
         *("local-optimizer", "hyper-learning-rate", "hyper-height", "hyper-between-rounds"),
         "max-grad-norm",

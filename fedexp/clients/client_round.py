@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from flwr.app import Context, RecordDict
 from torch import nn
@@ -89,7 +90,11 @@ class ClientRound:
         self.torch_seed = int(self.rng.integers(2**63))  # before the batches, whoever trains
         self.examples, _ = client.data(context)
         num_examples, self.buffers = len(self.examples), client.buffers(module)
-        self.control = ControlVariates.of(content, config, context, num_examples, self.buffers)
+        self._first_rate = self.settings.rates()[0]
+        self.settings = self.settings.for_examples(num_examples)
+        self.control = ControlVariates.of(
+            content, config, context, num_examples, self.buffers, _zeros(module, before)
+        )
         if self.control and self.tuning:  # in every round, not only where a client tunes
             raise ValueError(
                 "learned-step: control variates need one learning rate at all clients, fixed "
@@ -201,10 +206,14 @@ class ClientRound:
         if self.config.get(keys.FINAL_LOSS):
             load_arrays(self.module, after)
             metrics[keys.FINAL_LOSS] = evaluate(self.module, self.examples, loss_fn)["loss"]
+        if self.config.get(keys.LOCAL_WORK):
+            plain = getattr(self.make, "is_plain", False)  # of others, steps count alike
+            own = self.settings.local_work(self._first_rate) if plain else self.settings.num_steps
+            metrics[keys.LOCAL_WORK] = float(own)
         if self.control:
             if name := first_non_finite(after):  # the control variate would stay non-finite
                 raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
-            metrics[keys.CONTROL_STEP] = step = self.settings.path_length
+            metrics[keys.CONTROL_STEP] = step = self.control.step or self.settings.path_length
             self.control.keep(self.context, self.before, after, step)
         if self.keeps == "rate" and is_finite:
             save_rate(self.config, self.context, rate)
@@ -215,3 +224,9 @@ class ClientRound:
         sent = ClientResult(self.context.node_id, after, metrics, self.buffers)
         partition = int(self.context.node_config.get(keys.PARTITION_ID, self.context.node_id))
         return hidden(sent, self.before, self.config, partition)
+
+
+def _zeros(module: nn.Module, before: Arrays) -> Arrays:
+    """A zero for every parameter that is sent and trained, without memory."""
+    trained = [name for name, p in module.named_parameters() if p.requires_grad and name in before]
+    return {k: np.broadcast_to(np.zeros((), before[k].dtype), before[k].shape) for k in trained}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import lru_cache
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Self
 
 from fedexp import keys
@@ -43,6 +44,8 @@ class ClientSettings:
             for none.
         lr_exponent: ``x >= 0`` of ``η_t = η_l (t + offset)^-x``; 0 for one rate throughout.
         lr_offset: that offset, greater than 0; 1 if there is no exponent.
+        num_epochs: passes over the client's examples in place of ``num_steps``, rounded up to
+            whole steps, so that clients take unequally many; 0 for ``num_steps``.
         first_step: ``t`` of the first local step, see ``of``. It is no setting of its own.
 
     Example:
@@ -65,6 +68,7 @@ class ClientSettings:
     augmentation: str = _setting("augmentation", "")
     lr_exponent: float = _setting("learning-rate-exponent", 0.0)
     lr_offset: float = _setting("learning-rate-offset", 1.0)
+    num_epochs: float = _setting("local-epochs", 0.0)
     first_step: int = 0
 
     def rates(self) -> list[float]:
@@ -79,12 +83,40 @@ class ClientSettings:
         """``Σ η_t`` over the local steps; ``K η_l`` at one rate."""
         return sum(self.rates()) if self.lr_exponent else self.num_steps * self.lr
 
+    def local_work(self, first_rate: float) -> float:
+        """``‖a‖₁`` of plain SGD: what the gradients of a round weigh in its update, over a rate.
+
+        ``w₀ - w_τ = Σ_t η_t Π_{s>t} (1 - η_s μ) g_t``, so with one rate and ``μ = 0`` it is the
+        number of steps. Wang et al. 2020, arXiv:2007.07481, section 4.
+
+        Args:
+            first_rate: the rate that all clients measure in.
+        """
+        work = 0.0
+        for rate in self.rates():
+            work = work * (1 - rate * self.proximal_mu) + rate
+        return work / first_rate
+
+    def for_examples(self, num_examples: int) -> Self:
+        """The settings of a client with so many examples: ``num_epochs`` in steps."""
+        if not self.num_epochs:
+            return self
+        steps = max(1, ceil(self.num_epochs * num_examples / self.batch_size))
+        rounds = self.first_step // self.num_steps
+        return replace(self, num_steps=steps, first_step=rounds * steps)
+
     def check_optimizer(self, optimizer: object) -> None:
         """Raise ``ValueError`` for settings that the optimizer cannot go with."""
         if self.lr_exponent and getattr(optimizer, "adapts_lr", False):
             raise ValueError(
                 f"ClientSettings(learning-rate-exponent={self.lr_exponent}): the local optimizer "
                 f"{self.optimizer} tunes its own rate. Use 0, or another optimizer such as sgd."
+            )
+        own_work = getattr(optimizer, "tuning", None) or getattr(optimizer, "private", None)
+        if self.num_epochs and own_work:
+            raise ValueError(
+                f"ClientSettings(local-epochs={self.num_epochs}): {self.optimizer} counts in "
+                "local-steps. Use 0, or another optimizer such as sgd."
             )
         if getattr(optimizer, "needs_loss", False) and not self.plain:
             raise ValueError(
@@ -172,6 +204,8 @@ def _value(key: str, value: Any, default: Any) -> Any:
         found = type(default)(value)
     except (TypeError, ValueError):
         raise ValueError(f"ClientSettings({key}={value!r}): must be a number.") from None
+    if key == "local-epochs" and not 0 <= found < inf:
+        raise ValueError(f"ClientSettings({key}={value!r}): must be at least 0.")
     if isinstance(default, int) and found < 1:  # steps, examples or levels
         raise ValueError(f"ClientSettings({key}={value!r}): must be at least 1.")
     return found

@@ -1,7 +1,8 @@
 """The named strategies for Flower's older API, ``flwr.server.strategy``.
 
-Each holds its twin of ``fedexp.strategies`` and lets it do the arithmetic. SCAFFOLD has none: a
-``NumPyClient`` has no way to receive the server's control variate beside the model.
+Each holds its twin of ``fedexp.strategies`` and lets it do the arithmetic. SCAFFOLD, FedDyn
+and FedNova have none: a ``NumPyClient`` has no way to receive the server's control variate beside
+the model, keeps nothing, and does not report its local work.
 """
 
 from __future__ import annotations

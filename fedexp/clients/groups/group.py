@@ -64,6 +64,8 @@ class ClientGroup:
             return None, ""
         client = client_of(app)
         obstacle = "the ClientApp has mods" if has_mods(app) else obstacle_to(client, context)
+        if not obstacle and context.run_config.get("local-epochs"):
+            obstacle = "local-epochs gives clients unequally many steps"
         if mode == "on" and client and not (obstacle or cls(client).takes(context.run_config)):
             name = context.run_config.get("local-optimizer")
             obstacle = f"the local optimizer {name} has no functional form"
@@ -77,7 +79,10 @@ class ClientGroup:
 
     def takes(self, config: Mapping[str, Any]) -> bool:
         """Whether the local optimizer has a functional form for all of a round's local steps."""
-        make = self.client.maker(ClientSettings.of(config))
+        settings = ClientSettings.of(config)
+        make = self.client.maker(settings)
+        if settings.num_epochs:  # unequally many steps
+            return False
         if not isinstance(make, LocalOptimizer) or make.functional is None:
             return False
         return not (make.tuning and make.tuning().is_due(config))

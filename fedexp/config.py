@@ -203,6 +203,9 @@ class Config(BaseModel):
         "",
         description="of clients: central(noise-multiplier=1, clip=1, delta=1e-5) or local(...)",
     )
+    private_layers: Text = Field(
+        "", description="arrays that stay at the clients, by comma: 'head.*'"
+    )
     buffers: Literal["average", "keep"] = Field(
         "average", description="arrays that the step does not move: average of the clients, or keep"
     )

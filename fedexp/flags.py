@@ -38,7 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "server": (
         *("server-learning-rate", "epsilon", "epsilon-decay", "epsilon-per-client", "smoothing"),
         *("extrapolation-factor", "max-step-size", "relaxation", "robust", "clip"),
-        *("clip-quantile", "drop-beyond", "privacy"),
+        *("clip-quantile", "drop-beyond", "privacy", "private-layers"),
         *("buffers", "average", "weighted", "min-replies", "max-failed-rounds"),
     ),
     "engine": (

@@ -42,6 +42,9 @@ EFFECTIVE_WORK = "effective-local-work"
 DYNAMIC_ALPHA = "dynamic-alpha"
 """Setting: ``α`` of FedDyn, whose clients keep ``λᵢ`` where SCAFFOLD's keep ``cᵢ``."""
 
+PRIVATE_LAYERS = "private-layers"
+"""Setting: patterns of the names of arrays that every client has of its own."""
+
 # SCAFFOLD.
 CONTROL_VARIATE = "control-variate"
 """Record: the server's control variate in a message, the client's own in ``Context.state``."""

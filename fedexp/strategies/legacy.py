@@ -42,14 +42,15 @@ Results = list[tuple[ClientProxy, FitRes]]
 Failures = list[tuple[ClientProxy, FitRes] | BaseException]
 
 _FLOWERS = inspect.signature(FlowerFedAvg).parameters.keys()
-_OTHERS = {*inspect.signature(NewFedAvg).parameters, "seed"}
+_OTHERS = {*inspect.signature(NewFedAvg).parameters, "seed", "private_layers"}
 
 
 class FedOpt(FlowerFedAvg):
     """Any server step in Flower's older API.
 
     Takes the arguments of ``flwr.server.strategy.FedAvg`` and, by keyword, those of
-    ``fedexp.strategies.FedOpt`` but ``seed``: here Flower's ClientManager draws the clients.
+    ``fedexp.strategies.FedOpt`` but ``seed`` and ``private_layers``: here Flower's
+    ClientManager draws the clients, and arrays have no names.
     Settings for the clients go into the fit config with underscores, ``proximal_mu``. Metrics of
     a round are those of ``fit_metrics_aggregation_fn`` and of ``fedexp.strategies.FedOpt``.
 

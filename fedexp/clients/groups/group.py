@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 from torch.func import vmap
 
+from fedexp import keys
 from fedexp.arrays import Arrays
 from fedexp.clients.augmented import BatchChanges
 from fedexp.clients.client import Client, client_of
@@ -81,7 +82,8 @@ class ClientGroup:
         """Whether the local optimizer has a functional form for all of a round's local steps."""
         settings = ClientSettings.of(config)
         make = self.client.maker(settings)
-        if settings.num_epochs:  # unequally many steps
+        # Unequally many steps, or models that do not begin alike.
+        if settings.num_epochs or config.get(keys.PRIVATE_LAYERS):
             return False
         if not isinstance(make, LocalOptimizer) or make.functional is None:
             return False

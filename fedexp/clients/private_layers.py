@@ -12,7 +12,7 @@ from fedexp import keys
 from fedexp.arrays import Arrays
 from fedexp.records import from_record, records_of, to_record
 
-_LAYERS, _RUN = "private-layers", "private-layers-run"
+_LAYERS, _RUN = keys.PRIVATE_LAYERS, "own-layers-run"
 
 
 def kept_layers(config: Mapping[str, Any], context: Context) -> Arrays:

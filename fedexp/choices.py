@@ -132,6 +132,7 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
     }
     local = Config.of(config.values() | settings).clients
     local.check_optimizer(optimizer)
+    local.rates()  # what is wrong with a scheduler of local steps shows now
     schedule_of(config, key)
     if optimizer.tuning and config.learning_rate_decay != 1:
         raise ValueError(

@@ -141,6 +141,10 @@ class Config(BaseModel):
     scheduler: Text = Field(
         "", description="of the learning rate over the rounds: cosine, step(step-size=10), ..."
     )
+    local_scheduler: Text = Field(
+        ClientSettings.step_scheduler,
+        description="of the learning rate over the steps of each round, as --scheduler",
+    )
     learning_rate_exponent: float = Field(
         ClientSettings.lr_exponent,
         ge=0,

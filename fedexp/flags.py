@@ -23,14 +23,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "clients": (
         *("fraction-train", "fraction-evaluate", "local-test-fraction", "local-steps"),
-        *(
-            "local-epochs",
-            "batch-size",
-            "learning-rate",
-            "learning-rate-decay",
-            "scheduler",
-            "weight-decay",
-        ),
+        *("local-epochs", "batch-size", "learning-rate", "learning-rate-decay"),
+        *("scheduler", "local-scheduler", "weight-decay"),
         *("learning-rate-exponent", "learning-rate-offset", "augmentation"),
         *("local-optimizer", "hyper-learning-rate", "hyper-height", "hyper-between-rounds"),
         "max-grad-norm",
@@ -77,7 +71,7 @@ _CHOSEN = {  # key to the kind of `fedexp list` that its names are
     "model": "models",
     "partitioner": "partitioners",
     "local-optimizer": "optimizers",
-    "scheduler": "schedulers",
+    **dict.fromkeys(("scheduler", "local-scheduler"), "schedulers"),
 }
 
 

@@ -100,7 +100,8 @@ class ClientRound:
         self.torch_seed = int(self.rng.integers(2**63))  # before the batches, whoever trains
         self.examples, _ = client.data(context)
         num_examples, self.buffers = len(self.examples), client.buffers(module)
-        self._first_rate = self.settings.rates()[0]
+        falls = self.settings.lr_exponent
+        self._first_rate = self.settings.rates()[0] if falls else self.settings.lr
         self.settings = self.settings.for_examples(num_examples)
         self.control = ControlVariates.of(
             content, config, context, num_examples, self.buffers, _zeros(module, before)

@@ -155,7 +155,7 @@ class ClientGroup:
             total += losses
         if make.adapts_lr:
             rates = vmap(optimizer.learning_rate)(state)
-        elif settings.lr_exponent:
+        elif settings.rate_varies:
             rates.fill_(schedule[-1])
         return params, total / settings.num_steps, rates
 

@@ -34,6 +34,7 @@ from fedexp.strategies.extensions import Extensions
 from fedexp.strategies.per_client import per_client
 from fedexp.strategies.private import CentralPrivacy, Private
 from fedexp.strategies.private_clients import LocalPrivacy
+from fedexp.strategies.private_layers import PrivateLayers
 from fedexp.strategies.robustness import Clip, FixedClip, QuantileClip
 from fedexp.strategies.waiting import Waiting
 
@@ -131,6 +132,7 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
     }
     local = Config.of(config.values() | settings).clients
     local.check_optimizer(optimizer)
+    local.rates()  # what is wrong with a scheduler of local steps shows now
     schedule_of(config, key)
     if optimizer.tuning and config.learning_rate_decay != 1:
         raise ValueError(
@@ -212,6 +214,7 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
     strategy = make(config, key, num_nodes)
     _check_private(config, strategy)
     _check_min_replies(config, strategy)
+    _check_layers(config, strategy)
     own = named_optimizer(optimizer_key(config, key))
     if getattr(strategy, "control_variates", False) and not own.is_plain:
         raise ValueError(
@@ -265,6 +268,7 @@ def prepared(given: Any, config: Config, key: str, num_nodes: int) -> Strategy:
     _check_private(config, strategy)
     _check_min_replies(config, strategy)
     _check_private_steps(config, key, strategy)
+    _check_layers(config, strategy)
     if isinstance(strategy, FedOpt):
         strategy.seed = config.seed if strategy.seed is None else strategy.seed
         strategy.client_config = {**client_config(config, key), **strategy.client_config}
@@ -350,6 +354,17 @@ def _check_min_replies(config: Config, strategy: Strategy) -> None:
         raise ValueError(
             f"Config(min-replies={config.min_replies}): {type(strategy).__name__} would ignore it. "
             "Use one of fedexp.strategies."
+        )
+
+
+def _check_layers(config: Config, strategy: Strategy) -> None:
+    """Raise unless a strategy keeps the private layers that the configuration names back."""
+    if config.private_layers and not (
+        isinstance(strategy, FedOpt) and strategy.extensions.find(PrivateLayers)
+    ):
+        raise ValueError(
+            f"Config(private-layers={config.private_layers!r}): {type(strategy).__name__} would "
+            "send them. Use a named strategy, or FedAvg(private_layers=...) of fedexp.strategies."
         )
 
 

@@ -128,6 +128,11 @@ class Config(BaseModel):
     local_steps: int = Field(
         ClientSettings.num_steps, ge=1, description="minibatch steps per client and round"
     )
+    local_epochs: float = Field(
+        ClientSettings.num_epochs,
+        ge=0,
+        description="passes over a client's rows in place of --local-steps; 0: those",
+    )
     batch_size: int = Field(ClientSettings.batch_size, ge=1, description="examples a step")
     learning_rate: float = Field(ClientSettings.lr, gt=0, description="of the clients")
     learning_rate_decay: float = Field(
@@ -135,6 +140,10 @@ class Config(BaseModel):
     )
     scheduler: Text = Field(
         "", description="of the learning rate over the rounds: cosine, step(step-size=10), ..."
+    )
+    local_scheduler: Text = Field(
+        ClientSettings.step_scheduler,
+        description="of the learning rate over the steps of each round, as --scheduler",
     )
     learning_rate_exponent: float = Field(
         ClientSettings.lr_exponent,
@@ -197,6 +206,9 @@ class Config(BaseModel):
     privacy: Text = Field(
         "",
         description="of clients: central(noise-multiplier=1, clip=1, delta=1e-5) or local(...)",
+    )
+    private_layers: Text = Field(
+        "", description="arrays that stay at the clients, by comma: 'head.*'"
     )
     buffers: Literal["average", "keep"] = Field(
         "average", description="arrays that the step does not move: average of the clients, or keep"

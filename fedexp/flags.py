@@ -23,7 +23,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "clients": (
         *("fraction-train", "fraction-evaluate", "local-test-fraction", "local-steps"),
-        *("batch-size", "learning-rate", "learning-rate-decay", "scheduler", "weight-decay"),
+        *("local-epochs", "batch-size", "learning-rate", "learning-rate-decay"),
+        *("scheduler", "local-scheduler", "weight-decay"),
         *("learning-rate-exponent", "learning-rate-offset", "augmentation"),
         *("local-optimizer", "hyper-learning-rate", "hyper-height", "hyper-between-rounds"),
         "max-grad-norm",
@@ -31,7 +32,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "server": (
         *("server-learning-rate", "epsilon", "epsilon-decay", "epsilon-per-client", "smoothing"),
         *("extrapolation-factor", "max-step-size", "relaxation", "robust", "clip"),
-        *("clip-quantile", "drop-beyond", "privacy"),
+        *("clip-quantile", "drop-beyond", "privacy", "private-layers"),
         *("buffers", "average", "weighted", "min-replies", "max-failed-rounds"),
     ),
     "engine": (
@@ -70,7 +71,7 @@ _CHOSEN = {  # key to the kind of `fedexp list` that its names are
     "model": "models",
     "partitioner": "partitioners",
     "local-optimizer": "optimizers",
-    "scheduler": "schedulers",
+    **dict.fromkeys(("scheduler", "local-scheduler"), "schedulers"),
 }
 
 

@@ -34,11 +34,25 @@ LOCAL_CLIP = "local-clip"
 LOCAL_SEED = "local-noise-seed"
 """Settings: the bound on an update before that, and what fixes the noise, if anything."""
 
+# Algorithms that are extensions.
+LOCAL_WORK = "local-work"
+"""Metric: ``‖aᵢ‖₁``, the local steps of FedNova's client. Setting: whether the server needs it."""
+EFFECTIVE_WORK = "effective-local-work"
+"""Metric of a round: ``τ = Σ pᵢ‖aᵢ‖₁``, with ``Σ pᵢ = 1``."""
+DYNAMIC_ALPHA = "dynamic-alpha"
+"""Setting: ``α`` of FedDyn, whose clients keep ``λᵢ`` where SCAFFOLD's keep ``cᵢ``."""
+
+PRIVATE_LAYERS = "private-layers"
+"""Setting: patterns of the names of arrays that every client has of its own."""
+
 # SCAFFOLD.
 CONTROL_VARIATE = "control-variate"
 """Record: the server's control variate in a message, the client's own in ``Context.state``."""
 CONTROL_STEP = "control-step"
-"""Metric by which a client says that it used its control variates: ``K η_l``, or ``Σ η_t``."""
+"""Metric by which a client says that it used its control variates: ``K η_l``, or ``Σ η_t``.
+
+Of FedDyn's clients ``1/α``: what divides an update in the change of what they keep.
+"""
 CONTROL_NODES = "control-nodes"
 CONTROL_ROUNDS = "control-rounds"
 """Settings: nodes of which a reply was not applied since, and the last round that was (0: none)."""

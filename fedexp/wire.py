@@ -98,7 +98,8 @@ class ReplyFormat:
         arrays_key: record key of what was broadcast.
         max_norm: ``C``; a longer update counts as ``Δᵢ C/‖Δᵢ‖``.
         max_weight: ``P``; a client that claims more counts with ``P``.
-        divided_by: metric by which a client's weight is divided, a positive number; empty for none.
+        divided_by: metric by which a client's weight is divided, a positive number, of which less
+            than 1 counts as 1: no client gains weight by it; empty for none.
         narrows: a client may name buffers of its own among ``trainable`` (record ``keys.BUFFERS``).
         step_key: metric that brings ``Kind.step``, a positive number; empty for none.
         whole: a reply must hold all arrays of the model; by default a part of them will do.
@@ -228,7 +229,7 @@ class ReplyFormat:
                 "it has not hidden its update. Use fedexp.clients.client_app, of this version."
             )
         share = 1.0 if self.uniform else min(weight, self.max_weight)
-        return share / self._divisor(metrics) if self.divided_by else share
+        return share / self.divisor(metrics) if self.divided_by else share
 
     def _check_length(self, after: Arrays, before: Arrays, kind: Kind) -> None:
         """Refuse an update that is longer than the noise makes any that was bounded before it.
@@ -243,13 +244,14 @@ class ReplyFormat:
         if not norm <= most:
             raise BadReply(f"its update has norm {norm:.3g}, with its noise at most {most:.3g}.")
 
-    def _divisor(self, metrics: Mapping[str, Any]) -> float:
+    def divisor(self, metrics: Mapping[str, Any]) -> float:
+        """What the client's weight is divided by."""
         value = metrics.get(self.divided_by)
         if not isinstance(value, int | float) or not 0 < value < _MAX_WEIGHT:
             raise BadReply(
                 f"{self.divided_by} is {value}, it must be a positive number below 1e15."
             )
-        return float(value)
+        return max(1.0, float(value))
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:
         value = metrics.get(self.weighted_by)

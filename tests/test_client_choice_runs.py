@@ -99,7 +99,7 @@ BAD = {
     ),
     "range": (["--strategy", "fedavg+sgd(weight-decay=-1)"], "weight-decay=-1"),
     "sparse": (["--local-optimizer", "sparseadam"], "SparseAdam"),
-    "muon": (["--local-optimizer", "muon"], "Muon only supports 2D"),
+    "muon": (["--local-optimizer", "torch.optim.Muon"], "Muon only supports 2D"),
     "unknown setting": (["--local-optimizer", "adamw(beta=1)"], "Did you mean 'betas'"),
     "unread flag": (
         ["--local-optimizer", "adamw", "--hyper-height", 2],

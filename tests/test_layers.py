@@ -97,7 +97,8 @@ MATHEMATICS = ["keys", "arrays", "sums", "stats"] + [
         *("averages", "running_ratio", "extensions", "rate_sharing", "step_sharing"),
         *("robustness", "medians", "proximal", "barzilai_borwein"),
         *("distance_over_gradients", "schedule_free", "anderson", "line_search"),
-        "trust_region",
+        *("trust_region", "normalized_averaging", "dynamic_regularization"),
+        "private_layers",
     )
 ]
 MATHEMATICS += [

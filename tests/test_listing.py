@@ -65,7 +65,8 @@ def test_every_listed_argument_is_one_that_a_strategy_takes_with_the_value_that_
 
     positive = ("drop_beyond", "max_step_size", "relaxation", "clip", "smoothing")
     run = Config(
-        **dict.fromkeys(positive, 0.5) | {"drop_beyond": 5.0, "clip_quantile": 0.5}
+        **dict.fromkeys(positive, 0.5)
+        | {"drop_beyond": 5.0, "clip_quantile": 0.5, "private_layers": "x", "min_replies": 1}
     ).values()
     for key, choice in listing.LISTED["strategies"]().items():
         for name, value in (choice.arguments | listing.common_arguments()).items():

@@ -56,8 +56,8 @@ def refused(given=(), **fields):
         ({"dataset": "mnist", "targets": "values"}, "no chosen dataset reads targets"),
         (
             {"strategy": "fedexp", "server_learning_rate": 2.0},
-            "; fedavg, fedavgm, fedadagrad, fedadam, fedyogi, fedprox, scaffold and "
-            "fedschedulefree do.",
+            "; fedavg, fedavgm, fedadagrad, fedadam, fedyogi, fedprox, scaffold, "
+            "fedschedulefree and 2 more do.",
         ),
         ({"strategy": "fedavg+sgd", "local_optimizer": "hypersgd"}, "names its own behind a +"),
     ],

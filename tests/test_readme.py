@@ -107,4 +107,4 @@ def test_the_table_of_strategies_is_the_table():
     from fedexp.strategies.table import STRATEGIES, strategies_table
 
     assert strategies_table() in (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
-    assert len(STRATEGIES) == 19
+    assert len(STRATEGIES) == 21

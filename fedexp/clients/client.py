@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ from fedexp.clients.local_optimizers import OptimizerFn
 from fedexp.clients.loop import evaluate
 from fedexp.clients.losses import Loss, default_loss
 from fedexp.clients.metrics import Metric, Metrics
-from fedexp.clients.module import copies, load_arrays, unnamed_buffers, unsent
+from fedexp.clients.module import copies, load_arrays, module_arrays, unnamed_buffers, unsent
 from fedexp.clients.named import as_optimizer, named_optimizer, told
+from fedexp.clients.private_layers import kept_layers
 from fedexp.clients.settings import ALSO, ClientSettings
 from fedexp.records import from_record, records_of, to_record
 from fedexp.simulation.conditions import Conditions, Fate
@@ -72,6 +74,7 @@ class Client:
         default_factory=dict, repr=False
     )
     _buffers: dict[nn.Module, frozenset[str]] = field(default_factory=dict, repr=False)
+    _firsts: dict[str, Arrays] = field(default_factory=dict, repr=False)
     _broadcast: tuple[Arrays, dict[str, Tensor]] | None = field(default=None, repr=False)
 
     def train(self, message: Message, context: Context) -> Message:
@@ -123,8 +126,9 @@ class Client:
         """Reply ``eval-loss``, ``eval-accuracy`` and own metrics on the test examples."""
         _, examples = self.data(context)
         module = self.module(context)
-        load_arrays(module, model_in(message.content))
-        text = str(self.config(message.content, context).get("metrics", ""))
+        config, arrays = self.config(message.content, context), model_in(message.content)
+        load_arrays(module, {**arrays, **self.own_layers(module, config, arrays, context)})
+        text = str(config.get("metrics", ""))
         own = self.metrics or Metrics.of(text)
         values = evaluate(module, examples, self.loss, metrics=own)
         metrics = {f"eval-{name}": value for name, value in values.items()}
@@ -188,6 +192,29 @@ class Client:
         for name, x in first.items():
             module.get_buffer(name).data = x.clone()
         return module
+
+    def own_layers(
+        self, module: nn.Module, config: Mapping[str, Any], arrays: Arrays, context: Context
+    ) -> Arrays:
+        """Values of the layers that stay at this client and are not in the message's ``arrays``.
+
+        Those that it kept, or those of the model function if it has not trained in this run.
+        """
+        if not config.get(keys.PRIVATE_LAYERS):
+            return {}
+        missing = [name for name in module_arrays(module) if name not in arrays]
+        kept = kept_layers(config, context)
+        if missing and not kept.keys() >= set(missing):
+            kept = {**self._first_arrays(context), **kept}
+        return {name: kept[name] for name in missing}
+
+    def _first_arrays(self, context: Context) -> Arrays:
+        """The model as the model function makes it, once for a process and run config."""
+        key = repr(sorted(context.run_config.items()))
+        if key not in self._firsts:
+            with torch.random.fork_rng(devices=[]):
+                self._firsts[key] = module_arrays(self.model(context))
+        return self._firsts[key]
 
     def buffers(self, module: nn.Module) -> frozenset[str]:
         """``unnamed_buffers`` of a module of this process."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from flwr.app import Context, RecordDict
 from torch import nn
@@ -27,6 +28,7 @@ from fedexp.clients.local_privacy import hidden
 from fedexp.clients.loop import evaluate, train
 from fedexp.clients.losses import is_known
 from fedexp.clients.module import lend, load_arrays, module_arrays
+from fedexp.clients.private_layers import keep_layers
 from fedexp.clients.private_training import PrivateSGD
 from fedexp.clients.state import ControlVariates
 from fedexp.clients.step_tuning import StepTuning
@@ -46,7 +48,8 @@ class ClientRound:
         client: its model, data, loss and optimizer.
         module: of ``client``; clients that run in one process share it.
         config: the settings by key.
-        before: the model that was sent.
+        before: the model that was sent; in the attribute of this name with the client's own
+            layers, if it has any.
         content: of the message, for control variates.
         context: of the client.
 
@@ -60,6 +63,8 @@ class ClientRound:
         control: SCAFFOLD's control variates, if the server sends them.
         tuning: what tunes the step size in some rounds, see ``LocalOptimizer``; mostly None.
         private: what takes the steps under differential privacy; None if they are not private.
+        sent: the model as the server sent it.
+        layers: arrays that the client has of its own, before its steps; mostly ``{}``.
         found: metrics of the tuning of this round; ``{}`` where there was none.
     """
 
@@ -73,7 +78,9 @@ class ClientRound:
         context: Context,
     ) -> None:
         self.client, self.module, self.config = client, module, config
-        self.before, self.context = before, context
+        self.layers = client.own_layers(module, config, before, context)
+        self.sent, self.context = before, context
+        self.before = {**before, **self.layers} if self.layers else before
         self.settings = starting_settings(config, context)
         self.make = client.maker(self.settings)
         self.keeps = kept_of(self.make)
@@ -82,6 +89,10 @@ class ClientRound:
         private = getattr(self.make, "private", None)
         self.private: PrivateSGD | None = private() if private else None
         self.found: dict[str, float] = {}
+        if self.private and self.layers:
+            raise ValueError(
+                f"{self.private.name}: private layers do not go with it. Leave them out, or +sgd."
+            )
         if self.tuning:
             self.settings = self.tuning.starting(self.settings, config)
         self.settings.check_optimizer(self.make)
@@ -89,7 +100,12 @@ class ClientRound:
         self.torch_seed = int(self.rng.integers(2**63))  # before the batches, whoever trains
         self.examples, _ = client.data(context)
         num_examples, self.buffers = len(self.examples), client.buffers(module)
-        self.control = ControlVariates.of(content, config, context, num_examples, self.buffers)
+        falls = self.settings.lr_exponent
+        self._first_rate = self.settings.rates()[0] if falls else self.settings.lr
+        self.settings = self.settings.for_examples(num_examples)
+        self.control = ControlVariates.of(
+            content, config, context, num_examples, self.buffers, _zeros(module, before)
+        )
         if self.control and self.tuning:  # in every round, not only where a client tunes
             raise ValueError(
                 "learned-step: control variates need one learning rate at all clients, fixed "
@@ -129,7 +145,7 @@ class ClientRound:
             correction = self.control.correction(module) if self.control else {}
             loss = train(module, self.examples, settings, optimizer, loss_fn, self.rng, correction)
         result = self.result(module_arrays(module), loss, mean_rate(optimizer, settings))
-        if self.keeps == "state":  # not of a client whose loss is not finite
+        if self.keeps == "state" and math.isfinite(loss):
             save_state(self.config, self.context, optimizer)
         return result
 
@@ -201,17 +217,30 @@ class ClientRound:
         if self.config.get(keys.FINAL_LOSS):
             load_arrays(self.module, after)
             metrics[keys.FINAL_LOSS] = evaluate(self.module, self.examples, loss_fn)["loss"]
+        if self.config.get(keys.LOCAL_WORK):
+            plain = getattr(self.make, "is_plain", False)  # of others, steps count alike
+            own = self.settings.local_work(self._first_rate) if plain else self.settings.num_steps
+            metrics[keys.LOCAL_WORK] = float(own)
         if self.control:
             if name := first_non_finite(after):  # the control variate would stay non-finite
                 raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
-            metrics[keys.CONTROL_STEP] = step = self.settings.path_length
+            metrics[keys.CONTROL_STEP] = step = self.control.step or self.settings.path_length
             self.control.keep(self.context, self.before, after, step)
         if self.keeps == "rate" and is_finite:
             save_rate(self.config, self.context, rate)
+        if self.layers and is_finite:
+            keep_layers(self.config, self.context, self.layers, after)
         return self._sent(after, metrics)
 
     def _sent(self, after: Arrays, metrics: Mapping[str, Any]) -> ClientResult:
         """What goes to the server: hidden first, where it asks for local privacy."""
+        after = {name: x for name, x in after.items() if name not in self.layers}
         sent = ClientResult(self.context.node_id, after, metrics, self.buffers)
         partition = int(self.context.node_config.get(keys.PARTITION_ID, self.context.node_id))
-        return hidden(sent, self.before, self.config, partition)
+        return hidden(sent, self.sent, self.config, partition)
+
+
+def _zeros(module: nn.Module, before: Arrays) -> Arrays:
+    """A zero for every parameter that is sent and trained, without memory."""
+    trained = [name for name, p in module.named_parameters() if p.requires_grad and name in before]
+    return {k: np.broadcast_to(np.zeros((), before[k].dtype), before[k].shape) for k in trained}

@@ -75,7 +75,7 @@ def train(
     closes = looks or _needs_closure(type(optimizer))
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    set_rates = _schedule(optimizer, settings) if settings.lr_exponent else None
+    set_rates = _schedule(optimizer, settings) if settings.rate_varies else None
     _told(optimizer, "train")
     for step, batch in enumerate(batches_of(model, examples, settings, rng)):
         if set_rates:
@@ -100,16 +100,22 @@ def _told(optimizer: Optimizer, mode: str) -> None:
 
 
 def _schedule(optimizer: Optimizer, settings: ClientSettings) -> Callable[[int], None]:
-    """Sets the learning rate of a local step: that of each group times ``(t + offset)^-x``."""
+    """Sets the learning rate of a local step: that of each group times the schedule's factor."""
     groups = optimizer.param_groups
+    key, value = "learning-rate-exponent", settings.lr_exponent or 0.0
+    if settings.step_scheduler:
+        key, value = "local-scheduler", settings.step_scheduler  # type: ignore[assignment]
     # Rprop reads it before its first step alone.
     if any("lr" not in group for group in groups) or isinstance(optimizer, torch.optim.Rprop):
         raise ValueError(
-            f"ClientSettings(learning-rate-exponent={settings.lr_exponent}): "
-            f"{type(optimizer).__name__} takes no learning rate for every step. Use 0."
+            f"ClientSettings({key}={value!r}): {type(optimizer).__name__} takes no learning rate "
+            "for every step. Leave it out."
         )
     firsts = [(group, group["lr"]) for group in groups]
-    factors = replace(settings, lr=1.0).rates()
+    if settings.step_scheduler:  # which may have rates of its own, as that of its lowest point
+        factors = [rate / settings.lr if settings.lr else 0.0 for rate in settings.rates()]
+    else:
+        factors = replace(settings, lr=1.0).rates()
 
     def set_rates(step: int) -> None:
         for group, first in firsts:

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from inspect import Parameter
 from typing import Any
 
@@ -141,6 +141,30 @@ def schedule(choice: Any, num_rounds: int, learning_rate: float) -> Schedule:
     found = Schedule(partial(function, **settings), learning_rate, owner)
     found(num_rounds)
     return found
+
+
+@lru_cache(maxsize=256)
+def step_rates(choice: str, num_steps: int, learning_rate: float) -> tuple[float, ...]:
+    """The learning rate of every local step of a round, by a scheduler that steps after each.
+
+    Args:
+        choice: as for ``schedule``, in text.
+        num_steps: what is the number of rounds there.
+        learning_rate: of the round.
+
+    Raises:
+        ValueError: as of ``schedule``.
+
+    Example:
+        >>> step_rates("exponential(gamma=0.5)", 3, 0.4)
+        (0.4, 0.2, 0.1)
+    """
+    try:
+        found = schedule(choice, num_steps, learning_rate)
+    except ValueError as error:
+        line = str(error).replace("Config(scheduler=", "Config(local-scheduler=", 1)
+        raise ValueError(line.replace("in round", "in step")) from error
+    return tuple(found(step) for step in range(1, num_steps + 1))
 
 
 def _named(owner: str, name: str) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import lru_cache
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Self
 
 from fedexp import keys
@@ -43,6 +44,10 @@ class ClientSettings:
             for none.
         lr_exponent: ``x >= 0`` of ``η_t = η_l (t + offset)^-x``; 0 for one rate throughout.
         lr_offset: that offset, greater than 0; 1 if there is no exponent.
+        step_scheduler: of the learning rate over the steps of a round, as ``schedule`` takes it;
+            empty for none.
+        num_epochs: passes over the client's examples in place of ``num_steps``, rounded up to
+            whole steps, so that clients take unequally many; 0 for ``num_steps``.
         first_step: ``t`` of the first local step, see ``of``. It is no setting of its own.
 
     Example:
@@ -65,10 +70,16 @@ class ClientSettings:
     augmentation: str = _setting("augmentation", "")
     lr_exponent: float = _setting("learning-rate-exponent", 0.0)
     lr_offset: float = _setting("learning-rate-offset", 1.0)
+    step_scheduler: str = _setting("local-scheduler", "")
+    num_epochs: float = _setting("local-epochs", 0.0)
     first_step: int = 0
 
     def rates(self) -> list[float]:
         """``η_t`` of every local step of this round."""
+        if self.step_scheduler:
+            from fedexp.clients.schedules import step_rates  # which needs PyTorch
+
+            return list(step_rates(self.step_scheduler, self.num_steps, self.lr))
         if not self.lr_exponent:
             return [self.lr] * self.num_steps
         law = PowerLaw(self.lr, self.lr_exponent, self.lr_offset)
@@ -77,7 +88,34 @@ class ClientSettings:
     @property
     def path_length(self) -> float:
         """``Σ η_t`` over the local steps; ``K η_l`` at one rate."""
-        return sum(self.rates()) if self.lr_exponent else self.num_steps * self.lr
+        return sum(self.rates()) if self.rate_varies else self.num_steps * self.lr
+
+    @property
+    def rate_varies(self) -> bool:
+        """Whether the local steps of a round have rates of their own."""
+        return bool(self.lr_exponent or self.step_scheduler)
+
+    def local_work(self, first_rate: float) -> float:
+        """``‖a‖₁`` of plain SGD: what the gradients of a round weigh in its update, over a rate.
+
+        ``w₀ - w_τ = Σ_t η_t Π_{s>t} (1 - η_s μ) g_t``, so with one rate and ``μ = 0`` it is the
+        number of steps. Wang et al. 2020, arXiv:2007.07481, section 4.
+
+        Args:
+            first_rate: the rate that all clients measure in.
+        """
+        work = 0.0
+        for rate in self.rates():
+            work = work * (1 - rate * self.proximal_mu) + rate
+        return work / first_rate
+
+    def for_examples(self, num_examples: int) -> Self:
+        """The settings of a client with so many examples: ``num_epochs`` in steps."""
+        if not self.num_epochs:
+            return self
+        steps = max(1, ceil(self.num_epochs * num_examples / self.batch_size))
+        rounds = self.first_step // self.num_steps
+        return replace(self, num_steps=steps, first_step=rounds * steps)
 
     def check_optimizer(self, optimizer: object) -> None:
         """Raise ``ValueError`` for settings that the optimizer cannot go with."""
@@ -85,6 +123,18 @@ class ClientSettings:
             raise ValueError(
                 f"ClientSettings(learning-rate-exponent={self.lr_exponent}): the local optimizer "
                 f"{self.optimizer} tunes its own rate. Use 0, or another optimizer such as sgd."
+            )
+        if self.step_scheduler and getattr(optimizer, "adapts_lr", False):
+            raise ValueError(
+                f"ClientSettings(local-scheduler={self.step_scheduler!r}): the local optimizer "
+                f"{self.optimizer} tunes its own rate. Use none, or another optimizer such as sgd."
+            )
+        own_work = getattr(optimizer, "tuning", None) or getattr(optimizer, "private", None)
+        if (self.num_epochs or self.step_scheduler) and own_work:
+            raise ValueError(
+                f"ClientSettings(local-epochs={self.num_epochs}, local-scheduler="
+                f"{self.step_scheduler!r}): {self.optimizer} takes local-steps at a rate of its "
+                "own. Use neither, or another optimizer such as sgd."
             )
         if getattr(optimizer, "needs_loss", False) and not self.plain:
             raise ValueError(
@@ -124,6 +174,11 @@ class ClientSettings:
         server_round = config.get(keys.SERVER_ROUND, 0)
         lr = given.get("lr", cls.lr) * decay**server_round
         found = cls(**{**given, "lr": lr})
+        if found.step_scheduler and found.lr_exponent:
+            raise ValueError(
+                f"ClientSettings(local-scheduler={found.step_scheduler!r}): learning-rate-exponent="
+                f"{found.lr_exponent} is a schedule of local steps too. Leave one of the two out."
+            )
         if not (found.augmentation or found.lr_exponent or found.lr_offset != 1):
             return found
         _check_schedules(found, decay)
@@ -172,6 +227,8 @@ def _value(key: str, value: Any, default: Any) -> Any:
         found = type(default)(value)
     except (TypeError, ValueError):
         raise ValueError(f"ClientSettings({key}={value!r}): must be a number.") from None
+    if key == "local-epochs" and not 0 <= found < inf:
+        raise ValueError(f"ClientSettings({key}={value!r}): must be at least 0.")
     if isinstance(default, int) and found < 1:  # steps, examples or levels
         raise ValueError(f"ClientSettings({key}={value!r}): must be at least 1.")
     return found

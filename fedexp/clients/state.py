@@ -1,10 +1,11 @@
-"""What a client of SCAFFOLD keeps between the rounds: its control variate."""
+"""What a client of SCAFFOLD or FedDyn keeps between the rounds: its control variate."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self, cast
 
 import numpy as np
@@ -36,6 +37,8 @@ class ControlVariates:
         server_round: of the message.
         max_norm: ``C``.
         weight: ``pᵢ``.
+        step: what divides ``w - y`` in place of ``K η_l``; 0 for that. FedDyn's ``λᵢ`` is the
+            ``cᵢ`` of ``c = 0`` and the step ``1/α``.
     """
 
     server: Arrays
@@ -44,6 +47,7 @@ class ControlVariates:
     server_round: int = 0
     max_norm: float = math.inf
     weight: float = 1.0
+    step: float = 0.0
 
     @classmethod
     def of(
@@ -53,6 +57,7 @@ class ControlVariates:
         context: Context,
         num_examples: int,
         buffers: frozenset[str] = frozenset(),
+        zeros: Arrays = MappingProxyType({}),
     ) -> Self | None:
         """What a message brings and ``context`` kept; None if the server sends no control variate.
 
@@ -62,10 +67,15 @@ class ControlVariates:
             context: of the client.
             num_examples: that it trains on.
             buffers: names that are no parameters here, whatever the server takes them for.
+            zeros: ``c`` for FedDyn, whose server sends none.
         """
-        if keys.CONTROL_VARIATE not in content:
+        alpha = float(config.get(keys.DYNAMIC_ALPHA, 0.0))
+        if keys.CONTROL_VARIATE in content:
+            sent: Arrays = from_record(records_of(content, ArrayRecord)[keys.CONTROL_VARIATE])
+        elif alpha:
+            sent = zeros
+        else:
             return None
-        sent = from_record(records_of(content, ArrayRecord)[keys.CONTROL_VARIATE])
         run = float(config.get(keys.RUN_ID, 0.0))
         weight = min(float(num_examples), float(config.get(keys.MAX_WEIGHT, math.inf)))
         return cls(
@@ -75,6 +85,7 @@ class ControlVariates:
             int(config.get(keys.SERVER_ROUND, 0)),
             float(config.get(keys.MAX_UPDATE_NORM, math.inf)),
             weight,
+            1 / alpha if alpha else 0.0,
         )
 
     def correction(self, module: nn.Module) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from fedexp.strategies.adaptive_presets import (
     NesterovExP,
     ScaffoldExP,
 )
+from fedexp.strategies.algorithm_presets import FedDyn, FedNova
 from fedexp.strategies.anderson import Anderson
 from fedexp.strategies.averages import MeanOfLast, MovingAverage, PolynomialAverage, average_named
 from fedexp.strategies.barzilai_borwein import BarzilaiBorwein
@@ -78,10 +79,12 @@ __all__ = [
     "FedBB",
     "FedDoG",
     "FedDoWG",
+    "FedDyn",
     "FedExP",
     "FedExPM",
     "FedExProx",
     "FedHyper",
+    "FedNova",
     "FedOpt",
     "FedProx",
     "FedProxExP",

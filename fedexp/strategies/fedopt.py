@@ -19,9 +19,10 @@ from fedexp.records import from_record, to_record
 from fedexp.strategies.aggregation import Aggregation, completed
 from fedexp.strategies.attributes import Current
 from fedexp.strategies.client_metrics import largest_spent
-from fedexp.strategies.extensions import Extension, check_extensions
+from fedexp.strategies.extensions import Extension, check_extensions, run_number
 from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
+from fedexp.strategies.private_layers import PrivateLayers, Withheld
 from fedexp.strategies.replies import Replies
 from fedexp.strategies.robustness import Clip, DropBeyond
 from fedexp.strategies.sampling import cohort_size, draw, wait_for_nodes
@@ -63,6 +64,8 @@ class FedOpt(Aggregation):
         robust: bound updates, weights and the step that a rule chooses by what the median client
             does, see ``MedianBounds``; replies still merge.
         client_config: settings for the clients' train config record, e.g. ``proximal-mu``.
+        private_layers: names of arrays, with ``*`` and ``?``, by comma, that stay at the clients,
+            see ``PrivateLayers``; empty for none.
         control_variates: SCAFFOLD: send the server's control variate, see ``ServerControlVariate``.
         extensions: more additions to a round, after those that the arguments above stand for.
         min_replies: a round with fewer good replies leaves the model as it was, and has failed.
@@ -91,6 +94,7 @@ class FedOpt(Aggregation):
     """
 
     current_arrays = Current()
+    _withheld: Withheld | None = None
 
     def __init__(
         self,
@@ -106,6 +110,7 @@ class FedOpt(Aggregation):
         drop_beyond: float | None = None,
         robust: bool | MedianBounds = False,
         client_config: Mapping[str, int | float | bool | str] | None = None,
+        private_layers: str = "",
         control_variates: bool = False,
         extensions: Iterable[Extension] = (),
         min_replies: int = 1,
@@ -139,7 +144,8 @@ class FedOpt(Aggregation):
         dropping = None if drop_beyond is None else DropBeyond(drop_beyond)
         _check("clip", clip, Clip | None, "FixedClip(1.0)")
         _check("robust", robust, bool | MedianBounds, "True")
-        given = (clip, MedianBounds() if robust is True else robust or None, dropping)
+        layers = PrivateLayers(private_layers) if private_layers else None
+        given = (clip, MedianBounds() if robust is True else robust or None, dropping, layers)
         own = check_extensions(extensions)
         self.extensions = completed(
             [*filter(None, given), *own], weighted, control_variates, self.optimizer.step_size
@@ -198,6 +204,7 @@ class FedOpt(Aggregation):
         if server_round == 1:
             self.restart()
         self.check_untouched(arrays, from_record)
+        arrays = self._without_private(arrays)
         self.begin(from_record(arrays), server_round)
         # A copy: the caller has one record for all rounds, and what an extension sends in one
         # round must not reach the clients of the next.
@@ -219,6 +226,10 @@ class FedOpt(Aggregation):
     ) -> list[Message]:
         """FedAvg's messages."""
         self.check_untouched(arrays, from_record)
+        if layers := self.extensions.find(PrivateLayers):
+            arrays = self._without_private(arrays)
+            run = run_number(self.state).settings
+            config = ConfigRecord({**config, **layers.told(), **run})
         return self._messages(MessageType.EVALUATE, server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -255,7 +266,8 @@ class FedOpt(Aggregation):
         params, own = step
         metrics = (told and usable.aggregated(self.train_metrics_aggr_fn)) or MetricRecord()
         metrics.update(own if secret else {**own, keys.NUM_FAILURES: lost, **own_late})
-        self.released = released = to_record(params)
+        whole = self._withheld.whole(params) if self._withheld else params
+        self.released = released = to_record(whole)
         return released, metrics
 
     def aggregate_evaluate(
@@ -267,6 +279,17 @@ class FedOpt(Aggregation):
         usable.keep_metrics(usable.contents(replies))
         self.attendance.tell(usable.failures)
         return usable.aggregated(self.evaluate_metrics_aggr_fn) if usable.metrics else None
+
+    def _without_private(self, arrays: ArrayRecord) -> ArrayRecord:
+        """What of the model is sent; the rest is remembered, to be put back after the step."""
+        layers = self.extensions.find(PrivateLayers)
+        if not layers:
+            return arrays
+        layers.check_names(arrays)
+        private = layers.among(arrays)
+        whole = from_record(arrays)
+        self._withheld = Withheld(tuple(whole), {name: whole[name] for name in private})
+        return to_record({name: x for name, x in whole.items() if name not in private})
 
     def _messages(
         self, use: str, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

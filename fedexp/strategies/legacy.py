@@ -1,7 +1,8 @@
 """The named strategies for Flower's older API, ``flwr.server.strategy``.
 
-Each holds its twin of ``fedexp.strategies`` and lets it do the arithmetic. SCAFFOLD has none: a
-``NumPyClient`` has no way to receive the server's control variate beside the model.
+Each holds its twin of ``fedexp.strategies`` and lets it do the arithmetic. SCAFFOLD, FedDyn
+and FedNova have none: a ``NumPyClient`` has no way to receive the server's control variate beside
+the model, keeps nothing, and does not report its local work.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ Results = list[tuple[ClientProxy, FitRes]]
 Failures = list[tuple[ClientProxy, FitRes] | BaseException]
 
 _FLOWERS = inspect.signature(FlowerFedAvg).parameters.keys()
-_OTHERS = {*inspect.signature(NewFedAvg).parameters, "seed"}
+_OTHERS = {*inspect.signature(NewFedAvg).parameters, "seed", "private_layers"}
 
 
 class FedOpt(FlowerFedAvg):
     """Any server step in Flower's older API.
 
     Takes the arguments of ``flwr.server.strategy.FedAvg`` and, by keyword, those of
-    ``fedexp.strategies.FedOpt`` but ``seed``: here Flower's ClientManager draws the clients.
+    ``fedexp.strategies.FedOpt`` but ``seed`` and ``private_layers``: here Flower's
+    ClientManager draws the clients, and arrays have no names.
     Settings for the clients go into the fit config with underscores, ``proximal_mu``. Metrics of
     a round are those of ``fit_metrics_aggregation_fn`` and of ``fedexp.strategies.FedOpt``.
 

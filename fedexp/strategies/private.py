@@ -20,9 +20,11 @@ from fedexp.privacy.federated import LEAST_MULTIPLIER, client_epsilon
 from fedexp.privacy.noise import Noise, SeededNoise, SystemNoise, noise_of
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
+from fedexp.strategies.dynamic_regularization import DynamicRegularization
 from fedexp.strategies.extensions import Adapted, Extension, Received, RoundInProgress, Sent
 from fedexp.strategies.extrapolation import RunningExtrapolation
 from fedexp.strategies.medians import MedianBounds
+from fedexp.strategies.normalized_averaging import NormalizedAveraging
 from fedexp.strategies.privacy import needs_norms
 from fedexp.strategies.proximal import StochasticPolyak
 from fedexp.strategies.robustness import Clip, DropBeyond
@@ -35,7 +37,10 @@ _MOST_NOISE, _MOST_CLIP = 1e9, 1e15  # beyond them sums of squares leave the ran
 _MOST_GROWTH = 10.0  # of the logarithm of the bound in a round
 _LEAST_DELTA = 1e-10  # what is less drowns in the tails that the accountant cuts off
 # What these take from single clients, or make of their lengths, no noise hides.
-_TELLING = (Clip, DropBeyond, MedianBounds, ServerControlVariate)
+_TELLING = (
+    *(Clip, DropBeyond, MedianBounds, ServerControlVariate),
+    *(NormalizedAveraging, DynamicRegularization),
+)
 _MISLED = (RunningExtrapolation, StochasticPolyak)
 
 

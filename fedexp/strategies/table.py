@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedexp.strategies import adaptive_presets, optimization_presets, presets
+from fedexp.strategies import (
+    adaptive_presets,
+    algorithm_presets,
+    optimization_presets,
+    presets,
+)
 from fedexp.strategies.fedopt import FedOpt
 
 
@@ -173,6 +178,20 @@ STRATEGIES: dict[str, Entry] = {
         "z ← z - η Δ̄(y), x ← (1 - 1/t)x + z/t, y ← βx + (1-β)z",
         "Defazio et al. 2024, arXiv:2405.15682",
         "long runs of unknown length; evaluate `--average poly-9`; η needs a search",
+    ),
+    "fednova": Entry(
+        algorithm_presets.FedNova,
+        "the mean update of a local step",
+        "w ← w - (Σ pᵢτᵢ) Σ pᵢ Δᵢ/τᵢ, Σ pᵢ = 1",
+        "Wang et al. 2020, arXiv:2007.07481",
+        "clients that take unequally many steps, as with `--local-epochs`",
+    ),
+    "feddyn": Entry(
+        algorithm_presets.FedDyn,
+        "losses whose minimum moves to that of all clients",
+        "w ← w - Δ̄ - h/α; clients: fᵢ(y) - ⟨λᵢ, y⟩ + α/2 ‖y - w‖²",
+        "Acar et al. 2021, arXiv:2111.04263",
+        "the same clients come back, can store a model, and nearly solve their problem",
     ),
 }
 """Rows by key of ``--strategy``; the command line, the documents and the tests read them."""

@@ -23,12 +23,15 @@ from fedexp.strategies import (
 )
 
 MEANS = ["fedavg", "fedavgm", "fedprox"]
-OTHERS = sorted(STRATEGIES.keys() - {*MEANS, "scaffold", "scaffoldexp"})
+OTHERS = sorted(STRATEGIES.keys() - {*MEANS, "scaffold", "scaffoldexp", "feddyn"})
 A, B = (
     {"w": np.array([1.0, 2.0]), "n": np.asarray(3)},
     {"w": np.array([3.0, 8.0]), "n": np.asarray(5)},
 )
-REPLIES = [content(A, num_examples=1), content(B, num_examples=3)]
+REPLIES = [
+    content(A, num_examples=1, local_work=2.0),
+    content(B, num_examples=3, local_work=2.0),
+]
 MEAN = {"w": np.array([2.5, 6.5]), "n": np.asarray(4)}  # 4.5 is rounded to the even neighbour
 
 
@@ -123,7 +126,7 @@ def part(message, context):
     """Sends back the body and its statistics, but not its head."""
     p, arrays = partition(context), from_record(message.content["arrays"])
     sent = {"body": arrays["body"] + 1.0 + p, "norm.running_mean": np.full(2, float(p))}
-    return content(sent, num_examples=1 + p)
+    return content(sent, num_examples=1 + p, local_work=1.0 + p)
 
 
 @merging

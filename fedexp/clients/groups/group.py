@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 from torch.func import vmap
 
+from fedexp import keys
 from fedexp.arrays import Arrays
 from fedexp.clients.augmented import BatchChanges
 from fedexp.clients.client import Client, client_of
@@ -64,6 +65,8 @@ class ClientGroup:
             return None, ""
         client = client_of(app)
         obstacle = "the ClientApp has mods" if has_mods(app) else obstacle_to(client, context)
+        if not obstacle and context.run_config.get("local-epochs"):
+            obstacle = "local-epochs gives clients unequally many steps"
         if mode == "on" and client and not (obstacle or cls(client).takes(context.run_config)):
             name = context.run_config.get("local-optimizer")
             obstacle = f"the local optimizer {name} has no functional form"
@@ -77,7 +80,11 @@ class ClientGroup:
 
     def takes(self, config: Mapping[str, Any]) -> bool:
         """Whether the local optimizer has a functional form for all of a round's local steps."""
-        make = self.client.maker(ClientSettings.of(config))
+        settings = ClientSettings.of(config)
+        make = self.client.maker(settings)
+        # Unequally many steps, or models that do not begin alike.
+        if settings.num_epochs or config.get(keys.PRIVATE_LAYERS):
+            return False
         if not isinstance(make, LocalOptimizer) or make.functional is None:
             return False
         return not (make.tuning and make.tuning().is_due(config))
@@ -148,7 +155,7 @@ class ClientGroup:
             total += losses
         if make.adapts_lr:
             rates = vmap(optimizer.learning_rate)(state)
-        elif settings.lr_exponent:
+        elif settings.rate_varies:
             rates.fill_(schedule[-1])
         return params, total / settings.num_steps, rates
 

@@ -49,7 +49,7 @@ def _chain_of(begun: ClientRound) -> Chain | None:
     """The model as a chain, if its client takes one step of plain SGD on a CPU."""
     settings, make = begun.settings, begun.make
     single = settings.num_steps == 1 and settings.plain and not settings.weight_decay
-    if not single or begun.control or begun.config.get(keys.FINAL_LOSS):
+    if not single or begun.control or begun.layers or begun.config.get(keys.FINAL_LOSS):
         return None
     plain = isinstance(make, LocalOptimizer) and make.is_plain
     on_cpu = all(p.device.type == "cpu" for p in begun.module.parameters())

@@ -34,3 +34,9 @@ def test_a_row_is_complete_and_its_source_is_in_the_docstring(key):
 @pytest.mark.parametrize("key", STRATEGIES)
 def test_every_public_class_of_the_document_exists(key):
     assert f"`{key}`" in DOCUMENT.read_text()
+
+
+@pytest.mark.parametrize("key", STRATEGIES)
+def test_a_row_says_whether_all_clients_must_train(key):
+    row = STRATEGIES[key]
+    assert row.all_clients == row.strategy().optimizer.needs_all_clients

@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[simulation,files,hub,dp,tensorboard,mlflow,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[simulation,files,hub,dp,prodigy,schedulefree,tensorboard,mlflow,dev]'
 	@touch $@
 
 install: $(STAMP)

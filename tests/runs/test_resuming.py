@@ -14,7 +14,7 @@ import pytest
 from fedexp import cli
 from fedexp.runs import recorder as runs
 from fedexp.runs.checkpoint import NAMES
-from fedexp.runs.resuming import usable
+from fedexp.runs.recorded import usable
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 PRINTED = {"capture_output": True, "text": True, "check": True}

@@ -21,7 +21,7 @@ from fedexp.runs.fingerprint import Fingerprint, check_same, warn_of_code
 from fedexp.runs.folder import FILES_OF_A_UNIT
 from fedexp.runs.pace import Pace
 from fedexp.runs.reading import MetricsRow
-from fedexp.runs.resuming import (
+from fedexp.runs.recorded import (
     EVALUATED,
     MODELS,
     clients_until,

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from fedexp.arrays import Arrays
 from fedexp.choices import schedule_of, strategy_keys
 from fedexp.config import Config
 from fedexp.files import read_json, save_json, save_text
-from fedexp.runs.checkpoint import NAMES, Checkpoint, newest
-from fedexp.runs.client_states import ClientStates
+from fedexp.runs.checkpoint import NAMES, Checkpoint
 from fedexp.runs.federation import Federation, Own
 from fedexp.runs.fingerprint import Fingerprint, check_same, fingerprint_of, without_paths
 from fedexp.runs.folder import locked
 from fedexp.runs.plan import Strategies, Unit, first_units, points_of, reporting_units
-from fedexp.runs.reading import read_metrics
-
-EVALUATED = "evaluated"
-"""Of a checkpoint's state: which clients evaluated in its round."""
-
-MODELS = ("model.safetensors", "model-mean.safetensors")
-"""That a unit leaves at its end."""
+from fedexp.runs.recorded import MODELS, rows_until, say_nothing, summary_of, usable
 
 
 def check_resumable(
@@ -83,38 +70,6 @@ def check_unit(
         _check_began(unit, folder / NAMES[0], federation, saved.fingerprint, free)
     if (folder / "summary.json").exists():
         _check_finished(folder, saved)
-
-
-def say_nothing(line: str) -> None:
-    """Who goes on from an older checkpoint says so, not who only looks."""
-
-
-def usable(folder: Path, states: ClientStates | None = None, **warn: Any) -> Checkpoint | None:
-    """The newest checkpoint of a unit that is sound, as are the rounds recorded up to it.
-
-    Args:
-        folder: of the unit.
-        states: as in ``Checkpoint.load``.
-        **warn: that of ``newest``.
-
-    Raises:
-        ValueError: there are some, and none is.
-    """
-
-    def check(saved: Checkpoint) -> None:
-        rows_until(folder, saved.server_round)
-        clients_until(folder, saved)
-
-    return newest(folder, states, check, **warn)
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    """What a unit has written at its end; empty before, and if that is damaged."""
-    try:
-        summary = read_json(folder / "summary.json")
-        return {**summary, "num-rounds": int(summary["num-rounds"]), "problem": summary["problem"]}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
 
 
 def _check_began(
@@ -227,74 +182,6 @@ def _reporting(config: Config, folder: Path) -> list[Path]:
 def _unit_folders(config: Config, folder: Path) -> list[Path]:
     tuning = [folder / unit.folder for unit in first_units(config, _strategies(config))]
     return sorted({*tuning, *_reporting(config, folder)})
-
-
-def rows_until(folder: Path, last: int) -> list[dict[str, Any]]:
-    """The lines of rounds 1 to ``last``.
-
-    Raises:
-        ValueError: ``metrics.jsonl`` does not hold each of them once, in their order.
-    """
-    rows = [row for row in read_metrics(folder) if row["round"] <= last]
-    if [row["round"] for row in rows] != list(range(1, last + 1)):
-        raise ValueError(
-            f"{folder / 'metrics.jsonl'}: does not hold rounds 1 to {last}, each once. "
-            f"Remove {folder} to run it again."
-        )
-    return rows
-
-
-def of_clients(rows: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Arrays:
-    """What a checkpoint keeps of ``rows`` of clients, of which the last ones are ``new``."""
-    names = json.dumps([row["client"] for row in new]).encode()
-    before = np.array([len(rows) - len(new)])
-    return {"names": np.frombuffer(names, np.uint8), "before": before}
-
-
-def clients_until(folder: Path, saved: Checkpoint) -> list[dict[str, Any]]:
-    """The rows of ``clients.csv`` as they were when ``saved`` was written.
-
-    A line that a crash cut short is of a later round. In the last round of a unit all clients may
-    have been asked at its end; only those that evaluated in the round itself count.
-
-    Raises:
-        ValueError: the file is not as it was written.
-    """
-    known: Mapping[str, Any] = saved.state.get(EVALUATED, {})
-    last, path = saved.server_round, folder / "clients.csv"
-    try:
-        rows = _read_clients(path, last)
-        before = [row for row in rows if row["round"] < last]
-        of_last = {row["client"]: row for row in rows if row["round"] == last}
-        if not known:  # an older run
-            return before + list(of_last.values())
-        found = before + [of_last[name] for name in json.loads(known["names"].tobytes())]
-        if len(before) != known["before"][0]:
-            raise ValueError
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error):
-        raise ValueError(
-            f"{path}: does not hold what clients reported up to round {last}. "
-            f"Remove {folder} to run it again."
-        ) from None
-    return found
-
-
-def _read_clients(path: Path, last: int) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    return [
-        {key: _value(key, value) for key, value in row.items()}
-        for row in rows
-        if (row["round"] or "").isdecimal() and int(row["round"]) <= last
-    ]
-
-
-def _value(key: str, text: str | None) -> Any:
-    if key == "client" or not text:
-        return text or None
-    return json.loads(text) if text.startswith("[") or text.isdecimal() else float(text)
 
 
 def _check_unedited(config: Config, folder: Path) -> None:

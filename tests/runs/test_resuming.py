@@ -14,6 +14,7 @@ import pytest
 from fedexp import cli
 from fedexp.runs import recorder as runs
 from fedexp.runs.checkpoint import NAMES
+from fedexp.runs.recorded import usable
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 PRINTED = {"capture_output": True, "text": True, "check": True}
@@ -266,11 +267,20 @@ def test_what_can_be_done_without_leads_to_the_same_bits(kind, cut, folders):
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
+def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_a_line_says_so(kind, cut, logged):
+    DAMAGED[kind](cut)
+    assert usable(cut / "scaffold").server_round == 1
+    (line,) = logged
+    assert "is damaged" in line or "does not hold" in line
+    assert line.endswith("The run goes on from round 1.")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("kind", ["data", "states removed", "the last line of its rounds"])
 def test_the_checkpoint_before_a_damaged_one_leads_to_the_same_bits(kind, cut, folders, logged):
     DAMAGED[kind](cut)
     run("--resume", cut)
-    (line,) = [x for x in logged if "goes on from round 1" in x]
-    assert "is damaged" in line or "does not hold" in line
+    assert len([x for x in logged if "goes on from round 1" in x]) == 1
     assert results(cut) == results(folders / "whole")
 
 

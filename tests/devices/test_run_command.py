@@ -10,7 +10,6 @@ from fedexp.devices import run
 from fedexp.devices.run_command import _end
 from fedexp.devices.submit import RunStatus
 
-
 UNIT = SimpleNamespace(folder="fedexp")
 
 

@@ -257,6 +257,22 @@ def ids_of_edges(link: submit.Link, names: str) -> str:
     return ",".join(str(known[name]) for name in wanted)
 
 
+def early_end(going: Deployment, config: Config, again: str) -> str:
+    """Why a run that has completed has not all of its rounds; empty if it has.
+
+    Args:
+        going: the run.
+        config: of the run.
+        again: the command that goes on with it.
+    """
+    path = going.folder / going.unit.folder / "summary.json"
+    if path.exists():
+        why = read_json(path).get("stopped", "")
+        return f"The strategy {why}." if why else ""
+    minutes = config.max_minutes
+    return f"--max-minutes {minutes:g} are over. Go on with: {again}" if minutes else ""
+
+
 def finished(going: Deployment, config: Config) -> str:
     """Write the page and the summary of a run that has ended; the page's path, if there is one."""
     from fedexp.runs.page import report

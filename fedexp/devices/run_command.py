@@ -113,6 +113,8 @@ def _end(going: Any, config: Any, again: str) -> None:
         code = runs.NOT_TAKEN if runs.NOBODY in ended.details else runs.FAILED
         why = ended.details.rstrip(". ") or "Flower does not say why"
         fail(f"the run failed: {why}. Go on with: {again}", code=code)
+    if why := runs.early_end(going, config, again):
+        print(why)
 
 
 def round_line(row: dict[str, Any], num_rounds: int) -> str:

@@ -10,11 +10,13 @@ from fedexp.devices import run
 from fedexp.devices.run_command import _end
 from fedexp.devices.submit import RunStatus
 
+UNIT = SimpleNamespace(folder="fedexp")
 
-def ended(sub_status, details=""):
+
+def ended(sub_status, details="", folder=Path("out")):
     """A run that ended so."""
     status = RunStatus("finished", sub_status, details, bytes_sent=0, bytes_received=0)
-    return SimpleNamespace(watch=lambda on_row: status, folder=Path("out"))
+    return SimpleNamespace(watch=lambda on_row: status, folder=folder, unit=UNIT)
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line_and_the_run_has_completed(
@@ -29,6 +31,27 @@ def test_a_folder_that_cannot_be_written_to_is_one_line_and_the_run_has_complete
     assert said.err.count("\n") == 1
     assert "no report was written: No space left on device" in said.err
     assert "Report" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("summary", "line"),
+    [
+        ('{"stopped": "reached the test accuracy 0.8 in round 3"}', "The strategy reached the"),
+        (None, "--max-minutes 5 are over. Go on with: again"),
+        ("{}", ""),
+    ],
+)
+def test_a_run_that_ended_early_says_why_and_whether_it_goes_on(
+    summary, line, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(run, "finished", lambda going, config: "")
+    if summary:
+        (tmp_path / "fedexp").mkdir()
+        (tmp_path / "fedexp" / "summary.json").write_text(summary)
+    _end(ended("completed", folder=tmp_path), Config(max_minutes=5), "again")
+    said = capsys.readouterr().out
+    assert said.startswith(line)
+    assert bool(said) == bool(line)
 
 
 @pytest.mark.parametrize("text", ["dp-sgd", "fedexp+dp-sgd(steps=9)"])

@@ -176,6 +176,11 @@ class Config(BaseModel):
     server_learning_rate: float = Field(
         0.0, ge=0, description="server step η of fixed-step rules; 0: the strategy's own"
     )
+    server_step_size: Literal["", "line-search"] = Field(
+        "",
+        description="line-search: in place of a fixed step the best of a few, on a tenth of the "
+        "training data that no client gets",
+    )
     epsilon: float = Field(1e-3, ge=0, description="FedExP's ε, in squared parameter units")
     epsilon_decay: float = Field(1.0, gt=0, le=1, description="ε shrinks by its square a round")
     epsilon_per_client: bool = Field(False, description="M·ε, as in the authors' code")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from fedexp.config import Config
 from fedexp.datasets import Dataset, Partition, from_files, load
 from fedexp.datasets.dataset import Pair
 from fedexp.datasets.dealing import Indices
-from fedexp.datasets.holdout import own_test_rows, split
+from fedexp.datasets.holdout import held_out, own_test_rows, split
 from fedexp.datasets.own_files import found
 from fedexp.datasets.partition import partition_named
 from fedexp.datasets.sources import read_npz_once
@@ -45,7 +46,37 @@ def dataset_of(config: Config) -> Dataset:
 
 
 def loaded(config: Config) -> Dataset:
-    """The dataset of a run as it comes; loaded once per process."""
+    """The dataset of a run, loaded once per process; without what the server keeps for itself."""
+    whole = _whole(config)
+    return without(whole) if config.server_step_size else whole
+
+
+def validation_of(config: Config) -> Examples:
+    """The part of the training data that no client gets where the server searches its step."""
+    whole = suited(config.model, _whole(config))
+    return _examples(whole.train, np.flatnonzero(held_back(whole)))
+
+
+_HELD_BACK = 0.1  # of the rows of every natural client, or of every class
+
+
+def held_back(data: Dataset) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which training rows the server keeps, as a mask; every group keeps most of its own."""
+    targets = data.train[1].numpy()
+    groups = targets if data.num_classes else np.zeros(len(targets), np.int64)
+    return held_out(groups if data.keys is None else data.keys, _HELD_BACK)
+
+
+@lru_cache(maxsize=4)
+def without(data: Dataset) -> Dataset:
+    """``data`` without the training rows that the server keeps."""
+    rows = ~held_back(data)
+    keys_left = None if data.keys is None else data.keys[rows]
+    kept = torch.from_numpy(rows)
+    return replace(data, train=(data.train[0][kept], data.train[1][kept]), keys=keys_left)
+
+
+def _whole(config: Config) -> Dataset:
     own = {name: getattr(config, name) for name in ("impute", "targets", "standardize")}
     if not config.data:
         return load(config.dataset, data_dir=config.data_dir or None, seed=config.seed, **own)
@@ -65,7 +96,7 @@ def reread_changed(config: Config) -> None:
         stats = [file.stat() for file in (found(path)[1] if config.data else [Path(path)])]
         now = [(x.st_mtime_ns, x.st_size) for x in stats]
         if _seen.setdefault(path, now) != now:
-            for read in (from_files, read_npz_once, _partition, suited):
+            for read in (from_files, read_npz_once, without, _partition, suited):
                 read.cache_clear()
         _seen[path] = now
 
@@ -95,7 +126,16 @@ def partitioner_of(config: Config, own: Dataset | None = None) -> str:
 
 _NUM_CLIENTS = 50  # where nothing says how many
 PARTITION = {
-    *("dataset", "data_dir", "impute", "targets", "partitioner", "num_clients", "seed"),
+    *(
+        "server_step_size",
+        "dataset",
+        "data_dir",
+        "impute",
+        "targets",
+        "partitioner",
+        "num_clients",
+        "seed",
+    ),
     *("data", "target", "client_from", "test_fraction", "drop", "standardize", "image_size"),
     *("alpha", "sigma", "shards_per_client", "classes_per_client"),
 }

@@ -30,7 +30,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "max-grad-norm",
     ),
     "server": (
-        *("server-learning-rate", "epsilon", "epsilon-decay", "epsilon-per-client", "smoothing"),
+        *("server-learning-rate", "server-step-size", "epsilon", "epsilon-decay"),
+        *("epsilon-per-client", "smoothing"),
         *("extrapolation-factor", "max-step-size", "relaxation", "robust", "clip"),
         *("clip-quantile", "drop-beyond", "privacy", "private-layers"),
         *("buffers", "average", "weighted", "min-replies", "max-failed-rounds"),
@@ -44,7 +45,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Every key of ``Config``, by the heading it has in the help."""
 
-OF_A_PARTITION = (*GROUPS["data"], "seed", "out")
+OF_A_PARTITION = (*GROUPS["data"], "server-step-size", "seed", "out")
 """Keys that splitting a dataset reads."""
 
 _METAVARS = {

@@ -47,7 +47,7 @@ def readers() -> dict[str, dict[str, Fields]]:
     """
     return {
         "strategy": {
-            key: Fields(strategy_arguments(row.strategy).values())
+            key: _with_search(Fields(strategy_arguments(row.strategy).values()))
             for key, row in STRATEGIES.items()
         },
         "local optimizer": {name: optimizer_fields(name) for name in LOCAL_OPTIMIZERS},
@@ -60,6 +60,11 @@ def readers() -> dict[str, dict[str, Fields]]:
         },
         "engine": _ENGINES,
     }
+
+
+def _with_search(fields: Fields) -> Fields:
+    """A strategy with a step that the user may fix may also search for it."""
+    return fields | ({"server_step_size"} if "server_learning_rate" in fields else set())
 
 
 def dataset_kind(name: str) -> str:

@@ -204,7 +204,16 @@ class Federation:
         )
 
     def run(self, config: Config, strategy: Any = None) -> Run:
-        """The run of one strategy on this federation."""
+        """The run of one strategy on this federation.
+
+        Raises:
+            ValueError: it cannot be run here.
+        """
+        if config.server_step_size and (self.own.names() or not self.deals):
+            raise ValueError(
+                f"Config(server-step-size={config.server_step_size!r}): is for a simulation of "
+                "data and models named by keys. Give a strategy with a LineSearch of your own."
+            )
         evaluate = self.evaluation()
         start = self.start()
         if self.simulates:  # the grid has the deadline, and no client runs late in real seconds

@@ -10,6 +10,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedexp.arrays import Arrays
@@ -29,13 +30,22 @@ from fedexp.clients.losses import Loss
 from fedexp.clients.metrics import Metrics
 from fedexp.clients.schedules import Schedule
 from fedexp.config import Config
-from fedexp.factories import dataset_of, model_of
+from fedexp.factories import dataset_of, model_of, validation_of
 from fedexp.files import read_model, save_model
 from fedexp.records import from_record, to_record
 from fedexp.rounds import Exchange, Round, rounds
-from fedexp.strategies import BothIterates, FedOpt, average_named
+from fedexp.strategies import (
+    BothIterates,
+    Constant,
+    FedOpt,
+    LineSearch,
+    ServerOptimizer,
+    average_named,
+)
 from fedexp.strategies.attendance import Attendance, by_kind
 from fedexp.strategies.evaluation import EvaluateFn
+from fedexp.strategies.optimizer import limited
+from fedexp.strategies.step_sizes import innermost
 from fedexp.threads import one_thread
 
 
@@ -77,6 +87,8 @@ class Run:
             if strategy is None
             else prepared(strategy, config, key, num_nodes)
         )
+        if config.server_step_size:
+            search_steps(self.strategy, config)
         if isinstance(self.strategy, FedOpt):
             self.strategy.check_num_nodes(num_nodes)
         start = start or start_of(config)
@@ -179,6 +191,37 @@ def test_evaluation(config: Config) -> EvaluateFn:
     """``(server_round, arrays) -> test-loss, test-accuracy`` and own metrics, on the test set."""
     examples, metrics = Examples(*dataset_of(config).test), Metrics.of(config.metrics)
     return evaluation_on(model_of(config), examples, metrics=metrics)
+
+
+def search_steps(strategy: Strategy, config: Config) -> None:
+    """Let a strategy with a fixed step find it by ``LineSearch`` on the rows of ``validation_of``.
+
+    One that chooses its own step keeps it.
+
+    Raises:
+        ValueError: the strategy is none of ours, its direction needs one step in all rounds, or the
+            clients' data are to stay private.
+    """
+    owner = f"Config(server-step-size={config.server_step_size!r})"
+    if not isinstance(strategy, FedOpt):
+        raise ValueError(f"{owner}: {type(strategy).__name__} takes its own. Use one of fedexp's.")
+    if strategy.extensions.is_private:
+        raise ValueError(
+            f"{owner}: the server would look at clients' data that privacy is to hide. Leave one "
+            "of the two out."
+        )
+    if not isinstance(innermost(strategy.optimizer.step_size), Constant):
+        return
+    module, examples = model_of(config), validation_of(config)
+
+    def loss(arrays: Arrays) -> float:
+        load_arrays(module, arrays)
+        with one_thread():
+            return float(evaluate(module, examples, default_loss)["loss"])
+
+    bound = strategy.bounds.step if strategy.bounds else None
+    optimizer = ServerOptimizer(strategy.optimizer.direction, LineSearch(loss))
+    strategy.optimizer = limited(optimizer, max_step_size=config.max_step_size or bound)
 
 
 _MUCH_TO_EVALUATE = 1 << 28  # examples times parameters

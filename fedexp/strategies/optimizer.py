@@ -95,13 +95,15 @@ class ServerOptimizer:
             state: what the last call returned, ``{}`` in round 1.
         """
         buffers = {name: cast_like(b, params[name]) for name, b in stats.mean_buffers.items()}
-        # The rules see w, of which they keep what they need. It is no part of a checkpoint.
+        # The rules see w, of which they keep what they need. It is no part of a checkpoint, and a
+        # rule need not hand it on.
         iterate = {name: params[name] for name in stats.update}
-        state = state | {ITERATE: iterate, MODEL: {**params, **buffers}}
-        direction, state = self.direction(stats.mean_update, state)
-        eta, state = self.step_size(stats, direction, state)
-        kept = {owner: x for owner, x in state.items() if owner not in (ITERATE, MODEL, SHIFT)}
-        return after_step(direction, eta, state), kept, eta
+        seen: State = {ITERATE: iterate, MODEL: {**params, **buffers}}
+        direction, state = self.direction(stats.mean_update, state | seen)
+        seen = seen | {SHIFT: state.get(SHIFT, {})}
+        eta, state = self.step_size(stats, direction, state | seen)
+        kept = {owner: arrays for owner, arrays in state.items() if owner not in seen}
+        return after_step(direction, eta, seen), kept, eta
 
 
 def limited(

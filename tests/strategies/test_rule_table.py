@@ -192,3 +192,14 @@ def test_the_new_model_is_a_step_along_one_direction(rule):
     direction, _ = rule.direction(stats.mean_update, {ITERATE: params})
     for name in NAMES:
         np.testing.assert_allclose(new[name], params[name] - eta * direction[name])
+
+
+@pytest.mark.parametrize("direction", [Identity(), Momentum(0.9), lambda d, state: (d, {})])
+def test_a_rule_of_ones_own_may_keep_nothing_of_the_state(direction):
+    params = model(np.random.default_rng(11))
+    stats = round_of(params, [model(np.random.default_rng(12))] * 2)
+    rule = ServerOptimizer(direction, lambda stats, d, state: (0.5, {}))
+    new, state, _ = rule.step(params, stats, {})
+    assert state == {}
+    for name in NAMES:
+        np.testing.assert_allclose(new[name], params[name] - 0.5 * stats.mean_update[name])

@@ -9,11 +9,17 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedexp.privacy.accounting import PrivacyFilter, PrivateStep, epsilon_of, planned_multiplier
+from fedexp.privacy.accounting import (
+    PrivacyFilter,
+    PrivateStep,
+    epsilon_of,
+    multiplier_of,
+    planned_multiplier,
+)
 from fedexp.records import from_record, records_of, to_record
 
 _SPENT, _PLAN, _LAST = "private-budget", "private-plan", "private-direction"
-_MOST_GROWN = 4.0  # times the budget of the first step
+_FIRST = 0.25  # of an equal part of the budget: the cost of the first step, where costs grow
 _epsilon_of = lru_cache(maxsize=1024)(epsilon_of)
 
 
@@ -26,7 +32,7 @@ class Plan(NamedTuple):
         num_steps: among which it is divided.
         sampling_rate: with which an example is drawn.
         search_share: of a step's budget that goes to a line search; 0 for none.
-        growth: by which the budget of a step grows now and then; 1 for never.
+        growth: by which the cost of a step grows now and then; 1 for never.
     """
 
     epsilon: float
@@ -41,7 +47,10 @@ class Budget:
     """The budget of one client, as its rounds go on.
 
     Equal steps are accounted by their privacy loss distribution, which needs a plan that is fixed
-    before. Where steps grow, a filter at one Renyi order stops in time.
+    before. Where steps grow, a filter at one Renyi order ``a`` adds up their divergences, at most
+    ``B`` in all. Of ``T`` planned steps the first has the divergence ``c = B / 4T``; whenever two
+    noisy gradients disagree, ``c`` becomes ``growth c``, if ``T - t`` steps of that cost still fit
+    in what is left after ``t`` steps. So the budget lasts for all of them; some may be left over.
 
     Args:
         plan: the same in every round of a run.
@@ -79,26 +88,22 @@ class Budget:
         epsilon, delta, num_steps, rate, share, growth = plan
         self._filter: PrivacyFilter | None = None
         if growth > 1:
-            self._filter, self._multiplier = PrivacyFilter.planned(
-                epsilon, delta, rate, num_steps, share
-            )
+            self._filter, _ = PrivacyFilter.planned(epsilon, delta, rate, num_steps, share)
+            self._first = _FIRST * self._filter.bound / num_steps
         else:
             self._multiplier = planned_multiplier(epsilon, delta, rate, num_steps)
 
     def next_step(self) -> PrivateStep | None:
-        """What the next step may release; None if the budget does not cover it.
-
-        Where it no longer covers a step that has grown, steps of the first size use up the rest.
-        """
+        """What the next step may release; None if all were taken, or the budget is spent."""
+        if self.steps >= self._plan.num_steps:
+            return None
+        rate, share = self._plan.sampling_rate, self._plan.search_share
         if not self._filter:
-            return self._step(1.0) if self.steps < self._plan.num_steps else None
-        steps = map(self._step, (self._grown, 1.0))
+            return PrivateStep.shared(rate, self._multiplier, share)
         order = self._filter.order
-        return next((x for x in steps if self._filter.admits(self._spent, x.rdp(order))), None)
-
-    def _step(self, grown: float) -> PrivateStep:
-        multiplier = self._multiplier / grown**0.5
-        return PrivateStep.shared(self._plan.sampling_rate, multiplier, self._plan.search_share)
+        multiplier = multiplier_of(self._grown * self._first, order, rate, share)
+        step = PrivateStep.shared(rate, multiplier, share)
+        return step if self._filter.admits(self._spent, step.rdp(order)) else None
 
     def pay(self, step: PrivateStep) -> None:
         """Count a step."""
@@ -106,16 +111,20 @@ class Budget:
         self._spent += step.rdp(self._filter.order) if self._filter else 0.0
 
     def compare(self, gradient: NDArray[Any]) -> None:
-        """Give more to every later step, up to four times the first, if directions disagree.
+        """Let every later step cost more if directions disagree and the rest of the budget lasts.
 
         They do where a noisy gradient and the one before point apart. The noise is in both, so
         this tells nothing more of the examples.
         """
-        if self._plan.growth == 1:
+        if not self._filter:
             return
         last, self._last = self._last, gradient
-        if last is not None and len(last) == len(gradient) and last @ gradient < 0:
-            self._grown = min(_MOST_GROWN, self._grown * self._plan.growth)
+        if last is None or len(last) != len(gradient) or last @ gradient >= 0:
+            return
+        grown = self._grown * self._plan.growth
+        rest = (self._plan.num_steps - self.steps) * grown * self._first
+        if self._filter.admits(self._spent, rest):
+            self._grown = grown
 
     @property
     def epsilon(self) -> float:

@@ -222,15 +222,17 @@ class PrivateLineSearch(PrivateSGD):
     """Private steps whose size is found by a private search: settings of ``private-line-search``.
 
     See `fedexp.privacy.line_search.ArmijoSearch` for the test. When two consecutive noisy gradients
-    of a client point apart (their inner product is negative), ``1/s²`` of all later steps grows, up
-    to four times the first, which costs much more than four times as much; a filter ends the
-    training before the whole is overspent. In rounds of one step the client's state holds the last
+    of a client point apart (their inner product is negative), the cost ``c`` of all later steps
+    grows: ``c ← growth c``, if ``(T - t) growth c <= B - spent``, so that the rest of the budget
+    lasts for what is left of the ``T = steps``. Costs are Renyi divergences of one order that is
+    fixed before, ``B`` is all that may be spent, and ``c = B / 4T`` at first. How much less noise a
+    cost buys is found by bisection. In rounds of one step the client's state holds the last
     gradient, as large as the model.
 
     Attributes:
         search_share: the share of a step's budget that goes to the search, in (0, 1).
-        growth: the factor by which ``1/s²`` of a step grows; 1 for no adaptation, for which the
-            noise is somewhat less.
+        growth: the factor by which the cost of a step grows; 1 for no adaptation, where all steps
+            cost the same.
         first_step: the largest step that is tried.
         shrink: from one that is tried to the next.
         decrease: ``c`` of Armijo's test.

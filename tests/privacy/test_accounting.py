@@ -12,6 +12,7 @@ from fedexp.privacy.accounting import (
     PrivateStep,
     dominating_mean,
     epsilon_of,
+    multiplier_of,
     planned_multiplier,
 )
 
@@ -112,6 +113,22 @@ def test_a_filter_admits_as_many_equal_steps_as_were_planned_and_spends_its_epsi
         cost = PrivateStep.shared(Q, multiplier * 0.97**taken, 0.2).rdp(filter_.order)
     assert taken < 60
     assert filter_.epsilon_at(spent) <= 0.8
+
+
+def test_noise_of_a_cost_has_that_cost_at_the_order_and_is_not_below_it():
+    # The closed form, where every example is drawn: a / 2 s^2, if nothing goes to the search.
+    assert multiplier_of(0.07, 7, 1.0, 0.0) == pytest.approx(np.sqrt(7 / 0.14), rel=1e-7)
+    for epsilon in (0.1, 0.8):
+        filter_, multiplier = PrivacyFilter.planned(epsilon, DELTA, Q, 300, 0.2)
+        order = filter_.order
+        first = PrivateStep.shared(Q, multiplier, 0.2).rdp(order)
+        assert multiplier_of(first, order, Q, 0.2) == pytest.approx(multiplier, rel=1e-7)
+        for times in (0.25, 1.02, 4.0):
+            step = PrivateStep.shared(Q, multiplier_of(times * first, order, Q, 0.2), 0.2)
+            assert 0.99999 * times * first < step.rdp(order) <= times * first
+        # Twice the inverse square of the noise costs far more than twice as much.
+        step = PrivateStep.shared(Q, multiplier / np.sqrt(2), 0.2)
+        assert step.rdp(order) > 100 * first
 
 
 def test_what_cannot_be_is_refused(monkeypatch):

@@ -28,6 +28,7 @@ from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
 from fedexp.strategies.privacy import check_untouched
 from fedexp.strategies.private import Private
+from fedexp.strategies.private_layers import PrivateLayers
 from fedexp.strategies.rate_sharing import RateSharing
 from fedexp.strategies.replies import Replies
 from fedexp.strategies.robustness import Clip, DropBeyond
@@ -98,9 +99,10 @@ class Aggregation(FlowerFedAvg):
 
     def begin(self, params: Arrays, server_round: int = 0) -> None:
         """Take ``params`` as the model of the coming round; name its buffers in the log, once."""
-        if self.round is None and params and self.trainable and self.trainable - params.keys():
+        named = self._sent_trainable() or frozenset()
+        if self.round is None and params and named - params.keys():
             raise ValueError(
-                f"FedOpt(trainable={sorted(self.trainable - params.keys())}): the model has no "
+                f"FedOpt(trainable={sorted(named - params.keys())}): the model has no "
                 f"such arrays. It has {sorted(params)[:5]}, ..."
             )
         reading = self._reading(params)
@@ -276,11 +278,18 @@ class Aggregation(FlowerFedAvg):
         reading = wire.ReplyFormat(
             self.weighted_by_key,
             not self.weighted,
-            trainable if self.trainable is None else self.trainable,
+            trainable if self.trainable is None else self._sent_trainable() or frozenset(),
             self.arrayrecord_key,
             narrows=self.trainable is None and _BUFFERS not in self.state,
         )
         return replace(reading, **self.extensions.reading(self.state))
+
+    def _sent_trainable(self) -> frozenset[str] | None:
+        """``trainable`` without the layers that stay at the clients."""
+        layers = self.extensions.find(PrivateLayers)
+        if self.trainable is None or layers is None:
+            return self.trainable
+        return self.trainable - layers.among(self.trainable)
 
     def _learn_buffers(self, kind: wire.Kind) -> None:
         """Remember which arrays the clients of the first round name as buffers, and say so."""

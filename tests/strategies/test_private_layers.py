@@ -16,6 +16,8 @@ from fedexp.config import Config
 from fedexp.records import from_record
 from fedexp.rounds import rounds
 from fedexp.runs.checkpoint import Checkpoint
+from fedexp.runs.engines import grid_of as engine_of
+from fedexp.runs.run import Run
 from fedexp.simulation import SerialGrid
 from fedexp.simulation.grid import context_of
 from fedexp.simulation.transport import unpack
@@ -111,6 +113,22 @@ def test_a_resumed_run_ends_at_the_same_bits_whatever_the_strategy(make, tmp_pat
     other.states = dict(saved.clients)
     assert trained(second, 4, other, 3, saved.params)[0] == whole
     assert one.names | other.names == {"body"}
+
+
+def test_a_run_by_the_flag_keeps_the_servers_layers_and_tests_the_clients_own():
+    config = Config(
+        **{"strategy": "fedexp", "private_layers": "3.*", "engine": "serial", "num_clients": 3},
+        **{"num_server_rounds": 2, "local_steps": 2, "fraction_train": 1.0},
+        **{"fraction_evaluate": 1.0, "local_test_fraction": 0.2},
+    )
+    with engine_of(config) as grid:
+        one = Run(config, "fedexp", 3)
+        first, rounds_ = from_record(one.arrays), list(one.rounds(grid))
+    last = from_record(rounds_[-1].arrays)
+    assert list(last) == list(first)
+    for name in first:
+        assert np.array_equal(first[name], last[name]) == name.startswith("3.")
+    assert rounds_[-1].evaluate["eval-accuracy"] > 0
 
 
 def test_layers_of_another_run_are_not_used():

@@ -122,6 +122,7 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
     Raises:
         ValueError: the local optimizer cannot take them.
     """
+    _check_timed(config)
     name = optimizer_key(config, key)
     optimizer = named_optimizer(name)
     settings: dict[str, int | float | bool | str] = {
@@ -141,6 +142,15 @@ def client_config(config: Config, key: str) -> dict[str, int | float | bool | st
         )
     optimizer([nn.Parameter(torch.zeros(1, 1))], local)  # what is wrong with it shows now
     return settings
+
+
+def _check_timed(config: Config) -> None:
+    """Raise ``ValueError`` for local epochs, whose simulated time is not known, where it counts."""
+    if config.local_epochs and (config.client_profiles or (config.faults and config.deadline)):
+        raise ValueError(
+            f"Config(local-epochs={config.local_epochs}): simulated time is that of local-steps. "
+            "Use those, or leave client-profiles and deadline out."
+        )
 
 
 def _between_rounds(config: Config, name: str, optimizer: LocalOptimizer) -> str:

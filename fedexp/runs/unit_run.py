@@ -106,7 +106,8 @@ class UnitRun:
         try:
             for round_ in () if self._end else self.run.rounds(grid, first, num_rounds):
                 row = row_of(round_) | self.run.row(round_)
-                row |= simulated_row(self.federation.conditions, round_)
+                by_steps = not self.unit.config.local_epochs
+                row |= simulated_row(self.federation.conditions, round_, timed=by_steps)
                 new = client_rows(round_.evaluation, round_.server_round, self._name_of)
                 self.rows.append(row)
                 self.clients += new

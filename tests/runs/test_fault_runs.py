@@ -138,6 +138,13 @@ def test_a_deadline_among_clients_that_are_alike_is_refused():
         Federation(config).check(config)
 
 
+def test_simulated_time_is_that_of_local_steps():
+    rows, _ = after_two_rounds(**{"faults": "drop=0.2", "local-epochs": 1.0})
+    assert all("faults-drop" in row and "simulated-seconds" not in row for row in rows)
+    with pytest.raises(ValueError, match="simulated time is that of local-steps"):
+        after_two_rounds(**{"client-profiles": "speed=lognormal(1)", "local-epochs": 1.0})
+
+
 def test_a_strategy_that_would_wait_for_ever_is_refused():
     from flwr.serverapp.strategy import FedAvg
 

@@ -18,6 +18,7 @@ FIRST = [np.zeros(4), np.full(1, 0.5)]  # Flower unmasks no scalar
 NUM_CLIENTS, NUM_ROUNDS = 4, 2
 SEEN = {  # what looks at the norms of single updates
     *("fedexp", "fedexpm", "nesterovexp", "fedproxexp", "fedexprox", "fedbb"),
+    "fedanderson",
 }
 TWINS = {name.lower(): name for name in vars(legacy) if name.lower() in STRATEGIES}
 

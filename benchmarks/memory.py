@@ -3,8 +3,8 @@
 python -m benchmarks.memory [--rounds N] [--engine serial|ray]
 
 Every engine runs in a process of its own. The slope is that of a line through what is measured
-after the first fifth of the rounds, in which caches fill, in MB per 1,000 rounds. What is left of
-it in the driver are the rows of the rounds and of the clients that evaluated: some 0.6 KB each.
+after the first fifth of the rounds, in which caches fill, in MB per 1,000 rounds. The driver keeps
+the rows of all rounds, and of all clients that evaluated, for the result: so it is not quite flat.
 """
 
 from __future__ import annotations

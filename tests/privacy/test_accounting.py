@@ -75,7 +75,8 @@ def test_noise_multipliers_of_the_table():
     assert found == pytest.approx(1.378, abs=2e-3)
     assert epsilon_of(PrivateStep(Q, found), 1000, DELTA) <= 0.8
     # Where Renyi's bound is far from the distribution's there is a multiplier as well.
-    assert epsilon_of(PrivateStep(0.1, planned_multiplier(100.0, DELTA, 0.1, 9)), 9, DELTA) <= 100
+    few = PrivateStep(0.1, planned_multiplier(100.0, DELTA, 0.1, 9))
+    assert epsilon_of(few, 9, DELTA, 0.02) <= 100
     assert 0 < planned_multiplier(1e6, DELTA, 0.1, 9) < 1
 
 

@@ -291,7 +291,9 @@ def _soaked(
     engine = ["--engine", "ray", "--num-workers", "2"] if on_ray else ["--engine", "serial"]
     with small_disk(place) as disk:
         odd = {"left alone", *([] if on_ray else ["workers killed"])}
-        odd |= set() if disk else {"disk full", "disk read-only"}
+        if not disk:
+            print("Only root may mount a small disk: none is filled or made read-only.")
+            odd |= {"disk full", "disk read-only"}
         run = Soaked(place / "run", [*flags, *engine], disk, draw, found)
         run.to_the_end([harm for harm in CODES if harm not in odd], most)
         run.note_bad_replies()

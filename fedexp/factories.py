@@ -16,6 +16,7 @@ from torch import nn
 
 from fedexp import keys
 from fedexp.choices import (
+    Choice,
     client_config,
     optimizer_key,
     strategy_keys,
@@ -27,6 +28,7 @@ from fedexp.clients import (
     evaluate,
 )
 from fedexp.clients.metrics import Metrics
+from fedexp.clients.module import module_arrays
 from fedexp.clients.named import named_optimizer
 from fedexp.clients.trial import try_model
 from fedexp.config import Config
@@ -38,6 +40,7 @@ from fedexp.datasets.own_files import found
 from fedexp.datasets.partition import partition_named
 from fedexp.datasets.sources import read_npz_once
 from fedexp.models import build, suited
+from fedexp.strategies.private_layers import PrivateLayers
 
 
 def dataset_of(config: Config) -> Dataset:
@@ -211,6 +214,8 @@ def check_model(config: Config) -> None:
     Raises:
         ValueError: it cannot.
     """
+    for key in strategy_keys(config):
+        check_layers(config, key, model_of(config))
     metrics = Metrics.of(config.metrics)
     owner, examples = f"Config(model={config.model!r})", Examples(*dataset_of(config).train)
     for name, key in {optimizer_key(config, key): key for key in strategy_keys(config)}.items():
@@ -219,6 +224,13 @@ def check_model(config: Config) -> None:
     if metrics:
         test = Examples(*dataset_of(config).test)
         evaluate(model_of(config), test, default_loss, metrics=metrics.check)
+
+
+def check_layers(config: Config, key: str, model: nn.Module) -> None:
+    """Raise ``ValueError`` if the private layers of a strategy are none or all of a model."""
+    patterns = Choice.of(key).strategy.settings.get("private_layers", config.private_layers)
+    if patterns:
+        PrivateLayers(str(patterns)).check_names(module_arrays(model))
 
 
 def check_run_config(values: Mapping[str, Any]) -> None:

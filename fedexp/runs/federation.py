@@ -286,6 +286,7 @@ class Federation:
         own = as_optimizer(self.own.optimizer)
         optimizer = own or named_optimizer(optimizer_key(config, key))
         examples = Examples(*self.dataset.train)
+        factories.check_layers(config, key, self.model())
         name = _name(self.own.model) if self.own.model is not None else config.model
         loss = self.own.loss or default_loss
         try_model(f"model={name}", self.model(), examples, optimizer, settings, loss)

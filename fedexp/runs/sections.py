@@ -21,7 +21,7 @@ _COSTS = {
     "train-seconds": "Training, s a round",
     "move-seconds": "Moving, s",
     "server-seconds": "Server, s",
-    "seconds-a-round": "All, s",
+    "seconds-a-round": "All, s (median)",
     "bytes-down": "Down, in all",
     "bytes-up": "Up, in all",
 }

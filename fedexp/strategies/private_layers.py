@@ -50,7 +50,7 @@ class PrivateLayers(Extension):
             which = "all" if private else "none"
             raise ValueError(
                 f"FedOpt(private_layers={self.patterns!r}): names {which} of the model's arrays. "
-                f"It has {known[:5]}, ..."
+                f"It has {', '.join(known[:5])}{' and more' if known[5:] else ''}."
             )
 
     def told(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from fedexp.clients import Examples, client_app
 from fedexp.clients.client_round import ClientRound
 from fedexp.clients.groups.group import ClientGroup
 from fedexp.config import Config
+from fedexp.factories import check_model
 from fedexp.records import from_record
 from fedexp.rounds import rounds
 from fedexp.runs.checkpoint import Checkpoint
@@ -142,6 +143,13 @@ def test_layers_of_another_run_are_not_used():
 def test_patterns_that_leave_nothing_to_do_are_refused(patterns, which):
     with pytest.raises(ValueError, match=rf"private_layers='{patterns}'.*names {which} of"):
         trained(FedAvg(**{**SOME, "private_layers": patterns}), 1)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavg(private_layers=tail.*)"])
+def test_patterns_that_match_nothing_are_refused_before_there_is_a_run(strategy):
+    config = Config(strategy=strategy, private_layers="" if "(" in strategy else "tail.*")
+    with pytest.raises(ValueError, match=r"names none of .* has 1.weight, 1.bias, .*3.bias\.$"):
+        check_model(config)
 
 
 def test_clients_with_layers_of_their_own_train_one_by_one_and_not_privately():

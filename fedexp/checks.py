@@ -14,6 +14,7 @@ from fedexp.choices import (
 from fedexp.config import Config
 from fedexp.datasets.own_files import found
 from fedexp.readers import dataset_kind
+from fedexp.simulation.profiles import ClientProfiles
 
 
 def check_read(config: Config, given: Collection[str] = (), engine: str = "") -> None:
@@ -30,6 +31,7 @@ def check_read(config: Config, given: Collection[str] = (), engine: str = "") ->
     """
     keys = strategy_keys(config)
     _check_one_source(config, given)
+    _check_local_work(config, given)
     own = config.local_optimizer
     if all(Choice.of(key).optimizer for key in keys) and (
         "local-optimizer" in given or own != "sgd"
@@ -65,4 +67,19 @@ def _check_one_source(config: Config, given: Collection[str]) -> None:
         raise ValueError(
             f"Config(dataset={config.dataset!r}): data={config.data!r} names the data already. "
             "Leave one of the two out."
+        )
+
+
+def _check_local_work(config: Config, given: Collection[str]) -> None:
+    """Raise if clients that are told a number of epochs are told a number of steps as well."""
+    if not config.local_epochs:
+        return
+    steps, default = config.local_steps, Config.keys()["local-steps"].default
+    said = f"local-steps={steps}" if "local-steps" in given or steps != default else ""
+    if ClientProfiles.of(config.client_profiles).local_steps:
+        said = f"client-profiles={config.client_profiles!r}"
+    if said:
+        raise ValueError(
+            f"Config({said}): local-epochs={config.local_epochs:g} says how many steps a client "
+            "takes. Leave one of the two out."
         )

@@ -19,6 +19,25 @@ def refused(given=(), **fields):
 
 
 @pytest.mark.parametrize(
+    ("given", "fields", "said"),
+    [
+        ((), {"local_steps": 3}, "Config(local-steps=3)"),
+        (("local-steps",), {}, "Config(local-steps=20)"),
+        (
+            (),
+            {"client_profiles": "local-steps=uniform(2, 5)"},
+            "Config(client-profiles='local-steps=uniform(2, 5)')",
+        ),
+    ],
+)
+def test_steps_beside_epochs_are_refused(given, fields, said):
+    line = f"{said}: local-epochs=2 says how many steps a client takes. Leave one of the two out."
+    assert refused(given, local_epochs=2, **fields) == line
+    app.check_read(Config(local_epochs=2))
+    app.check_read(Config(**fields), given)
+
+
+@pytest.mark.parametrize(
     ("fields", "said"),
     [
         (

@@ -36,6 +36,7 @@ from fedexp.strategies.private import CentralPrivacy, Private
 from fedexp.strategies.private_clients import LocalPrivacy
 from fedexp.strategies.private_layers import PrivateLayers
 from fedexp.strategies.robustness import Clip, FixedClip, QuantileClip
+from fedexp.strategies.sampling import cohort_size
 from fedexp.strategies.waiting import Waiting
 
 _STEP_SIZE, _DIRECTION = 3, 2  # positional arguments of the two kinds of rule
@@ -224,6 +225,7 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
     strategy = make(config, key, num_nodes)
     _check_private(config, strategy)
     _check_min_replies(config, strategy)
+    _check_asked(config, strategy, num_nodes)
     _check_layers(config, strategy)
     own = named_optimizer(optimizer_key(config, key))
     if getattr(strategy, "control_variates", False) and not own.is_plain:
@@ -364,6 +366,19 @@ def _check_min_replies(config: Config, strategy: Strategy) -> None:
         raise ValueError(
             f"Config(min-replies={config.min_replies}): {type(strategy).__name__} would ignore it. "
             "Use one of fedexp.strategies."
+        )
+
+
+def _check_asked(config: Config, strategy: Strategy, num_nodes: int) -> None:
+    """Raise if every round would fail, as fewer clients are asked than have to reply."""
+    if not isinstance(strategy, FedOpt) or config.min_nodes:
+        return  # of devices, more may join
+    share = strategy.waiting.share(num_nodes, strategy.fraction_train, strategy.min_train_nodes)
+    asked = cohort_size(num_nodes, *share)
+    if strategy.min_replies > asked and strategy.fraction_train:
+        raise ValueError(
+            f"Config(min-replies={strategy.min_replies}): a round asks {asked} of {num_nodes} "
+            "clients, so that every round would fail. Use fewer, or a larger fraction-train."
         )
 
 

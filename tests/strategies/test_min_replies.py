@@ -75,12 +75,20 @@ def test_a_number_that_cannot_be_is_one_line(settings, words):
 
 def test_the_flag_and_the_setting_are_the_argument():
     def found(key, **fields):
-        return strategy_of(Config(strategy=key, **fields), key, 10).min_replies
+        config = Config(strategy=key, fraction_train=0.4, **fields)
+        return strategy_of(config, key, 10).min_replies
 
     assert [found("fedexp"), found("fedexp", min_replies=4)] == [1, 4]
     assert found("fedadam(min-replies=2)", min_replies=4) == 2
     with pytest.raises(ValueError, match="FedAvg would ignore it"):
         strategy_of(Config(strategy=FLOWERS, min_replies=4), FLOWERS, 10)
+
+
+def test_more_than_a_round_asks_are_refused():
+    line = r"min-replies=5.: a round asks 4 of 10 clients, so that every round would fail"
+    for strategy, fields in (("fedexp", {"min_replies": 5}), ("fedavg(min_replies=5)", {})):
+        with pytest.raises(ValueError, match=line):
+            strategy_of(Config(strategy=strategy, fraction_train=0.4, **fields), strategy, 10)
 
 
 def test_what_private_clients_have_spent_is_told_of_an_undone_round_too():

@@ -14,7 +14,6 @@ from fedexp.choices import (
 from fedexp.config import Config
 from fedexp.datasets.own_files import found
 from fedexp.readers import dataset_kind
-from fedexp.simulation.profiles import ClientProfiles
 
 
 def check_read(config: Config, given: Collection[str] = (), engine: str = "") -> None:
@@ -75,11 +74,8 @@ def _check_local_work(config: Config, given: Collection[str]) -> None:
     if not config.local_epochs:
         return
     steps, default = config.local_steps, Config.keys()["local-steps"].default
-    said = f"local-steps={steps}" if "local-steps" in given or steps != default else ""
-    if ClientProfiles.of(config.client_profiles).local_steps:
-        said = f"client-profiles={config.client_profiles!r}"
-    if said:
+    if "local-steps" in given or steps != default:
         raise ValueError(
-            f"Config({said}): local-epochs={config.local_epochs:g} says how many steps a client "
-            "takes. Leave one of the two out."
+            f"Config(local-steps={steps}): local-epochs={config.local_epochs:g} says how many steps "
+            "a client takes. Leave one of the two out."
         )

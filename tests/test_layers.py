@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verdict": SERVER - {"rounds"},
     "choices": SERVER | LEARNING | CONDITIONS | {"config", "readers"},
     "factories": SERVER | LEARNING | {"config", "choices"},
-    "checks": SERVER | LEARNING | CONDITIONS | {"config", "readers", "choices", "factories"},
+    "checks": SERVER | LEARNING | {"config", "readers", "choices", "factories"},
     "simulation": SERVER | LEARNING | CONDITIONS | {"config"},
     "runs": SERVER
     | LEARNING

@@ -23,11 +23,6 @@ def refused(given=(), **fields):
     [
         ((), {"local_steps": 3}, "Config(local-steps=3)"),
         (("local-steps",), {}, "Config(local-steps=20)"),
-        (
-            (),
-            {"client_profiles": "local-steps=uniform(2, 5)"},
-            "Config(client-profiles='local-steps=uniform(2, 5)')",
-        ),
     ],
 )
 def test_steps_beside_epochs_are_refused(given, fields, said):

@@ -76,6 +76,6 @@ def _check_local_work(config: Config, given: Collection[str]) -> None:
     steps, default = config.local_steps, Config.keys()["local-steps"].default
     if "local-steps" in given or steps != default:
         raise ValueError(
-            f"Config(local-steps={steps}): local-epochs={config.local_epochs:g} says how many steps "
-            "a client takes. Leave one of the two out."
+            f"Config(local-steps={steps}): local-epochs={config.local_epochs:g} says how many "
+            "steps a client takes. Leave one of the two out."
         )

@@ -140,7 +140,7 @@ def _is_kind(key: str) -> bool:
 def _failure_table(groups: Mapping[str, Sequence[Summary]]) -> None:
     """Print what failed, if anything did."""
     names = ("failed-rounds", "num-failures", "missing-nodes")
-    titles = ("failed rounds", "failed replies", "clients left out of all")
+    titles = ("failed rounds", "failed replies", "clients never used")
     if not any(s[name] for group in groups.values() for s in group for name in names):
         return
     kinds = sorted({key for group in groups.values() for s in group for key in s if _is_kind(key)})

@@ -205,7 +205,7 @@ class Aggregation(FlowerFedAvg):
         if not (stats.count or self.extensions.samples):  # whether one replied is a secret too
             return None
         if stats.count < self.min_replies and not self.extensions.samples:
-            few = f"{stats.count} good replies are fewer than min-replies={self.min_replies}"
+            few = f"{stats.count} of at least min-replies={self.min_replies} replies were good"
             self._refuse(received, f"{few}: the round is undone.")
             return None
         self._learn_buffers(kind)

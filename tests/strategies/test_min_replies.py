@@ -43,7 +43,7 @@ def test_the_replies_that_do_not_count_say_why():
     reasons = {
         reason.partition(" (")[0]: nodes for reason, nodes in strategy.attendance.reasons.items()
     }
-    few = "2 good replies are fewer than min-replies=3: the round is undone."
+    few = "2 of at least min-replies=3 replies were good: the round is undone."
     assert reasons == {"OSError: gone": [2, 3], few: [4, 5]}
     assert strategy.attendance.contributed == set()
 

@@ -135,11 +135,12 @@ class Recorder:
 
     def _append_clients(self, clients: Sequence[MetricsRow], new: Sequence[MetricsRow]) -> None:
         path = self.folder / "clients.csv"
-        if not path.exists() or _header(path) != _columns(clients):
+        columns = _header(path) if path.exists() else []
+        if not set(_columns(new)) <= set(columns):
             self.save_clients(clients)  # with the columns of all
             return
         with open(path, "a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, _columns(clients)).writerows(new)
+            csv.DictWriter(file, columns).writerows(new)
 
     def save_clients(self, clients: Sequence[MetricsRow]) -> None:
         """Write ``clients.csv`` anew."""

@@ -13,7 +13,7 @@ from fedexp.runs.columns import percent, three_figures, two_digits
 from fedexp.runs.reading import MetricsRow, UnitResult
 from fedexp.runs.series import as_number, groups_of
 from fedexp.runs.svg import WIDTH, AxisScale, box, ends, picture, words
-from fedexp.strategies.attendance import kind_of
+from fedexp.strategies.attendance import kind_of_failure
 
 _FEW_CLIENTS = 20  # have a table by name
 _MOST_CLIENTS = 100  # in the picture of the partition
@@ -71,7 +71,7 @@ def failures(units: Sequence[UnitResult]) -> list[MetricsRow]:
             found.append(
                 {
                     "strategy": name,
-                    "kind": kind_of(reason),
+                    "kind": kind_of_failure(reason),
                     "reason": reason,
                     "replies": len(cases),
                     "nodes": len({node for _, node in cases}),

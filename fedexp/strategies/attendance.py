@@ -103,20 +103,20 @@ def by_reason(failures: Iterable[Failure]) -> Reasons:
     return {reason: sorted(found) for reason, found in nodes.items()}
 
 
-def kind_of(reason: str) -> str:
+def kind_of_failure(reason: str) -> str:
     """What kind of bad reply a reason tells of; ``other`` if it is none of ``BAD_REPLIES``.
 
     Example:
-        >>> kind_of("array 'w' holds NaN or infinity."), kind_of("no reply within 5 s")
-        ('not-finite', 'late')
+        >>> kind_of_failure("array 'w' holds NaN or infinity.")
+        'not-finite'
     """
     found = (kind for kind, pattern in BAD_REPLIES.items() if re.search(pattern, reason))
     return next(found, "other")
 
 
 def by_kind(reasons: Mapping[str, Iterable[int]]) -> dict[str, int]:
-    """How many replies were dropped, by ``kind_of`` their reason."""
-    counts = Counter(kind_of(reason) for reason, nodes in reasons.items() for _ in nodes)
+    """How many replies were dropped, by ``kind_of_failure`` their reason."""
+    counts = Counter(kind_of_failure(reason) for reason, nodes in reasons.items() for _ in nodes)
     return {kind: counts[kind] for kind in (*BAD_REPLIES, "other") if kind in counts}
 
 

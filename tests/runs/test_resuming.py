@@ -189,7 +189,10 @@ REFUSED = {
     "another format": (said(format="9"), "is of format 9, not 2"),
     "an older format": (said(format=None), "is of format 1, not 2"),
     "metrics cut in the first line": (edit(METRICS, lambda b: b[:50]), "does not hold rounds"),
-    "configuration cut": (edit("config.toml", lambda b: b[: len(b) // 2]), "config.toml"),
+    "configuration cut": (
+        edit("config.toml", lambda b: b[: b.index(b"\nlocal-steps") + 9]),  # within a line
+        "config.toml",
+    ),
     "configuration not UTF-8": (edit("config.toml", lambda b: b + b"# \xff\n"), "cannot be read"),
     "a value of another type": (replaced(b"seed = 0", b'seed = "a"'), "Config(seed='a')"),
     "learning rate": (

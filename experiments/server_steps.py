@@ -88,6 +88,7 @@ METHODS = {
     "Nesterov 1 / 0.9": Method(FedAvgM, MOMENTUM | {"server_learning_rate": 1.0}),
     "NesterovExP": Method(NesterovExP),
     "NesterovExP, hypersgd": Method(NesterovExP, optimizer="hypersgd"),
+    "NesterovExP, relative step 0.2": Method(NesterovExP, {"max_relative_step": 0.2}),
     "momentum 1 / 0.9": Method(FedAvgM, {"server_momentum": 0.9}),
     "FedExPM": Method(FedExPM),
     "FedExP, factor 1": Method(FedExP, {"factor": 1.0}),

@@ -44,6 +44,15 @@ _TELLING = (
 _MISLED = (RunningExtrapolation, StochasticPolyak)
 
 
+_INSTEAD = {
+    "MedianBounds": "Use robust=False (on the command line no --robust).",
+    "FixedClip": "Use clip= of the privacy.",
+    "QuantileClip": "Use quantile= of the privacy.",
+    "DropBeyond": "Leave drop_beyond out: the privacy clips what is too long.",
+    "ServerControlVariate": "SCAFFOLD's clients need it: use another strategy.",
+}
+
+
 class Private(Extension):
     """What hides the clients; `CentralPrivacy` and `LocalPrivacy`."""
 
@@ -62,10 +71,10 @@ class Private(Extension):
         owner = type(self).__name__
         for one in given:
             if one is not self and isinstance(one, (*_TELLING, Private)):
+                name = type(one).__name__
                 raise ValueError(
-                    f"{owner}: {one} depends on what single clients sent, which no noise hides. "
-                    "Leave one of the two out (robust=False for MedianBounds); clip= and quantile= "
-                    "of the privacy bound updates."
+                    f"{owner}: {name} depends on what single clients sent, which no noise hides. "
+                    f"{_INSTEAD.get(name, 'Leave one of the two out.')}"
                 )
         rule: Any = step_size
         while inner := getattr(rule, "step_size", None):  # Capped, Relaxed

@@ -19,10 +19,16 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedexp import keys
+from fedexp.agreement import (
+    check_asked,
+    check_min_replies,
+    check_privacy,
+    check_private_layers,
+    check_private_steps,
+)
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.named import as_optimizer, named_optimizer, told
 from fedexp.clients.schedules import Schedule, schedule
-from fedexp.clients.settings import ClientSettings
 from fedexp.config import Config
 from fedexp.extras import imported, need
 from fedexp.logs import level
@@ -30,13 +36,10 @@ from fedexp.readers import strategy_arguments
 from fedexp.simulation.profiles import LEAST, ClientProfiles
 from fedexp.specs import Spec, split_list
 from fedexp.strategies import STRATEGIES, FedOpt, ServerOptimizer, average_named
-from fedexp.strategies.extensions import Extensions
 from fedexp.strategies.per_client import per_client
 from fedexp.strategies.private import CentralPrivacy, Private
 from fedexp.strategies.private_clients import LocalPrivacy
-from fedexp.strategies.private_layers import PrivateLayers
 from fedexp.strategies.robustness import Clip, FixedClip, QuantileClip
-from fedexp.strategies.sampling import cohort_size
 from fedexp.strategies.waiting import Waiting
 
 _STEP_SIZE, _DIRECTION = 3, 2  # positional arguments of the two kinds of rule
@@ -223,10 +226,10 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
     spec = Choice.of(key).strategy
     make = _of_table if spec.name in STRATEGIES else _of_module
     strategy = make(config, key, num_nodes)
-    _check_private(config, strategy)
-    _check_min_replies(config, strategy)
-    _check_asked(config, strategy, num_nodes)
-    _check_layers(config, strategy)
+    check_privacy(config, strategy)
+    check_min_replies(config, strategy)
+    check_asked(config, strategy, num_nodes)
+    check_private_layers(config, strategy)
     own = named_optimizer(optimizer_key(config, key))
     if getattr(strategy, "control_variates", False) and not own.is_plain:
         raise ValueError(
@@ -234,29 +237,8 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
             f"fixed throughout, and plain steps; {optimizer_key(config, key)} takes others. "
             "Use +sgd."
         )
-    _check_private_steps(config, key, strategy)
+    check_private_steps(config, key, strategy, optimizer_key(config, key))
     return strategy
-
-
-def _check_private_steps(config: Config, key: str, strategy: Strategy) -> None:
-    """Raise for settings of the strategy's own that its clients' private steps cannot follow."""
-    private = named_optimizer(optimizer_key(config, key)).private
-    if not private:
-        return
-    steps, owner = private(), f"Config(strategy={key!r})"
-    steps.warn_of_seed()
-    told = getattr(strategy, "client_config", None)
-    if not told:
-        return
-    if told.get(keys.FINAL_LOSS):
-        raise ValueError(
-            f"{owner}: it needs the clients' loss after training, which {steps.name} does not "
-            "tell. Use another strategy, or +sgd."
-        )
-    try:
-        steps.check(ClientSettings.of({**config.values(), **told}))
-    except ValueError as error:
-        raise ValueError(f"{owner}: {error}") from None
 
 
 def prepared(given: Any, config: Config, key: str, num_nodes: int) -> Strategy:
@@ -277,10 +259,10 @@ def prepared(given: Any, config: Config, key: str, num_nodes: int) -> Strategy:
         with level(ERROR):  # as in _of_table
             return FedOpt(optimizer=_as_optimizer(given), **options)
     strategy: Strategy = deepcopy(given)
-    _check_private(config, strategy)
-    _check_min_replies(config, strategy)
-    _check_private_steps(config, key, strategy)
-    _check_layers(config, strategy)
+    check_privacy(config, strategy)
+    check_min_replies(config, strategy)
+    check_private_steps(config, key, strategy, optimizer_key(config, key))
+    check_private_layers(config, strategy)
     if isinstance(strategy, FedOpt):
         strategy.seed = config.seed if strategy.seed is None else strategy.seed
         strategy.client_config = {**client_config(config, key), **strategy.client_config}
@@ -338,59 +320,6 @@ def privacy_of(text: str) -> Private | None:
         raise ValueError(f"{owner}: {error}") from None
     need("dp_accounting", "dp")
     return private
-
-
-def _check_private(config: Config, strategy: Strategy) -> None:
-    """Raise unless a strategy has the privacy that the configuration asks for."""
-    if config.privacy and not (isinstance(strategy, FedOpt) and strategy.extensions.is_private):
-        raise ValueError(
-            f"Config(privacy={config.privacy!r}): {type(strategy).__name__} would ignore it. Use a "
-            "named strategy, or extensions=[CentralPrivacy(...)] of one of fedexp.strategies."
-        )
-    extensions = strategy.extensions if isinstance(strategy, FedOpt) else Extensions()
-    if config.hyper_between_rounds == "average" and extensions.is_private:
-        raise ValueError(
-            "Config(hyper-between-rounds='average'): under privacy clients tell nobody their "
-            "rates. Use fresh or carry."
-        )
-    if config.fraction_evaluate and extensions.find(LocalPrivacy):
-        raise ValueError(
-            f"Config(fraction-evaluate={config.fraction_evaluate}): clients would tell the server "
-            "their exact losses, which local privacy hides. Use 0."
-        )
-
-
-def _check_min_replies(config: Config, strategy: Strategy) -> None:
-    """Raise unless a strategy undoes rounds of few replies if the configuration says so."""
-    if config.min_replies and not isinstance(strategy, FedOpt):
-        raise ValueError(
-            f"Config(min-replies={config.min_replies}): {type(strategy).__name__} would ignore it. "
-            "Use one of fedexp.strategies."
-        )
-
-
-def _check_asked(config: Config, strategy: Strategy, num_nodes: int) -> None:
-    """Raise if every round would fail, as fewer clients are asked than have to reply."""
-    if not isinstance(strategy, FedOpt) or config.min_nodes:
-        return  # of devices, more may join
-    share = strategy.waiting.share(num_nodes, strategy.fraction_train, strategy.min_train_nodes)
-    asked = cohort_size(num_nodes, *share)
-    if strategy.min_replies > asked and strategy.fraction_train:
-        raise ValueError(
-            f"Config(min-replies={strategy.min_replies}): a round asks {asked} of {num_nodes} "
-            "clients, so that every round would fail. Use fewer, or a larger fraction-train."
-        )
-
-
-def _check_layers(config: Config, strategy: Strategy) -> None:
-    """Raise unless a strategy keeps the private layers that the configuration names back."""
-    if config.private_layers and not (
-        isinstance(strategy, FedOpt) and strategy.extensions.find(PrivateLayers)
-    ):
-        raise ValueError(
-            f"Config(private-layers={config.private_layers!r}): {type(strategy).__name__} would "
-            "send them. Use a named strategy, or FedAvg(private_layers=...) of fedexp.strategies."
-        )
 
 
 def waiting_of(config: Config) -> Waiting | None:

@@ -77,13 +77,18 @@ class Recorder:
         """
         remove_leftovers(self.folder, FILES_OF_A_UNIT.__contains__)
         remove_leftovers(self.folder / FOLDER, is_states)
-        saved = usable(self.folder, self._states)
+        damage: list[str] = []
+        saved = usable(self.folder, self._states, warn=damage.append)
         rows = rows_until(self.folder, saved.server_round) if saved else []
         clients = clients_until(self.folder, saved) if saved else []
         if saved:
             check_same(saved.fingerprint, self._fingerprint, self._checkpoint)
             warn_of_code(saved.fingerprint, self._fingerprint, self._checkpoint)
             restore(run, grid, saved)
+            for line in damage:
+                log(WARNING, "%s", line)
+            if damage:  # else the next one would move the damaged one over the only sound one
+                self._checkpoint.with_name(NAMES[1]).replace(self._checkpoint)
         elif (self.folder / "metrics.jsonl").exists():
             log(WARNING, "%s: has no checkpoint, it starts again from round 1.", self.folder)
         (self.folder / "summary.json").unlink(missing_ok=True)  # it is an end no more

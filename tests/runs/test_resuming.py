@@ -287,6 +287,16 @@ def test_the_checkpoint_before_a_damaged_one_leads_to_the_same_bits(kind, cut, f
     assert results(cut) == results(folders / "whole")
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_only_sound_one(cut, folders):
+    DAMAGED["data"](cut)
+    replaced(b"max-minutes = 0.0", b"max-minutes = 1e-9")(cut)
+    run("--resume", cut)  # one round
+    DAMAGED["data"](cut)  # what it has written
+    replaced(b"max-minutes = 1e-9", b"max-minutes = 0.0")(cut)
+    run("--resume", cut)
+    assert results(cut) == results(folders / "whole")
+
+
 def test_a_checkpoint_is_on_the_disk_before_the_one_before_it_moves(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr("fedexp.files.on_disk", lambda path: done.append(("sync", path.name)))

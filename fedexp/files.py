@@ -122,7 +122,10 @@ def save_model(
     """Write ``arrays`` in the safetensors format; all else is as in ``atomically``."""
     contiguous = {name: np.array(x, order="C") for name, x in arrays.items()}
     own = dict(metadata) if metadata else None
-    write = lambda beside: _save_file(contiguous, beside, own)  # noqa: E731
+
+    def write(beside: Path) -> None:
+        _save_file(contiguous, beside, own)
+
     atomically(path, write, before=before, lasting=lasting)
 
 

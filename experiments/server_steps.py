@@ -66,11 +66,11 @@ AVERAGES = ("last-1", "last-2", "last-5", "ema-0.7")
 
 @dataclass(frozen=True)
 class Method:
-    """A server step, with the local optimizer of its clients and the average that is part of it."""
+    """A server step, what its clients are told, and the average that is part of it."""
 
     strategy: type[FedOpt]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: str = "sgd"
+    clients: Mapping[str, Any] = field(default_factory=dict)
     average: str = ""
 
 
@@ -87,7 +87,7 @@ METHODS = {
     "Nesterov 0.7 / 0.9": Method(FedAvgM, MOMENTUM | {"server_learning_rate": 0.7}),
     "Nesterov 1 / 0.9": Method(FedAvgM, MOMENTUM | {"server_learning_rate": 1.0}),
     "NesterovExP": Method(NesterovExP),
-    "NesterovExP, hypersgd": Method(NesterovExP, optimizer="hypersgd"),
+    "NesterovExP, hypersgd": Method(NesterovExP, clients={"local-optimizer": "hypersgd"}),
     "NesterovExP, relative step 0.2": Method(NesterovExP, {"max_relative_step": 0.2}),
     "momentum 1 / 0.9": Method(FedAvgM, {"server_momentum": 0.9}),
     "FedExPM": Method(FedExPM),
@@ -242,7 +242,7 @@ def measure(grid: LocalGrid, config: Config, method: Method, rate: float, target
         min_evaluate_nodes=1,
         min_available_nodes=grid.num_nodes,
         seed=config.seed,
-        client_config={"learning-rate": rate, "local-optimizer": method.optimizer},
+        client_config={"learning-rate": rate, **method.clients},
         **method.settings,
     )
     start = to_record(module_arrays(app.model_of(config)))

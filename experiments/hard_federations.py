@@ -127,6 +127,12 @@ TUNED = {
         rates=(0.0316, 0.1, 0.316),
         target=0.7,
     ),
+    "constants: MNIST by writer": Hard(
+        {**_OF_USERS, "dataset": "pooled-mnist", "fraction_train": 0.02},
+        methods=tuple(CONSTANTS),
+        rates=(0.316, 1.0, 3.16),
+        target=0.9,
+    ),
     "constants: Shakespeare": Hard(
         {**_OF_USERS, **_ROLES, "fraction_train": 0.1},
         methods=tuple(CONSTANTS),

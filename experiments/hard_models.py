@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
+from experiments.server_steps import pooled
 from fedexp.datasets import Dataset, load
 from fedexp.models import CharLSTM, ResidualBlock
 
@@ -70,7 +71,9 @@ WRITTEN = {"noisy-digits": noisy_digits, "small-fashion": small_fashion}
 
 
 def written(name: str, data_dir: str, folder: Path) -> str:
-    """One of ``WRITTEN`` as an ``.npz`` file in a folder; other names as they are."""
+    """One of ``WRITTEN``, or ``pooled-mnist``, as an ``.npz`` file; other names as they are."""
+    if name == "pooled-mnist":
+        return pooled("mnist", data_dir, folder)
     if name not in WRITTEN:
         return name
     path = folder / f"{name}.npz"

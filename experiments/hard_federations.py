@@ -130,7 +130,6 @@ TUNED = {
     "constants: MNIST by writer": Hard(
         {**_OF_USERS, "dataset": "pooled-mnist", "fraction_train": 0.02},
         methods=tuple(CONSTANTS),
-        rates=(0.316, 1.0, 3.16),
         target=0.9,
     ),
     "constants: Shakespeare": Hard(

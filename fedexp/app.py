@@ -16,13 +16,7 @@ from fedexp.extras import need
 need("torch", "simulation")
 from fedexp import keys, verdict
 from fedexp.checks import check_read, check_read_by_partition
-from fedexp.choices import (
-    client_config,
-    come_and_go,
-    optimizer_key,
-    strategy_keys,
-    strategy_of,
-)
+from fedexp.choices import client_config, optimizer_key, strategy_keys
 from fedexp.config import ROBUST_IS_OFF, Config, robust_by_default
 from fedexp.factories import (
     check_model,
@@ -37,6 +31,7 @@ from fedexp.runs.rows import row_of
 from fedexp.runs.run import Run, start_of, test_evaluation
 from fedexp.specs import slug
 from fedexp.strategies.sampling import in_partition_order, partitions_of
+from fedexp.strategy_factory import come_and_go, strategy_of
 
 __all__ = [
     "Run",

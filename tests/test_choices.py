@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
-from fedexp import choices
-from fedexp.choices import Choice, prepared, strategy_keys, strategy_of
+from fedexp.choices import Choice, strategy_keys
 from fedexp.config import Config
 from fedexp.strategies import STRATEGIES, FedExP, FedOpt, ServerOptimizer
 from fedexp.strategies.directions import Adam, Identity, Momentum
 from fedexp.strategies.step_sizes import Capped, Constant
+from fedexp.strategy_factory import prepared, strategy_of
+from fedexp.strategy_settings import arguments_of
 
 
 def made(text, **fields):
@@ -78,7 +79,7 @@ def test_every_argument_of_every_strategy_is_reachable(name):
     given = {"clip", "optimizer", "client_config", "trainable", "control_variates"}
     numbers = {
         argument: default
-        for argument, default in choices._arguments(STRATEGIES[name].strategy).items()
+        for argument, default in arguments_of(STRATEGIES[name].strategy).items()
         if isinstance(default, int | float) and argument not in given
     }
     for argument, default in numbers.items():

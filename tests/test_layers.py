@@ -57,16 +57,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "readers": SERVER | LEARNING | {"config"},
     "verdict": SERVER - {"rounds"},
     "agreement": SERVER | LEARNING | {"config"},
-    "choices": SERVER | LEARNING | CONDITIONS | {"config", "readers", "agreement"},
+    "choices": SERVER | LEARNING | {"config"},
+    "strategy_settings": SERVER | {"config", "readers"},
+    "strategy_factory": SERVER
+    | LEARNING
+    | CONDITIONS
+    | {"config", "choices", "agreement", "strategy_settings"},
     "factories": SERVER | LEARNING | {"config", "choices"},
     "checks": SERVER | LEARNING | {"config", "readers", "choices", "factories"},
     "simulation": SERVER | LEARNING | CONDITIONS | {"config"},
     "runs": SERVER
     | LEARNING
     | CONDITIONS
-    | {"config", "readers", "choices", "factories", "checks", "verdict", "simulation"},
+    | {"config", "readers", "choices", "factories", "checks", "verdict", "simulation"}
+    | {"strategy_settings", "strategy_factory"},
     "devices.flower": {"arrays", "simulation.flower"},
-    "app": SERVER | LEARNING | {"config", "choices", "factories", "checks", "verdict", "runs"},
+    "app": SERVER
+    | LEARNING
+    | {"config", "choices", "factories", "strategy_factory", "checks", "verdict", "runs"},
     "listing": SERVER | LEARNING | {"config"},
     "flags": TOOLS | {"config", "parser", "listing"},
     "devices": SERVER

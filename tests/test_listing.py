@@ -60,8 +60,8 @@ def test_the_arguments_of_flowers_fedavg_are_listed_once(capsys):
 
 
 def test_every_listed_argument_is_one_that_a_strategy_takes_with_the_value_that_a_run_gives_it():
-    from fedexp.choices import strategy_of
     from fedexp.config import Config
+    from fedexp.strategy_factory import strategy_of
 
     positive = ("drop_beyond", "max_step_size", "relaxation", "clip", "smoothing")
     run = Config(

@@ -6,10 +6,10 @@ import pytest
 
 import fedexp
 from fedexp.checks import check_read
-from fedexp.choices import strategy_of
 from fedexp.config import Config
 from fedexp.privacy.accounting import PrivacyFilter
 from fedexp.strategies import CentralPrivacy, FedAvg, LocalPrivacy
+from fedexp.strategy_factory import strategy_of
 
 CENTRAL = "central(noise-multiplier=2, clip=0.5, delta=1e-4)"
 

@@ -11,12 +11,12 @@ import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from fedexp import checks, factories
-from fedexp.choices import privacy_of
 from fedexp.config import SHORT, Config
 from fedexp.datasets import Dataset, data
 from fedexp.readers import readers
 from fedexp.runs.federation import Own, arrays_of
 from fedexp.specs import Spec, split_list
+from fedexp.strategy_settings import privacy_of
 
 PARTS = ("model", "data", "optimizer", "scheduler", "loss", "metrics", "client_app", "evaluate")
 _OBJECTS_ALONE = ("loss", "client_app", "evaluate")  # no key of the command line means them

@@ -14,11 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedexp.arrays import Arrays
-from fedexp.choices import (
-    prepared,
-    schedule_of,
-    strategy_of,
-)
+from fedexp.choices import schedule_of
 from fedexp.clients import (
     Examples,
     default_loss,
@@ -46,6 +42,7 @@ from fedexp.strategies.attendance import Attendance, by_kind
 from fedexp.strategies.evaluation import EvaluateFn
 from fedexp.strategies.optimizer import limited
 from fedexp.strategies.step_sizes import innermost
+from fedexp.strategy_factory import prepared, strategy_of
 from fedexp.threads import one_thread
 
 

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from fedexp.choices import strategy_of
 from fedexp.config import Config
 from fedexp.stats import PseudoGradientStats, total
 from fedexp.strategies import (
@@ -21,6 +20,7 @@ from fedexp.strategies import (
     StochasticPolyak,
     proximal_step,
 )
+from fedexp.strategy_factory import strategy_of
 
 
 def round_of(*updates, weights=None, w=None):

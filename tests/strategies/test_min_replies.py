@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from builders import content, grid_of, merging_if, partition
 
-from fedexp.choices import strategy_of
 from fedexp.config import Config
 from fedexp.records import from_record, to_record
 from fedexp.rounds import rounds
 from fedexp.strategies import CentralPrivacy, FedAvg, FedAvgM, Waiting
+from fedexp.strategy_factory import strategy_of
 
 CLIENTS = 4
 FLOWERS = "flwr.serverapp.strategy:FedAvg"

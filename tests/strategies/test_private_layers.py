@@ -8,7 +8,6 @@ from flwr.app import RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import nn
 
-from fedexp.choices import prepared, strategy_of
 from fedexp.clients import Examples, client_app
 from fedexp.clients.client_round import ClientRound
 from fedexp.clients.groups.group import ClientGroup
@@ -23,6 +22,7 @@ from fedexp.simulation import SerialGrid
 from fedexp.simulation.grid import context_of
 from fedexp.simulation.transport import unpack
 from fedexp.strategies import FedAvg, FedDyn, FedExP, Scaffold, legacy
+from fedexp.strategy_factory import prepared, strategy_of
 
 torch.set_num_threads(1)
 B, ETA, STEPS, N = [1.0, -2.0, 4.0, 0.5], 0.1, 3, 4

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from fedexp.choices import strategy_of
 from fedexp.config import Config
 from fedexp.stats import PseudoGradientStats, total
 from fedexp.strategies import (
@@ -19,6 +18,7 @@ from fedexp.strategies import (
     ServerOptimizer,
     TrustRegion,
 )
+from fedexp.strategy_factory import strategy_of
 
 NAMES = frozenset({"w", "v"})
 

@@ -183,9 +183,7 @@ FEDERATIONS = {
         shown=(),
         rates=(*RATES, 3.16),
     ),
-    "Fashion-MNIST": Federation(
-        0.80, {**_SKEWED, "dataset": "fashion-mnist"}, pooled=True, rates=(0.01, *RATES)
-    ),
+    "Fashion-MNIST": Federation(0.80, {**_SKEWED, "dataset": "fashion-mnist"}, pooled=True),
     "MNIST": Federation(0.90, {**_SKEWED, "dataset": "mnist"}, pooled=True, rates=()),
 }
 

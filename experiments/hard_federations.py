@@ -34,11 +34,15 @@ from fedexp.runs.engines import grid_of
 from fedexp.strategies import NesterovExP
 
 SEEDS = (0, 1, 2)
-FEW = "FedAvg", "fixed step 2", "FedAdagrad 0.1 / 0.01", "Nesterov 1 / 0.9", "NesterovExP"
+FEW = (
+    *("FedAvg", "fixed step 2", "FedAdagrad 0.1 / 0.01", "Nesterov 1 / 0.9", "NesterovExP"),
+    *("Nesterov 1 / 0.8", "NesterovExP, momentum 0.8"),
+)
 COMPARED = (
     *("FedAvg", "fixed step 2", "FedExP", "FedExP, smoothing 0.5", "FedAdagrad 0.1 / 0.01"),
     *("FedAdam 0.1 / 0.001", "FedAdam 0.01 / 0.001", "Nesterov 0.7 / 0.9", "Nesterov 1 / 0.9"),
     *("NesterovExP", "NesterovExP, relative step 0.2"),
+    *("Nesterov 1 / 0.8", "NesterovExP, momentum 0.8"),
 )
 CONSTANTS = {
     "NesterovExP": Method(NesterovExP),

@@ -89,6 +89,10 @@ METHODS = {
     "NesterovExP": Method(NesterovExP),
     "NesterovExP, hypersgd": Method(NesterovExP, clients={"local-optimizer": "hypersgd"}),
     "NesterovExP, relative step 0.2": Method(NesterovExP, {"max_relative_step": 0.2}),
+    "Nesterov 1 / 0.8": Method(
+        FedAvgM, MOMENTUM | {"server_learning_rate": 1.0, "server_momentum": 0.8}
+    ),
+    "NesterovExP, momentum 0.8": Method(NesterovExP, {"server_momentum": 0.8}),
     "momentum 1 / 0.9": Method(FedAvgM, {"server_momentum": 0.9}),
     "FedExPM": Method(FedExPM),
     "FedExP, factor 1": Method(FedExP, {"factor": 1.0}),

@@ -173,3 +173,23 @@ def test_claim_9_nesterovs_direction_allows_a_shorter_step(mu, curvature):
         optimizer = ServerOptimizer(direction, Constant(share * limit))
         size = np.abs(linear(np.array([curvature]), optimizer, 900)[:, 0])
         assert (size[-2:].max() > 1) == grows
+
+
+@pytest.mark.parametrize("mu", [0.5, 0.8, 0.9])
+def test_claim_10_a_swing_shrinks_by_the_root_of_the_momentum_or_more_slowly(mu):
+    border = ((1 - mu) / (1 + mu)) ** 2
+    optimizer = ServerOptimizer(Momentum(mu, nesterov=True), Constant(1.0))
+    for curvature in (1.01 * border, 2 * border, 0.5):
+        w = linear(np.array([curvature]), optimizer, 30)[:, 0]
+        # w[t+1] = p w[t] - q w[t-1], whose roots are those of z² - p z + q.
+        p, q = np.linalg.lstsq(np.stack([w[1:-1], -w[:-2]], axis=1), w[2:], rcond=None)[0]
+        roots = np.roots([1, -p, q])
+        assert abs(roots.imag).max() > 0  # it swings
+        np.testing.assert_allclose(abs(roots), (mu * (1 - curvature)) ** 0.5, rtol=1e-6)
+    w = linear(np.array([0.99 * border]), optimizer, 30)[:, 0]
+    p, q = np.linalg.lstsq(np.stack([w[1:-1], -w[:-2]], axis=1), w[2:], rcond=None)[0]
+    assert np.isreal(np.roots([1, -p, q])).all()
+    slow = linear(np.array([border / 100]), optimizer, 400)[:, 0]
+    assert slow[-1] / slow[-2] == pytest.approx(1 - border / 100 / (1 - mu), rel=1e-3)
+    assert round(((1 - 0.9) / (1 + 0.9)) ** 2, 3) == 0.003
+    assert [round(m**20, 2) for m in (0.9, 0.8)] == [0.12, 0.01]

@@ -69,6 +69,7 @@ ATTACKS = {
 LAST = 10
 """Rounds whose accuracies are averaged."""
 
+_NUM_CLIENTS = 50
 _PAIR_NORM = 100.0
 
 
@@ -178,6 +179,7 @@ def accuracies(cell: Cell, num_server_rounds: int) -> dict[str, float]:
     key, options = STRATEGIES[cell.strategy]
     config = Config(
         seed=cell.seed,
+        num_clients=_NUM_CLIENTS,
         num_server_rounds=num_server_rounds,
         fraction_train=cell.fraction_train,
         **options,
@@ -224,6 +226,12 @@ def table(found: Mapping[str, Mapping[str, float]], fraction: float, iterate: st
     return "\n".join([head, *lines])
 
 
+def in_order(found: Mapping[str, Any], seeds: int) -> dict[str, Any]:
+    """What was found, in the order of ``cells``, whenever it was run."""
+    names = [cell.name for cell in cells(seeds)]
+    return {name: found[name] for name in [*names, *found] if name in found}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--full", action="store_true", help="three seeds, 40 rounds")
@@ -239,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             found[cell.name] = accuracies(cell, num_rounds)
             print(cell.name, found[cell.name], flush=True)
             if args.out:
-                save_json(args.out, {"rounds": num_rounds, "accuracies": found})
+                save_json(args.out, {"rounds": num_rounds, "accuracies": in_order(found, seeds)})
     for fraction, iterate in product((0.2, 1.0), ("last", "averaged")):
         print(f"\n{fraction:.0%} of the clients a round, {iterate} iterate, %\n")
         print(table(found, fraction, iterate))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import attacks
-from experiments.attacks import Attack, Cell, cells, main, shifted, table
+from experiments.attacks import Attack, Cell, accuracies, cells, main, shifted, table
 from fedexp.config import Config
 from fedexp.records import from_record
 from fedexp.simulation import SerialGrid
@@ -74,6 +74,20 @@ def test_buffers_are_not_multiplied():
     assert (moved["w"][0], moved["bn.running_mean"][0]) == (30.0, 1.0)
 
 
+def test_a_cell_is_a_run_of_fifty_clients(monkeypatch):
+    seen, by = [], Attack.by
+
+    def watched(number, kind, config):
+        seen.append(by(number, kind, config))
+        return seen[-1]
+
+    monkeypatch.setattr(Attack, "by", watched)
+    found = accuracies(Cell("FedAvg", "absent", 5, 0.2, 0), 1)
+    assert all(0 < found[iterate] < 1 for iterate in ("last", "averaged"))
+    assert seen[0].config.num_clients == 50
+    assert len(set(seen[0].nodes)) == 5
+
+
 def test_the_experiment_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     asked = []
 
@@ -90,6 +104,7 @@ def test_the_experiment_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     file.write_text(json.dumps(kept))
     main(["--out", str(file)])
     assert asked[len(cells(1)) :] == [asked[3]]
+    assert list(json.loads(file.read_text())["accuracies"]) == [cell.name for cell in cells(1)]
     assert "| none | 0 | 50.0 | 50.0 | 50.0 | 50.0 |" in capsys.readouterr().out
 
 

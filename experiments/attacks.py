@@ -1,12 +1,12 @@
-"""Test accuracy while some clients attack: FedAvg and FedExP, with ``robust`` and without.
+"""Test accuracy while some clients attack: four server rules, with ``robust`` and without.
 
     python -m experiments.attacks [--full] [--out FILE.json]
 
 Digits, 50 clients, labels skewed by a Dirichlet(0.1), 20 local steps, learning rate 0.1, 40 rounds
 (12 and one seed in place of three without ``--full``). The server draws 10 clients a round
 uniformly; the attackers, the first 1, 2 or 5 of a permutation of the clients that the seed fixes,
-are drawn like anybody else. ``pairs`` is also run with all 50 clients in every round. What
-attackers send in the rounds that they are drawn for:
+are drawn like anybody else. ``pairs`` is also run with all 50 clients in every round, for FedAvg
+and FedExP. What attackers send in the rounds that they are drawn for:
 
 - ``pairs``: the attackers of a round meet two by two and send ``w - v`` and ``w + v`` with equal
   ``num-examples``: ``v`` is one draw from a Gaussian for each pair and round, 100 times as long as
@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import product
 from logging import CRITICAL
@@ -48,11 +48,16 @@ from fedexp.simulation.grid import FIRST_NODE_ID
 from fedexp.strategies.sampling import sample
 
 ROBUST: dict[str, Any] = {"robust": True}
+RULES = {
+    "FedAvg": "fedavg",
+    "FedExP": "fedexp",
+    "Nesterov": "fedavgm(server-learning-rate=1.0, server-momentum=0.9, nesterov=true)",
+    "NesterovExP": "nesterovexp",
+}
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "FedAvg": ("fedavg", {}),
-    "FedAvg, robust": ("fedavg", ROBUST),
-    "FedExP": ("fedexp", {}),
-    "FedExP, robust": ("fedexp", ROBUST),
+    f"{name}{ending}": (key, options)
+    for name, key in RULES.items()
+    for ending, options in (("", {}), (", robust", ROBUST))
 }
 FACTORS = {"times 30": 30.0, "times 1e6": 1e6, "flip": -1.0, "flip times 30": -30.0}
 ATTACKS = {
@@ -199,31 +204,76 @@ def cells(seeds: int) -> list[Cell]:
     """All runs of the tables, seed by seed."""
     sampled = [("none", 0), *((kind, n) for kind, numbers in ATTACKS.items() for n in numbers)]
     everybody = [("none", 0), ("pairs", 2), ("pairs", 5)]
+    without = [name for name in STRATEGIES if "Nesterov" not in name]
+    settings = (0.2, sampled, list(STRATEGIES)), (1.0, everybody, without)
     return [
         Cell(strategy, kind, number, fraction, seed)
-        for seed, (fraction, attacks) in product(range(seeds), ((0.2, sampled), (1.0, everybody)))
-        for (kind, number), strategy in product(attacks, STRATEGIES)
+        for seed, (fraction, attacks, strategies) in product(range(seeds), settings)
+        for (kind, number), strategy in product(attacks, strategies)
     ]
 
 
-def table(found: Mapping[str, Mapping[str, float]], fraction: float, iterate: str) -> str:
-    """Mean accuracies of one setting, in percent, as Markdown."""
-    head = f"| attack | clients | {' | '.join(STRATEGIES)} |\n|---|---:|{'---:|' * len(STRATEGIES)}"
-    rows: dict[tuple[str, int], dict[str, list[float]]] = {}
+Rows = dict[tuple[str, int], dict[str, dict[int, float]]]
+"""Accuracies of one setting in percent: by attack and number of attackers, strategy and seed."""
+
+
+def rows_of(found: Mapping[str, Mapping[str, float]], fraction: float, iterate: str) -> Rows:
+    """The rows of a table, in the order in which ``found`` names them.
+
+    A row has the seeds that all of its strategies have been run with, so that they compare.
+    """
+    rows: Rows = {}
     for name, result in found.items():
         cell = Cell.named(name)
         if cell.fraction_train == fraction:
             row = rows.setdefault((cell.attack, cell.number), {})
-            row.setdefault(cell.strategy, []).append(result[iterate])
-    lines = [
-        f"| {kind} | {number} | "
-        + " | ".join(
-            f"{100 * statistics.fmean(row[name]):.1f}" if name in row else "" for name in STRATEGIES
-        )
-        + " |"
-        for (kind, number), row in rows.items()
-    ]
-    return "\n".join([head, *lines])
+            row.setdefault(cell.strategy, {})[cell.seed] = 100 * result[iterate]
+    for row in rows.values():
+        shared = set.intersection(*map(set, row.values()))
+        for name, seeds in row.items():
+            row[name] = {seed: x for seed, x in seeds.items() if seed in shared}
+    return rows
+
+
+def table(found: Mapping[str, Mapping[str, float]], fraction: float, iterate: str) -> str:
+    """Mean accuracies of one setting, in percent, as Markdown."""
+    rows = rows_of(found, fraction, iterate)
+    names = [name for name in STRATEGIES if any(name in row for row in rows.values())]
+    means = {
+        attack: [
+            f"{statistics.fmean(row[name].values()):.1f}" if name in row else "" for name in names
+        ]
+        for attack, row in rows.items()
+    }
+    return markdown(names, rows, means)
+
+
+def lost(found: Mapping[str, Mapping[str, float]], fraction: float, iterate: str) -> str:
+    """What each rule loses with ``robust``, in points: mean over seeds, least and most.
+
+    Every seed is compared with its own run without attackers and without ``robust``.
+    """
+    rows = rows_of(found, fraction, iterate)
+    alone = rows["none", 0]
+
+    def points(row: dict[str, dict[int, float]], name: str) -> str:
+        seeds = row[f"{name}, robust"]
+        each = [alone[name][seed] - accuracy for seed, accuracy in seeds.items()]
+        return f"{statistics.fmean(each):z.1f} ({min(each):z.1f} to {max(each):z.1f})"
+
+    return markdown(RULES, rows, {a: [points(row, x) for x in RULES] for a, row in rows.items()})
+
+
+def markdown(
+    names: Iterable[str], rows: Rows, entries: Mapping[tuple[str, int], Sequence[str]]
+) -> str:
+    """A table of one row for each attack, number of attackers and number of seeds."""
+    columns = ["attack", "clients", "seeds", *names]
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+    for (kind, number), row in rows.items():
+        seeds = len(next(iter(row.values())))
+        lines.append(f"| {kind} | {number} | {seeds} | {' | '.join(entries[kind, number])} |")
+    return "\n".join(lines)
 
 
 def in_order(found: Mapping[str, Any], seeds: int) -> dict[str, Any]:
@@ -251,6 +301,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for fraction, iterate in product((0.2, 1.0), ("last", "averaged")):
         print(f"\n{fraction:.0%} of the clients a round, {iterate} iterate, %\n")
         print(table(found, fraction, iterate))
+        if fraction < 1:
+            print("\nPoints that the robust rules lose, mean over seeds (least to most)\n")
+            print(lost(found, fraction, iterate))
 
 
 if __name__ == "__main__":

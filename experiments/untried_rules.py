@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from logging import ERROR
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -27,7 +27,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from experiments.server_step_tables import TUNING, Rows, accuracy, read, tuned_rate, unique
 from experiments.server_steps import FEDERATIONS, METHODS, Federation, Method, config_of
 from experiments.untried_steps import RESULT, ArrayNorms, PerLayer, ScheduleFreeExP
-from experiments.which_step import AVERAGE, against, chosen, table
+from experiments.which_step import AVERAGE, against, chosen, complete, sensitivity, table
 from fedexp import app
 from fedexp.arrays import cast_like
 from fedexp.clients import module_arrays
@@ -165,32 +165,46 @@ def own_result(strategy: FedOpt, arrays: ArrayRecord) -> ArrayRecord:
 
 
 def document(rows: Rows) -> str:
-    """Accuracy; against FedAvg and NesterovExP, ahead and behind with every seed."""
+    """All tables, of the federations whose runs are complete."""
     parts = {
-        name: [row for row in rows if row["federation"] == name]
-        for name in unique(rows, "federation")
+        name: mine
+        for name, place in PLACES.items()
+        if complete(mine := [r for r in rows if r["federation"] == name], list(place.methods))
     }
-    return "\n\n".join(
-        [
-            table(parts, partial(cell, rival="NesterovExP")),
-            table(parts, lambda mine, method: rate_of(mine, method)),
-        ]
-    )
+    tables = {
+        "Accuracy": table(parts, cell),
+        "Federations ahead, level, behind": duels(parts),
+        "Client rate, and mean accuracy over the three": table(parts, rates_of),
+    }
+    return "\n\n".join(f"### {title}\n\n{text}" for title, text in tables.items())
 
 
-def cell(mine: Rows, method: str, rival: str) -> str:
-    """Accuracy, bold if ahead of ``rival`` with every seed, with a ``-`` if behind."""
+def cell(mine: Rows, method: str) -> str:
+    """Accuracy, bold if ahead of ``NesterovExP`` with every seed, with a ``-`` if behind."""
     runs = chosen(mine, method)
     if not runs:
         return ""
-    text, word = accuracy(runs, AVERAGE), against(mine, method, rival)
+    text, word = accuracy(runs, AVERAGE), against(mine, method, "NesterovExP")
     return {"ahead": f"**{text}**", "behind": f"{text} -"}.get(word, text)
 
 
-def rate_of(mine: Rows, method: str) -> str:
-    """The client rate that was chosen."""
+def duels(parts: dict[str, Rows]) -> str:
+    """In how many federations a method is ahead of each rival, level with it and behind it."""
+    lines = [f"| method | {' | '.join(COMPARED)} |", "| --- |" + " ---: |" * len(COMPARED)]
+    for method in unique([row for mine in parts.values() for row in mine], "method"):
+        met = [mine for mine in parts.values() if chosen(mine, method)]
+        counts = [Counter(against(mine, method, rival) for mine in met) for rival in COMPARED]
+        words = "ahead", "level", "behind"
+        told = [", ".join(str(count[word]) for word in words) for count in counts]
+        cells = ["" if method == x else text for x, text in zip(COMPARED, told, strict=True)]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rates_of(mine: Rows, method: str) -> str:
+    """The client rate that was chosen; the mean over all, as in ``which_step``."""
     rate = tuned_rate(mine, method, AVERAGE)
-    return f"{rate:g}" if rate else ""
+    return f"{rate:g}; {sensitivity(mine, method):.1f}" if rate else ""
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from builders import content, grid_of, partition
 from experiments.server_step_tables import TUNING, read, reported
 from experiments.untried_rules import ALL, PLACES, SEEDS, chosen, document, missing
 from experiments.untried_steps import RESULT
+from experiments.which_step import AVERAGE
 from fedexp.records import from_record, to_record
 from fedexp.rounds import rounds
 from fedexp.strategies import FedExP, NesterovExP, PolynomialAverage
@@ -142,3 +143,14 @@ def test_every_method_was_tuned_on_the_same_rates_and_reported_with_the_same_see
         for method in place.methods:
             assert {row["seed"] for row in chosen(mine, method)} == set(SEEDS)
             assert len({row["rate"] for row in reported(mine, method)}) == 1
+
+
+def test_the_methods_of_the_study_have_the_runs_of_the_study():
+    study = {key(row): row["accuracy"][AVERAGE] for row in read(ROOT / "docs/server-steps.jsonl")}
+    both = [row for row in ROWS if key(row) in study]
+    assert len(both) > 100
+    assert all(row["accuracy"][AVERAGE] == study[key(row)] for row in both)
+
+
+def key(row):
+    return row["federation"], row["method"], row["rate"], row["seed"]

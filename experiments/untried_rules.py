@@ -84,12 +84,12 @@ PLACES = {
         FEDERATIONS["heart disease"], (0.00316, 0.01, 0.0316), (*COMPARED, *UNTRIED, *OF_ALL)
     ),
     "WISDM": Place(FEDERATIONS["WISDM"], (0.0316, 0.1, 0.316)),
+    "MNIST by writer": Place(FEDERATIONS["MNIST by writer"], (0.1, 0.316, 1.0)),
     "digits, all clients": Place(
         Federation(0.85, {"fraction_train": 1.0, "num_server_rounds": 30}),
         (0.1, 0.316, 1.0),
         (*COMPARED, *OF_ALL),
     ),
-    "MNIST by writer": Place(FEDERATIONS["MNIST by writer"], (0.1, 0.316, 1.0)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Server rules that are not in the library, next to those that are: is one of them better?
+"""Six more server rules next to those that are recommended: is one of them better?
 
     python -m experiments.untried_rules --data-dir DATA --out FILE.jsonl
     python -m experiments.untried_rules --out docs/untried-rules.jsonl --tables

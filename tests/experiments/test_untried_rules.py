@@ -1,4 +1,4 @@
-"""Rules that are not in the library, against slow references; their published tables."""
+"""Six more rules: four against slow references; their published tables are those of the runs."""
 
 from itertools import pairwise
 from pathlib import Path

@@ -90,6 +90,13 @@ PLACES = {
         (0.1, 0.316, 1.0),
         (*COMPARED, *OF_ALL),
     ),
+    "WISDM, all clients": Place(
+        Federation(
+            0.7, FEDERATIONS["WISDM"].config | {"fraction_train": 1.0, "num_server_rounds": 30}
+        ),
+        (0.0316, 0.1, 0.316),
+        ("FedAvg", "Nesterov 1 / 0.9", "NesterovExP", "Anderson"),
+    ),
 }
 
 
@@ -189,11 +196,17 @@ def cell(mine: Rows, method: str) -> str:
 
 
 def duels(parts: dict[str, Rows]) -> str:
-    """In how many federations a method is ahead of each rival, level with it and behind it."""
+    """In how many federations with both a method is ahead of each rival, level and behind."""
     lines = [f"| method | {' | '.join(COMPARED)} |", "| --- |" + " ---: |" * len(COMPARED)]
     for method in unique([row for mine in parts.values() for row in mine], "method"):
-        met = [mine for mine in parts.values() if chosen(mine, method)]
-        counts = [Counter(against(mine, method, rival) for mine in met) for rival in COMPARED]
+        counts = [
+            Counter(
+                against(mine, method, rival)
+                for mine in parts.values()
+                if chosen(mine, method) and chosen(mine, rival)
+            )
+            for rival in COMPARED
+        ]
         words = "ahead", "level", "behind"
         told = [", ".join(str(count[word]) for word in words) for count in counts]
         cells = ["" if method == x else text for x, text in zip(COMPARED, told, strict=True)]

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from experiments.hard_models import written
-from experiments.server_step_tables import TUNING, Rows, accuracy, read, tuned_rate
+from experiments.server_step_tables import TUNING, Rows, accuracy, read, tuned_rate, unique
 from experiments.server_steps import METHODS, Method, measure
-from experiments.which_step import AVERAGE, against, chosen, table
+from experiments.which_step import AVERAGE, against, chosen
 from fedexp.config import Config
 from fedexp.logs import level
 from fedexp.runs.engines import grid_of
@@ -208,21 +208,31 @@ def set_as(hard: Hard, name: str) -> Method:
 def document(rows: Rows) -> str:
     """Accuracy; bold if it is ahead of the first method with every seed, ``-`` if behind."""
     return "\n\n".join(
-        turned({name: [r for r in rows if r["federation"] == name] for name in names}, first)
-        for names, first in ((HARD, "FedAvg"), (TUNED, "NesterovExP"))
+        table({name: [r for r in rows if r["federation"] == name] for name in names}, rival)
+        for names, rival in ((HARD, "FedAvg"), (TUNED, "NesterovExP"))
     )
 
 
-def turned(parts: Mapping[str, Rows], rival: str) -> str:
-    """A table as of ``which_step``, of the federations that there are runs of."""
+def table(parts: Mapping[str, Rows], rival: str) -> str:
+    """A line for each federation that there are runs of, a column for each method."""
+    methods = unique([row for mine in parts.values() for row in mine], "method")
+    lines = [f"| federation | {' | '.join(methods)} |", "| --- |" + " ---: |" * len(methods)]
+    lines += [
+        f"| {name} | {' | '.join(cell(mine, method, rival) for method in methods)} |"
+        for name, mine in parts.items()
+        if mine
+    ]
+    return "\n".join(lines)
 
-    def cell(mine: Rows, method: str) -> str:
-        runs = chosen(mine, method)
-        text = accuracy(runs, AVERAGE) if runs else ""
-        word = against(mine, method, rival) if runs else ""
-        return {"ahead": f"**{text}**", "behind": f"{text} -"}.get(word, text)
 
-    return table({name: mine for name, mine in parts.items() if mine}, cell)
+def cell(mine: Rows, method: str, rival: str) -> str:
+    """One entry; empty if the method was not run there."""
+    runs = chosen(mine, method)
+    if not runs:
+        return ""
+    text = accuracy(runs, AVERAGE)
+    word = against(mine, method, rival)
+    return {"ahead": f"**{text}**", "behind": f"{text} -"}.get(word, text)
 
 
 def main() -> None:

@@ -90,20 +90,12 @@ def test_a_table_marks_what_is_ahead_and_behind_with_every_seed():
             for seed, value in seeds.items()
         ]
 
-    lines = hard.turned(
-        {
-            "f": [
-                *rows("FedAvg", [0.5, 0.6, 0.7]),
-                *rows("better", [0.6, 0.7, 0.8]),
-                *rows("level", [0.6, 0.7, 0.6]),
-                *rows("worse", [0.4, 0.5, 0.6]),
-            ]
-        },
-        "FedAvg",
-    ).splitlines()
-    assert lines[2:] == [
-        "| FedAvg | 60.0 ± 10.0 |",
-        "| better | **70.0 ± 10.0** |",
-        "| level | 63.3 ± 5.8 |",
-        "| worse | 50.0 ± 10.0 - |",
+    rival = rows("FedAvg", [0.5, 0.6, 0.7])
+    others = [*rows("better", [0.6, 0.7, 0.8]), *rows("level", [0.6, 0.7, 0.6])]
+    worse = [{**row, "federation": "g"} for row in (*rival, *rows("worse", [0.4, 0.5, 0.6]))]
+    assert hard.table({"f": [*rival, *others], "g": worse}, "FedAvg").splitlines() == [
+        "| federation | FedAvg | better | level | worse |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| f | 60.0 ± 10.0 | **70.0 ± 10.0** | 63.3 ± 5.8 |  |",
+        "| g | 60.0 ± 10.0 |  |  | 50.0 ± 10.0 - |",
     ]

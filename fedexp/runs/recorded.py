@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fedexp.runs.client_states import ClientStates
 from fedexp.runs.reading import read_metrics
 
 EVALUATED = "evaluated"
-"""Of a checkpoint's state: which clients evaluated in its round."""
+"""Of a checkpoint's state: what was recorded up to its round, and which clients evaluated in it."""
 
 MODELS = ("model.safetensors", "model-mean.safetensors")
 """That a unit leaves at its end."""
@@ -40,7 +41,7 @@ def usable(folder: Path, states: ClientStates | None = None, **warn: Any) -> Che
     """
 
     def check(saved: Checkpoint) -> None:
-        rows_until(folder, saved.server_round)
+        rows_until(folder, saved.server_round, saved.state.get(EVALUATED, {}))
         clients_until(folder, saved)
 
     return newest(folder, states, check, **warn)
@@ -55,19 +56,36 @@ def summary_of(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def rows_until(folder: Path, last: int) -> list[dict[str, Any]]:
+def rows_until(folder: Path, last: int, known: Mapping[str, Any] = {}) -> list[dict[str, Any]]:
     """The lines of rounds 1 to ``last``.
 
+    Args:
+        folder: of the unit.
+        last: the last round that counts.
+        known: what a checkpoint keeps of them, if there is one.
+
     Raises:
-        ValueError: ``metrics.jsonl`` does not hold each of them once, in their order.
+        ValueError: ``metrics.jsonl`` does not hold each of them once, in their order, as written.
     """
     rows = [row for row in read_metrics(folder) if row["round"] <= last]
-    if [row["round"] for row in rows] != list(range(1, last + 1)):
-        raise ValueError(
-            f"{folder / 'metrics.jsonl'}: does not hold rounds 1 to {last}, each once. "
-            f"Remove {folder} to run it again."
-        )
+    path, remedy = folder / "metrics.jsonl", f"Remove {folder} to run it again."
+    if len(rows) != last or [row["round"] for row in rows] != list(range(1, last + 1)):
+        raise ValueError(f"{path}: does not hold rounds 1 to {last}, each once. {remedy}")
+    if "rounds" in known and chained(b"", rows) != known["rounds"].tobytes():
+        raise ValueError(f"{path}: was edited, rounds 1 to {last} are not as written. {remedy}")
     return rows
+
+
+def chained(digest: bytes, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A digest of all rows, from that of those before: late in a run a round costs no more.
+
+    An empty cell of ``clients.csv`` is a value that is not there, so None counts for nothing.
+    """
+    for row in rows:
+        told = {key: value for key, value in row.items() if value is not None}
+        text = json.dumps(told, sort_keys=True)
+        digest = blake2b(digest + text.encode(), digest_size=16).digest()
+    return digest
 
 
 def of_clients(rows: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Arrays:
@@ -81,7 +99,8 @@ def clients_until(folder: Path, saved: Checkpoint) -> list[dict[str, Any]]:
     """The rows of ``clients.csv`` as they were when ``saved`` was written.
 
     A line that a crash cut short is of a later round. In the last round of a unit all clients may
-    have been asked at its end; only those that evaluated in the round itself count.
+    have been asked at its end; only those that evaluated in the round itself count, and the digest
+    is of the rounds before it.
 
     Raises:
         ValueError: the file is not as it was written.
@@ -96,6 +115,8 @@ def clients_until(folder: Path, saved: Checkpoint) -> list[dict[str, Any]]:
             return before + list(of_last.values())
         found = before + [of_last[name] for name in json.loads(known["names"].tobytes())]
         if len(before) != known["before"][0]:
+            raise ValueError
+        if "clients" in known and chained(b"", before) != known["clients"].tobytes():
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error):
         raise ValueError(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from logging import WARNING
 from pathlib import Path
 
+import numpy as np
 from flwr.common.logger import log
 
 from fedexp.arrays import Arrays
@@ -24,6 +25,7 @@ from fedexp.runs.reading import MetricsRow
 from fedexp.runs.recorded import (
     EVALUATED,
     MODELS,
+    chained,
     clients_until,
     of_clients,
     rows_until,
@@ -60,6 +62,7 @@ class Recorder:
         self._states = ClientStates(folder / FOLDER)
         self._pace = Pace(every)
         self._waiting: Checkpoint | None = None
+        self._digests = b"", b""  # of the rows of rounds, and of clients, so far
 
     def forget(self) -> None:
         """Remove what an earlier run left: nothing there is believed."""
@@ -100,6 +103,7 @@ class Recorder:
         """Write all rows anew."""
         save_text(self.folder / "metrics.jsonl", "".join(map(_line, rows)))
         self.save_clients(clients)
+        self._digests = chained(b"", rows), chained(b"", clients)
 
     def after_round(
         self,
@@ -118,9 +122,21 @@ class Recorder:
             file.write(_line(row))
         if new:
             self._append_clients(clients, new)
-        self._waiting = saved_of(run, row["round"], grid, of_clients(clients, new))
+        self._waiting = saved_of(run, row["round"], grid, self._recorded(row, clients, new))
         if self._waiting and self._pace.is_due(row["round"], self._waiting.num_bytes):
             self.catch_up()
+
+    def _recorded(
+        self, row: MetricsRow, clients: Sequence[MetricsRow], new: Sequence[MetricsRow]
+    ) -> Arrays:
+        """What the checkpoint of a round keeps of all rows so far."""
+        digests = {
+            "rounds": chained(self._digests[0], [row]),
+            "clients": self._digests[1],  # of rounds before: those of the last may be asked again
+        }
+        self._digests = digests["rounds"], chained(digests["clients"], new)
+        known = {name: np.frombuffer(digest, np.uint8) for name, digest in digests.items()}
+        return {**of_clients(clients, new), **known}
 
     def catch_up(self) -> None:
         """Write the checkpoint of the last round, if it waits."""

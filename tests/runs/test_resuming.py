@@ -14,7 +14,7 @@ import pytest
 from fedexp import cli
 from fedexp.runs import recorder as runs
 from fedexp.runs.checkpoint import NAMES
-from fedexp.runs.recorded import usable
+from fedexp.runs.recorded import EVALUATED, chained, clients_until, of_clients, usable
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 PRINTED = {"capture_output": True, "text": True, "check": True}
@@ -141,6 +141,12 @@ def said(**values):
     return edit(CHECKPOINT, header(change))
 
 
+def edited_row(data):
+    first, *others = data.splitlines(keepends=True)
+    row = {**json.loads(first), "test-accuracy": 0.99}
+    return b"".join([json.dumps(row).encode() + b"\n", *others])
+
+
 DAMAGED = {
     "cut": edit(CHECKPOINT, lambda b: b[: len(b) // 2]),
     "empty": edit(CHECKPOINT, lambda b: b""),
@@ -173,6 +179,7 @@ REFUSED = {
         edit(METRICS, lambda b: b.split(b"\n", 1)[1]),
         "does not hold rounds",
     ),
+    "a value of an earlier round": (edit(METRICS, edited_row), "was edited"),
     "metrics with another line": (edit(METRICS, lambda b: b"xx\n" + b), "is damaged"),
     "metrics with a list": (edit(METRICS, lambda b: b"[1]\n" + b), "is damaged"),
     "metrics not UTF-8": (edit(METRICS, lambda b: b"\xff\n" + b), "is damaged"),
@@ -240,6 +247,27 @@ def test_what_would_lead_elsewhere_is_refused_in_one_line(kind, cut, capsys):
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("0.25", "0.99"), ("1,b,0.5\n1,a,0.25\n", "1,a,0.25\n1,b,0.5\n")]
+)
+def test_what_clients_reported_in_earlier_rounds_may_not_be_edited(old, new, tmp_path):
+    rows = [
+        {"round": 1, "client": "b", "accuracy": 0.5, "f1": None},
+        {"round": 1, "client": "a", "accuracy": 0.25},
+        {"round": 2, "client": "a", "accuracy": 0.75},
+    ]
+    digest = np.frombuffer(chained(b"", rows[:2]), np.uint8)
+    known = {**of_clients(rows, rows[2:]), "clients": digest}
+    saved = runs.Checkpoint(2, {}, {EVALUATED: known})
+    text = "round,client,accuracy\n1,b,0.5\n1,a,0.25\n2,a,0.75\n"
+    (tmp_path / "clients.csv").write_text(text)
+    assert len(clients_until(tmp_path, saved)) == 3
+    assert old in text
+    (tmp_path / "clients.csv").write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match="does not hold what clients reported up to round 2"):
+        clients_until(tmp_path, saved)
 
 
 HARMLESS = {

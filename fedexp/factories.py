@@ -87,7 +87,7 @@ def _whole(config: Config) -> Dataset:
     return from_files(config.data, **own, **{name: getattr(config, name) for name in files})
 
 
-_seen: dict[str, list[tuple[int, int]]] = {}
+_seen: dict[str, list[tuple[int, int, int]]] = {}
 
 
 def reread_changed(config: Config) -> None:
@@ -97,7 +97,8 @@ def reread_changed(config: Config) -> None:
         return
     with suppress(OSError, ValueError):  # what is wrong with them is said where they are read
         stats = [file.stat() for file in (found(path)[1] if config.data else [Path(path)])]
-        now = [(x.st_mtime_ns, x.st_size) for x in stats]
+        # A copy may keep the time of its content; nobody sets the time of the last change itself.
+        now = [(x.st_mtime_ns, x.st_ctime_ns, x.st_size) for x in stats]
         if _seen.setdefault(path, now) != now:
             for read in (from_files, read_npz_once, without, _partition, suited):
                 read.cache_clear()

@@ -1,5 +1,8 @@
 """A checkpoint knows what it is of, and nothing else goes on from it."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 import fedexp
 from fedexp.config import Config
 from fedexp.datasets import Dataset
+from fedexp.factories import dataset_of, reread_changed
 from fedexp.runs.federation import Federation, Own
 from fedexp.runs.fingerprint import check_same, data_hash, fingerprint_of, warn_of_code
 
@@ -91,6 +95,21 @@ def test_the_digest_is_of_values_types_and_shapes():
     found |= {data_hash(Dataset(train=x, test=x, num_classes=2))}
     assert len(found) == 3
     assert data_hash(dataset()) == data_hash(dataset())
+
+
+def test_a_file_written_over_with_its_old_size_and_time_is_read_again(tmp_path):
+    path = tmp_path / "own.npz"
+
+    def digest(value):
+        time.sleep(0.02)  # a file system's clock may be that coarse
+        x, y = np.full((8, 2), value), np.arange(8) % 2
+        np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+        os.utime(path, (1, 1))
+        config = Config(dataset=str(path))
+        reread_changed(config)
+        return data_hash(dataset_of(config))
+
+    assert digest(0.0) != digest(1.0)
 
 
 def test_from_python_too_nothing_goes_on_from_other_data(tmp_path):

@@ -70,9 +70,10 @@ def _no_better(config: Config, rows: Sequence[MetricsRow]) -> str:
     if not name:
         return ""
     last = max(_round_of_best(rows, f"{prefix}{name}", _SIGNS[name]) for prefix in ITERATES)
-    if len(rows) - last < config.patience:
+    if (since := len(rows) - last) < config.patience:
         return ""
-    return f"had no better {name.replace('-', ' ')} in the {len(rows) - last} rounds after {last}"
+    many = "rounds" if since > 1 else "round"
+    return f"had no better {name.replace('-', ' ')} in {since} {many} after round {last}"
 
 
 _SIGNS = {"test-accuracy": 1.0, "test-loss": -1.0}  # that make more better

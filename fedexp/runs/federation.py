@@ -275,6 +275,11 @@ class Federation:
                 "alike are all in time or all late. Give client-profiles, or faults such as "
                 "slow=0.1."
             )
+        if config.stop_at_target and not self._has_accuracy:
+            raise ValueError(
+                "Config(stop-at-target=True): a regression has no test accuracy, and no target "
+                "would ever be reached. Use patience or max-minutes."
+            )
         if self.own.client_app:
             self.start()
             return
@@ -292,6 +297,13 @@ class Federation:
         try_model(f"model={name}", self.model(), examples, optimizer, settings, loss)
         if metrics := self._metrics():
             evaluate(self.model(), Examples(*self.dataset.test), loss, metrics=metrics.check)
+
+    @property
+    def _has_accuracy(self) -> bool:
+        """Whether the server may know a test accuracy; metrics of one's own may have that name."""
+        return bool(
+            self.own.evaluate or self._metrics() or not self.has_data or self.dataset.num_classes
+        )
 
     def about(self) -> dict[str, Any]:
         """What of this is no configuration key."""

@@ -66,8 +66,13 @@ def test_either_model_that_gets_better_is_a_reason_to_go_on():
     assert end_of(config, rows_of(*flat, mean=rising), 99, NEVER) is None
     assert end_of(config, rows_of(*rising, mean=flat), 99, NEVER) is None
     end = end_of(config, rows_of(*flat), 99, NEVER)
-    assert end.why == "had no better test accuracy in the 3 rounds after 1"
+    assert end.why == "had no better test accuracy in 3 rounds after round 1"
     assert not end.goes_on
+
+
+def test_one_round_without_a_better_score_is_said_in_the_singular():
+    rows = [{"test-accuracy": 0.5, "mean-test-accuracy": 0.5}] * 2
+    assert end_of(Config(patience=1), rows, 9, NEVER).why.endswith("in 1 round after round 1")
 
 
 def test_without_a_score_there_is_nothing_to_lose_patience_with():
@@ -117,6 +122,13 @@ def test_a_run_that_was_good_enough_is_done_and_its_rounds_are_those_of_the_whol
     with pytest.raises(SystemExit):
         cli.main(["resume", str(tmp_path / "r"), "--rounds", "9"])
     assert told["stopped"] in capsys.readouterr().err
+
+
+def test_a_target_that_a_regression_cannot_reach_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(*QUICK, "--dataset", "synthetic-regression", "--stop-at-target", "--out", tmp_path)
+    assert caught.value.code == 2
+    assert "a regression has no test accuracy" in capsys.readouterr().err
 
 
 def test_a_run_whose_time_is_over_goes_on_to_the_same_bits(whole, tmp_path, capsys):

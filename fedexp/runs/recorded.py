@@ -51,7 +51,13 @@ def summary_of(folder: Path) -> dict[str, Any]:
     """What a unit has written at its end; empty before, and if that is damaged."""
     try:
         summary = read_json(folder / "summary.json")
-        return {**summary, "num-rounds": int(summary["num-rounds"]), "problem": summary["problem"]}
+        ended, problem = summary["ended"], summary["problem"]
+        return {
+            **summary,
+            "num-rounds": int(summary["num-rounds"]),
+            "ended": ended,
+            "problem": problem,
+        }
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 

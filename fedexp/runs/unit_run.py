@@ -186,7 +186,10 @@ class UnitRun:
     def summary(self, num_rounds: int = 0) -> MetricsRow:
         """How the unit has done, and what went wrong if anything did; by default, until now."""
         wanted = len(self.rows) if self._end else num_rounds or len(self.rows)
-        missing = self.run.attendance.missing if self.federation.needs_everyone else ()
+        attendance = self.run.attendance
+        # A private round without a reply does not fail, since their number is secret; the run does.
+        is_needed = self.federation.needs_everyone or not attendance.contributed
+        missing = attendance.missing if is_needed else ()
         told = verdict.of_run(self.rows, missing, wanted)
         about = self.unit.about()
         named = {key: about[key] for key in ("strategy", "seed", "model", "settings")}

@@ -57,6 +57,23 @@ def test_a_run_whose_clients_fail_to_order_has_no_problem(outcome):
     assert outcome[2].summary["problem"] is None
 
 
+def test_a_private_run_that_no_reply_ever_reached_is_no_success():
+    """Its rounds do not fail, since the number of replies is secret: its model is all noise."""
+    config = Config.of(
+        {
+            **{"strategy": "fedavg", "num-clients": 3, "num-server-rounds": 1, "engine": "serial"},
+            **{"fraction-train": 1.0, "local-steps": 1, "model": "linear", "faults": "drop=1"},
+            "privacy": "central(noise-multiplier=1, clip=1)",
+        }
+    )
+    federation = Federation(config)
+    (unit,) = first_units(config, {"fedavg": "fedavg"})
+    with grid_of(config, federation) as grid:
+        done = run_job(Job(unit), federation, grid)
+    assert done.summary["failed-rounds"] == 0
+    assert done.summary["problem"] == "3 clients never contributed: 3 clients: no reply came"
+
+
 def test_a_cohort_is_drawn_from_those_that_are_there(outcome):
     config, grid, done = outcome
     profiles = ClientProfiles.of(config.client_profiles)

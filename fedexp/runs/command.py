@@ -19,7 +19,7 @@ from fedexp.runs.job import OnUnitRow, UnitOutcome
 from fedexp.runs.page import Live
 from fedexp.runs.plan import Unit, points_of
 from fedexp.runs.reading import MetricsRow, read_clients
-from fedexp.runs.resuming import check_resumable
+from fedexp.runs.resuming import check_resumable, config_in
 from fedexp.runs.study import Study
 
 
@@ -69,7 +69,7 @@ class Command:
         Raises:
             ValueError: it cannot go on.
         """
-        config = Config.of(Config.read(folder / "config.toml"))
+        config = config_in(folder)
         study = _checked(config, ())
         held.enter_context(folders.reopened(folder))
         check_resumable(config, folder)

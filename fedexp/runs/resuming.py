@@ -16,6 +16,18 @@ from fedexp.runs.plan import Strategies, Unit, first_units, points_of, reporting
 from fedexp.runs.recorded import MODELS, rows_until, say_nothing, summary_of, usable
 
 
+def config_in(folder: Path) -> Config:
+    """The configuration of the run in ``folder``.
+
+    Raises:
+        ValueError: it cannot be read, or is none that a run wrote.
+    """
+    values = Config.read(folder / "config.toml")
+    if "strategy" not in values:  # an empty file would be a run with the default of every key
+        raise ValueError(f"{folder / 'config.toml'}: names no strategy. Name a run's folder.")
+    return Config.of(values)
+
+
 def check_resumable(
     config: Config, folder: Path, federation_of: Callable[[Config], Federation] = Federation
 ) -> None:
@@ -95,7 +107,7 @@ def extend(folder: Path, num_rounds: int) -> Config:
         ValueError: it has as many already, it cannot be resumed, or more rounds would not lead to
             what a run of so many comes to.
     """
-    config = Config.of(Config.read(folder / "config.toml"))
+    config = config_in(folder)
     with locked(folder):
         check_resumable(config, folder)
         if not _is_more(config, folder, num_rounds):

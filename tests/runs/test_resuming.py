@@ -200,6 +200,10 @@ REFUSED = {
         edit("config.toml", lambda b: b[: b.index(b"\nlocal-steps") + 9]),  # within a line
         "config.toml",
     ),
+    "configuration empty, and no environment": (
+        after(removed("environment.json"), edit("config.toml", lambda b: b"")),
+        "config.toml: names no strategy",
+    ),
     "configuration not UTF-8": (edit("config.toml", lambda b: b + b"# \xff\n"), "cannot be read"),
     "a value of another type": (replaced(b"seed = 0", b'seed = "a"'), "Config(seed='a')"),
     "learning rate": (

@@ -94,7 +94,7 @@ _Cell = Callable[[Sequence[Summary], str], str]
 
 def _accuracies(target: float) -> dict[str, _Cell]:
     return {
-        f"to {target:.0%}": lambda group, prefix: _rounds(group, f"{prefix}rounds-to-target"),
+        f"to {100 * target:g}%": lambda group, prefix: _rounds(group, f"{prefix}rounds-to-target"),
         "best %": lambda group, prefix: _over(group, f"{prefix}best-accuracy", "{:.1f}", 100),
         "final %": lambda group, prefix: _over(group, f"{prefix}final-accuracy", "{:.1f}", 100),
     }

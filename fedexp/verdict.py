@@ -66,8 +66,8 @@ def _why(rows: RoundRows, only: Collection[int] | None = None) -> str:
     }
     if not reasons:
         return "no reply in time."
-    shown = [f"{_clients(nodes)}: {reason}" for reason, nodes in reasons.items()]
-    return "; ".join(shown[:_MOST_REASONS])
+    shown = [f"{_clients(nodes)}: {reason.rstrip('.')}" for reason, nodes in reasons.items()]
+    return "; ".join(shown[:_MOST_REASONS]) + "."
 
 
 def _clients(nodes: Collection[int]) -> str:

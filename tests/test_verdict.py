@@ -39,7 +39,7 @@ def test_a_run_in_which_every_client_contributed_has_no_problem():
             [bad({"few.": [1], "loss 1e5.": [2, 3]}), bad({"loss 7.": [4]})],
             [],
             2,
-            "no round of 2 succeeded: 3 clients: loss 1e5.; client at node 1: few.",
+            "no round of 2 succeeded: 3 clients: loss 1e5; client at node 1: few.",
         ),
     ],
 )

@@ -80,15 +80,18 @@ class ParamBatch:
         torch._foreach_copy_(memory, tensors)
         return memory
 
-    def write(self, name: str, op: Callable[..., Tensor], x: Tensors, y: Tensors) -> list[Tensor]:
-        """Keep ``op(x, y)`` for each pair of tensors under a name; ``op`` is a key of `INPLACE`."""
+    def write(self, name: str, op: str, *lists: Tensors, **options: float) -> list[Tensor]:
+        """Keep what an operation of torch makes of the lists, tensor by tensor, under a name.
+
+        A list may be the one that is written to.
+        """
         memory = self.memory(name)
         if memory[0].is_cpu:  # Lists are no faster there, and have no `out`.
-            for a, b, out in zip(x, y, memory, strict=True):
-                op(a, b, out=out)
+            single = getattr(torch, op)
+            for out, *tensors in zip(memory, *lists, strict=True):
+                single(*tensors, **options, out=out)
         else:
-            torch._foreach_copy_(memory, x)
-            INPLACE[op](memory, y)
+            torch._foreach_copy_(memory, getattr(torch, f"_foreach_{op}")(*lists, **options))
         return memory
 
     @property
@@ -96,14 +99,6 @@ class ParamBatch:
         """The weights of the last derivative; empty before the first step."""
         weights: Weights = self.states[0].get("weights", {})
         return weights
-
-
-INPLACE: dict[Callable[..., Tensor], Callable[..., None]] = {
-    torch.sub: torch._foreach_sub_,
-    torch.mul: torch._foreach_mul_,
-    torch.div: torch._foreach_div_,
-}
-"""Operations on two tensors, and on two lists, whose result goes to the first list."""
 
 
 def step_inplace(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> None:
@@ -173,9 +168,10 @@ def inner_products(rule: Rule, batches: Sequence[ParamBatch]) -> dict[str, float
     terms: list[Mapping[str, float]] = []
     dots: list[Tensor] = []
     for batch in batches:
+        grads = _flat(batch.grads)
         for name, weights in batch.weights.items():
-            terms += [weights] * len(batch.grads)
-            dots += map(_dot, batch.grads, batch.vectors(name))
+            terms += [weights] * len(grads)
+            dots += map(torch.dot, grads, _flat(batch.vectors(name)))
     sums = dict.fromkeys(rule.tuned, 0.0)
     for weights, number in zip(terms, _floats(dots), strict=True):
         for h, weight in weights.items():
@@ -200,15 +196,14 @@ def norm_product(batches: Sequence[ParamBatch]) -> float:
         grads += batch.grads
         slopes += batch.vectors(name)
         factors += [factor] * len(batch.grads)
-    squares = _floats([_dot(x, x) for x in grads + slopes])
+    squares = _floats([x.dot(x) for x in _flat(grads + slopes)])
     sq_slope = sum(c * c * sq for c, sq in zip(factors, squares[len(grads) :], strict=True))
     return sqrt(sq_slope * sum(squares[: len(grads)]))
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    if x.dtype.itemsize < 4:
-        x, y = wide(x), wide(y)
-    return x.dot(y) if x.dim() == 1 else x.reshape(-1).dot(y.reshape(-1))
+def _flat(tensors: Tensors) -> list[Tensor]:
+    """The tensors as vectors, at least in single precision."""
+    return [wide(x).reshape(-1) for x in tensors]
 
 
 def _floats(numbers: list[Tensor]) -> list[float]:
@@ -257,29 +252,29 @@ def rmsprop_inplace(rule: RMSpropRule, batch: ParamBatch, values: Mapping[str, f
     grads, v = _decayed(batch.grads, batch.params, decay), batch.slots("v")
     torch._foreach_mul_(v, alpha)
     torch._foreach_addcmul_(v, grads, grads, 1 - alpha)
-    root = torch._foreach_sqrt(v)
+    root = batch.write("direction", "sqrt", v)  # Overwritten below; this takes no more memory.
     if "alpha" in rule.tuned_names:
         # ∂√v/∂α = (v_old - g²) / 2√v. By now v_old is overwritten, but v_old - g² = (v - g²) / α.
-        curve = batch.write("curve", torch.mul, grads, grads)
-        torch._foreach_sub_(curve, v)
+        curve = batch.write("curve", "addcmul", v, grads, grads, value=-1.0)
         _divide_by_root(curve, root)
     torch._foreach_add_(root, rule.eps)
-    direction = batch.write("direction", torch.div, grads, root)
+    if "alpha" in rule.tuned_names:
+        torch._foreach_div_(curve, root)
+    direction = batch.write("direction", "div", grads, root)
     torch._foreach_add_(batch.params, direction, alpha=-lr)
     if "alpha" not in rule.tuned_names:
         return DESCENT
     torch._foreach_mul_(curve, direction)
-    torch._foreach_div_(curve, root)
-    return {**DESCENT, "curve": {"alpha": -lr / (2 * alpha)}}
+    return {**DESCENT, "curve": {"alpha": lr / (2 * alpha)}}
 
 
 def adagrad_inplace(rule: AdagradRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
     """One step of `AdagradRule`; see the top of this file for what is kept and returned."""
     grads, v = _decayed(batch.grads, batch.params, values["weight_decay"]), batch.slots("v")
     torch._foreach_addcmul_(v, grads, grads)
-    root = torch._foreach_sqrt(v)
+    root = batch.write("direction", "sqrt", v)  # Overwritten below; this takes no more memory.
     torch._foreach_add_(root, rule.eps)
-    direction = batch.write("direction", torch.div, grads, root)
+    direction = batch.write("direction", "div", grads, root)
     torch._foreach_add_(batch.params, direction, alpha=-values["lr"])
     return DESCENT
 
@@ -290,6 +285,9 @@ def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float])
     With ``R = √v + ε√(1-β₂ᵗ)`` and ``c = √(1-β₂ᵗ) / (1-β₁ᵗ)`` the step of the textbook is
     ``-ηc · m/R``. The corrections of ``m`` and ``v`` are then one number, where the textbook's
     form takes two passes over the memory.
+
+    The derivatives by the betas need ``m_old - g`` and ``v_old - g²``. When they are made, the old
+    moments are overwritten, but ``m_old - g = (m - g) / β₁`` and ``v_old - g² = (v - g²) / β₂``.
     """
     lr, b1, b2, decay = (values[name] for name in rule.names)
     params, m, v = batch.params, batch.slots("m"), batch.slots("v")
@@ -297,36 +295,29 @@ def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float])
     t, tuned = batch.states[0]["slots"]["step"], rule.tuned_names
     if tuned == ("lr",) and _fusible([*params, *grads, *m, *v]):
         return _fused_adam(rule, batch, grads, values)
+    torch._foreach_lerp_(m, grads, 1 - b1)
+    torch._foreach_mul_(v, b2)
+    torch._foreach_addcmul_(v, grads, grads, 1 - b2)
     c1, c2 = 1 - b1**t, 1 - b2**t
     c = sqrt(c2) / c1
-    if "beta1" in tuned:
-        gap = batch.write("beta1", torch.sub, grads, m)
-        torch._foreach_add_(m, gap, alpha=1 - b1)
-    else:
-        torch._foreach_lerp_(m, grads, 1 - b1)
-    torch._foreach_mul_(v, b2)
-    if "beta2" in tuned:
-        curve = batch.write("beta2", torch.mul, grads, grads)
-        torch._foreach_add_(v, curve, alpha=1 - b2)
-    else:
-        torch._foreach_addcmul_(v, grads, grads, 1 - b2)
-    root = torch._foreach_sqrt(v)
-    if "beta2" in tuned:
-        # ∂v̂/∂β₂ = ((v_old - g²) + t β₂ᵗ⁻¹ v / (1-β₂ᵗ)) / (1-β₂ᵗ). By now v_old is overwritten,
-        # but v = β₂ v_old + (1-β₂) g² gives v_old - g² = (v - g²) / β₂.
-        torch._foreach_add_(curve, v, alpha=-(1 + t * b2**t / c2))
-        _divide_by_root(curve, root)
-    torch._foreach_add_(root, rule.eps * sqrt(c2))
-    direction = batch.write("direction", torch.div, m, root)
+    root = batch.write("direction", "sqrt", v)  # Overwritten below; this takes no more memory.
     weights: dict[str, dict[str, float]] = {"direction": {"lr": -c}}
     if "beta2" in tuned:
-        torch._foreach_mul_(curve, direction)
+        # ∂v̂/∂β₂ = (κv - g²) / (β₂ (1-β₂ᵗ)).
+        kappa = 1 + t * b2**t / c2
+        curve = batch.write("beta2", "addcmul", v, grads, grads, value=-1 / kappa)
+        weights["beta2"] = {"beta2": lr * c * kappa / (2 * b2)}
+        _divide_by_root(curve, root)
+    torch._foreach_add_(root, rule.eps * sqrt(c2))
+    if "beta2" in tuned:
         torch._foreach_div_(curve, root)
-        weights["beta2"] = {"beta2": -lr * c / (2 * b2)}
     if "beta1" in tuned:
-        torch._foreach_div_(gap, root)
-        weights["beta1"] = {"beta1": lr * c}
-        weights["direction"]["beta1"] = -lr * c * t * b1 ** (t - 1) / c1
+        batch.write("beta1", "div", grads, root)
+        weights["beta1"] = {"beta1": lr * c / b1}
+        weights["direction"]["beta1"] = -lr * c * (1 / b1 + t * b1 ** (t - 1) / c1)
+    direction = batch.write("direction", "div", m, root)
+    if "beta2" in tuned:
+        torch._foreach_mul_(curve, direction)
     if rule.decoupled and decay:
         if "beta1" in tuned:
             # η scales the decay too, but β₁ moves only the direction without it.

@@ -293,11 +293,16 @@ def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float])
     params, m, v = batch.params, batch.slots("m"), batch.slots("v")
     grads = batch.grads if rule.decoupled else _decayed(batch.grads, params, decay)
     t, tuned = batch.states[0]["slots"]["step"], rule.tuned_names
-    if tuned == ("lr",) and _fusible([*params, *grads, *m, *v]):
-        return _fused_adam(rule, batch, grads, values)
-    torch._foreach_lerp_(m, grads, 1 - b1)
-    torch._foreach_mul_(v, b2)
-    torch._foreach_addcmul_(v, grads, grads, 1 - b2)
+    shrinks, fusible = rule.decoupled and decay, _fusible([*params, *grads, *m, *v])
+    if tuned == ("lr",) and fusible:
+        return _fused_direction(rule, batch, grads, values)
+    moves_later = shrinks or not fusible
+    if moves_later:
+        torch._foreach_lerp_(m, grads, 1 - b1)
+        torch._foreach_mul_(v, b2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - b2)
+    else:
+        _fused_adam(rule, batch, params, grads, values)
     c1, c2 = 1 - b1**t, 1 - b2**t
     c = sqrt(c2) / c1
     root = batch.write("direction", "sqrt", v)  # Overwritten below; this takes no more memory.
@@ -318,13 +323,14 @@ def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float])
     direction = batch.write("direction", "div", m, root)
     if "beta2" in tuned:
         torch._foreach_mul_(curve, direction)
-    if rule.decoupled and decay:
+    if shrinks:
         if "beta1" in tuned:
             # η scales the decay too, but β₁ moves only the direction without it.
             batch.copy("bare", direction)
             weights["bare"] = {"beta1": weights["direction"].pop("beta1")}
         torch._foreach_add_(direction, params, alpha=decay / c)
-    torch._foreach_add_(params, direction, alpha=-lr * c)
+    if moves_later:
+        torch._foreach_add_(params, direction, alpha=-lr * c)
     return weights
 
 
@@ -337,23 +343,22 @@ def _fusible(tensors: list[Tensor]) -> bool:
 
 
 def _fused_adam(
-    rule: AdamRule, batch: ParamBatch, grads: Tensors, values: Mapping[str, float]
-) -> Weights:
-    """A step with torch's fused kernel, which makes ``m``, ``v`` and the step in one pass.
-
-    It starts from zero with a learning rate of 1, so that its result is minus the direction.
-    """
-    descent, t = batch.memory("direction"), batch.states[0]["slots"]["step"]
-    torch._foreach_zero_(descent)
-    count = torch.full((), t, dtype=torch.float32, device=descent[0].device)
+    rule: AdamRule,
+    batch: ParamBatch,
+    params: list[Tensor],
+    grads: Tensors,
+    values: Mapping[str, float],
+) -> None:
+    """Move ``params`` and the moments of a batch with torch's fused kernel, in one pass."""
+    count = torch.full((), batch.states[0]["slots"]["step"], device=params[0].device)
     torch._fused_adam_(
-        descent,
+        params,
         grads,
         batch.slots("m"),
         batch.slots("v"),
         [],
-        [count] * len(descent),
-        lr=1.0,
+        [count] * len(params),
+        lr=values["lr"],
         beta1=values["beta1"],
         beta2=values["beta2"],
         weight_decay=0.0,
@@ -361,6 +366,18 @@ def _fused_adam(
         amsgrad=False,
         maximize=False,
     )
+
+
+def _fused_direction(
+    rule: AdamRule, batch: ParamBatch, grads: Tensors, values: Mapping[str, float]
+) -> Weights:
+    """A step with the kernel where its direction is all that is kept.
+
+    It starts from zero with a learning rate of 1, so that its result is minus the direction.
+    """
+    descent = batch.memory("direction")
+    torch._foreach_zero_(descent)
+    _fused_adam(rule, batch, descent, grads, {**values, "lr": 1.0})
     if rule.decoupled and values["weight_decay"]:
         torch._foreach_add_(descent, batch.params, alpha=-values["weight_decay"])
     torch._foreach_add_(batch.params, descent, alpha=values["lr"])

@@ -79,14 +79,16 @@ def test_adam_in_place_is_the_pure_rule(name, dtype, tolerance):
     assert_alike(fast, pure, tolerance)
 
 
-def test_adam_with_a_tuned_rate_runs_torchs_kernel(monkeypatch):
+def test_adam_runs_torchs_kernel(monkeypatch):
     calls, kernel = [], torch._fused_adam_
     monkeypatch.setattr(torch, "_fused_adam_", lambda *a, **k: calls.append(1) or kernel(*a, **k))
     trained(ADAMS["lr"])
-    assert len(calls) == 8
-    trained(ADAMS["lr"], dtype=torch.bfloat16)
     trained(ADAMS["betas"])
-    assert len(calls) == 8
+    assert len(calls) == 16
+    trained(ADAMS["lr"], dtype=torch.bfloat16)
+    trained(ADAMS["betas"], dtype=torch.bfloat16)
+    trained(ADAMS["betas, decoupled"])  # The kernel would overwrite what the rate's slope needs.
+    assert len(calls) == 16
 
 
 @pytest.mark.parametrize("name", RULES)

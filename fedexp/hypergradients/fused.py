@@ -68,10 +68,9 @@ class ParamBatch:
 
     def memory(self, name: str) -> list[Tensor]:
         """Where to keep the vectors of a name; if there are some of the last step, over these."""
-        for param, state in zip(self.params, self.states, strict=True):
-            kept = state.setdefault("kept", {})
-            if name not in kept:
-                kept[name] = torch.empty_like(param)
+        if name not in self.states[0].get("kept", ()):  # All have the same names.
+            for param, state in zip(self.params, self.states, strict=True):
+                state.setdefault("kept", {})[name] = torch.empty_like(param)
         return [state["kept"][name] for state in self.states]
 
     def copy(self, name: str, tensors: Tensors) -> list[Tensor]:
@@ -88,7 +87,7 @@ class ParamBatch:
         memory = self.memory(name)
         if memory[0].is_cpu:  # Lists are no faster there, and have no `out`.
             single = getattr(torch, op)
-            for out, *tensors in zip(memory, *lists, strict=True):
+            for out, tensors in zip(memory, zip(*lists, strict=True), strict=True):
                 single(*tensors, **options, out=out)
         else:
             torch._foreach_copy_(memory, getattr(torch, f"_foreach_{op}")(*lists, **options))
@@ -203,7 +202,7 @@ def norm_product(batches: Sequence[ParamBatch]) -> float:
 
 def _flat(tensors: Tensors) -> list[Tensor]:
     """The tensors as vectors, at least in single precision."""
-    return [wide(x).reshape(-1) for x in tensors]
+    return [x if x.dim() == 1 else x.reshape(-1) for x in map(wide, tensors)]
 
 
 def _floats(numbers: list[Tensor]) -> list[float]:
@@ -336,10 +335,12 @@ def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float])
 
 def _fusible(tensors: list[Tensor]) -> bool:
     """Whether torch's fused kernel takes these; it reads each as one vector in memory."""
-    dtype, device = tensors[0].dtype, tensors[0].device
-    if dtype not in (torch.float32, torch.float64) or device.type not in ("cpu", "cuda"):
+    dtype, device = tensors[0].dtype, tensors[0].get_device()  # -1 is the CPU.
+    if dtype not in (torch.float32, torch.float64) or tensors[0].device.type not in ("cpu", "cuda"):
         return False
-    return all([x.dtype == dtype and x.device == device and x.is_contiguous() for x in tensors])
+    return all(
+        [x.is_contiguous() and x.dtype == dtype and x.get_device() == device for x in tensors]
+    )
 
 
 def _fused_adam(
@@ -350,7 +351,8 @@ def _fused_adam(
     values: Mapping[str, float],
 ) -> None:
     """Move ``params`` and the moments of a batch with torch's fused kernel, in one pass."""
-    count = torch.full((), batch.states[0]["slots"]["step"], device=params[0].device)
+    t = batch.states[0]["slots"]["step"]
+    count = torch.scalar_tensor(t, dtype=torch.float32, device=params[0].device)
     torch._fused_adam_(
         params,
         grads,
@@ -399,10 +401,17 @@ def _decayed(grads: list[Tensor], params: list[Tensor], decay: float) -> Tensors
 
 
 def _divide_by_root(x: Tensors, root: Tensors) -> None:
-    """``x /= root``, where ``x`` stays 0 if ``root`` is 0, as then ``x`` is too."""
-    floors = []
-    for r in root:
-        tiny = torch.finfo(r.dtype).tiny
-        # In place, as adding ε hides so little. In float16 it is 6e-5, which may be more than ε.
-        floors.append(r.clamp_min(tiny) if r.dtype == torch.float16 else r.clamp_min_(tiny))
-    torch._foreach_div_(x, floors)
+    """``x /= root``, where ``x`` stays 0 if ``root`` is 0, as then ``x`` is too.
+
+    What is added to ``root`` for that is lost in rounding unless ``root`` is 0: a root of the
+    least number above 0 is far greater.
+    """
+    torch._foreach_clamp_min_(root, [LEAST[r.dtype] for r in root])
+    torch._foreach_div_(x, root)
+
+
+LEAST = {
+    **{dtype: torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64, torch.bfloat16)},
+    torch.float16: 2.0**-24,
+}
+"""The least divisors. In float16 that is no normal number: the least of these is 6e-5."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedexp.hypergradients.adaptive_rules import AdagradRule, AdamRule, RMSpropRule
 from fedexp.hypergradients.rules import Rule, SGDRule
-from fedexp.hypergradients.scales import wide
+from fedexp.hypergradients.scales import HALVES
 
 Group: TypeAlias = dict[str, Any]
 State: TypeAlias = dict[str, Any]
@@ -119,11 +119,11 @@ def step_inplace(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> 
             state["slots"]["step"] += 1
     weights = STEPS[type(rule)](rule, batch, values)
     weights = weights if rule.hyper else {}  # Without a rule above, nothing asks for these.
-    same = weights.keys() == batch.weights.keys()  # then the last step kept what this one keeps
-    for state in batch.states:
-        if not same or "kept" not in state:
+    if weights.keys() != batch.weights.keys():  # else the last step kept what this one keeps
+        for state in batch.states:
             kept = state.get("kept", {})
             state["kept"] = {name: x for name, x in kept.items() if name in weights}
+    for state in batch.states:
         state["weights"] = weights
 
 
@@ -165,14 +165,14 @@ def inner_products(rule: Rule, batches: Sequence[ParamBatch]) -> dict[str, float
         {'lr': -2.0}
     """
     terms: list[Mapping[str, float]] = []
-    dots: list[Tensor] = []
+    dots: list[list[Tensor]] = []
     for batch in batches:
         grads = _flat(batch.grads)
         for name, weights in batch.weights.items():
-            terms += [weights] * len(grads)
-            dots += map(torch.dot, grads, _flat(batch.vectors(name)))
+            terms.append(weights)
+            dots.append(list(map(torch.dot, grads, _flat(batch.vectors(name)))))
     sums = dict.fromkeys(rule.tuned, 0.0)
-    for weights, number in zip(terms, _floats(dots), strict=True):
+    for weights, number in zip(terms, _sums(dots), strict=True):
         for h, weight in weights.items():
             if h in sums:
                 sums[h] += weight * number
@@ -195,21 +195,23 @@ def norm_product(batches: Sequence[ParamBatch]) -> float:
         grads += batch.grads
         slopes += batch.vectors(name)
         factors += [factor] * len(batch.grads)
-    squares = _floats([x.dot(x) for x in _flat(grads + slopes)])
+    squares = _sums([[x.dot(x)] for x in _flat(grads + slopes)])
     sq_slope = sum(c * c * sq for c, sq in zip(factors, squares[len(grads) :], strict=True))
     return sqrt(sq_slope * sum(squares[: len(grads)]))
 
 
 def _flat(tensors: Tensors) -> list[Tensor]:
     """The tensors as vectors, at least in single precision."""
-    return [x if x.dim() == 1 else x.reshape(-1) for x in map(wide, tensors)]
+    return [x.reshape(-1) if x.dtype not in HALVES else x.float().reshape(-1) for x in tensors]
 
 
-def _floats(numbers: list[Tensor]) -> list[float]:
-    if all([x.is_cpu for x in numbers]):
-        return [x.item() for x in numbers]
-    device = numbers[0].device  # Together, since every transfer waits for the device.
-    return [float(x) for x in torch.stack([x.to(device) for x in numbers]).tolist()]
+def _sums(lists: list[list[Tensor]]) -> list[float]:
+    """The sum of each list of 0-d tensors."""
+    if all([numbers[0].is_cpu for numbers in lists]):
+        return [sum([x.item() for x in numbers]) for numbers in lists]
+    device = lists[0][0].device  # Together, since every transfer waits for the device.
+    sums = [torch.stack([x.to(device) for x in numbers]).sum() for numbers in lists]
+    return [float(x) for x in torch.stack(sums).tolist()]
 
 
 def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
@@ -292,7 +294,7 @@ def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float])
     params, m, v = batch.params, batch.slots("m"), batch.slots("v")
     grads = batch.grads if rule.decoupled else _decayed(batch.grads, params, decay)
     t, tuned = batch.states[0]["slots"]["step"], rule.tuned_names
-    shrinks, fusible = rule.decoupled and decay, _fusible([*params, *grads, *m, *v])
+    shrinks, fusible = rule.decoupled and decay, _fusible(params, (*grads, *m, *v))
     if tuned == ("lr",) and fusible:
         return _fused_direction(rule, batch, grads, values)
     moves_later = shrinks or not fusible
@@ -333,13 +335,17 @@ def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float])
     return weights
 
 
-def _fusible(tensors: list[Tensor]) -> bool:
-    """Whether torch's fused kernel takes these; it reads each as one vector in memory."""
-    dtype, device = tensors[0].dtype, tensors[0].get_device()  # -1 is the CPU.
-    if dtype not in (torch.float32, torch.float64) or tensors[0].device.type not in ("cpu", "cuda"):
-        return False
-    return all(
-        [x.is_contiguous() and x.dtype == dtype and x.get_device() == device for x in tensors]
+def _fusible(params: Tensors, others: Tensors) -> bool:
+    """Whether torch's fused kernel takes the parameters, their gradients and moments.
+
+    It reads each as one vector in memory. The others have the type and device of the parameters.
+    """
+    dtype, device = params[0].dtype, params[0].device
+    return (
+        dtype in (torch.float32, torch.float64)
+        and device.type in ("cpu", "cuda")
+        and all([x.dtype == dtype and x.device == device for x in params])
+        and all([x.is_contiguous() for x in (*params, *others)])
     )
 
 

@@ -100,8 +100,27 @@ class ParamBatch:
         return weights
 
 
+def can_step_inplace(rule: Rule, values: Mapping[str, float]) -> bool:
+    """Whether `step_inplace` makes the next step of a rule.
+
+    The derivatives by ``β₁``, ``β₂`` and ``α`` are divided by these, since they are made of the new
+    moments. With a value below 0.1 that would multiply rounding errors by more than ten.
+
+    Args:
+        rule: The rule.
+        values: All its hyperparameters for this step, by name.
+
+    Example:
+        >>> rule = AdamRule(tuned=("lr", "beta1"), hyper=SGDRule(1e-3))
+        >>> [can_step_inplace(rule, {**rule.values(), "beta1": beta}) for beta in (0.0, 0.9)]
+        [False, True]
+    """
+    decays = [values[h] for h in rule.tuned_names if h in ("beta1", "beta2", "alpha")]
+    return type(rule) in STEPS and all([decay >= 0.1 for decay in decays])
+
+
 def step_inplace(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> None:
-    """Move the parameters of a batch by one of the rules in `STEPS`.
+    """Move the parameters of a batch by one of the rules in `STEPS`; see `can_step_inplace`.
 
     Args:
         rule: The rule.
@@ -202,7 +221,8 @@ def norm_product(batches: Sequence[ParamBatch]) -> float:
 
 def _flat(tensors: Tensors) -> list[Tensor]:
     """The tensors as vectors, at least in single precision."""
-    return [x.reshape(-1) if x.dtype not in HALVES else x.float().reshape(-1) for x in tensors]
+    flat = [x if x.dim() == 1 else x.reshape(-1) for x in tensors]
+    return [x.float() if x.dtype in HALVES else x for x in flat]
 
 
 def _sums(lists: list[list[Tensor]]) -> list[float]:

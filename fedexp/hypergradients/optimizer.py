@@ -27,9 +27,9 @@ from torch.optim.optimizer import (
 )
 
 from fedexp.hypergradients.fused import (
-    STEPS,
     Group,
     ParamBatch,
+    can_step_inplace,
     inner_products,
     norm_product,
     step_inplace,
@@ -246,7 +246,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
     def _move(self, batch: ParamBatch, tuned_values: dict[str, float]) -> None:
         group = batch.group
         values = {k: group[k] for k in self.rule.names} | tuned_values
-        inplace = group["foreach"] and type(self.rule) in STEPS
+        inplace = group["foreach"] and can_step_inplace(self.rule, values)
         (step_inplace if inplace else step_pure)(self.rule, batch, values)
         for state in batch.states:
             state["seen"] = group["steps"] + 1

@@ -241,3 +241,34 @@ def test_a_step_writes_its_derivative_over_the_last(device):
     [first] = batch.write("direction", "div", [y], [x])
     [second] = batch.write("direction", "div", [y], [x])
     assert first is second
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Adam(0.01, beta1=1e-5, tuned=("beta1",), hyper=SGD(1e3)),
+        Adam(0.01, beta2=1e-5, tuned=("beta2",), hyper=SGD(1e3)),
+        RMSprop(0.01, alpha=1e-5, tuned=("alpha",), hyper=SGD(1e3)),
+    ],
+)
+def test_a_small_rate_of_decay_is_tuned_as_precisely(rule):
+    [name] = rule.tuned
+    single, double = (
+        getattr(trained(rule, range(3), dtype)[0].learned(), name) / getattr(rule, name) - 1
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert single == pytest.approx(double, rel=1e-4, abs=0) != 0
+
+
+def test_a_weight_without_a_gradient_has_no_hypergradient():
+    runs = []
+    for shape in ((2,), (3,)):  # The third weight, whose v stays 0, changes nothing.
+        w = torch.nn.Parameter(torch.ones(shape))
+        optimizer = Hypergradient([w], ADAMS["betas"])
+        for seed in range(4):
+            w.grad = torch.zeros(shape)
+            w.grad[:2] = w.detach()[:2] + 0.1 * seed
+            optimizer.step()
+        runs.append((optimizer, [w.detach()[:2]]))
+    assert_alike(*runs, tolerance=1e-6)
+    assert w[2] == 1

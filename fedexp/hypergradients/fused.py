@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedexp.hypergradients.adaptive_rules import AdagradRule, AdamRule, RMSpropRule
-from fedexp.hypergradients.rules import Rule, SGDRule
+from fedexp.hypergradients.rules import Rule, SGDRule, Values
 from fedexp.hypergradients.scales import HALVES
 
 Group: TypeAlias = dict[str, Any]
@@ -100,7 +100,7 @@ class ParamBatch:
         return weights
 
 
-def can_step_inplace(rule: Rule, values: Mapping[str, float]) -> bool:
+def can_step_inplace(rule: Rule, values: Values) -> bool:
     """Whether `step_inplace` makes the next step of a rule.
 
     The derivatives by ``β₁``, ``β₂`` and ``α`` are divided by these, since they are made of the new
@@ -119,7 +119,7 @@ def can_step_inplace(rule: Rule, values: Mapping[str, float]) -> bool:
     return type(rule) in STEPS and all([decay >= 0.1 for decay in decays])
 
 
-def step_inplace(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> None:
+def step_inplace(rule: Rule, batch: ParamBatch, values: Values) -> None:
     """Move the parameters of a batch by one of the rules in `STEPS`; see `can_step_inplace`.
 
     Args:
@@ -146,7 +146,7 @@ def step_inplace(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> 
         state["weights"] = weights
 
 
-def step_pure(rule: Rule, batch: ParamBatch, values: Mapping[str, float]) -> None:
+def step_pure(rule: Rule, batch: ParamBatch, values: Values) -> None:
     """Move the parameters of a batch by the pure rule, one after another.
 
     The arguments are those of `step_inplace`; the rule may be any.
@@ -234,7 +234,7 @@ def _sums(lists: list[list[Tensor]]) -> list[float]:
     return [float(x) for x in torch.stack(sums).tolist()]
 
 
-def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
+def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Values) -> Weights:
     """One step of `SGDRule`; see the top of this file for what is kept and returned."""
     lr, mu, decay = (values[name] for name in rule.names)
     params, tuned = batch.params, rule.tuned_names
@@ -267,7 +267,7 @@ def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Mapping[str, float]) -
     return {**DESCENT, **weights}
 
 
-def rmsprop_inplace(rule: RMSpropRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
+def rmsprop_inplace(rule: RMSpropRule, batch: ParamBatch, values: Values) -> Weights:
     """One step of `RMSpropRule`; see the top of this file for what is kept and returned."""
     lr, alpha, decay = (values[name] for name in rule.names)
     grads, v = _decayed(batch.grads, batch.params, decay), batch.slots("v")
@@ -289,7 +289,7 @@ def rmsprop_inplace(rule: RMSpropRule, batch: ParamBatch, values: Mapping[str, f
     return {**DESCENT, "curve": {"alpha": lr / (2 * alpha)}}
 
 
-def adagrad_inplace(rule: AdagradRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
+def adagrad_inplace(rule: AdagradRule, batch: ParamBatch, values: Values) -> Weights:
     """One step of `AdagradRule`; see the top of this file for what is kept and returned."""
     grads, v = _decayed(batch.grads, batch.params, values["weight_decay"]), batch.slots("v")
     torch._foreach_addcmul_(v, grads, grads)
@@ -300,7 +300,7 @@ def adagrad_inplace(rule: AdagradRule, batch: ParamBatch, values: Mapping[str, f
     return DESCENT
 
 
-def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float]) -> Weights:
+def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Values) -> Weights:
     """One step of `AdamRule`, AdamW included; see the top of this file for what is returned.
 
     With ``R = √v + ε√(1-β₂ᵗ)`` and ``c = √(1-β₂ᵗ) / (1-β₁ᵗ)`` the step of the textbook is
@@ -316,14 +316,17 @@ def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Mapping[str, float])
     t, tuned = batch.states[0]["slots"]["step"], rule.tuned_names
     shrinks, fusible = rule.decoupled and decay, _fusible(params, (*grads, *m, *v))
     if tuned == ("lr",) and fusible:
-        return _fused_direction(rule, batch, grads, values)
+        return _fused_direction(rule, batch, grads, (t, m, v), values)
+    # The kernel moves the weights, but the rate's slope needs those that shrink as they were.
     moves_later = shrinks or not fusible
     if moves_later:
         torch._foreach_lerp_(m, grads, 1 - b1)
         torch._foreach_mul_(v, b2)
         torch._foreach_addcmul_(v, grads, grads, 1 - b2)
     else:
-        _fused_adam(rule, batch, params, grads, values)
+        _fused_adam(rule, params, grads, (t, m, v), values)
+        if not tuned:
+            return {}
     c1, c2 = 1 - b1**t, 1 - b2**t
     c = sqrt(c2) / c1
     root = batch.write("direction", "sqrt", v)  # Overwritten below; this takes no more memory.
@@ -370,20 +373,16 @@ def _fusible(params: Tensors, others: Tensors) -> bool:
 
 
 def _fused_adam(
-    rule: AdamRule,
-    batch: ParamBatch,
-    params: list[Tensor],
-    grads: Tensors,
-    values: Mapping[str, float],
+    rule: AdamRule, params: Tensors, grads: Tensors, slots: Sequence[Any], values: Values
 ) -> None:
-    """Move ``params`` and the moments of a batch with torch's fused kernel, in one pass."""
-    t = batch.states[0]["slots"]["step"]
+    """Move ``params`` and the moments with torch's fused kernel, in one pass over the memory."""
+    t, m, v = slots
     count = torch.scalar_tensor(t, dtype=torch.float32, device=params[0].device)
     torch._fused_adam_(
         params,
         grads,
-        batch.slots("m"),
-        batch.slots("v"),
+        m,
+        v,
         [],
         [count] * len(params),
         lr=values["lr"],
@@ -397,7 +396,7 @@ def _fused_adam(
 
 
 def _fused_direction(
-    rule: AdamRule, batch: ParamBatch, grads: Tensors, values: Mapping[str, float]
+    rule: AdamRule, batch: ParamBatch, grads: Tensors, slots: Sequence[Any], values: Values
 ) -> Weights:
     """A step with the kernel where its direction is all that is kept.
 
@@ -405,7 +404,7 @@ def _fused_direction(
     """
     descent = batch.memory("direction")
     torch._foreach_zero_(descent)
-    _fused_adam(rule, batch, descent, grads, {**values, "lr": 1.0})
+    _fused_adam(rule, descent, grads, slots, {**values, "lr": 1.0})
     if rule.decoupled and values["weight_decay"]:
         torch._foreach_add_(descent, batch.params, alpha=-values["weight_decay"])
     torch._foreach_add_(batch.params, descent, alpha=values["lr"])
@@ -429,7 +428,7 @@ def _decayed(grads: list[Tensor], params: list[Tensor], decay: float) -> Tensors
 def _divide_by_root(x: Tensors, root: Tensors) -> None:
     """``x /= root``, where ``x`` stays 0 if ``root`` is 0, as then ``x`` is too.
 
-    What is added to ``root`` for that is lost in rounding unless ``root`` is 0: a root of the
+    For that, zeros in ``root`` become the least divisor. Nothing else changes: the root of the
     least number above 0 is far greater.
     """
     torch._foreach_clamp_min_(root, [LEAST[r.dtype] for r in root])

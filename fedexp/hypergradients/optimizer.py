@@ -267,7 +267,7 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         group["steps"] += 1
         towers = group["towers"] if self.per != "all" else self.param_groups[0]["towers"]
         for h in group["shown"]:
-            group[h] = group["shown"][h] = sum(t["values"][h] for t in towers) / len(towers)
+            group[h] = group["shown"][h] = sum([t["values"][h] for t in towers]) / len(towers)
         group |= betas_of(group)
 
 

@@ -87,8 +87,10 @@ def test_adam_runs_torchs_kernel(monkeypatch):
     assert len(calls) == 16
     trained(ADAMS["lr"], dtype=torch.bfloat16)
     trained(ADAMS["betas"], dtype=torch.bfloat16)
+    trained(Adam(0.01))
+    assert len(calls) == 24
     trained(ADAMS["betas, decoupled"])  # The kernel would overwrite what the rate's slope needs.
-    assert len(calls) == 16
+    assert len(calls) == 24
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -236,11 +238,14 @@ def test_a_saved_state_is_no_larger_than_with_the_pure_rule(name, tmp_path):
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_step_writes_its_derivative_over_the_last(device):
-    x, y = (torch.empty(3, device=device) for _ in range(2))
+    x, y = (torch.full((3,), z, device=device) for z in (2.0, 6.0))
     batch = ParamBatch({}, [x], [y], [{}])
-    [first] = batch.write("direction", "div", [y], [x])
-    [second] = batch.write("direction", "div", [y], [x])
-    assert first is second
+    [first] = batch.write("direction", "sqrt", [y])
+    [second] = batch.write("direction", "addcmul", [y], [x], [x], value=-0.5)
+    [third] = batch.write("direction", "div", [y], [second])
+    assert first is second is third
+    if device == "cpu":
+        assert third.tolist() == [1.5] * 3  # 6 / (6 - 0.5 · 2 · 2)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ HARD = {
             "model": "experiments.hard_models:narrow_resnet18",
         },
         methods=FEW,
-        rates=(0.0316, 0.1, 0.316),
+        rates=(0.01, 0.0316, 0.1),
         target=0.7,
     ),
 }

@@ -91,7 +91,7 @@ HARD = {
             "fraction_train": 0.05,
         },
         methods=FEW,
-        rates=(0.316, 1.0, 3.16),
+        rates=(0.316, 1.0, 3.16, 10.0),
         target=0.3,
     ),
     "a ResNet on Fashion-MNIST": Hard(

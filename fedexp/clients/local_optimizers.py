@@ -48,6 +48,8 @@ class LocalOptimizer:
             that clients may share it.
         own: settings that it alone has, with their defaults; keywords of ``make``, ``functional``
             and ``tuning``.
+        known: the settings of the clients, by attribute, that ``make`` reads, where finding out
+            would take one of PyTorch's optimizers: the first in a process takes 1.4 s to make.
         given: settings of the clients, by their kebab-case keys, that came with the choice. They
             take the place of others; but a learning rate in a message goes first.
         tuning: makes what tunes the learning rate before the local steps of some rounds; None if
@@ -72,6 +74,7 @@ class LocalOptimizer:
     needs_loss: bool = False
     shares_memory: bool = False
     own: Mapping[str, Any] = field(default_factory=dict)
+    known: tuple[str, ...] = ()
     given: Mapping[str, int | float] = field(default_factory=dict)
     tuning: Callable[[], StepTuning] | None = None
     private: Callable[[], PrivateSGD] | None = None
@@ -93,11 +96,12 @@ class LocalOptimizer:
         """The settings of the clients that making it reads: kebab-case key to attribute."""
         noted = _Noted()
         settings = cast(ClientSettings, noted)
-        if self.functional:  # the first optimizer of PyTorch's in a process takes 1.4 s to make
+        if self.functional:  # which takes no optimizer of PyTorch's
             self.functional(settings)
-        else:
+        elif not self.known:
             self.try_out(settings)
-        return {key: name for key, name in KEYS.items() if name in noted.names}
+        read = noted.names.union(self.known)
+        return {key: name for key, name in KEYS.items() if name in read}
 
     def try_out(self, settings: ClientSettings) -> None:
         """Make one for a parameter of no use: raises what is wrong with the settings."""
@@ -239,6 +243,7 @@ LOCAL_OPTIMIZERS: dict[str, LocalOptimizer] = {
         adapts_lr=False,
         keeps="state",
         own=_keywords(MuonAdamW),
+        known=("lr", "weight_decay"),
     ),
     "learned-step": LocalOptimizer(
         "plain SGD, its learning rate tuned in some rounds on where it leads (Wang et al. 2021)",

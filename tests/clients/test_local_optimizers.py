@@ -203,3 +203,9 @@ def test_both_forms_of_an_optimizer_read_the_same_settings(name):
     entry = LOCAL_OPTIMIZERS[name]
     assert entry.functional is not None
     assert entry.reads() == replace(entry, functional=None).reads()
+
+
+@pytest.mark.parametrize("name", [x for x in LOCAL_OPTIMIZERS if LOCAL_OPTIMIZERS[x].known])
+def test_the_known_settings_of_an_optimizer_are_those_that_making_it_reads(name):
+    entry = LOCAL_OPTIMIZERS[name]
+    assert entry.reads() == replace(entry, known=()).reads()

@@ -39,6 +39,7 @@ CONFIG: dict[str, Any] = {
     "seed": 3,
 }
 NAMES = ("anna", "bob", "clinic")
+LIGHT = ("--app", "fedexp.devices.linear:client")  # for all that is not about PyTorch
 
 
 def rows(p: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,16 +160,15 @@ def test_devices_survive_their_messages_and_a_killed_one_gets_back_in(here, tmp_
         *("--max-memory", "1.5G"),
     )
     light = here.device(
-        *(folder(here, "bob"), "--data", str(here.path / "1.npz")),
-        *("--app", "fedexp.devices.linear:client"),
+        *(folder(here, "bob"), "--data", str(here.path / "1.npz"), *LIGHT),
     )
     misfit = here.device(folder(here, "clinic"), "--data", str(here.path / "wide.npz"))
-    killed = here.device(folder(here, "late"), "--data", str(here.path / "3.npz"))
+    killed = here.device(folder(here, "late"), "--data", str(here.path / "3.npz"), *LIGHT)
     out = submitted(here, tmp_path / "out", num_devices=4, num_server_rounds=6, timeout=15.0)
     wait_for(lambda: len(lines(out)) >= 2, 90, log=here.path / "superlink.log")
     killed.kill()
     killed.wait()
-    killed = here.device(folder(here, "late"), "--data", str(here.path / "3.npz"))
+    killed = here.device(folder(here, "late"), "--data", str(here.path / "3.npz"), *LIGHT)
     model(out, 200)
     reasons = [" | ".join(line["failures"]) for line in lines(out)]
     assert "KeyError: 'no such thing'" in reasons[0]
@@ -184,9 +184,9 @@ def test_devices_survive_their_messages_and_a_killed_one_gets_back_in(here, tmp_
 
 def test_a_device_waits_for_a_server_that_restarts(here):
     before = here.log("late").count("is node") if (here.path / "late.log").exists() else 0
-    device = here.device(folder(here, "late"), "--data", str(here.path / "0.npz"))
+    device = here.device(folder(here, "late"), "--data", str(here.path / "0.npz"), *LIGHT)
     wait_for(lambda: here.log("late").count("is node") > before, 60)
-    second = here.device(folder(here, "late"), "--data", str(here.path / "0.npz"))
+    second = here.device(folder(here, "late"), "--data", str(here.path / "0.npz"), *LIGHT)
     assert second.wait(60) == 2
     assert "another process is this node" in here.log("late")
     superlink = next(x for x in here.processes if "flower-superlink" in x.args)
@@ -222,7 +222,7 @@ def test_a_device_that_is_refused_ends_with_one_line(here, tmp_path):
         here.node(name, port=port)
         ends.append(end)
     devices = {
-        name: here.device(folder(here, name), "--data", str(here.path / "0.npz"))
+        name: here.device(folder(here, name), "--data", str(here.path / "0.npz"), *LIGHT)
         for name in REFUSALS
     }
     for name, device in devices.items():

@@ -617,24 +617,30 @@ def expected() -> Any:
 
 
 END = """
-print(json.dumps(digests(sys.argv[1])), flush=True)
+for engine in sys.argv[1:]:
+    print(json.dumps(digests(engine)), flush=True)
 """
+ENGINES = ["SerialGrid", *(["RayGrid"] if HAS_RAY else [])]
 
 
-@pytest.mark.parametrize(
-    "engine",
-    ["SerialGrid", pytest.param("RayGrid", marks=[needs_ray, pytest.mark.deploy])],
-)
-def test_the_switch_changes_no_bit_of_a_result(engine, expected):
-    env = os.environ | {"FEDEXP_PLAIN": "1", "PYTHONPATH": str(ROOT)}
+@pytest.fixture(scope="module")
+def switched() -> dict[str, Any]:
+    """What they come to with the switch, by engine: in one process, which takes long to start."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT + END, engine],
-        env=env,
+        [sys.executable, "-W", "ignore", "-c", SCRIPT + END, *ENGINES],
+        env=os.environ | {"FEDEXP_PLAIN": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    (ours, _), (theirs, is_plain) = json.loads(done.stdout.splitlines()[-1])
+    found = done.stdout.splitlines()[-len(ENGINES) :]
+    return dict(zip(ENGINES, map(json.loads, found), strict=True))
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_switch_changes_no_bit_of_a_result(engine, expected, switched):
+    (ours, _), (theirs, is_plain) = switched[engine]
     assert (ours, theirs) == (expected[0][0], expected[1][0])
     assert (is_plain, expected[1][1]) == (1.0, 0.0)

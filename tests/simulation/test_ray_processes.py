@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from fedexp.simulation.ray.grid import RayGrid  # noqa: E402
 ROOT = Path(__file__).parents[2]
 ENV = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
 SCRIPT = """
-import sys, time
+import sys
 import numpy as np, torch
 from torch import nn
 from fedexp.clients import Examples, client_app, module_arrays
@@ -46,10 +47,6 @@ with RayGrid(app, 12, num_workers=num_workers, **options) as grid:
     expected = rounds(SerialGrid(app, 12, run_config=config), 2)
     same = all(np.array_equal(got[name], expected[name]) for name in expected)
     print("ready", grid._workers.count, same, flush=True)
-    if end == "failure":
-        raise SystemError("as a test wants it")
-    if end == "wait":
-        time.sleep(600)
     if end == "interrupt":
         rounds(grid, 10**6)
 """
@@ -58,34 +55,41 @@ with RayGrid(app, 12, num_workers=num_workers, **options) as grid:
 @contextmanager
 def simulation(end="success", address="", num_workers=1, **env):
     """A process that has taken two rounds; the words of its line."""
+    with program(SCRIPT, end, address, str(num_workers), **env) as process:
+        line = next((x for x in process.stdout if x.startswith("ready")), "")
+        found = descendants(process.pid)
+        try:
+            yield process, line.split(), found
+        finally:
+            kill(found)
+
+
+@contextmanager
+def program(code, *words, stderr=subprocess.DEVNULL, **env):
+    """A process of Python, ended with all that it has started."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, end, address, str(num_workers)],
+        [sys.executable, "-W", "ignore", "-c", code, *words],
         env=ENV | env,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         text=True,
         start_new_session=True,
     )
-    found = {}
-    try:
-        line = next((x for x in process.stdout if x.startswith("ready")), "")
-        found = descendants(process.pid)
-        yield process, line.split(), found
-    finally:
-        kill([process.pid, *found])
-        process.wait()
-        process.stdout.close()
+    with process:
+        try:
+            yield process
+        finally:
+            kill([process.pid, *descendants(process.pid)])
 
 
 @pytest.mark.deploy
-@pytest.mark.parametrize("end", ["failure", "interrupt"])
-def test_no_process_is_left_behind(end):
+def test_no_process_is_left_behind_by_an_interrupt():
     # An address in the environment is somebody else's cluster: a grid starts its own.
-    with simulation(end, RAY_ADDRESS="127.0.0.1:1") as (process, words, found):
+    with simulation("interrupt", RAY_ADDRESS="127.0.0.1:1") as (process, words, found):
         assert words == ["ready", "1", "True"]
-        assert end == "failure" or any("raylet" in command for command in found.values())
-        if end == "interrupt":
-            process.send_signal(signal.SIGINT)
+        assert any("raylet" in command for command in found.values())
+        process.send_signal(signal.SIGINT)
         assert process.wait(60) != 0
         assert left_of(found) == {}
 
@@ -121,16 +125,41 @@ with RayGrid(app, 3, num_workers=1) as joined:
     print(usable(joined))
 print(ray.is_initialized())
 ray.shutdown()
+last = RayGrid(app, 3, num_workers=1)
+print(usable(last), flush=True)
+print("open", flush=True)
+input()
+raise SystemError("as a test wants it")
 """
 
 
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    """What the cells print, the processes that are there before they fail, and those after it."""
+    log = tmp_path_factory.mktemp("cells") / "log"
+    with log.open("w") as file, program(CELLS, stderr=file) as process:
+        lines = list(takewhile(lambda line: line != "open\n", process.stdout))
+        found = descendants(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.wait(60) != 0
+        left = left_of(found)
+        kill(left)
+    assert "SystemError: as a test wants it" in log.read_text(), log.read_text()[-2000:]
+    return "".join(lines).split(), found, left
+
+
 @pytest.mark.deploy
-def test_several_grids_live_in_one_process_and_the_last_one_ends_ray():
-    command = [sys.executable, "-W", "ignore", "-c", CELLS]
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240)
-    words = done.stdout.split()
-    expected = [True] * 5 + [False] + [True] * 3
-    assert words == [str(x) for x in expected], done.stderr[-2000:]
+def test_several_grids_live_in_one_process_and_the_last_one_ends_ray(cells):
+    expected = [True] * 5 + [False] + [True] * 4
+    assert cells[0] == [str(x) for x in expected]
+
+
+@pytest.mark.deploy
+def test_no_process_is_left_behind_by_a_failure(cells):
+    _, found, left = cells
+    assert any("raylet" in command for command in found.values())
+    assert left == {}
 
 
 def test_without_ray_the_grid_says_what_to_install():

@@ -26,6 +26,7 @@ from fedexp.simulation.faults import Faults
 from fedexp.simulation.profiles import ClientProfiles
 
 
+@lru_cache(maxsize=512)  # a run asks for those of all its keys a hundred times
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 from fedexp import keys
@@ -34,9 +35,13 @@ _ENGINES = {
 
 def strategy_arguments(strategy: type[FedOpt]) -> dict[str, str]:
     """Arguments that ``strategy`` takes, and the field of ``Config`` that fills each."""
-    taken = {name for base in strategy.__mro__ for name in inspect.signature(base).parameters}
-    fields = {name: _SAME.get(name, name) for name in taken}
+    fields = {name: _SAME.get(name, name) for name in _arguments(strategy)}
     return {name: field for name, field in fields.items() if field in _FIELDS}
+
+
+@lru_cache  # each run asks for those of every strategy
+def _arguments(strategy: type[FedOpt]) -> frozenset[str]:
+    return frozenset(x for base in strategy.__mro__ for x in inspect.signature(base).parameters)
 
 
 def readers() -> dict[str, dict[str, Fields]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from logging import WARNING
 from pathlib import Path
@@ -124,6 +125,7 @@ def data_hash(dataset: Dataset) -> str:
     return _known[dataset]
 
 
+@cache  # a study asks for every unit
 def version_of(package: str) -> str | None:
     """Of an installed package; None without it."""
     try:

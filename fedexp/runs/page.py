@@ -6,10 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from fedexp.config import Config
 from fedexp.files import save_text
@@ -109,6 +110,18 @@ def refresh(folder: Path) -> None:
     save_text(folder / "report.html", render(read([folder]), live=True))
 
 
+@cache  # compiling it takes longer than filling it in
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
 def render(found: RunData, *, live: bool = False, targets: Sequence[float] = ()) -> str:
     """The page as HTML.
 
@@ -122,14 +135,7 @@ def render(found: RunData, *, live: bool = False, targets: Sequence[float] = ())
     rows = tables.aggregate(units, targets)
     classes = {name: _classes(i) for i, name in enumerate(groups_of(units))}
     defaults = {key: field.default for key, field in Config.keys().items()}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         title=title_of(units, config) or "Runs",
         live=live,
         average=shared(units, "average"),

@@ -261,27 +261,29 @@ def test_losses_of_values_can_be_tuned_too(loss):
 
 def test_weight_decay_and_a_proximal_term_are_part_of_the_steps_that_are_tuned():
     """Against gradient descent written out: at every step size on the path the same objective."""
-    examples, tuning = seeded(linear), StepTuning(steps=40, by="training")
-    x, y, w0 = examples.inputs.double(), examples.targets.double(), torch.ones(4).double()
+    examples, tuning = seeded(linear), StepTuning(steps=25, by="training")
+    x, y = (part.double().numpy() for part in (examples.inputs, examples.targets))
 
     def found(decay, mu):
         model = Slope().double()
         nn.init.ones_(model.line.weight)
         settings = ClientSettings(10, 40, 0.02, weight_decay=decay, proximal_mu=mu)
         rngs = {key: np.random.default_rng(0) for key in ("rng", "split")}
-        return tuning.tune(model, Examples(x, y), settings, default_loss, **rngs).step_size
+        own = Examples(examples.inputs.double(), examples.targets.double())
+        return float(tuning.tune(model, own, settings, default_loss, **rngs).step_size)
 
-    def end(eta, decay, mu):
-        w = w0
+    def ends(etas, decay, mu):
+        w, eta = np.ones((len(etas), 4)), np.reshape(etas, (-1, 1))
         for _ in range(10):
-            w = w - eta * (2 * x.T @ (x @ w - y) / len(y) + decay * w + mu * (w - w0))
-        return float(((x @ w - y) ** 2).mean())
+            w = w - eta * (2 * (w @ x.T - y) @ x / len(y) + decay * w + mu * (w - 1))
+        return ((w @ x.T - y) ** 2).mean(1)
 
-    grid = np.geomspace(1e-3, 1, 300)
-    for decay, mu in [(0.0, 0.0), (1.0, 0.0), (0.0, 5.0)]:
-        best = min(end(eta, decay, mu) for eta in grid)
-        assert end(found(decay, mu), decay, mu) < best + 0.02 * (end(0, decay, mu) - best)
-    assert found(0.0, 5.0) != found(1.0, 0.0) != found(0.0, 0.0)
+    steps = {case: found(*case) for case in [(0.0, 0.0), (1.0, 0.0), (0.0, 5.0)]}
+    for (decay, mu), eta in steps.items():
+        best = ends(np.geomspace(1e-3, 1, 300), decay, mu).min()
+        end, begin = ends([eta, 0.0], decay, mu)
+        assert end < best + 0.02 * (begin - best)
+    assert steps[0.0, 5.0] != steps[1.0, 0.0] != steps[0.0, 0.0]
 
 
 # What fails.

@@ -287,13 +287,17 @@ def test_ten_thousand_steps_leave_no_garbage_and_take_no_memory():
     steps(100)
     gc.collect()
     gc.disable()
-    try:  # other threads of the process allocate too: the least of three counts
-        garbage, blocks, size = map(min, zip(*(growth() for _ in range(3)), strict=True))
-        assert garbage == 0
-        assert blocks < 200
-        assert size < 2_000  # kB
+    try:  # other threads of the process allocate too: one of three counts is of ours alone
+        counts = []
+        while len(counts) < 3 and not any(_is_clean(*count) for count in counts):
+            counts.append(growth())
+        assert any(_is_clean(*count) for count in counts), counts
     finally:
         gc.enable()
+
+
+def _is_clean(garbage, blocks, size):
+    return garbage == 0 and blocks < 200 and size < 2_000  # kB
 
 
 def test_an_optimizer_dies_with_its_last_name():

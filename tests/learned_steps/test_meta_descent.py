@@ -1,6 +1,7 @@
 """The meta-descent of the paper, its trajectory, and a step size that backs off."""
 
 import math
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -119,19 +120,22 @@ def test_the_naive_objective_may_explode_and_the_step_size_stays_a_number():
         assert found.step_size.isfinite()
 
 
+@cache
+def _value_of(eta):
+    loss, weights, batches, others = federated_client("logistic", 12, torch.float32)
+    settings = MetaDescent(num_meta_steps=1)
+    path = learned_step_size(
+        loss, mean_loss(loss, others), weights, batches, eta, settings, max_norm=100.0
+    )
+    return path.values[0]
+
+
 @pytest.mark.parametrize("first", [2e-3, 60.0])
 def test_a_client_finds_its_step_size(first):
     """From far too small and far too large it ends with a loss near the best of a grid."""
     loss, weights, batches, others = federated_client("logistic", 12, torch.float32)
     end = mean_loss(loss, others)
-
-    def value(eta):
-        path = learned_step_size(
-            loss, end, weights, batches, eta, MetaDescent(num_meta_steps=1), max_norm=100.0
-        )
-        return path.values[0]
-
-    best = min(value(10 ** (k / 4)) for k in range(-12, 8))
+    best = min(_value_of(10 ** (k / 4)) for k in range(-12, 8))
     before = {k: v.clone() for k, v in weights.items()}
     settings = MetaDescent(num_meta_steps=40, rate=1.0)
     found = learned_step_size(loss, end, weights, batches, first, settings, max_norm=100.0)

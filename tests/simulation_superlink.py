@@ -31,7 +31,7 @@ def simulation_superlink(folder: Path) -> Iterator[dict[str, str]]:
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     }
     command = [BIN / "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]

@@ -31,7 +31,10 @@ def test_flwr_run_trains_fedexp_and_agrees_with_the_serial_grid(superlink, tmp_p
     run = flwr(
         superlink,
         *("run", ROOT / "flower_app", "--stream"),
-        *("--federation-config", "num-supernodes=4 client-resources-num-cpus=1"),
+        *(
+            "--federation-config",
+            "num-supernodes=4 client-resources-num-cpus=1 init-args-num-cpus=1",
+        ),
         *("-c", f"num-server-rounds=3 fraction-train=0.5 out='{out}' {FAULTS}"),
     )
     assert run.returncode == 0, run.stderr

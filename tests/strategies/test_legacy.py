@@ -393,7 +393,7 @@ run_simulation(
     ServerApp(server_fn=server_fn),
     ClientApp(client_fn=client_fn),
     num_supernodes=4,
-    backend_config={"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}},
+    backend_config={"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 1}},
 )
 """
 

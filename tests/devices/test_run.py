@@ -154,7 +154,7 @@ def test_devices_and_a_supernode_give_the_bits_of_a_simulation(
     out = tmp_path / "out"
     started = [anna, processes.device("bob"), processes.supernode("clinic")]
     # test_device_processes has five rounds
-    assert run_here(*FLAGS, "--rounds", 1, "--timeout", 100, "--out", out) == 0
+    assert run_here(*FLAGS, "--rounds", 1, "--timeout", 600, "--out", out) == 0
     plain = without_devices(1, tmp_path / "simulated")
     ours, theirs = (
         load_file(x / "fedexp" / "model.safetensors") for x in (out, tmp_path / "simulated")

@@ -23,14 +23,13 @@ from fedexp.factories import dataset_of, partition_of
 
 pytestmark = [pytest.mark.deploy, pytest.mark.slow]
 NAMES = ("anna", "bob", "clinic")
-LIGHT = ("--app", "fedexp.devices.linear:client")  # which starts sooner than that of PyTorch
 FEDEXP = [sys.executable, "-m", "fedexp"]
 HERE = Path(__file__).parent
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": f"{HERE}:{HERE.parents[1]}",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 }
@@ -117,7 +116,7 @@ def said(processes):
     return (processes.folder / "run.log").read_text()
 
 
-def without_devices(num_rounds, out=None, **settings):
+def without_devices(num_rounds, out=None):
     """The same federation as a simulation."""
     return fedexp.simulate(
         strategy="fedexp",
@@ -128,40 +127,21 @@ def without_devices(num_rounds, out=None, **settings):
         vectorize="off",
         out=out,
         **{key.replace("-", "_"): value for key, value in DATA.items()},
-        **settings,
     )
 
 
-@pytest.fixture
-def run_here(served):
-    """`fedexp run` in this process, which has imported all: its exit code."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def ended(*flags, site=served.site):
-        try:
-            main(["run", str(site.folder), *map(str, flags)])
-        except SystemExit as error:
-            return error.code
-        return 0
-
-    yield ended
-    signal.signal(signal.SIGTERM, handler)
-
-
-def test_devices_and_a_supernode_give_the_bits_of_a_simulation(
-    anna, processes, run_here, tmp_path, capsys
-):
+def test_devices_and_a_supernode_give_the_bits_of_a_simulation(anna, processes, tmp_path):
     out = tmp_path / "out"
     started = [anna, processes.device("bob"), processes.supernode("clinic")]
-    # test_device_processes has five rounds
-    assert run_here(*FLAGS, "--rounds", 1, "--timeout", 600, "--out", out) == 0
+    run = processes.run(*FLAGS, "--rounds", 1, "--out", out)  # test_device_processes has five
+    assert run.wait(150) == 0, said(processes)
     plain = without_devices(1, tmp_path / "simulated")
     ours, theirs = (
         load_file(x / "fedexp" / "model.safetensors") for x in (out, tmp_path / "simulated")
     )
     assert ours.keys() == theirs.keys()
     assert all(ours[k].tobytes() == theirs[k].tobytes() for k in ours)
-    lines = capsys.readouterr().out.splitlines()
+    lines = said(processes).splitlines()
     assert sum(line.startswith("round ") for line in lines) == 1
     assert re.match(r"round 1/1: 3 clients, accuracy 0\.\d+, step ", lines[-3])
     for name in ("report.html", "config.toml", "fedexp/checkpoint.safetensors", "curves.png"):
@@ -174,14 +154,13 @@ def test_what_dies_comes_back_and_the_run_ends_where_it_would_have(
     served, anna, processes, tmp_path
 ):
     out = tmp_path / "out"
-    devices = {name: processes.device(name, *LIGHT) for name in NAMES[1:]}
-    linear = ("--model", "linear", "--rounds", 10, "--deadline", 4)
-    first = processes.run(*FLAGS, *linear, "--out", out)
+    devices = {name: processes.device(name) for name in NAMES[1:]}
+    first = processes.run(*FLAGS, "--rounds", 10, "--deadline", 4, "--out", out)
     until(lambda: len(rows(out)) >= 1)
     devices["bob"].kill()
     devices["bob"].wait()
     until(lambda: any(x["num-clients"] == 2 for x in rows(out)))
-    processes.device("bob", *LIGHT)
+    processes.device("bob")
     os.kill(served.superlink_pid, signal.SIGKILL)
     assert first.wait(240) == 1, said(processes)
     assert "the server was started again. Go on with: fedexp run" in said(processes)
@@ -189,8 +168,8 @@ def test_what_dies_comes_back_and_the_run_ends_where_it_would_have(
     assert second.wait(200) == 0, said(processes)
     found = rows(out)
     assert [x["round"] for x in found] == list(range(1, 11))
-    simulated = without_devices(10, model="linear").metrics[-1]["mean-test-accuracy"]
-    assert abs(found[-1]["mean-test-accuracy"] - simulated) <= 0.01
+    apart = found[-1]["mean-test-accuracy"] - without_devices(10).metrics[-1]["mean-test-accuracy"]
+    assert abs(apart) <= 0.01
     counts = [x["num-clients"] for x in found]
     assert 3 in counts[counts.index(2) :], "bob is back"
 
@@ -225,10 +204,10 @@ def test_a_run_can_be_stopped(anna, processes, tmp_path):
     until(lambda: not list(_serverapps(processes.site)))
 
 
-def test_a_run_without_devices_ends_with_code_4(run_here, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert run_here("--min-nodes", 9, "--rounds", 1, "--timeout", 3, "--out", out) == 4
-    assert "of 9 devices came within 3 s" in capsys.readouterr().err
+def test_a_run_without_devices_ends_with_code_4(processes, tmp_path):
+    run = processes.run("--min-nodes", 9, "--rounds", 1, "--timeout", 3, "--out", tmp_path / "out")
+    assert run.wait(90) == 4
+    assert "of 9 devices came within 3 s" in said(processes)
 
 
 @pytest.mark.parametrize(
@@ -243,21 +222,27 @@ def test_a_run_without_devices_ends_with_code_4(run_here, tmp_path, capsys):
         (("--resume", "--edges", "anna"), "and no other flag"),
     ],
 )
-def test_wrong_input_is_one_line_and_code_2(run_here, flags, line, tmp_path, capsys):
+def test_wrong_input_is_one_line_and_code_2(served, flags, line, tmp_path, capsys):
     if flags != ("--resume",):  # which lacks it
         flags = (*flags, "--out", str(tmp_path / "out"))
-    assert run_here(*flags) == 2
+    assert _refused(served.site, *flags) == 2
     said = capsys.readouterr().err
     assert line in said
     assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_site_that_is_not_served_is_code_2(run_here, tmp_path, capsys):
+def test_a_site_that_is_not_served_is_code_2(tmp_path, capsys):
     site = new_site(tmp_path / "site", "anna")
-    assert run_here("--out", tmp_path / "out", site=site) == 2
+    assert _refused(site, "--out", str(tmp_path / "out")) == 2
     assert "no SuperLink answers" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def _refused(site, *flags):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(site.folder), *flags])
+    return ended.value.code
 
 
 def _serverapps(site):

@@ -33,7 +33,7 @@ from experiments.server_step_tables import (
 AVERAGE = SCORES["averaged (ema-0.7)"]
 PICTURED = (
     *("FedAvg", "FedExP", "NesterovExP", "NesterovExP, relative step 0.2"),
-    *("Nesterov 1 / 0.9", "FedAdagrad 0.1 / 0.01", "FedAdam 0.01 / 0.001"),
+    *("Nesterov 1 / 0.9", "Nesterov 1 / 0.8", "FedAdagrad 0.1 / 0.01", "FedAdam 0.01 / 0.001"),
 )
 
 
@@ -70,12 +70,13 @@ def sensitivity(mine: Rows, method: str) -> float:
 
 
 def against(mine: Rows, method: str, rival: str = "FedAvg") -> str:
-    """``ahead`` or ``behind`` if it is so with every reported seed, else ``level``."""
+    """``ahead`` or ``behind`` if it is so with every reported seed of both, else ``level``."""
     ours, theirs = (
         {row["seed"]: scored(row, "accuracy", AVERAGE) for row in chosen(mine, name)}
         for name in (method, rival)
     )
-    signs = {(value > theirs[seed]) - (value < theirs[seed]) for seed, value in ours.items()}
+    pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()]
+    signs = {(value > rivals) - (value < rivals) for value, rivals in pairs}
     return {frozenset({1}): "ahead", frozenset({-1}): "behind"}.get(frozenset(signs), "level")
 
 

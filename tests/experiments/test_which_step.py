@@ -36,6 +36,10 @@ def test_a_method_is_ahead_if_it_is_with_every_seed():
     )
 
 
+def test_a_seed_that_the_rival_lacks_does_not_count():
+    assert against([*ROWS, row("other", 0.1, 3, 0.0, 0.0)], "other") == "ahead"
+
+
 def test_a_federation_counts_if_every_method_was_tuned_on_it():
     assert list(federations(ROWS)) == ["f"]
     lacking = [{**row("FedAvg", 0.1, 0, 0.5), "federation": "g"}]

@@ -14,6 +14,7 @@ import argparse
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from statistics import fmean
 
@@ -126,9 +127,12 @@ def draw(rows: Rows, path: Path) -> None:
     from matplotlib.figure import Figure
 
     parts = federations(rows)
-    figure = Figure(figsize=(3.2 * len(parts), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(parts), squeeze=False)[0]
-    for axis, (name, mine) in zip(axes, parts.items(), strict=True):
+    lines = ceil(len(parts) / 3)
+    figure = Figure(figsize=(11, 3.2 * lines + 0.6), layout="constrained")
+    axes = figure.subplots(lines, 3, squeeze=False).ravel()
+    for axis in axes[len(parts) :]:
+        axis.set_axis_off()
+    for axis, (name, mine) in zip(axes, parts.items(), strict=False):
         for method in PICTURED:
             curve = sorted(tuning(mine, method, AVERAGE).items())
             axis.plot(*zip(*curve, strict=True), marker="o", markersize=3, label=method)

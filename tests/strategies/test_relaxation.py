@@ -176,7 +176,7 @@ def test_claim_9_nesterovs_direction_allows_a_shorter_step(mu, curvature):
 
 
 @pytest.mark.parametrize("mu", [0.5, 0.8, 0.9])
-def test_claim_10_a_swing_shrinks_by_the_root_of_the_momentum_or_more_slowly(mu):
+def test_claim_10_how_long_momentum_remembers_and_how_fast_its_swings_shrink(mu):
     border = ((1 - mu) / (1 + mu)) ** 2
     optimizer = ServerOptimizer(Momentum(mu, nesterov=True), Constant(1.0))
     for curvature in (1.01 * border, 2 * border, 0.5):

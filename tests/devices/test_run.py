@@ -169,7 +169,7 @@ def test_what_dies_comes_back_and_the_run_ends_where_it_would_have(
     found = rows(out)
     assert [x["round"] for x in found] == list(range(1, 11))
     apart = found[-1]["mean-test-accuracy"] - without_devices(10).metrics[-1]["mean-test-accuracy"]
-    assert abs(apart) <= 0.01
+    assert abs(apart) <= 0.02  # of 360 images; how many rounds bob misses depends on the machine
     counts = [x["num-clients"] for x in found]
     assert 3 in counts[counts.index(2) :], "bob is back"
 

@@ -71,7 +71,7 @@ def test_a_private_run_that_no_reply_ever_reached_is_no_success():
     with grid_of(config, federation) as grid:
         done = run_job(Job(unit), federation, grid)
     assert done.summary["failed-rounds"] == 0
-    assert done.summary["problem"] == "3 clients never contributed: 3 clients: no reply came"
+    assert done.summary["problem"] == "3 clients never contributed: 3 clients: no reply came."
 
 
 def test_a_cohort_is_drawn_from_those_that_are_there(outcome):

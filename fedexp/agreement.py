@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flwr.serverapp.strategy import Strategy
 
 from fedexp import keys
 from fedexp.clients.named import named_optimizer
+from fedexp.clients.private_training import PrivateSGD
 from fedexp.clients.settings import ClientSettings
 from fedexp.config import Config
 from fedexp.strategies import FedOpt
+from fedexp.strategies.dynamic_regularization import DynamicRegularization
 from fedexp.strategies.extensions import Extensions
 from fedexp.strategies.private_clients import LocalPrivacy
 from fedexp.strategies.private_layers import PrivateLayers
@@ -68,14 +72,36 @@ def check_private_layers(config: Config, strategy: Strategy) -> None:
         )
 
 
-def check_private_steps(config: Config, key: str, strategy: Strategy, optimizer: str) -> None:
-    """Raise for settings of the strategy's own that its clients' private steps cannot follow."""
-    private = named_optimizer(optimizer).private
-    if not private:
-        return
-    steps, owner = private(), f"Config(strategy={key!r})"
+def check_told(config: Config, key: str, strategy: Strategy, optimizer: str) -> None:
+    """Raise for what a strategy tells its clients if their optimizer cannot follow it."""
+    made = named_optimizer(optimizer)
+    told = _told_by(strategy)
+    if made.private:
+        _check_private_steps(config, key, strategy, made.private(), told)
+    elif told and getattr(made, "needs_loss", False):
+        try:
+            ClientSettings.of({**config.values(), **told}).check_optimizer(made)
+        except ValueError as error:
+            raise ValueError(f"Config(strategy={key!r}): {error}") from None
+
+
+def _told_by(strategy: Strategy) -> dict[str, Any]:
+    """The settings that the strategy sends to its clients in every round."""
+    told = dict(getattr(strategy, "client_config", None) or {})
+    if isinstance(strategy, FedOpt) and (own := strategy.extensions.find(DynamicRegularization)):
+        told["proximal-mu"] = own.alpha
+    return told
+
+
+def _check_private_steps(
+    config: Config, key: str, strategy: Strategy, steps: PrivateSGD, told: dict[str, Any]
+) -> None:
+    owner = f"Config(strategy={key!r})"
     steps.warn_of_seed()
-    told = getattr(strategy, "client_config", None)
+    if isinstance(strategy, FedOpt) and strategy.extensions.find(PrivateLayers):
+        raise ValueError(
+            f"{owner}: private layers do not go with {steps.name}. Leave them out, or +sgd."
+        )
     if not told:
         return
     if told.get(keys.FINAL_LOSS):

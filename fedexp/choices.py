@@ -43,6 +43,8 @@ class Choice:
         strategy, *own = split_list(text, "+") or [""]
         if len(own) > 1:
             raise ValueError(f"{text!r}: names two local optimizers. Leave one out.")
+        if text.rstrip().endswith("+"):
+            raise ValueError(f"{text!r}: names no local optimizer behind its +. Leave it out.")
         return cls(Spec.of(strategy), str(Spec.of(own[0])) if own else "")
 
     def __str__(self) -> str:

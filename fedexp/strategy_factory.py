@@ -16,7 +16,7 @@ from fedexp.agreement import (
     check_min_replies,
     check_privacy,
     check_private_layers,
-    check_private_steps,
+    check_told,
 )
 from fedexp.choices import Choice, client_config, optimizer_key
 from fedexp.clients.named import named_optimizer
@@ -53,7 +53,7 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
             f"fixed throughout, and plain steps; {optimizer_key(config, key)} takes others. "
             "Use +sgd."
         )
-    check_private_steps(config, key, strategy, optimizer_key(config, key))
+    check_told(config, key, strategy, optimizer_key(config, key))
     return strategy
 
 
@@ -77,7 +77,7 @@ def prepared(given: Any, config: Config, key: str, num_nodes: int) -> Strategy:
     strategy: Strategy = deepcopy(given)
     check_privacy(config, strategy)
     check_min_replies(config, strategy)
-    check_private_steps(config, key, strategy, optimizer_key(config, key))
+    check_told(config, key, strategy, optimizer_key(config, key))
     check_private_layers(config, strategy)
     if isinstance(strategy, FedOpt):
         strategy.seed = config.seed if strategy.seed is None else strategy.seed

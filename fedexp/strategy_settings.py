@@ -85,6 +85,9 @@ def from_config(config: Config, cls: type[FedOpt], settings: dict[str, Any]) -> 
     return options | ({"extensions": [private]} if private else {})
 
 
+_ALSO_CALLED = {"eta": "server_learning_rate", "lr": "server_learning_rate"}
+
+
 def given_to(spec: Spec, cls: type) -> dict[str, Any]:
     """The settings of ``spec`` as arguments of ``cls``.
 
@@ -97,7 +100,8 @@ def given_to(spec: Spec, cls: type) -> dict[str, Any]:
     for name, value in settings.items():
         if name not in arguments:
             shown = sorted(x.replace("_", "-") for x in arguments)
-            close = get_close_matches(name.replace("_", "-"), shown, 1)
+            near = _ALSO_CALLED.get(name, name).replace("_", "-")
+            close = get_close_matches(near, shown, 1)
             hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(shown)}."
             raise ValueError(f"{spec}: {spec.name} has no {name.replace('_', '-')!r}. {hint}")
         default = arguments[name]

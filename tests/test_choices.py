@@ -56,6 +56,23 @@ def test_entries_are_cut_at_commas_outside_brackets_and_written_one_way():
     assert strategy_keys(Config(strategy="all", fraction_train=0.2)) == sampled
 
 
+@pytest.mark.parametrize(
+    ("text", "fields", "said"),
+    [
+        ("feddyn+polyak", {}, "polyak needs the gradient of its loss"),
+        ("fedprox+polyak", {}, "polyak needs the gradient of its loss"),
+        ("feddyn+dp-sgd", {}, "proximal-mu=0.1"),
+        ("fedavg(private-layers=3.*)+dp-sgd", {}, "private layers do not go with dp-sgd"),
+        ("fedavg+private-line-search", {"private_layers": "3.*"}, "private layers do not go"),
+        ("fedschedulefree(eta=3)", {}, "Did you mean 'server-learning-rate'"),
+    ],
+)
+def test_what_would_fail_in_every_round_is_refused_before_the_first(text, fields, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        made(text, **fields)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_setting_in_brackets_goes_before_the_flag_and_the_flag_before_the_default():
     assert made("fedadam").optimizer == ServerOptimizer(Adam(), Constant(0.1))
     assert made("fedadam", server_learning_rate=0.2).eta == 0.2
@@ -86,6 +103,7 @@ def test_every_argument_of_every_strategy_is_reachable(name):
         value = default if isinstance(default, bool) or default == 0 else default * 0.5
         value = 4 if argument.startswith("min_") else value
         value = 1 if argument == "min_replies" else value  # one of the four clients is asked
+        value = 3 if argument == "window" else value
         if name == "nesterovexp" and argument == "max_step_size":
             continue
         made(f"{name}({argument.replace('_', '-')}={value})")
@@ -109,6 +127,7 @@ def test_all_settings_of_a_rule_arrive():
         ("fedadam(eta=-1)", "must be > 0"),
         ("fedadam(eta=0.1", "a bracket is missing"),
         ("fedexp+sgd+adam", "names two local optimizers"),
+        ("fedexp+", "names no local optimizer"),
         ("fedexp, fedexp", "names one twice"),
         ("fedadam(eta=0.1),fedadam(eta=1e-1)", "names one twice"),
         (" , ", "names none"),

@@ -55,6 +55,8 @@ def test_a_strategy_that_would_ignore_it_is_refused():
     assert written == "FedAvg(extensions=[fedexp.strategies.LocalPrivacy(clip=0.5)])"
     with pytest.raises(ValueError, match=r"FedAvg\(clip=fedexp.strategies.FixedClip\(2.0\)\)"):
         fedexp.Simulation(strategy=FedAvg(), clip=2.0, num_clients=5)
+    with pytest.raises(ValueError, match=r"there: FedOpt\(optimizer=.*LineSearch\(loss\)\)\)\."):
+        fedexp.Simulation(strategy=FedAvg(), server_step_size="line-search", num_clients=5)
 
 
 def test_a_run_reports_epsilon_each_round():

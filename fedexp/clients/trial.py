@@ -78,7 +78,7 @@ def try_model(
 def _step_of(optimizer: OptimizerFn) -> tuple[str, str]:
     """What is tried, and what to do where it fails."""
     if isinstance(optimizer, LocalOptimizer) and not optimizer.functional:
-        other = "Correct the model, or choose another local optimizer"
+        other = "Correct the model, or choose other settings or another local optimizer"
         return f"a local step with {optimizer.line}", other
     return "a local step", "Correct the model"
 

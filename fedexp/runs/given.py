@@ -165,12 +165,18 @@ def _check_strategies(owner: str, strategies: Iterable[Any], values: Mapping[str
         if isinstance(strategy, Strategy) and (lost := sorted(values.keys() & _of_strategies())):
             raise ValueError(
                 f"{owner}({lost[0].replace('-', '_')}): a strategy object has its own. Give it "
-                f"there: {name}({_argument(lost[0], values[lost[0]])})."
+                f"there: {_with_argument(name, lost[0], values[lost[0]])}."
             )
 
 
+def _with_argument(name: str, key: str, value: Any) -> str:
+    """The strategy in Python, with what takes the place of a key of the command line."""
+    if key == "server-step-size":
+        return "FedOpt(optimizer=ServerOptimizer(Identity(), LineSearch(loss)))"
+    return f"{name}({_argument(key, value)})"
+
+
 def _argument(key: str, value: Any) -> str:
-    """What a strategy is given in Python in place of a key of the command line."""
     if key == "privacy":
         spec, kind = Spec.of(value), type(privacy_of(value)).__name__
         settings = ", ".join(f"{name}={x!r}" for name, x in spec.settings.items())

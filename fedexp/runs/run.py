@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedexp.arrays import Arrays
-from fedexp.choices import schedule_of
+from fedexp.choices import Choice, optimizer_key, schedule_of
 from fedexp.clients import (
     Examples,
     default_loss,
@@ -24,6 +24,7 @@ from fedexp.clients import (
 )
 from fedexp.clients.losses import Loss
 from fedexp.clients.metrics import Metrics
+from fedexp.clients.named import named_optimizer
 from fedexp.clients.schedules import Schedule
 from fedexp.config import Config
 from fedexp.factories import dataset_of, model_of, validation_of
@@ -32,6 +33,7 @@ from fedexp.records import from_record, to_record
 from fedexp.rounds import Exchange, Round, rounds
 from fedexp.strategies import (
     BothIterates,
+    Capped,
     Constant,
     FedOpt,
     LineSearch,
@@ -41,7 +43,8 @@ from fedexp.strategies import (
 from fedexp.strategies.attendance import Attendance, by_kind
 from fedexp.strategies.evaluation import EvaluateFn
 from fedexp.strategies.optimizer import limited
-from fedexp.strategies.step_sizes import innermost
+from fedexp.strategies.private_layers import PrivateLayers
+from fedexp.strategies.step_sizes import innermost, with_innermost
 from fedexp.strategy_factory import prepared, strategy_of
 from fedexp.threads import one_thread
 
@@ -85,7 +88,7 @@ class Run:
             else prepared(strategy, config, key, num_nodes)
         )
         if config.server_step_size:
-            search_steps(self.strategy, config)
+            search_steps(self.strategy, config, key)
         if isinstance(self.strategy, FedOpt):
             self.strategy.check_num_nodes(num_nodes)
         start = start or start_of(config)
@@ -190,25 +193,33 @@ def test_evaluation(config: Config) -> EvaluateFn:
     return evaluation_on(model_of(config), examples, metrics=metrics)
 
 
-def search_steps(strategy: Strategy, config: Config) -> None:
+def search_steps(strategy: Strategy, config: Config, key: str) -> None:
     """Let a strategy with a fixed step find it by ``LineSearch`` on the rows of ``validation_of``.
 
-    One that chooses its own step keeps it.
+    One that chooses its own step keeps it. Limits of the strategy hold for the step that is found.
 
     Raises:
-        ValueError: the strategy is none of ours, its direction needs one step in all rounds, or the
-            clients' data are to stay private.
+        ValueError: the strategy is none of ours, its direction needs one step in all rounds, the
+            clients' data are to stay private, or parts of the model do, or a step is given as well.
     """
     owner = f"Config(server-step-size={config.server_step_size!r})"
     if not isinstance(strategy, FedOpt):
         raise ValueError(f"{owner}: {type(strategy).__name__} takes its own. Use one of fedexp's.")
-    if strategy.extensions.is_private:
+    if strategy.extensions.is_private or named_optimizer(optimizer_key(config, key)).private:
         raise ValueError(
             f"{owner}: the server would look at clients' data that privacy is to hide. Leave one "
             "of the two out."
         )
     if not isinstance(innermost(strategy.optimizer.step_size), Constant):
         return
+    named = Choice.of(key).strategy.settings
+    if config.server_learning_rate or {"eta", "server_learning_rate"} & named.keys():
+        raise ValueError(f"{owner}: {key} has a fixed step, too. Leave one of the two out.")
+    if strategy.extensions.find(PrivateLayers):
+        raise ValueError(
+            f"{owner}: the server has not got the layers that stay at the clients, so that it "
+            "cannot tell which step is best. Leave private-layers out, or the search."
+        )
     module, examples = model_of(config), validation_of(config)
 
     def loss(arrays: Arrays) -> float:
@@ -216,9 +227,10 @@ def search_steps(strategy: Strategy, config: Config) -> None:
         with one_thread():
             return float(evaluate(module, examples, default_loss)["loss"])
 
-    bound = strategy.bounds.step if strategy.bounds else None
-    optimizer = ServerOptimizer(strategy.optimizer.direction, LineSearch(loss))
-    strategy.optimizer = limited(optimizer, max_step_size=config.max_step_size or bound)
+    step = with_innermost(strategy.optimizer.step_size, LineSearch(loss))
+    optimizer = ServerOptimizer(strategy.optimizer.direction, step)
+    bound = strategy.bounds.step if strategy.bounds and not isinstance(step, Capped) else None
+    strategy.optimizer = limited(optimizer, max_step_size=bound)
 
 
 _MUCH_TO_EVALUATE = 1 << 28  # examples times parameters

@@ -38,7 +38,7 @@ class Anderson:
             ``D`` is mostly the difference between sets of clients.
 
     Raises:
-        ValueError: ``window`` is less than 1.
+        ValueError: ``window`` is less than 1 or not whole.
 
     Example:
         ``Δ̄ = w/2``: from 4 the first step ends at 2. Then ``W = -2``, ``D = -1`` and ``γ = -1``, so
@@ -60,8 +60,10 @@ class Anderson:
     sampled: bool = False
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"Anderson(window={self.window}): must be at least 1. Use 5.")
+        if not (isinstance(self.window, int) and self.window >= 1):
+            raise ValueError(
+                f"Anderson(window={self.window}): must be a whole number of at least 1. Use 5."
+            )
 
     @property
     def needs_all_clients(self) -> bool:

@@ -29,7 +29,7 @@ class DistanceOverGradients:
         radius: ``> 0``, dimensionless; the authors use 1e-6, which costs the first rounds.
 
     Raises:
-        ValueError: ``radius`` is not positive.
+        ValueError: ``radius`` is not positive or not finite.
 
     Example:
         ``w₀ = 3`` and ``Δ̄ = 2`` give ``r = 0.5 · (1 + 3)`` and ``η = 2/2``. Then ``w`` is at 1, as
@@ -51,10 +51,10 @@ class DistanceOverGradients:
     _power: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        if not self.radius > 0:
+        if not 0 < self.radius < float("inf"):
             raise ValueError(
-                f"{type(self).__name__}(radius={self.radius}): must be > 0. Use 1e-2, or the "
-                "authors' 1e-6."
+                f"{type(self).__name__}(radius={self.radius}): must be > 0 and finite. Use "
+                "1e-2, or the authors' 1e-6."
             )
 
     def check(self, direction: Direction) -> None:
@@ -90,7 +90,7 @@ class DistanceOverWeightedGradients(DistanceOverGradients):
     ``DistanceOverGradients``.
 
     Raises:
-        ValueError: ``radius`` is not positive.
+        ValueError: ``radius`` is not positive or not finite.
 
     Example:
         In the first round it is DoG: ``η = 2²/√(2² · 2²)``.

@@ -330,6 +330,6 @@ def sending(kwargs: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, An
 
 def proximal(mu: float) -> dict[str, float]:
     """The clients' setting for ``μ``, none for 0."""
-    if not mu >= 0:
-        raise ValueError(f"FedProx(proximal_mu={mu}): must be >= 0. Use 0.0 for none.")
+    if not 0 <= mu < float("inf"):
+        raise ValueError(f"FedProx(proximal_mu={mu}): must be >= 0 and finite. Use 0.0 for none.")
     return {"proximal-mu": mu} if mu else {}

@@ -24,6 +24,9 @@ class PrivateLayers(Extension):
     Attributes:
         patterns: names of arrays, with ``*`` and ``?``, by comma.
 
+    Raises:
+        ValueError: ``patterns`` is no text.
+
     Example:
         >>> layers = PrivateLayers("head.*, norm?.bias")
         >>> layers.among(["body.weight", "head.weight", "norm1.bias", "norm1.weight"])
@@ -36,6 +39,12 @@ class PrivateLayers(Extension):
     needs_updates = False
 
     patterns: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.patterns, str):
+            raise ValueError(
+                f"FedOpt(private_layers={self.patterns!r}): must be text. Use 'head.*, norm?.bias'."
+            )
 
     def among(self, names: Iterable[str]) -> frozenset[str]:
         """Those of ``names`` that stay at the clients."""

@@ -6,7 +6,8 @@ size is a pure function that takes its memory as an argument and returns the new
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,6 +67,15 @@ def innermost(step_size: StepSize) -> StepSize:
     return step_size
 
 
+def with_innermost(step_size: StepSize, chosen: StepSize) -> StepSize:
+    """``chosen`` within the limits that are around the innermost rule of ``step_size``."""
+    limits: Any = step_size
+    if not (inner := getattr(limits, "step_size", None)):
+        return chosen
+    outer: StepSize = replace(limits, step_size=with_innermost(inner, chosen))
+    return outer
+
+
 @dataclass(frozen=True)
 class Constant:
     """The same step every round, ``η = value``; 1 is FedAvg.
@@ -74,7 +84,7 @@ class Constant:
         value: ``η > 0``, dimensionless.
 
     Raises:
-        ValueError: ``value`` is not positive.
+        ValueError: ``value`` is not positive or not finite.
 
     Example:
         >>> from fedexp.stats import PseudoGradientStats
@@ -87,8 +97,10 @@ class Constant:
     value: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.value > 0:
-            raise ValueError(f"Constant(value={self.value}): must be > 0. Use 1.0 for FedAvg.")
+        if not 0 < self.value < math.inf:
+            raise ValueError(
+                f"Constant(value={self.value}): must be > 0 and finite. Use 1.0 for FedAvg."
+            )
 
     def __call__(
         self, stats: PseudoGradientStats, direction: Float64s, state: State
@@ -229,7 +241,7 @@ class Relaxed:
         factor: ``λ > 0``, dimensionless.
 
     Raises:
-        ValueError: ``factor`` is not positive.
+        ValueError: ``factor`` is not positive or not finite.
 
     Example:
         >>> from fedexp.stats import PseudoGradientStats
@@ -243,8 +255,10 @@ class Relaxed:
     factor: float
 
     def __post_init__(self) -> None:
-        if not self.factor > 0:
-            raise ValueError(f"Relaxed(factor={self.factor}): must be > 0. Use 1.0 for no change.")
+        if not 0 < self.factor < math.inf:
+            raise ValueError(
+                f"Relaxed(factor={self.factor}): must be > 0 and finite. Use 1.0 for no change."
+            )
 
     def check(self, direction: Direction) -> None:
         """Raise ``ValueError`` if the inner step size cannot be used with ``direction``."""

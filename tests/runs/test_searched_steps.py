@@ -60,6 +60,9 @@ def test_limits_stay_and_a_rule_that_chooses_its_own_step_keeps_it():
     assert isinstance(capped.optimizer.step_size, Capped)
     robust = Run(CONFIG.model_copy(update={"robust": True}), "fedavg", 8).strategy
     assert robust.optimizer.step_size.max_step_size == robust.bounds.step
+    both = Run(CONFIG, "fedavg(relaxation=0.5, max-step-size=2)", 8).strategy.optimizer.step_size
+    assert (both.max_step_size, both.step_size.factor) == (2, 0.5)
+    assert isinstance(both.step_size.step_size, LineSearch)
     own = Run(CONFIG, "fedexp", 8).strategy.optimizer
     assert own == ServerOptimizer(Identity(), Extrapolation())
 
@@ -70,6 +73,11 @@ def test_limits_stay_and_a_rule_that_chooses_its_own_step_keeps_it():
         ("fedschedulefree", {}, "Use Constant, not LineSearch"),
         ("flwr.serverapp.strategy:FedAvgM", {}, "FedAvgM takes its own"),
         ("fedavg", {"privacy": "central(noise-multiplier=1, clip=1)"}, "privacy is to hide"),
+        ("fedavg+dp-sgd", {}, "privacy is to hide"),
+        ("fedavg", {"private_layers": "3.*"}, "Leave private-layers out"),
+        ("fedavg", {"server_learning_rate": 2.0}, "fedavg has a fixed step, too"),
+        ("fedavgm(server-learning-rate=2)", {}, "has a fixed step, too"),
+        ("fedadam(eta=0.1)", {}, "has a fixed step, too"),
     ],
 )
 def test_what_cannot_search_is_refused_in_one_line(key, given, said):

@@ -117,5 +117,5 @@ def test_all_clients_must_train_and_rules_that_measure_the_mean_update_are_refus
         Run(Config(strategy="fedanderson", fraction_train=0.5), "fedanderson", 4)
     with pytest.raises(ValueError, match="cannot step along Anderson"):
         ServerOptimizer(Anderson(), Extrapolation())
-    with pytest.raises(ValueError, match=r"Anderson\(window=0\): must be at least 1"):
+    with pytest.raises(ValueError, match=r"Anderson\(window=0\): must be a whole"):
         FedAnderson(window=0)

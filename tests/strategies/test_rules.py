@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedexp.stats import PseudoGradientStats
-from fedexp.strategies import Capped, Constant, Extrapolation, Identity, ServerOptimizer
+from fedexp.strategies import (
+    Anderson,
+    Capped,
+    Constant,
+    DistanceOverGradients,
+    Extrapolation,
+    FedAvg,
+    FedProx,
+    Identity,
+    Relaxed,
+    ServerOptimizer,
+)
 
 seeds, sizes = st.integers(0, 999), st.integers(1, 8)
 
@@ -177,8 +188,14 @@ def test_any_direction_fits_any_step_size():
         (lambda: Extrapolation(float("nan")), r"epsilon=nan"),
         (lambda: Extrapolation(decay=0), r"FedExP\(epsilon_decay=0\): .*\(0, 1\]\. Use"),
         (lambda: Extrapolation(decay=1.5), "epsilon_decay=1.5"),
-        (lambda: Constant(0), r"Constant\(value=0\): must be > 0\. Use"),
+        (lambda: Constant(0), r"Constant\(value=0\): must be > 0 and finite\. Use"),
         (lambda: Constant(float("nan")), "value=nan"),
+        (lambda: Constant(float("inf")), "value=inf"),
+        (lambda: Relaxed(Constant(), float("inf")), r"Relaxed\(factor=inf\): .*Use"),
+        (lambda: DistanceOverGradients(float("inf")), "radius=inf"),
+        (lambda: Anderson(1.5), r"Anderson\(window=1.5\): must be a whole number"),
+        (lambda: FedProx(proximal_mu=float("inf")), "proximal_mu=inf"),
+        (lambda: FedAvg(private_layers=["head.*"]), "must be text"),
         (lambda: Capped(Constant(), 0), r"Capped\(max_step_size=0\): must be > 0\."),
     ],
 )

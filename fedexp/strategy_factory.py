@@ -44,6 +44,7 @@ def strategy_of(config: Config, key: str, num_nodes: int) -> Strategy:
     strategy = make(config, key, num_nodes)
     check_privacy(config, strategy)
     check_min_replies(config, strategy)
+    _check_all_come(config, strategy)
     check_asked(config, strategy, num_nodes)
     check_private_layers(config, strategy)
     own = named_optimizer(optimizer_key(config, key))
@@ -77,6 +78,7 @@ def prepared(given: Any, config: Config, key: str, num_nodes: int) -> Strategy:
     strategy: Strategy = deepcopy(given)
     check_privacy(config, strategy)
     check_min_replies(config, strategy)
+    _check_all_come(config, strategy)
     check_told(config, key, strategy, optimizer_key(config, key))
     check_private_layers(config, strategy)
     if isinstance(strategy, FedOpt):
@@ -134,6 +136,20 @@ def _common(config: Config, key: str, num_nodes: int) -> dict[str, Any]:
         "evaluate_metrics_aggr_fn": per_client,
         "client_config": client_config(config, key),
     }
+
+
+def _check_all_come(config: Config, strategy: Strategy) -> None:
+    """Raise for a rule that needs all clients, if some are away in some rounds."""
+    if (
+        come_and_go(config)
+        and isinstance(strategy, FedOpt)
+        and strategy.optimizer.needs_all_clients
+    ):
+        raise ValueError(
+            f"Config(client-profiles={config.client_profiles!r}): {type(strategy).__name__} needs "
+            "all clients in every round, and with availability some are away. Leave availability "
+            "out, or give it sampled=True."
+        )
 
 
 def come_and_go(config: Config) -> bool:

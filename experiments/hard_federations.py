@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from experiments.hard_models import written
-from experiments.server_step_tables import TUNING, Rows, accuracy, read, tuned_rate, unique
+from experiments.server_step_tables import TUNING, Rows, read, tuned_rate, unique
 from experiments.server_steps import METHODS, Method, measure
-from experiments.which_step import AVERAGE, against, chosen
+from experiments.which_step import AVERAGE, marked
 from fedexp.config import Config
 from fedexp.logs import level
 from fedexp.runs.engines import grid_of
@@ -218,21 +218,11 @@ def table(parts: Mapping[str, Rows], rival: str) -> str:
     methods = unique([row for mine in parts.values() for row in mine], "method")
     lines = [f"| federation | {' | '.join(methods)} |", "| --- |" + " ---: |" * len(methods)]
     lines += [
-        f"| {name} | {' | '.join(cell(mine, method, rival) for method in methods)} |"
+        f"| {name} | {' | '.join(marked(mine, method, rival) for method in methods)} |"
         for name, mine in parts.items()
         if mine
     ]
     return "\n".join(lines)
-
-
-def cell(mine: Rows, method: str, rival: str) -> str:
-    """One entry; empty if the method was not run there."""
-    runs = chosen(mine, method)
-    if not runs:
-        return ""
-    text = accuracy(runs, AVERAGE)
-    word = against(mine, method, rival)
-    return {"ahead": f"**{text}**", "behind": f"{text} -"}.get(word, text)
 
 
 def main() -> None:

@@ -233,11 +233,9 @@ class Curves:
         return found
 
 
-def measure(grid: LocalGrid, config: Config, method: Method, rate: float, target: float) -> Any:
-    """One run: what a line of the file says of it."""
-    grid.forget()
-    curves = Curves(config, (*AVERAGES, *filter(None, [method.average])))
-    strategy = method.strategy(
+def strategy_of(method: Method, config: Config, grid: LocalGrid, rate: float) -> FedOpt:
+    """The strategy of a run, whose clients learn at a rate."""
+    return method.strategy(
         fraction_train=config.fraction_train,
         fraction_evaluate=0.0,
         min_train_nodes=1,
@@ -247,6 +245,13 @@ def measure(grid: LocalGrid, config: Config, method: Method, rate: float, target
         client_config={"learning-rate": rate, **method.clients},
         **method.settings,
     )
+
+
+def measure(grid: LocalGrid, config: Config, method: Method, rate: float, target: float) -> Any:
+    """One run: what a line of the file says of it."""
+    grid.forget()
+    curves = Curves(config, (*AVERAGES, *filter(None, [method.average])))
+    strategy = strategy_of(method, config, grid, rate)
     start = to_record(module_arrays(app.model_of(config)))
     steps = [
         round_.train.get("server-step-size", 0.0)

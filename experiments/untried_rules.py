@@ -16,6 +16,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from logging import ERROR
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -24,10 +25,17 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
-from experiments.server_step_tables import TUNING, Rows, accuracy, read, tuned_rate, unique
-from experiments.server_steps import FEDERATIONS, METHODS, Federation, Method, config_of
+from experiments.server_step_tables import TUNING, Rows, read, tuned_rate, unique
+from experiments.server_steps import (
+    FEDERATIONS,
+    METHODS,
+    Federation,
+    Method,
+    config_of,
+    strategy_of,
+)
 from experiments.untried_steps import RESULT, ArrayNorms, PerLayer, ScheduleFreeExP
-from experiments.which_step import AVERAGE, against, chosen, complete, sensitivity, table
+from experiments.which_step import AVERAGE, against, chosen, complete, marked, sensitivity, table
 from fedexp import app
 from fedexp.arrays import cast_like
 from fedexp.clients import module_arrays
@@ -134,16 +142,7 @@ def measure(grid: LocalGrid, config: Config, method: Method, rate: float) -> dic
     Whichever it is, it has the name ``AVERAGE``, by which the tables find it.
     """
     grid.forget()
-    strategy = method.strategy(
-        fraction_train=config.fraction_train,
-        fraction_evaluate=0.0,
-        min_train_nodes=1,
-        min_evaluate_nodes=1,
-        min_available_nodes=grid.num_nodes,
-        seed=config.seed,
-        client_config={"learning-rate": rate, **method.clients},
-        **method.settings,
-    )
+    strategy = strategy_of(method, config, grid, rate)
     score, values = app.test_evaluation(config), []
 
     def note(server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -179,20 +178,11 @@ def document(rows: Rows) -> str:
         if complete(mine := [r for r in rows if r["federation"] == name], list(place.methods))
     }
     tables = {
-        "Accuracy": table(parts, cell),
+        "Accuracy": table(parts, partial(marked, rival="NesterovExP")),
         "Federations ahead, level, behind": duels(parts),
         "Client rate, and mean accuracy over the three": table(parts, rates_of),
     }
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in tables.items())
-
-
-def cell(mine: Rows, method: str) -> str:
-    """Accuracy, bold if ahead of ``NesterovExP`` with every seed, with a ``-`` if behind."""
-    runs = chosen(mine, method)
-    if not runs:
-        return ""
-    text, word = accuracy(runs, AVERAGE), against(mine, method, "NesterovExP")
-    return {"ahead": f"**{text}**", "behind": f"{text} -"}.get(word, text)
 
 
 def duels(parts: dict[str, Rows]) -> str:

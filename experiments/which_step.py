@@ -81,6 +81,15 @@ def against(mine: Rows, method: str, rival: str = "FedAvg") -> str:
     return {frozenset({1}): "ahead", frozenset({-1}): "behind"}.get(frozenset(signs), "level")
 
 
+def marked(mine: Rows, method: str, rival: str) -> str:
+    """Accuracy, bold if ahead of the rival with every seed, ``-`` if behind; empty without runs."""
+    runs = chosen(mine, method)
+    if not runs:
+        return ""
+    text, word = accuracy(runs, AVERAGE), against(mine, method, rival)
+    return {"ahead": f"**{text}**", "behind": f"{text} -"}.get(word, text)
+
+
 def table(parts: dict[str, Rows], cell: Callable[[Rows, str], str]) -> str:
     """A line for each method, a column for each federation."""
     methods = unique([row for mine in parts.values() for row in mine], "method")

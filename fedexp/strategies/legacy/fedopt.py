@@ -1,28 +1,14 @@
-"""The named strategies for Flower's older API, ``flwr.server.strategy``.
-
-Each holds its twin of ``fedexp.strategies`` and lets it do the arithmetic. SCAFFOLD, FedDyn
-and FedNova have none: a ``NumPyClient`` has no way to receive the server's control variate beside
-the model, keeps nothing, and does not report its local work.
-"""
+"""Any server step as a strategy of Flower's older API, ``flwr.server.strategy``."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from logging import WARNING
 from typing import Any, ClassVar
 
-import numpy as np
-from flwr.app import Error, MetricRecord, RecordDict
-from flwr.common import (
-    EvaluateIns,
-    FitIns,
-    FitRes,
-    Parameters,
-    Scalar,
-    ndarrays_to_parameters,
-)
+from flwr.app import RecordDict
+from flwr.common import EvaluateIns, FitIns, Parameters, Scalar, ndarrays_to_parameters
 from flwr.common.logger import log
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
@@ -32,14 +18,23 @@ from numpy.typing import NDArray
 
 from fedexp import keys
 from fedexp.arrays import Arrays
-from fedexp.records import decoded, to_record
-from fedexp.strategies import adaptive_presets, fedopt, optimization_presets, presets
+from fedexp.strategies import fedopt
 from fedexp.strategies.extensions import check_extensions
+from fedexp.strategies.legacy.results import (
+    Failure,
+    Result,
+    as_reply,
+    decoded_arrays,
+    distinct,
+    node_of,
+    to_parameters,
+    with_mean,
+)
 from fedexp.strategies.privacy import check_mean_is_enough, is_one_for_all
 from fedexp.strategies.secure import SecureNorms, secure_norms
 
-Results = list[tuple[ClientProxy, FitRes]]
-Failures = list[tuple[ClientProxy, FitRes] | BaseException]
+Results = list[Result]
+Failures = list[Failure]
 
 _FLOWERS = inspect.signature(FlowerFedAvg).parameters.keys()
 _OTHERS = {*inspect.signature(NewFedAvg).parameters, "seed", "private_layers"}
@@ -124,7 +119,7 @@ class FedOpt(FlowerFedAvg):
         self._first = None
         self.strategy.begin(self._named(parameters), server_round)
         asked = super().configure_fit(server_round, parameters, client_manager)
-        nodes = [_node(client) for client, _ in asked]
+        nodes = [node_of(client) for client, _ in asked]
         sent = self.strategy.ask(nodes, client_manager.num_available())
         if sent.arrays:
             raise ValueError(
@@ -154,7 +149,7 @@ class FedOpt(FlowerFedAvg):
             AggregationError: the step needs the model that was sent, which is not known.
         """
         self._waits_for = 0
-        failures = _distinct(failures)
+        failures = distinct(failures)
         if not results or (failures and not self.accept_failures):
             return None, {}
         ours = self.strategy
@@ -167,11 +162,11 @@ class FedOpt(FlowerFedAvg):
             log(WARNING, "Round %d: no usable result, the model is unchanged.", server_round)
             return None, {}
         params, own = step
-        ours.released = released = ndarrays_to_parameters([np.asarray(x) for x in params.values()])
+        ours.released = released = to_parameters(params)
         metrics: dict[str, Scalar] = {**own}
         if self.fit_metrics_aggregation_fn:
             used = {node for node, _ in usable.metrics}
-            sound = [result for client, result in results if _node(client) in used]
+            sound = [result for client, result in results if node_of(client) in used]
             sizes = [result.num_examples for result in sound]
             if ours.bounds:
                 sizes = [int(n) for n in ours.bounds.bounded(sizes)]
@@ -207,19 +202,8 @@ class FedOpt(FlowerFedAvg):
         for failure in failures:
             log(WARNING, "A client did not come through the secure aggregation: %s", failure)
         model = ours.round.params if ours.round else {}
-        mean, sq_norm = norms.opened(owner, _arrays(results[0][1].parameters), model)
-        parameters = ndarrays_to_parameters(mean)
-        return [
-            (
-                client,
-                replace(
-                    result,
-                    parameters=parameters,
-                    metrics={**(result.metrics or {}), keys.MEAN_SQ_NORM: sq_norm},
-                ),
-            )
-            for client, result in results
-        ]
+        mean, sq_norm = norms.opened(owner, decoded_arrays(results[0][1].parameters), model)
+        return with_mean(results, mean, sq_norm)
 
     def _begin_with_first(self) -> None:
         if self._first is not None:
@@ -229,14 +213,18 @@ class FedOpt(FlowerFedAvg):
     def _decoded(self, results: Results) -> Iterator[tuple[Any, RecordDict]]:
         for client, result in results:
             try:
-                content = self._content(result)
+                content = as_reply(result, self._known_names(), self.strategy.weighted_by_key)
             except Exception as error:  # whatever bytes a client sends
-                log(WARNING, "Result of node %s dropped: %s", _node(client), error)
+                log(WARNING, "Result of node %s dropped: %s", node_of(client), error)
             else:
-                yield _node(client), content
+                yield node_of(client), content
+
+    def _known_names(self) -> list[str]:
+        known = self.strategy.round.params if self.strategy.round else {}
+        return list(known) or list(self.names or ())
 
     def _named(self, parameters: Parameters) -> Arrays:
-        arrays = _arrays(parameters)
+        arrays = decoded_arrays(parameters)
         names = self.names or [str(i) for i in range(len(arrays))]
         if len(names) != len(arrays):
             raise ValueError(
@@ -244,182 +232,3 @@ class FedOpt(FlowerFedAvg):
                 f"{len(arrays)} arrays. Use list(model.state_dict())."
             )
         return dict(zip(names, arrays, strict=True))
-
-    def _content(self, result: FitRes) -> RecordDict:
-        """``result`` as a reply of the newer API."""
-        metrics: dict[str, Any] = {
-            key.replace("_", "-"): float(value)
-            for key, value in (result.metrics or {}).items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        number = np.asarray(result.num_examples).item()  # a count of NumPy's is one as well
-        metrics[self.strategy.weighted_by_key] = number
-        arrays = _arrays(result.parameters)
-        known = self.strategy.round.params if self.strategy.round else {}
-        names = list(known) or self.names or [str(i) for i in range(len(arrays))]
-        if len(names) != len(arrays):  # to be refused: who knows which are missing
-            names = [f"array {i} of {len(arrays)}" for i in range(len(arrays))]
-        record = to_record(dict(zip(names, arrays, strict=True)))
-        return RecordDict({"arrays": record, "metrics": MetricRecord(metrics)})
-
-
-def _distinct(failures: Failures) -> Failures:
-    """``failures`` once each: Flower's secure aggregation notes the error of a message twice."""
-    causes: dict[int, tuple[ClientProxy, FitRes] | BaseException] = {}
-    for failure in failures:
-        args = failure.args if isinstance(failure, BaseException) else ()
-        causes[id(args[0]) if args and isinstance(args[0], Error) else id(failure)] = failure
-    return list(causes.values())
-
-
-def _arrays(parameters: Parameters) -> list[NDArray[Any]]:
-    """As Flower's ``parameters_to_ndarrays``, which takes as much memory as a header claims."""
-    return [decoded(str(i), data) for i, data in enumerate(parameters.tensors)]
-
-
-def _node(client: ClientProxy) -> Any:
-    """Its id; the clients of ``start_server`` have a ``cid`` alone."""
-    return getattr(client, "node_id", client.cid)
-
-
-class _OfTwin:
-    """An attribute of the twin; arrays by name are a list here."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, strategy: Any, owner: Any = None) -> Any:
-        if strategy is None:
-            return self
-        value = getattr(strategy.strategy, self.name)
-        return list(value.values()) if isinstance(value, dict) else value
-
-    def __set__(self, strategy: Any, value: Any) -> None:
-        setattr(strategy.strategy, self.name, value)
-
-
-class FedAvg(FedOpt):
-    """``fedexp.strategies.FedAvg`` in the older API."""
-
-    twin = presets.FedAvg
-    server_learning_rate = _OfTwin()
-
-
-class FedAvgM(FedOpt):
-    """``fedexp.strategies.FedAvgM`` in the older API."""
-
-    twin = presets.FedAvgM
-    server_learning_rate, server_momentum = _OfTwin(), _OfTwin()
-    server_opt, momentum_vector = _OfTwin(), _OfTwin()
-
-
-_ADAPTIVE = {"tau": 1e-9, "flower_compatible": True}
-
-
-class FedAdagrad(FedOpt):
-    """``fedexp.strategies.FedAdagrad`` in the older API, by default with Flower's numbers.
-
-    ``flower_compatible=False`` gives those of the paper.
-    """
-
-    twin = presets.FedAdagrad
-    defaults = _ADAPTIVE
-    eta, eta_l, beta_1, beta_2, tau = (_OfTwin() for _ in range(5))
-    m_t, v_t = _OfTwin(), _OfTwin()
-
-
-class FedAdam(FedOpt):
-    """``fedexp.strategies.FedAdam`` in the older API, by default with Flower's numbers.
-
-    ``flower_compatible=False`` gives those of the paper.
-    """
-
-    twin = presets.FedAdam
-    defaults = _ADAPTIVE
-    eta, eta_l, beta_1, beta_2, tau = (_OfTwin() for _ in range(5))
-    m_t, v_t = _OfTwin(), _OfTwin()
-
-
-class FedYogi(FedOpt):
-    """``fedexp.strategies.FedYogi`` in the older API, by default with Flower's numbers.
-
-    ``flower_compatible=False`` gives those of the paper.
-    """
-
-    twin = presets.FedYogi
-    defaults: ClassVar[Mapping[str, Any]] = {"flower_compatible": True}
-    eta, eta_l, beta_1, beta_2, tau = (_OfTwin() for _ in range(5))
-    m_t, v_t = _OfTwin(), _OfTwin()
-
-
-class FedProx(FedOpt):
-    """``fedexp.strategies.FedProx`` in the older API."""
-
-    twin = presets.FedProx
-    proximal_mu = _OfTwin()
-
-
-class FedExP(FedOpt):
-    """``fedexp.strategies.FedExP`` in the older API."""
-
-    twin = adaptive_presets.FedExP
-
-
-class FedExPM(FedOpt):
-    """``fedexp.strategies.FedExPM`` in the older API."""
-
-    twin = adaptive_presets.FedExPM
-
-
-class NesterovExP(FedOpt):
-    """``fedexp.strategies.NesterovExP`` in the older API."""
-
-    twin = adaptive_presets.NesterovExP
-
-
-class FedProxExP(FedOpt):
-    """``fedexp.strategies.FedProxExP`` in the older API."""
-
-    twin = adaptive_presets.FedProxExP
-
-
-class FedExProx(FedOpt):
-    """``fedexp.strategies.FedExProx`` in the older API."""
-
-    twin = adaptive_presets.FedExProx
-
-
-class FedHyper(FedOpt):
-    """``fedexp.strategies.FedHyper`` in the older API."""
-
-    twin = adaptive_presets.FedHyper
-
-
-class FedBB(FedOpt):
-    """``fedexp.strategies.FedBB`` in the older API."""
-
-    twin = optimization_presets.FedBB
-
-
-class FedAnderson(FedOpt):
-    """``fedexp.strategies.FedAnderson`` in the older API."""
-
-    twin = optimization_presets.FedAnderson
-
-
-class FedDoG(FedOpt):
-    """``fedexp.strategies.FedDoG`` in the older API."""
-
-    twin = optimization_presets.FedDoG
-
-
-class FedDoWG(FedOpt):
-    """``fedexp.strategies.FedDoWG`` in the older API."""
-
-    twin = optimization_presets.FedDoWG
-
-
-class FedScheduleFree(FedOpt):
-    """``fedexp.strategies.FedScheduleFree`` in the older API."""
-
-    twin = optimization_presets.FedScheduleFree

@@ -82,20 +82,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"parser", "flags", "config", "choices", "checks", "simulation", "runs"}
     | {"devices.flower", "simulation.flower"},
     "doctor": SERVER | LEARNING | {"simulation"},
-    "cli": SERVER
+    "commands": SERVER
     | LEARNING
-    | {
-        "augmentation",
-        "devices",
-        "flags",
-        "parser",
-        "listing",
-        "doctor",
-        "checks",
-        "verdict",
-        "runs",
-        "console",
-    },
+    | {"augmentation", "flags", "parser", "listing", "doctor", "checks", "verdict", "runs"}
+    | {"console"},
+    "cli": TOOLS | {"commands", "devices", "flags", "parser"},
     "__main__": {"cli"},
 }
 # Testable with NumPy alone: no Flower, no Ray, no torch, and of ours only each other.

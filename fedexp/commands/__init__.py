@@ -1,0 +1,1 @@
+"""What the words behind `fedexp` do, but for those of devices."""

@@ -156,7 +156,7 @@ def test_a_node_that_writes_the_id_of_an_edge_under_its_reply_is_no_edge(paths, 
 
 
 def test_a_node_that_does_not_say_who_it_is_holds_the_others_up_less_and_less(paths, monkeypatch):
-    monkeypatch.setattr("fedexp.devices.device_grid._QUERY_PATIENCE", 0.05)
+    monkeypatch.setattr("fedexp.devices.roster._QUERY_PATIENCE", 0.05)
     wire = WireGrid({9: node(paths[0], "b"), 3: node(paths[1], "c")}, CONFIG)
     push = wire.push_messages
 
@@ -193,7 +193,7 @@ def test_a_node_of_flowers_takes_part_whatever_it_says_of_itself(rows, paths):
     }
     grid = device_grid(WireGrid(partitions, CONFIG))
     assert grid.get_node_ids() == [2, 3]
-    assert [client.node for client in grid.clients] == [6, 5]
+    assert [client.node for client in grid.roster.clients] == [6, 5]
 
 
 def test_whatever_a_device_says_went_wrong_is_one_short_line(paths):
@@ -238,7 +238,7 @@ def test_devices_that_come_later_get_the_next_numbers_and_return_with_their_own(
     assert grid.get_node_ids() == [2, 3, 4, 5]
     wire.away = {14}
     assert grid.get_node_ids() == [2, 3, 5, 6, 7]
-    assert [client.name for client in grid.clients] == ["n2", "n3", "n4", "n5", "n0", "n1"]
+    assert [client.name for client in grid.roster.clients] == ["n2", "n3", "n4", "n5", "n0", "n1"]
 
 
 def test_a_silent_device_is_late_and_enough_end_a_round(paths):

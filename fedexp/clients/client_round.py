@@ -81,32 +81,34 @@ class ClientRound:
         self.layers = client.own_layers(module, config, before, context)
         self.sent, self.context = before, context
         self.before = {**before, **self.layers} if self.layers else before
-        self.settings = starting_settings(config, context)
-        self.make = client.maker(self.settings)
+        settings = starting_settings(config, context)
+        self.make = client.maker(settings)
         self.keeps = kept_of(self.make)
-        made = getattr(self.make, "tuning", None)
-        self.tuning: StepTuning | None = made() if made else None
-        private = getattr(self.make, "private", None)
-        self.private: PrivateSGD | None = private() if private else None
+        self.tuning: StepTuning | None = _asked(self.make, "tuning")
+        self.private: PrivateSGD | None = _asked(self.make, "private")
         self.found: dict[str, float] = {}
+        if self.tuning:
+            settings = self.tuning.starting(settings, config)
+        settings.check_optimizer(self.make)
+        self.rng = client.generator(config, context)
+        # Drawn before the batches, by whoever trains: groups and the plain loop draw alike.
+        self.torch_seed = int(self.rng.integers(2**63))
+        self.examples, _ = client.data(context)
+        num_examples, self.buffers = len(self.examples), client.buffers(module)
+        self._first_rate = settings.rates()[0] if settings.lr_exponent else settings.lr
+        self.settings = settings.for_examples(num_examples)
+        self.control = ControlVariates.of(
+            content, config, context, num_examples, self.buffers, _zeros(module, before)
+        )
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """What cannot be had together, in every round and not only where a client tunes."""
         if self.private and self.layers:
             raise ValueError(
                 f"{self.private.name}: private layers do not go with it. Leave them out, or +sgd."
             )
-        if self.tuning:
-            self.settings = self.tuning.starting(self.settings, config)
-        self.settings.check_optimizer(self.make)
-        self.rng = client.generator(config, context)
-        self.torch_seed = int(self.rng.integers(2**63))  # before the batches, whoever trains
-        self.examples, _ = client.data(context)
-        num_examples, self.buffers = len(self.examples), client.buffers(module)
-        falls = self.settings.lr_exponent
-        self._first_rate = self.settings.rates()[0] if falls else self.settings.lr
-        self.settings = self.settings.for_examples(num_examples)
-        self.control = ControlVariates.of(
-            content, config, context, num_examples, self.buffers, _zeros(module, before)
-        )
-        if self.control and self.tuning:  # in every round, not only where a client tunes
+        if self.control and self.tuning:
             raise ValueError(
                 "learned-step: control variates need one learning rate at all clients, fixed "
                 "throughout. Use +sgd."
@@ -203,34 +205,45 @@ class ClientRound:
         Raises:
             FloatingPointError: the loss is not finite, or with control variates any array.
         """
-        loss_fn = self.client.loss
         # Under local privacy an error would tell of the data: the client sends noise in its place.
         if not (is_finite := math.isfinite(loss)) and keys.LOCAL_NOISE not in self.config:
-            why = cause(self.module, self.before, self.examples, loss_fn)
+            why = cause(self.module, self.before, self.examples, self.client.loss)
             raise FloatingPointError(f"train loss is {loss} with learning-rate {rate}: {why}")
         metrics = {
             keys.NUM_EXAMPLES: len(self.examples),
             keys.TRAIN_LOSS: loss,
             keys.LEARNING_RATE: rate,
             **self.found,
+            **self._asked_for(after),
         }
-        if self.config.get(keys.FINAL_LOSS):
-            load_arrays(self.module, after)
-            metrics[keys.FINAL_LOSS] = evaluate(self.module, self.examples, loss_fn)["loss"]
-        if self.config.get(keys.LOCAL_WORK):
-            plain = getattr(self.make, "is_plain", False)  # of others, steps count alike
-            own = self.settings.local_work(self._first_rate) if plain else self.settings.num_steps
-            metrics[keys.LOCAL_WORK] = float(own)
         if self.control:
-            if name := first_non_finite(after):  # the control variate would stay non-finite
-                raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
-            metrics[keys.CONTROL_STEP] = step = self.control.step or self.settings.path_length
-            self.control.keep(self.context, self.before, after, step)
+            metrics[keys.CONTROL_STEP] = self._keep_control(self.control, after)
         if self.keeps == "rate" and is_finite:
             save_rate(self.config, self.context, rate)
         if self.layers and is_finite:
             keep_layers(self.config, self.context, self.layers, after)
         return self._sent(after, metrics)
+
+    def _asked_for(self, after: Arrays) -> dict[str, float]:
+        """Metrics that only some strategies ask for."""
+        found: dict[str, float] = {}
+        if self.config.get(keys.FINAL_LOSS):
+            load_arrays(self.module, after)
+            loss = evaluate(self.module, self.examples, self.client.loss)["loss"]
+            found[keys.FINAL_LOSS] = loss
+        if self.config.get(keys.LOCAL_WORK):
+            plain = getattr(self.make, "is_plain", False)  # of others, steps count alike
+            own = self.settings.local_work(self._first_rate) if plain else self.settings.num_steps
+            found[keys.LOCAL_WORK] = float(own)
+        return found
+
+    def _keep_control(self, control: ControlVariates, after: Arrays) -> float:
+        """Keep the client's next control variate; the length of the path that it was made with."""
+        if name := first_non_finite(after):  # the control variate would stay non-finite
+            raise FloatingPointError(f"array {name!r} holds NaN or infinity after training.")
+        step = control.step or self.settings.path_length
+        control.keep(self.context, self.before, after, step)
+        return step
 
     def _sent(self, after: Arrays, metrics: Mapping[str, Any]) -> ClientResult:
         """What goes to the server: hidden first, where it asks for local privacy."""
@@ -238,6 +251,12 @@ class ClientRound:
         sent = ClientResult(self.context.node_id, after, metrics, self.buffers)
         partition = int(self.context.node_config.get(keys.PARTITION_ID, self.context.node_id))
         return hidden(sent, self.sent, self.config, partition)
+
+
+def _asked(make: Any, name: str) -> Any:
+    """What a local optimizer makes under ``name``, for this round; None if it does not."""
+    made = getattr(make, name, None)
+    return made() if made else None
 
 
 def _zeros(module: nn.Module, before: Arrays) -> Arrays:

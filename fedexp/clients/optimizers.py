@@ -230,11 +230,7 @@ class AdaptiveSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Set the rate, then move the parameters."""
-        if self.same_batch and closure is None:
-            raise ValueError(
-                f"{type(self).__name__}(same_batch=True): `step` needs a closure. Pass one, or "
-                "same_batch=False for gradients of all examples."
-            )
+        self._check_closure(closure)
         evaluate = torch.enable_grad()(closure) if closure else None
         loss = evaluate() if evaluate else None
         if self.needs_loss and loss is None:
@@ -242,36 +238,52 @@ class AdaptiveSGD(torch.optim.Optimizer):
                 f"{type(self).__name__}: `step` needs a closure that returns the loss. Pass one."
             )
         params = [p for group in self.param_groups for p in group["params"]]
-        present = [p.grad for p in params]
-        if any(g is not None and g.is_sparse for g in present):
+        if self._has_gradients(params):
+            self._move(self._adapted(params, evaluate, loss))
+        return loss
+
+    def _check_closure(self, closure: Callable[[], Any] | None) -> None:
+        if self.same_batch and closure is None:
+            raise ValueError(
+                f"{type(self).__name__}(same_batch=True): `step` needs a closure. Pass one, or "
+                "same_batch=False for gradients of all examples."
+            )
+
+    def _has_gradients(self, params: Iterable[Tensor]) -> bool:
+        grads = [p.grad for p in params if p.grad is not None]
+        if any(g.is_sparse for g in grads):
             owner = f"{type(self).__name__}(gradient=sparse)"
             raise ValueError(f"{owner}: only dense gradients. Use sparse=False.")
-        if all(g is None for g in present):
-            return loss
+        return bool(grads)
+
+    def _adapted(
+        self, params: list[Tensor], evaluate: Callable[[], Any] | None, loss: Any
+    ) -> float:
+        """``η_k`` for this step; the state of the method is kept for the next."""
         grads, here = _grads(params), _named(params)
-        old = self.param_groups[0]["lr"]
-        rate = torch.tensor(old, dtype=torch.float64)
+        rate = torch.tensor(self.param_groups[0]["lr"], dtype=torch.float64)
         memory = cast(dict[str, Any], self.state)  # torch saves and loads what is no parameter's
         state = {**(memory.get("form") or self.form.init(here, rate)), "lr": rate}
-        if "params" in state:  # which the step below writes to
+        if "params" in state:
+            # The method keeps where it was. ``here`` has the memory of the parameters, which the
+            # step is about to write to; so it is copied.
             here = {name: p.clone() for name, p in here.items()}
         if evaluate and self.same_batch and memory:
-            torch._foreach_copy_(params, list(state["params"].values()))
-            evaluate()
-            state["grads"] = _grads(params)
-            torch._foreach_copy_(params, list(here.values()))
-            for p, g in zip(params, present, strict=True):
-                p.grad = g
+            state["grads"] = _grads_at(state["params"], params, evaluate)
         if self.needs_loss:
             state["loss"] = torch.as_tensor(loss, dtype=torch.float64).detach().squeeze()
         memory["form"] = state = self.form.adapt(here, grads, state)
-        new = float(state["lr"])
+        return float(state["lr"])
+
+    def _move(self, rate: float) -> None:
+        """``w ← w - η_k g_k``; groups keep their ratio to the rate of the first."""
+        old = self.param_groups[0]["lr"]
         for group in self.param_groups:
-            group["lr"] = new if group["lr"] == old else group["lr"] * (new / old)
+            # Equal rates stay equal: the quotient would round.
+            group["lr"] = rate if group["lr"] == old else group["lr"] * (rate / old)
             moved = [p for p in group["params"] if p.grad is not None]
             if moved:
                 torch._foreach_add_(moved, [p.grad for p in moved], alpha=-group["lr"])
-        return loss
 
 
 def _named(params: Iterable[Tensor]) -> Tensors:
@@ -284,3 +296,19 @@ def _grads(params: Iterable[Tensor]) -> Tensors:
         str(i): torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for i, p in enumerate(params)
     }
+
+
+def _grads_at(there: Tensors, params: list[Tensor], evaluate: Callable[[], Any]) -> Tensors:
+    """The gradients of this minibatch at ``there``; parameters and gradients stay as they are.
+
+    A method that compares two gradients wants them of one minibatch: else their difference is
+    mostly the noise of drawing another.
+    """
+    here, present = [p.clone() for p in params], [p.grad for p in params]
+    torch._foreach_copy_(params, list(there.values()))
+    evaluate()
+    grads = _grads(params)
+    torch._foreach_copy_(params, here)
+    for p, g in zip(params, present, strict=True):
+        p.grad = g
+    return grads

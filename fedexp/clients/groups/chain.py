@@ -104,6 +104,7 @@ class Chain:
         losses, products = self.backward(start, *next(steps))
         total, params = losses.double(), {}
         lr, keep = rates[0], 1 - rates[0] * decay
+        # All clients begin at one W, which stays as it is: the first step gives each its own.
         for name, rows, delta in products:
             params[f"{name}weight"] = _moved(start[f"{name}weight"], delta, rows, lr=lr, keep=keep)
             if (bias := start.get(f"{name}bias")) is not None:
@@ -113,6 +114,7 @@ class Chain:
             losses, products = self._backward(partial(_own, params), *batch)
             total += losses
             for name, rows, delta in products:
+                # In place, since no graph holds W: only its outputs were given to autograd.
                 params[f"{name}weight"].baddbmm_(delta.mT, rows, beta=keep, alpha=-lr)
                 if (bias := params.get(f"{name}bias")) is not None:
                     bias.mul_(keep).sub_(delta.sum(1), alpha=lr)
@@ -140,6 +142,8 @@ class Chain:
                 if not taps:  # no parameter asks for its gradient: autograd begins here
                     outputs.requires_grad_()
                 taps.append((name, _flat(rows), outputs))
+        # ∂L/∂outputs has a closed form for known losses. From there autograd goes back through the
+        # layers, and stops at each z: that is δ. It makes no gradient of a weight.
         losses, slope = each_slope(self.loss, outputs.detach(), targets)
         zs = [z for _, _, z in taps]
         deltas = [slope] if outputs is zs[0] else torch.autograd.grad(outputs, zs, slope)

@@ -234,27 +234,21 @@ def rounds(
     draws: Callable[[int], AbstractContextManager[None]] = partial(seeded, seed)
     if isinstance(strategy, FedOpt):  # a wrapper may need every single reply
         grid, draws = strategy.streamed(grid), lambda _: nullcontext()
-    for_training, for_evaluation = ConfigRecord(), ConfigRecord()
+    clients = _Clients(strategy, grid, timeout)
     for server_round in range(first, num_rounds + 1):
         start, before = time.perf_counter(), arrays
         memory = getattr(evaluate_fn, "memory", None)
-        training, evaluation = Exchange(), Exchange()
         _begin_round(grid, server_round)
-        for_training.update(train_config(server_round) if train_config else {})
         with draws(server_round):
-            messages = strategy.configure_train(server_round, arrays, for_training, grid)
-            # Only a FedOpt's grid answers with Merged, which its aggregate_train takes.
-            replies = cast(Iterable[Message], training.send(grid, messages, timeout))
-            new, train = strategy.aggregate_train(server_round, replies)
-            arrays = arrays if new is None else new
+            told = train_config(server_round) if train_config else {}
+            new, train, training = clients.train(server_round, before, told)
+            arrays = before if new is None else new
             server = evaluate_fn(server_round, arrays) if evaluate_fn else None
             if evaluate_fn and new is not None and lost_losses(server):
                 evaluated = _Evaluated(server_round, evaluate_fn, memory)
-                if told := _undone(strategy, evaluated, before, server):
-                    arrays, new, (train, server) = before, None, told
-            messages = strategy.configure_evaluate(server_round, arrays, for_evaluation, grid)
-            replies = cast(Iterable[Message], evaluation.send(grid, messages, timeout))
-            evaluate = strategy.aggregate_evaluate(server_round, replies)
+                if undone := _undone(strategy, evaluated, before, server):
+                    arrays, new, (train, server) = before, None, undone
+            evaluate, evaluation = clients.evaluate(server_round, arrays)
         yield Round(
             server_round,
             arrays,
@@ -266,3 +260,31 @@ def rounds(
             training,
             evaluation,
         )
+
+
+class _Clients:
+    """What a strategy does with its clients in a round: let them train, let them evaluate."""
+
+    def __init__(self, strategy: Strategy, grid: Grid, timeout: float) -> None:
+        self.strategy, self.grid, self.timeout = strategy, grid, timeout
+        self._train_config, self._evaluate_config = ConfigRecord(), ConfigRecord()
+
+    def train(
+        self, server_round: int, arrays: ArrayRecord, told: Mapping[str, Any]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None, Exchange]:
+        """The next model, if there is one, and the round's metrics."""
+        strategy, exchange = self.strategy, Exchange()
+        self._train_config.update(told)  # one record for all rounds, as Flower's `start` has it
+        messages = strategy.configure_train(server_round, arrays, self._train_config, self.grid)
+        # Only a FedOpt's grid answers with Merged, which its aggregate_train takes.
+        replies = cast(Iterable[Message], exchange.send(self.grid, messages, self.timeout))
+        return *strategy.aggregate_train(server_round, replies), exchange
+
+    def evaluate(
+        self, server_round: int, arrays: ArrayRecord
+    ) -> tuple[MetricRecord | None, Exchange]:
+        """Metrics of the clients that are asked; None where none is."""
+        strategy, exchange, config = self.strategy, Exchange(), self._evaluate_config
+        messages = strategy.configure_evaluate(server_round, arrays, config, self.grid)
+        replies = cast(Iterable[Message], exchange.send(self.grid, messages, self.timeout))
+        return strategy.aggregate_evaluate(server_round, replies), exchange

@@ -9,7 +9,7 @@ from flwr.app import Message
 
 from fedexp.arrays import Arrays
 from fedexp.devices.merged_records import sums_in
-from fedexp.devices.requests import Request, one_line
+from fedexp.devices.requests import Request, printable
 from fedexp.merged import Merged
 from fedexp.simulation.merge_tree import Span, combine, halves, subtrees
 from fedexp.simulation.worker_share import WorkerShare
@@ -45,7 +45,7 @@ class Branches:
         for part in _missing(self._whole, self._parts):  # those that are late add nothing
             self._parts[part] = Merged()
         merged = combine(self._whole, self._parts)
-        failures = tuple((node, one_line(reason)) for node, reason in merged.failures)
+        failures = tuple((node, printable(reason)) for node, reason in merged.failures)
         return replace(merged, failures=failures)
 
     def _result(self, node: int, reply: Message) -> ClientResult:

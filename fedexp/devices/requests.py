@@ -53,12 +53,12 @@ def arrivals(
 def reply_to_asked(asked: Message, reply: Message) -> Message:
     """``reply`` of a node as that of the client that was asked."""
     if reply.has_error():
-        error = Error(reply.error.code, one_line(reply.error.reason))
+        error = Error(reply.error.code, printable(reply.error.reason))
         return Message(error, reply_to=asked)
     return Message(reply.content, reply_to=asked)
 
 
-def one_line(reason: str | None) -> str:
+def printable(reason: str | None) -> str:
     """What a device says went wrong, as one line: it may say anything, at any length."""
     text = " ".join((reason or "")[:_LONGEST_REASON].split())
     return "".join(x if x.isprintable() else "?" for x in text)

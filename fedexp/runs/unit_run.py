@@ -12,7 +12,7 @@ from typing import Any
 from fedexp import verdict
 from fedexp.arrays import Arrays
 from fedexp.records import from_record
-from fedexp.rounds import evaluate_clients
+from fedexp.rounds import Round, evaluate_clients
 from fedexp.runs.checkpoint import Checkpoint
 from fedexp.runs.ending import End, end_of, time_of_end
 from fedexp.runs.federation import Federation
@@ -97,26 +97,36 @@ class UnitRun:
             stop: is asked after every round.
             until: when ``max-minutes`` are over; by default they begin now.
         """
-        config, first = self.unit.config, len(self.rows) + 1
-        until = until or time_of_end(config)
-        self._end = end_of(config, self.rows, num_rounds, math.inf)  # one round there is time for
+        until = until or time_of_end(self.unit.config)
+        self._end = end_of(self.unit.config, self.rows, num_rounds, math.inf)  # time for one round
         if self._recorder and self._went_back:
             self._recorder.save_rows(self.rows, self.clients)
-        saved, self._went_back = saved_of(self.run, first - 1, grid, {}), False
+        self._went_back = False
+        if not self._end:
+            self._take_rounds(
+                grid, num_rounds, on_row, stop, until or time_of_end(self.unit.config)
+            )
+        self._catch_up()
+        if not self.goes_on:
+            self._ask_everyone(grid)
+        summary = self.summary(num_rounds)
+        if self._recorder:
+            with finishing():
+                self._write_end(self._recorder, summary)
+        return summary
+
+    def _take_rounds(
+        self, grid: LocalGrid, num_rounds: int, on_row: OnRow, stop: Stop, until: float
+    ) -> None:
+        """Rounds until the last or an early end; what cuts one short undoes it, and is raised."""
+        first = len(self.rows) + 1
+        saved = saved_of(self.run, first - 1, grid, {})
         try:
-            for round_ in () if self._end else self.run.rounds(grid, first, num_rounds):
-                row = row_of(round_) | self.run.row(round_)
-                by_steps = not self.unit.config.local_epochs
-                row |= simulated_row(self.federation.conditions, round_, timed=by_steps)
-                new = client_rows(round_.evaluation, round_.server_round, self._name_of)
-                self.rows.append(row)
-                self.clients += new
-                if self._recorder:
-                    with finishing():
-                        self._recorder.after_round(self.run, grid, row, self.clients, new)
+            for round_ in self.run.rounds(grid, first, num_rounds):
+                row = self._note(grid, round_)
                 saved = saved_of(self.run, row["round"], grid, {})
                 on_row(row)
-                self._end = end_of(config, self.rows, num_rounds, until)
+                self._end = end_of(self.unit.config, self.rows, num_rounds, until)
                 self._end = self._end or (End() if stop(row) else None)
                 if self._end:
                     break
@@ -128,14 +138,19 @@ class UnitRun:
                 if saved:
                     self._go_back(grid, saved)
             raise
-        self._catch_up()
-        if not self.goes_on:
-            self._ask_everyone(grid)
-        summary = self.summary(num_rounds)
+
+    def _note(self, grid: LocalGrid, round_: Round) -> MetricsRow:
+        """The line of a round, which is in memory and in the folder once this returns."""
+        row = row_of(round_) | self.run.row(round_)
+        by_steps = not self.unit.config.local_epochs
+        row |= simulated_row(self.federation.conditions, round_, timed=by_steps)
+        new = client_rows(round_.evaluation, round_.server_round, self._name_of)
+        self.rows.append(row)
+        self.clients += new
         if self._recorder:
-            with finishing():
-                self._write_end(self._recorder, summary)
-        return summary
+            with finishing():  # a Ctrl-C waits: row and checkpoint belong together
+                self._recorder.after_round(self.run, grid, row, self.clients, new)
+        return row
 
     def _catch_up(self) -> None:
         if self._recorder:

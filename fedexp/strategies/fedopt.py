@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import Any, Literal, cast
@@ -17,14 +16,15 @@ from fedexp import keys, wire
 from fedexp.merged import Merged
 from fedexp.records import from_record, to_record
 from fedexp.strategies.aggregation import Aggregation, completed
+from fedexp.strategies.arguments import check_kinds, check_replies, extensions_of
 from fedexp.strategies.attributes import Current
 from fedexp.strategies.client_metrics import largest_spent
-from fedexp.strategies.extensions import Extension, check_extensions, run_number
+from fedexp.strategies.extensions import Extension, run_number
 from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.optimizer import ServerOptimizer, limited
 from fedexp.strategies.private_layers import PrivateLayers, Withheld
 from fedexp.strategies.replies import Replies
-from fedexp.strategies.robustness import Clip, DropBeyond
+from fedexp.strategies.robustness import Clip
 from fedexp.strategies.sampling import cohort_size, draw, wait_for_nodes
 from fedexp.strategies.step_sizes import Constant
 from fedexp.strategies.streaming import stream
@@ -118,48 +118,17 @@ class FedOpt(Aggregation):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if buffers not in ("average", "keep"):
-            raise ValueError(f"FedOpt(buffers={buffers!r}): unknown. Use 'average' or 'keep'.")
-        if isinstance(trainable, str):
-            raise ValueError(
-                f"FedOpt(trainable={trainable!r}): must be a list. Give [{trainable!r}]."
-            )
-        _check("optimizer", optimizer, ServerOptimizer | None, "ServerOptimizer(step_size=...)")
+        check_kinds(optimizer, waiting, clip, robust, trainable, buffers)
         self.optimizer = limited(optimizer or ServerOptimizer(), relaxation, max_step_size)
-        self.weighted = weighted
+        self.weighted, self.seed, self.buffers = weighted, seed, buffers
         self.trainable = None if trainable is None else frozenset(trainable)
-        self.seed = seed
-        self.buffers = buffers
-        _check("waiting", waiting, Waiting | None, "Waiting(deadline=60)")
-        self.waiting = waiting or Waiting(rest_after=0)
-        if not min_replies >= 1:
-            raise ValueError(f"FedOpt(min_replies={min_replies!r}): must be at least 1.")
-        if min_replies > self.waiting.enough:
-            raise ValueError(
-                f"FedOpt(min_replies={min_replies}): a round ends with "
-                f"enough={self.waiting.enough:g} of them. Wait for more."
-            )
-        self.min_replies = min_replies
         self.client_config = dict(client_config or {})
-        dropping = None if drop_beyond is None else DropBeyond(drop_beyond)
-        _check("clip", clip, Clip | None, "FixedClip(1.0)")
-        _check("robust", robust, bool | MedianBounds, "True")
-        layers = PrivateLayers(private_layers) if private_layers else None
-        given = (clip, MedianBounds() if robust is True else robust or None, dropping, layers)
-        own = check_extensions(extensions)
-        self.extensions = completed(
-            [*filter(None, given), *own], weighted, control_variates, self.optimizer.step_size
-        )
-        if self.extensions.samples and min_replies > 1:
-            raise ValueError(
-                f"FedOpt(min_replies={min_replies}): under privacy the number of replies is a "
-                "secret, which an undone round would tell. Use 1."
-            )
-        if self.extensions.samples and min(self.waiting.enough, self.waiting.sample) < math.inf:
-            raise ValueError(
-                f"FedOpt(waiting={self.waiting}): under privacy every client is asked with the "
-                "same probability, and no reply makes another superfluous. Use a deadline alone."
-            )
+        given = extensions_of(clip, robust, drop_beyond, private_layers, extensions)
+        self.extensions = completed(given, weighted, control_variates, self.optimizer.step_size)
+        self.waiting, self.min_replies = waiting or Waiting(rest_after=0), min_replies
+        check_replies(min_replies, self.waiting, is_secret=self.extensions.samples)
+        # With batch norm the step is what harms, so one that a rule chooses is capped once the
+        # first model shows such layers. A constant step is the user's own choice.
         constant = isinstance(self.optimizer.step_size, Constant)
         self._limits_batch_norm = max_step_size is None and not constant
         if self.bounds and self._limits_batch_norm:
@@ -355,9 +324,3 @@ class FedOpt(Aggregation):
             return None, None
         log(WARNING, "Round %d: %s, the model is unchanged.", server_round, why)
         return None, MetricRecord({keys.NUM_CLIENTS: 0, **left})
-
-
-def _check(name: str, value: Any, kinds: Any, example: str) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of ``kinds``."""
-    if not isinstance(value, kinds):
-        raise ValueError(f"FedOpt({name}={value!r}): cannot be that. Use {name}={example}.")

@@ -76,6 +76,7 @@ class PseudoGradientStats:
         """
         onto = onto or cls()
         scales = [1.0] * len(afters) if scales is None else scales
+        # Clipping scales the update alone: pᵢ sᵢ in its sum, while Σ pᵢ divides by whole weights.
         factors = [p * s for p, s in zip(weights, scales, strict=True)]
         sq_norms = np.zeros(len(afters))
         update, buffers = {}, {}
@@ -90,6 +91,7 @@ class PseudoGradientStats:
         added = cls(
             count=sum(weight > 0 for weight in weights),
             weight=float(tree_sum(weights)),
+            # Σ pᵢ ‖sᵢ Δᵢ‖² = Σ (pᵢ sᵢ) (sᵢ ‖Δᵢ‖²), and likewise Σ pᵢ ‖sᵢ Δᵢ‖ = Σ (pᵢ sᵢ) ‖Δᵢ‖.
             sq_norm=_dot(factors, [s * q for s, q in zip(scales, sq_norms, strict=True)]),
             norm=_dot(factors, [q**0.5 for q in sq_norms]),
             buffers=buffers,

@@ -55,6 +55,9 @@ def noise_step(moments: Moments, x: Matrix, y: Matrix, eta: float, sigma: float)
     )  # E rᵀr, [p, N, N]
     sq_w, sq_r = _trace(second), _trace(r_r)
     cross = x @ transposed(w_r)
+    # v = (r - σ w G)(X + σ G)ᵀ. Odd powers of G have mean 0; for the others
+    #   E[G M Gᵀ] = tr(M) I,  E[Gᵀ S G] = tr(S) I,  E[G Gᵀ S G Gᵀ] = (N² + N) S + N tr(S) I
+    # with S = E wᵀw symmetric; E[G Gᵀ] = N I and E[G B G] = Bᵀ make the (N + 1) of r with w.
     v_v = x @ (r_r + s2 * sq_w * np.eye(num)) @ x.T
     v_v -= s2 * (num + 1) * (cross + transposed(cross))
     v_v += (s2 * sq_r + s2**2 * num * sq_w) * np.eye(n) + s2**2 * (num**2 + num) * second

@@ -159,6 +159,8 @@ def projection_step(
     def mapped(operator: Matrix, matrices: Matrix) -> Matrix:
         return (matrices.reshape(-1, n * n) @ operator.T).reshape(-1, n, n)
 
+    # v = b P - w P A P, so vᵀv has the terms P bᵀb P, P A P wᵀw P A P, and P bᵀw P A P with its
+    # transpose; wᵀv has wᵀb P and wᵀw P A P.
     b_w = transposed(target) @ w  # bᵀ E w, [p, n, n]
     cross = mapped(projection.cross, b_w)  # E[P bᵀw P A P]
     v_v = mapped(projection.outer, transposed(target) @ target)

@@ -46,6 +46,8 @@ def unseen_factor(eta: Schedule, sigma: Schedule, num_steps: int | None = None) 
     if not (isinstance(eta, PowerLaw) and isinstance(sigma, PowerLaw)):
         raise ValueError("unseen_factor(num_steps=None): needs power laws. Give a number of steps.")
     variance = sigma.squared
+    # Factors are 1 - z_t with z_t ~ first · t^-power: their product is above 0 only if Σ z_t is
+    # finite, that is for a power above 1.
     power = round(eta.exponent + variance.exponent, 12)
     first = 2 * eta.scale * variance.scale
     if first == 0:

@@ -181,9 +181,11 @@ class PrivateSGD:
         for _ in range(settings.num_steps):
             if (step := budget.next_step()) is None:
                 break
+            # Each example by a draw of its own (Poisson): the accountant's amplification holds for
+            # that, and not for batches of one size.
             drawn = np.flatnonzero(noise.uniform(len(examples)) < rate)
             batch = _batch(module, examples, drawn)
-            size = rate * len(examples)
+            size = rate * len(examples)  # expected, not drawn: how many were is no public number
             total = noisy_sum(
                 model.sum_of_clipped(*batch, self.clip), self.clip, step.noise_multiplier, noise
             )

@@ -98,6 +98,7 @@ class ControlVariates:
 
     def keep(self, context: Context, before: Arrays, after: Arrays, step: float) -> None:
         """Store the next ``cᵢ`` and this one in ``context.state``; ``step`` is ``K η_l``."""
+        # The server adds s(w - y), so the client must count that too: else Σ pᵢcᵢ is not its c.
         s = 1.0
         if math.isfinite(self.max_norm):
             s = clip_scale(update_norm(before, after, self.server), self.max_norm)
@@ -132,5 +133,6 @@ def _kept(config: Mapping[str, Any], context: Context, run: float, weight: float
     lost = context.node_id in applied and applied[context.node_id] != last["round"]
     record = records_of(context.state, ArrayRecord).get(_BEFORE if lost else keys.CONTROL_VARIATE)
     own = from_record(record) if record else {}
+    # The server holds Σ pᵢcᵢ of the old weight. With pᵢcᵢ kept, that sum stays right.
     factor = cast(float, last["weight"]) / weight
     return own if factor == 1 else {name: np.asarray(x * factor) for name, x in own.items()}

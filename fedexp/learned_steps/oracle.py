@@ -110,6 +110,8 @@ def expected_errors(
     rank = float(counts.sum())
     with np.errstate(over="ignore"):  # A step size that is too large: the errors are infinite.
         left = (1 - step_size * values) ** num_steps  # p; it is 1 where λ = 0
+        # X Xᵀ/n, [n, n], has n - rank eigenvalues 0 beyond those of S, and S itself d - rank. There
+        # p = 1: no step moves these components, of the noise or of w*.
         signal, noisy = counts @ (values * left**2) / d, (counts @ left**2 + n - rank) / n
         bias = (counts @ left**2 + d - rank) / d
         variance = counts @ ((1 - left) ** 2 / values) / n

@@ -59,5 +59,6 @@ class TrustRegion:
         """The inner step size, within the bound."""
         model = sq_norm(state[ITERATE]) ** 0.5
         eta, state = self.step_size(stats, direction, state)
+        # Compared as lengths, so that d = 0 divides nothing; w = 0 has no scale to be bounded by.
         way = eta * sq_norm(direction) ** 0.5
         return (eta * self.radius * model / way if way > self.radius * model > 0 else eta), state

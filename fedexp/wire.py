@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -159,7 +159,8 @@ class ReplyFormat:
             self._check_length(arrays, before, kind)
         except ValueError as error:
             return result.refuse(str(error))
-        return replace(result, arrays=arrays, weight=weight, kind=kind)
+        node, metrics, buffers = result.node, result.metrics, result.buffers
+        return ClientResult(node, arrays, metrics, buffers, kind, weight)
 
     def _alike(self, received: Arrays, before: Arrays) -> Arrays:
         """``received`` in the dtypes of ``before``, or of the part of it that it has."""

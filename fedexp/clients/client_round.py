@@ -98,7 +98,7 @@ class ClientRound:
         self._first_rate = settings.rates()[0] if settings.lr_exponent else settings.lr
         self.settings = settings.for_examples(num_examples)
         self.control = ControlVariates.of(
-            content, config, context, num_examples, self.buffers, _zeros(module, before)
+            content, config, context, num_examples, self.buffers, lambda: _zeros(module, before)
         )
         self._check_together()
 

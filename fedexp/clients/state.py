@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Self, cast
 
 import numpy as np
@@ -57,7 +56,7 @@ class ControlVariates:
         context: Context,
         num_examples: int,
         buffers: frozenset[str] = frozenset(),
-        zeros: Arrays = MappingProxyType({}),
+        zeros: Callable[[], Arrays] = dict,
     ) -> Self | None:
         """What a message brings and ``context`` kept; None if the server sends no control variate.
 
@@ -67,13 +66,13 @@ class ControlVariates:
             context: of the client.
             num_examples: that it trains on.
             buffers: names that are no parameters here, whatever the server takes them for.
-            zeros: ``c`` for FedDyn, whose server sends none.
+            zeros: makes ``c`` for FedDyn, whose server sends none.
         """
         alpha = float(config.get(keys.DYNAMIC_ALPHA, 0.0))
         if keys.CONTROL_VARIATE in content:
             sent: Arrays = from_record(records_of(content, ArrayRecord)[keys.CONTROL_VARIATE])
         elif alpha:
-            sent = zeros
+            sent = zeros()
         else:
             return None
         run = float(config.get(keys.RUN_ID, 0.0))

@@ -147,7 +147,8 @@ class _Work:
 
     def fate(self, position: int) -> Fate:
         """What becomes of the client at ``position``."""
-        return fate_of(self.worker.conditions, self.message(position))
+        conditions = self.worker.conditions
+        return fate_of(conditions, self.message(position)) if conditions else Fate()
 
     @contextmanager
     def running(self, position: int) -> Iterator[Context]:

@@ -11,28 +11,40 @@ The state of a parameter, in ``optimizer.state``, is a dict:
   where the vector ``s_j`` is ``kept[j]``, or ``slots[j]`` if nothing is kept under ``j``. In this
   form the hyperparameters share vectors. That of the learning rate is the direction of the step,
   which the step needs anyway.
+- ``root`` is empty, or the numbers ``eps`` and ``kappa``. With these, the vectors ``m``, ``grad``
+  and ``curve`` are made when they are needed; see `quotient_dots`.
 - ``seen`` is the count of the group's steps after the last one that moved this parameter.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
-from typing import Any, TypeAlias
+from math import inf, sqrt
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedexp.hypergradients.adaptive_rules import AdagradRule, AdamRule, RMSpropRule
 from fedexp.hypergradients.rules import Rule, SGDRule, Values
-from fedexp.hypergradients.scales import HALVES
+from fedexp.hypergradients.scales import HALVES, wide
 
 Group: TypeAlias = dict[str, Any]
 State: TypeAlias = dict[str, Any]
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Weights: TypeAlias = Mapping[str, Mapping[str, float]]
 
-DESCENT: Weights = {"direction": {"lr": -1.0}}
-"""``∂u/∂η = -d``, where the direction ``d`` is kept."""
+Root: TypeAlias = Mapping[str, float]
+
+
+class Derivative(NamedTuple):
+    """The numbers of ``∂u/∂h``, as the top of this file has them."""
+
+    weights: Weights
+    root: Root
+
+
+NOTHING, DESCENT = Derivative({}, {}), Derivative({"direction": {"lr": -1.0}}, {})
+"""No derivative; and ``∂u/∂η = -d``, where the direction ``d`` is kept."""
 
 
 @dataclass(slots=True)
@@ -94,6 +106,12 @@ class ParamBatch:
         return memory
 
     @property
+    def root(self) -> Root:
+        """The numbers of `quotient_dots`; empty if the last step kept its vectors ready."""
+        root: Root = self.states[0].get("root", {})
+        return root
+
+    @property
     def weights(self) -> Weights:
         """The weights of the last derivative; empty before the first step."""
         weights: Weights = self.states[0].get("weights", {})
@@ -136,14 +154,15 @@ def step_inplace(rule: Rule, batch: ParamBatch, values: Values) -> None:
     if "step" in batch.states[0]["slots"]:
         for state in batch.states:
             state["slots"]["step"] += 1
-    weights = STEPS[type(rule)](rule, batch, values)
-    weights = weights if rule.hyper else {}  # Without a rule above, nothing asks for these.
+    made = STEPS[type(rule)](rule, batch, values)
+    # Without a rule above, nothing asks for it.
+    weights, root = made if rule.hyper else NOTHING
     if weights.keys() != batch.weights.keys():  # else the last step kept what this one keeps
         for state in batch.states:
             kept = state.get("kept", {})
             state["kept"] = {name: x for name, x in kept.items() if name in weights}
     for state in batch.states:
-        state["weights"] = weights
+        state["weights"], state["root"] = weights, root
 
 
 def step_pure(rule: Rule, batch: ParamBatch, values: Values) -> None:
@@ -165,7 +184,7 @@ def step_pure(rule: Rule, batch: ParamBatch, values: Values) -> None:
         # The prefix avoids the names of slots, and those that `step_inplace` keeps, which may
         # make the next step.
         state["kept"] = {f"by-{name}": slope for name, slope in slopes.items()}
-        state["weights"] = {f"by-{name}": {name: 1.0} for name in slopes}
+        state["weights"], state["root"] = {f"by-{name}": {name: 1.0} for name in slopes}, {}
         param.copy_(new)
 
 
@@ -186,16 +205,86 @@ def inner_products(rule: Rule, batches: Sequence[ParamBatch]) -> dict[str, float
     terms: list[Mapping[str, float]] = []
     dots: list[list[Tensor]] = []
     for batch in batches:
-        grads = _flat(batch.grads)
+        quotients = quotient_dots(batch) if batch.root else {}
         for name, weights in batch.weights.items():
             terms.append(weights)
-            dots.append(list(map(torch.dot, grads, _flat(batch.vectors(name)))))
+            dots.append(
+                quotients.get(name)
+                or list(map(torch.dot, _flat(batch.grads), _flat(batch.vectors(name))))
+            )
     sums = dict.fromkeys(rule.tuned, 0.0)
     for weights, number in zip(terms, _sums(dots), strict=True):
         for h, weight in weights.items():
             if h in sums:
                 sums[h] += weight * number
     return sums
+
+
+def quotient_dots(batch: ParamBatch) -> dict[str, list[Tensor]]:
+    """The inner products of ``g'`` with ``m/R``, ``g/R`` and ``(v - g²/κ) m / (√v R²)``.
+
+    Here ``R = √v + ε``, ``m`` and ``v`` are the moments, and ``g`` is the gradient of the last
+    step; a rule with no ``m`` has ``g`` in its place. The names are ``m``, ``grad`` and ``curve``.
+    Made only now, and block by block, these vectors take no memory between the steps. And ``g'/R``
+    takes one division where ``m/R`` and ``g/R`` take two.
+
+    Example:
+        >>> slots = {"m": torch.tensor([3.0]), "v": torch.tensor([4.0])}
+        >>> state = {"slots": slots, "kept": {"grad": torch.ones(1)}}
+        >>> state["root"] = {"eps": 1.0, "kappa": 1.0}
+        >>> batch = ParamBatch({}, [torch.ones(1)], [torch.tensor([6.0])], [state])
+        >>> {name: sum(dots).item() for name, dots in quotient_dots(batch).items()}
+        {'grad': 2.0, 'm': 6.0, 'curve': 3.0}
+    """
+    eps, kappa = batch.root["eps"], batch.root["kappa"]
+    found: dict[str, list[Tensor]] = {"grad": [], "m": [], "curve": []}
+    lists = [batch.grads, batch.vectors("grad"), batch.slots("v")]
+    if "m" in batch.states[0]["slots"]:
+        lists.append(batch.slots("m"))
+    for block in blocks(*lists):
+        new, grad, v, *moment = map(wide, block)
+        root = torch.sqrt(v)
+        curve = torch.addcmul(v, grad, grad, value=-1 / kappa)
+        # Where √v = 0, v - g²/κ is too, and so shall be their quotient: then the least divisor
+        # takes the place of √v. Nothing else changes, since other roots are far greater.
+        curve.div_(root.clamp_min_(torch.finfo(root.dtype).tiny)).div_(root.add_(eps))
+        quotient = torch.div(new, root, out=root)
+        found["grad"].append(quotient.dot(grad))
+        for m in moment:
+            found["m"].append(quotient.dot(m))
+        found["curve"].append(quotient.mul_(*moment or [grad]).dot(curve))
+    return found
+
+
+SMALL, BLOCK = 2**12, 2**18
+"""Tensors of fewer numbers than ``SMALL`` are joined; those of more than ``BLOCK`` are divided."""
+
+
+def blocks(*lists: Tensors) -> Iterator[list[Tensor] | tuple[Tensor, ...]]:
+    """The tensors of several lists side by side, as vectors of moderate length.
+
+    The tensors at one place of the lists have one shape, type and device. Short vectors would take
+    as long as long ones, and whatever is made of very long ones much memory.
+
+    Example:
+        >>> x, y = torch.arange(3.0), torch.ones(1, 2)
+        >>> list(blocks([x, y], [-x, -y]))
+        [(tensor([0., 1., 2., 1., 1.]), tensor([-0., -1., -2., -1., -1.]))]
+    """
+    small: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, ...]]] = {}
+    for tensors in zip(*lists, strict=True):
+        first = tensors[0]
+        size = first.numel()
+        if size < SMALL:
+            small.setdefault((first.dtype, first.device), []).append(tensors)
+        elif size <= BLOCK:
+            yield [x.reshape(-1) for x in tensors]
+        else:
+            yield from zip(*[x.reshape(-1).split(BLOCK) for x in tensors], strict=True)
+    for rows in small.values():
+        columns = zip(*rows, strict=True)
+        joined = torch._C._nn.flatten_dense_tensors([x for column in columns for x in column])
+        yield joined.view(len(lists), -1).unbind()
 
 
 def norm_product(batches: Sequence[ParamBatch]) -> float:
@@ -234,7 +323,7 @@ def _sums(lists: list[list[Tensor]]) -> list[float]:
     return [float(x) for x in torch.stack(sums).tolist()]
 
 
-def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Values) -> Weights:
+def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Values) -> Derivative:
     """One step of `SGDRule`; see the top of this file for what is kept and returned."""
     lr, mu, decay = (values[name] for name in rule.names)
     params, tuned = batch.params, rule.tuned_names
@@ -249,7 +338,7 @@ def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Values) -> Weights:
         if rule.hyper:  # A copy: the next backward pass may write into the gradients.
             direction = batch.copy("direction", direction)
         torch._foreach_add_(params, direction, alpha=-lr)
-        return {**DESCENT, **weights}
+        return Derivative({**DESCENT.weights, **weights}, {})
     grads, buffer = _decayed(batch.grads, params, decay), batch.slots("momentum")
     if "momentum" in tuned:
         batch.copy("old", buffer)
@@ -258,38 +347,37 @@ def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Values) -> Weights:
     torch._foreach_add_(buffer, grads)
     if not rule.nesterov:  # The direction is in the slots, and need not be kept.
         torch._foreach_add_(params, buffer, alpha=-lr)
-        return {"momentum": {"lr": -1.0}, **weights}
+        return Derivative({"momentum": {"lr": -1.0}, **weights}, {})
     direction = batch.copy("direction", grads)
     torch._foreach_add_(direction, buffer, alpha=mu)
     torch._foreach_add_(params, direction, alpha=-lr)
     if "momentum" in tuned:
         weights["momentum"] = {"momentum": -lr}
-    return {**DESCENT, **weights}
+    return Derivative({**DESCENT.weights, **weights}, {})
 
 
-def rmsprop_inplace(rule: RMSpropRule, batch: ParamBatch, values: Values) -> Weights:
+def rmsprop_inplace(rule: RMSpropRule, batch: ParamBatch, values: Values) -> Derivative:
     """One step of `RMSpropRule`; see the top of this file for what is kept and returned."""
     lr, alpha, decay = (values[name] for name in rule.names)
     grads, v = _decayed(batch.grads, batch.params, decay), batch.slots("v")
+    if "alpha" in rule.tuned_names:
+        # The step is Adam's with m = g and no corrections: β₁ = 0, t = ∞.
+        m = batch.memory("grad")
+        torch._foreach_zero_(m)  # What may be there, infinities too, would count 0 times.
+        _add_adam_step(batch.params, grads, (inf, m, v), (lr, 0.0, alpha, rule.eps))
+        # ∂√v/∂α = (v_old - g²) / 2√v. By now v_old is overwritten, but v_old - g² = (v - g²) / α.
+        weights = {"grad": {"lr": -1.0}, "curve": {"alpha": lr / (2 * alpha)}}
+        return Derivative(weights, {"eps": rule.eps, "kappa": 1.0})
     torch._foreach_mul_(v, alpha)
     torch._foreach_addcmul_(v, grads, grads, 1 - alpha)
     root = batch.write("direction", "sqrt", v)  # Overwritten below; this takes no more memory.
-    if "alpha" in rule.tuned_names:
-        # ∂√v/∂α = (v_old - g²) / 2√v. By now v_old is overwritten, but v_old - g² = (v - g²) / α.
-        curve = batch.write("curve", "addcmul", v, grads, grads, value=-1.0)
-        _divide_by_root(curve, root)
     torch._foreach_add_(root, rule.eps)
-    if "alpha" in rule.tuned_names:
-        torch._foreach_div_(curve, root)
     direction = batch.write("direction", "div", grads, root)
     torch._foreach_add_(batch.params, direction, alpha=-lr)
-    if "alpha" not in rule.tuned_names:
-        return DESCENT
-    torch._foreach_mul_(curve, direction)
-    return {**DESCENT, "curve": {"alpha": lr / (2 * alpha)}}
+    return DESCENT
 
 
-def adagrad_inplace(rule: AdagradRule, batch: ParamBatch, values: Values) -> Weights:
+def adagrad_inplace(rule: AdagradRule, batch: ParamBatch, values: Values) -> Derivative:
     """One step of `AdagradRule`; see the top of this file for what is kept and returned."""
     grads, v = _decayed(batch.grads, batch.params, values["weight_decay"]), batch.slots("v")
     torch._foreach_addcmul_(v, grads, grads)
@@ -300,62 +388,95 @@ def adagrad_inplace(rule: AdagradRule, batch: ParamBatch, values: Values) -> Wei
     return DESCENT
 
 
-def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Values) -> Weights:
+def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Values) -> Derivative:
     """One step of `AdamRule`, AdamW included; see the top of this file for what is returned.
 
     With ``R = √v + ε√(1-β₂ᵗ)`` and ``c = √(1-β₂ᵗ) / (1-β₁ᵗ)`` the step of the textbook is
     ``-ηc · m/R``. The corrections of ``m`` and ``v`` are then one number, where the textbook's
     form takes two passes over the memory.
 
-    The derivatives by the betas need ``m_old - g`` and ``v_old - g²``. When they are made, the old
-    moments are overwritten, but ``m_old - g = (m - g) / β₁`` and ``v_old - g² = (v - g²) / β₂``.
+    Where only the learning rate is tuned, the direction is kept. The derivatives by the betas need
+    ``m_old - g`` and ``v_old - g²``. When they are made, the old moments are overwritten, but
+    ``m_old - g = (m - g) / β₁`` and ``v_old - g² = (v - g²) / β₂``.
     """
     lr, b1, b2, decay = (values[name] for name in rule.names)
-    params, m, v = batch.params, batch.slots("m"), batch.slots("v")
+    params, tuned = batch.params, rule.tuned_names
     grads = batch.grads if rule.decoupled else _decayed(batch.grads, params, decay)
-    t, tuned = batch.states[0]["slots"]["step"], rule.tuned_names
-    shrinks, fusible = rule.decoupled and decay, _fusible(params, (*grads, *m, *v))
-    if tuned == ("lr",) and fusible:
-        return _fused_direction(rule, batch, grads, (t, m, v), values)
-    # The kernel moves the weights, but the rate's slope needs those that shrink as they were.
-    moves_later = shrinks or not fusible
-    if moves_later:
-        torch._foreach_lerp_(m, grads, 1 - b1)
-        torch._foreach_mul_(v, b2)
-        torch._foreach_addcmul_(v, grads, grads, 1 - b2)
-    else:
-        _fused_adam(rule, params, grads, (t, m, v), values)
-        if not tuned:
-            return {}
-    c1, c2 = 1 - b1**t, 1 - b2**t
-    c = sqrt(c2) / c1
-    root = batch.write("direction", "sqrt", v)  # Overwritten below; this takes no more memory.
-    weights: dict[str, dict[str, float]] = {"direction": {"lr": -c}}
-    if "beta2" in tuned:
+    t = batch.states[0]["slots"]["step"]
+    moments = t, batch.slots("m"), batch.slots("v")
+    decay = decay if rule.decoupled else 0.0
+    if tuned == ("lr",):
+        # From zero, a step with a learning rate of 1 ends at minus the direction.
+        descent = batch.memory("direction")
+        torch._foreach_zero_(descent)
+        _add_adam_step(descent, grads, moments, (1.0, b1, b2, rule.eps))
+        if decay:
+            torch._foreach_add_(descent, params, alpha=-decay)
+        torch._foreach_add_(params, descent, alpha=lr)
+        return Derivative({"direction": {"lr": 1.0}}, {})
+    made = NOTHING
+    if tuned:
+        batch.copy("grad", grads)
+        c1, c2 = 1 - b1**t, 1 - b2**t
         # ∂v̂/∂β₂ = (κv - g²) / (β₂ (1-β₂ᵗ)).
-        kappa = 1 + t * b2**t / c2
-        curve = batch.write("beta2", "addcmul", v, grads, grads, value=-1 / kappa)
-        weights["beta2"] = {"beta2": lr * c * kappa / (2 * b2)}
-        _divide_by_root(curve, root)
-    torch._foreach_add_(root, rule.eps * sqrt(c2))
-    if "beta2" in tuned:
-        torch._foreach_div_(curve, root)
-    if "beta1" in tuned:
-        batch.write("beta1", "div", grads, root)
-        weights["beta1"] = {"beta1": lr * c / b1}
-        weights["direction"]["beta1"] = -lr * c * (1 / b1 + t * b1 ** (t - 1) / c1)
-    direction = batch.write("direction", "div", m, root)
-    if "beta2" in tuned:
-        torch._foreach_mul_(curve, direction)
-    if shrinks:
-        if "beta1" in tuned:
-            # η scales the decay too, but β₁ moves only the direction without it.
-            batch.copy("bare", direction)
-            weights["bare"] = {"beta1": weights["direction"].pop("beta1")}
-        torch._foreach_add_(direction, params, alpha=decay / c)
-    if moves_later:
-        torch._foreach_add_(params, direction, alpha=-lr * c)
-    return weights
+        c, kappa = sqrt(c2) / c1, 1 + t * b2**t / c2
+        weights = {
+            "m": {"lr": -c, "beta1": -lr * c * (1 / b1 + t * b1 ** (t - 1) / c1)},
+            "grad": {"beta1": lr * c / b1},
+            "curve": {"beta2": lr * c * kappa / (2 * b2)},
+        }
+        made = Derivative(weights, {"eps": rule.eps * sqrt(c2), "kappa": kappa})
+    if decay:
+        if tuned:  # η scales the decay too.
+            batch.copy("param", params)
+            weights["param"] = {"lr": -decay}
+        torch._foreach_mul_(params, 1 - lr * decay)
+    _add_adam_step(params, grads, moments, (lr, b1, b2, rule.eps))
+    return made
+
+
+def _add_adam_step(
+    params: Tensors,
+    grads: Tensors,
+    moments: tuple[float, Tensors, Tensors],
+    values: tuple[float, float, float, float],
+) -> None:
+    """Move the moments, and add Adam's step ``-ηc · m/R`` to ``params``.
+
+    Torch's fused kernel does this in one pass over the memory, where it can.
+
+    Args:
+        params: The tensors that move.
+        grads: ``g``.
+        moments: The count of steps ``t``, this one included, and ``m`` and ``v``, which move too.
+        values: ``η``, ``β₁``, ``β₂`` and ``ε``.
+    """
+    t, m, v = moments
+    lr, b1, b2, eps = values
+    if _fusible(params, (*grads, *m, *v)):
+        count = torch.scalar_tensor(t, dtype=torch.float32, device=params[0].device)
+        torch._fused_adam_(
+            params,
+            grads,
+            m,
+            v,
+            [],
+            [count] * len(params),
+            lr=lr,
+            beta1=b1,
+            beta2=b2,
+            weight_decay=0.0,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+        )
+        return
+    torch._foreach_lerp_(m, grads, 1 - b1)
+    torch._foreach_mul_(v, b2)
+    torch._foreach_addcmul_(v, grads, grads, 1 - b2)
+    root, scale = torch._foreach_sqrt(v), sqrt(1 - b2**t)
+    torch._foreach_add_(root, eps * scale)
+    torch._foreach_addcdiv_(params, m, root, -lr * scale / (1 - b1**t))
 
 
 def _fusible(params: Tensors, others: Tensors) -> bool:
@@ -368,50 +489,11 @@ def _fusible(params: Tensors, others: Tensors) -> bool:
         dtype in (torch.float32, torch.float64)
         and device.type in ("cpu", "cuda")
         and all([x.dtype == dtype and x.device == device for x in params])
-        and all([x.is_contiguous() for x in (*params, *others)])
+        and all(map(Tensor.is_contiguous, (*params, *others)))
     )
 
 
-def _fused_adam(
-    rule: AdamRule, params: Tensors, grads: Tensors, slots: Sequence[Any], values: Values
-) -> None:
-    """Move ``params`` and the moments with torch's fused kernel, in one pass over the memory."""
-    t, m, v = slots
-    count = torch.scalar_tensor(t, dtype=torch.float32, device=params[0].device)
-    torch._fused_adam_(
-        params,
-        grads,
-        m,
-        v,
-        [],
-        [count] * len(params),
-        lr=values["lr"],
-        beta1=values["beta1"],
-        beta2=values["beta2"],
-        weight_decay=0.0,
-        eps=rule.eps,
-        amsgrad=False,
-        maximize=False,
-    )
-
-
-def _fused_direction(
-    rule: AdamRule, batch: ParamBatch, grads: Tensors, slots: Sequence[Any], values: Values
-) -> Weights:
-    """A step with the kernel where its direction is all that is kept.
-
-    It starts from zero with a learning rate of 1, so that its result is minus the direction.
-    """
-    descent = batch.memory("direction")
-    torch._foreach_zero_(descent)
-    _fused_adam(rule, descent, grads, slots, {**values, "lr": 1.0})
-    if rule.decoupled and values["weight_decay"]:
-        torch._foreach_add_(descent, batch.params, alpha=-values["weight_decay"])
-    torch._foreach_add_(batch.params, descent, alpha=values["lr"])
-    return {"direction": {"lr": 1.0}}
-
-
-STEPS: dict[type[Rule], Callable[..., Weights]] = {
+STEPS: dict[type[Rule], Callable[..., Derivative]] = {
     SGDRule: sgd_inplace,
     AdamRule: adam_inplace,
     RMSpropRule: rmsprop_inplace,
@@ -423,20 +505,3 @@ STEPS: dict[type[Rule], Callable[..., Weights]] = {
 def _decayed(grads: list[Tensor], params: list[Tensor], decay: float) -> Tensors:
     """The gradients with those of an L2 penalty, ``g + λw``."""
     return torch._foreach_add(grads, params, alpha=decay) if decay else grads
-
-
-def _divide_by_root(x: Tensors, root: Tensors) -> None:
-    """``x /= root``, where ``x`` stays 0 if ``root`` is 0, as then ``x`` is too.
-
-    For that, zeros in ``root`` become the least divisor. Nothing else changes: the root of the
-    least number above 0 is far greater.
-    """
-    torch._foreach_clamp_min_(root, [LEAST[r.dtype] for r in root])
-    torch._foreach_div_(x, root)
-
-
-LEAST = {
-    **{dtype: torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64, torch.bfloat16)},
-    torch.float16: 2.0**-24,
-}
-"""The least divisors. In float16 that is no normal number: the least of these is 6e-5."""

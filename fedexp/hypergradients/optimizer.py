@@ -26,15 +26,9 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,
 )
 
-from fedexp.hypergradients.fused import (
-    Group,
-    ParamBatch,
-    can_step_inplace,
-    inner_products,
-    norm_product,
-    step_inplace,
-    step_pure,
-)
+from fedexp.hypergradients.batches import Group, ParamBatch
+from fedexp.hypergradients.inner_products import inner_products, norm_product
+from fedexp.hypergradients.inplace import can_step_inplace, step_inplace, step_pure
 from fedexp.hypergradients.rules import Rule
 from fedexp.hypergradients.tower import Levels, first_levels, hypergradient, mean_of, updated
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
-from fedexp.hypergradients.fused import ParamBatch
+from fedexp.hypergradients.batches import ParamBatch
 from fedexp.hypergradients.optimizer import Hypergradient
 from fedexp.hypergradients.rules import SGD
 

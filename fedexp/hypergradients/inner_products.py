@@ -1,0 +1,120 @@
+"""The inner products of new gradients with the derivative of the last step."""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from fedexp.hypergradients.batches import ParamBatch
+from fedexp.hypergradients.joined import Tensors, blocks
+from fedexp.hypergradients.rules import Rule
+from fedexp.hypergradients.scales import HALVES, wide
+
+
+def inner_products(rule: Rule, batches: Sequence[ParamBatch]) -> dict[str, float]:
+    """The inner product ``⟨g', ∂u/∂h⟩`` for each tuned hyperparameter ``h``, by name.
+
+    Args:
+        rule: The rule.
+        batches: The new gradients ``g'``, and in the states the derivatives of the last step.
+
+    Example:
+        >>> from fedexp.hypergradients.inplace import step_inplace
+        >>> from fedexp.hypergradients.rules import SGDRule
+        >>> rule = SGDRule(0.5, hyper=SGDRule(0.1))
+        >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
+        >>> step_inplace(rule, batch, rule.values())
+        >>> inner_products(rule, [batch])  # ∂u/∂η = -g
+        {'lr': -2.0}
+    """
+    terms: list[Mapping[str, float]] = []
+    dots: list[list[Tensor]] = []
+    for batch in batches:
+        quotients = quotient_dots(batch) if batch.root else {}
+        for name, weights in batch.weights.items():
+            terms.append(weights)
+            dots.append(
+                quotients.get(name)
+                or list(map(torch.dot, _flat(batch.grads), _flat(batch.vectors(name))))
+            )
+    sums = dict.fromkeys(rule.tuned, 0.0)
+    for weights, number in zip(terms, _sums(dots), strict=True):
+        for h, weight in weights.items():
+            if h in sums:
+                sums[h] += weight * number
+    return sums
+
+
+def quotient_dots(batch: ParamBatch) -> dict[str, list[Tensor]]:
+    """The inner products of ``g'`` with ``m/R``, ``g/R`` and ``(v - g²/κ) m / (√v R²)``.
+
+    Here ``R = √v + ε``, ``m`` and ``v`` are the moments, and ``g`` is the gradient of the last
+    step; a rule with no ``m`` has ``g`` in its place. The names are ``m``, ``grad`` and ``curve``.
+    Made only now, and block by block, these vectors take no memory between the steps. And ``g'/R``
+    takes one division where ``m/R`` and ``g/R`` take two.
+
+    Example:
+        >>> slots = {"m": torch.tensor([3.0]), "v": torch.tensor([4.0])}
+        >>> state = {"slots": slots, "kept": {"grad": torch.ones(1)}}
+        >>> state["root"] = {"eps": 1.0, "kappa": 1.0}
+        >>> batch = ParamBatch({}, [torch.ones(1)], [torch.tensor([6.0])], [state])
+        >>> {name: sum(dots).item() for name, dots in quotient_dots(batch).items()}
+        {'grad': 2.0, 'm': 6.0, 'curve': 3.0}
+    """
+    eps, kappa = batch.root["eps"], batch.root["kappa"]
+    found: dict[str, list[Tensor]] = {"grad": [], "m": [], "curve": []}
+    lists = [batch.own_grads(), batch.vectors("grad"), batch.slots("v")]
+    if "m" in batch.states[0]["slots"]:
+        lists.append(batch.slots("m"))
+    for block in blocks(*lists):
+        new, grad, v, *moment = map(wide, block)
+        root = torch.sqrt(v)
+        curve = torch.addcmul(v, grad, grad, value=-1 / kappa)
+        # Where √v = 0, v - g²/κ is too, and so shall be their quotient: then the least divisor
+        # takes the place of √v. Nothing else changes, since other roots are far greater.
+        curve.div_(root.clamp_min_(torch.finfo(root.dtype).tiny)).div_(root.add_(eps))
+        quotient = torch.div(new, root, out=root)
+        found["grad"].append(quotient.dot(grad))
+        for m in moment:
+            found["m"].append(quotient.dot(m))
+        found["curve"].append(quotient.mul_(*moment or [grad]).dot(curve))
+    return found
+
+
+def norm_product(batches: Sequence[ParamBatch]) -> float:
+    """``‖g'‖ ‖∂u/∂η‖``, where ``∂u/∂η`` is one vector times a number, as in all rules here.
+
+    Example:
+        >>> from fedexp.hypergradients.inplace import step_inplace
+        >>> from fedexp.hypergradients.rules import SGDRule
+        >>> rule = SGDRule(0.5, normalised=True, hyper=SGDRule(0.1))
+        >>> batch = ParamBatch({}, [torch.ones(4)], [torch.ones(4)], [{"slots": {}}])
+        >>> step_inplace(rule, batch, rule.values())
+        >>> norm_product([batch])
+        4.0
+    """
+    grads, slopes, factors = [], [], []
+    for batch in batches:
+        [(name, factor)] = [(j, by["lr"]) for j, by in batch.weights.items() if "lr" in by]
+        grads += batch.grads
+        slopes += batch.vectors(name)
+        factors += [factor] * len(batch.grads)
+    squares = _sums([[x.dot(x)] for x in _flat(grads + slopes)])
+    sq_slope = sum(c * c * sq for c, sq in zip(factors, squares[len(grads) :], strict=True))
+    return sqrt(sq_slope * sum(squares[: len(grads)]))
+
+
+def _flat(tensors: Tensors) -> list[Tensor]:
+    """The tensors as vectors, at least in single precision."""
+    flat = [x if x.dim() == 1 else x.reshape(-1) for x in tensors]
+    return [x.float() if x.dtype in HALVES else x for x in flat]
+
+
+def _sums(lists: list[list[Tensor]]) -> list[float]:
+    """The sum of each list of 0-d tensors."""
+    if all([numbers[0].is_cpu for numbers in lists]):
+        return [sum([x.item() for x in numbers]) for numbers in lists]
+    device = lists[0][0].device  # Together, since every transfer waits for the device.
+    sums = [torch.stack([x.to(device) for x in numbers]).sum() for numbers in lists]
+    return [float(x) for x in torch.stack(sums).tolist()]

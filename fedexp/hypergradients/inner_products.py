@@ -9,7 +9,7 @@ from torch import Tensor
 from fedexp.hypergradients.batches import ParamBatch
 from fedexp.hypergradients.joined import Tensors, blocks
 from fedexp.hypergradients.rules import Rule
-from fedexp.hypergradients.scales import HALVES, wide
+from fedexp.hypergradients.scales import HALVES, LEAST, wide
 
 
 def inner_products(rule: Rule, batches: Sequence[ParamBatch]) -> dict[str, float]:
@@ -49,8 +49,8 @@ def inner_products(rule: Rule, batches: Sequence[ParamBatch]) -> dict[str, float
 def quotient_dots(batch: ParamBatch) -> dict[str, list[Tensor]]:
     """The inner products of ``g'`` with ``m/R``, ``g/R`` and ``(v - g²/κ) m / (√v R²)``.
 
-    Here ``R = √v + ε``, ``m`` and ``v`` are the moments, and ``g`` is the gradient of the last
-    step; a rule with no ``m`` has ``g`` in its place. The names are ``m``, ``grad`` and ``curve``.
+    Here ``R = √v + ε``, ``m`` and ``v`` are Adam's moments, and ``g`` is the gradient of the last
+    step. The names are ``m``, ``grad`` and ``curve``.
     Made only now, and block by block, these vectors take no memory between the steps. And ``g'/R``
     takes one division where ``m/R`` and ``g/R`` take two.
 
@@ -60,25 +60,21 @@ def quotient_dots(batch: ParamBatch) -> dict[str, list[Tensor]]:
         >>> state["root"] = {"eps": 1.0, "kappa": 1.0}
         >>> batch = ParamBatch({}, [torch.ones(1)], [torch.tensor([6.0])], [state])
         >>> {name: sum(dots).item() for name, dots in quotient_dots(batch).items()}
-        {'grad': 2.0, 'm': 6.0, 'curve': 3.0}
+        {'m': 6.0, 'grad': 2.0, 'curve': 3.0}
     """
     eps, kappa = batch.root["eps"], batch.root["kappa"]
-    found: dict[str, list[Tensor]] = {"grad": [], "m": [], "curve": []}
-    lists = [batch.own_grads(), batch.vectors("grad"), batch.slots("v")]
-    if "m" in batch.states[0]["slots"]:
-        lists.append(batch.slots("m"))
+    found: dict[str, list[Tensor]] = {"m": [], "grad": [], "curve": []}
+    lists = batch.own_grads(), batch.vectors("grad"), batch.slots("m"), batch.slots("v")
     for block in blocks(*lists):
-        new, grad, v, *moment = map(wide, block)
+        new, grad, m, v = map(wide, block) if block[0].dtype in HALVES else block
         root = torch.sqrt(v)
         curve = torch.addcmul(v, grad, grad, value=-1 / kappa)
-        # Where √v = 0, v - g²/κ is too, and so shall be their quotient: then the least divisor
-        # takes the place of √v. Nothing else changes, since other roots are far greater.
-        curve.div_(root.clamp_min_(torch.finfo(root.dtype).tiny)).div_(root.add_(eps))
+        # Where √v = 0, v - g²/κ is too, and so shall be their quotient.
+        curve.div_(root.clamp_min_(LEAST[root.dtype])).div_(root.add_(eps))
         quotient = torch.div(new, root, out=root)
+        found["m"].append(quotient.dot(m))
         found["grad"].append(quotient.dot(grad))
-        for m in moment:
-            found["m"].append(quotient.dot(m))
-        found["curve"].append(quotient.mul_(*moment or [grad]).dot(curve))
+        found["curve"].append(quotient.mul_(m).dot(curve))
     return found
 
 

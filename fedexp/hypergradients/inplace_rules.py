@@ -1,14 +1,11 @@
 """SGD, RMSprop and Adagrad in place; see `fedexp.hypergradients.inplace`."""
 
-from math import inf
-
 import torch
 
 from fedexp.hypergradients.adaptive_rules import AdagradRule, RMSpropRule
 from fedexp.hypergradients.batches import DESCENT, Derivative, ParamBatch
-from fedexp.hypergradients.inplace_adam import add_adam_step
-from fedexp.hypergradients.joined import Tensors
 from fedexp.hypergradients.rules import SGDRule, Values
+from fedexp.hypergradients.scales import LEAST
 
 
 def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Values) -> Derivative:
@@ -45,40 +42,34 @@ def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Values) -> Derivative:
 
 
 def rmsprop_inplace(rule: RMSpropRule, batch: ParamBatch, values: Values) -> Derivative:
-    """One step of `RMSpropRule`.
-
-    With ``α`` tuned, it is Adam's step with ``m = g`` and no corrections, which is ``t = ∞``.
-    ``∂√v/∂α = (v_old - g²) / 2√v``, where ``v_old - g² = (v - g²) / α``, as with Adam.
-    """
+    """One step of `RMSpropRule`."""
     lr, alpha, decay = (values[name] for name in rule.names)
-    if "alpha" in rule.tuned_names:
-        if not batch.root:  # The first step of this kind.
-            batch.join_slots("v")
-        batch.keep("grad", batch.own_grads())
-        grads = batch.decayed_grads(decay)
-        # Since m is g, a mean of both is too; with β₁ = 0 there is no other correction.
-        add_adam_step(
-            batch.params, grads, (inf, grads, batch.slots("v")), (lr, 0.0, alpha, rule.eps)
-        )
-        weights = {"grad": {"lr": -1.0}, "curve": {"alpha": lr / (2 * alpha)}}
-        return Derivative(weights, {"eps": rule.eps, "kappa": 1.0})
     grads, v = batch.decayed_grads(decay), batch.slots("v")
     torch._foreach_mul_(v, alpha)
     torch._foreach_addcmul_(v, grads, grads, 1 - alpha)
-    return _step_by_root(batch, grads, lr, rule.eps)
+    root = batch.write("direction", "sqrt", v)  # Overwritten below; this takes no more memory.
+    if "alpha" in rule.tuned_names:
+        # ∂√v/∂α = (v_old - g²) / 2√v. By now v_old is overwritten, but v_old - g² = (v - g²) / α.
+        curve = batch.write("curve", "addcmul", v, grads, grads, value=-1.0)
+        torch._foreach_clamp_min_(root, [LEAST[r.dtype] for r in root])  # 0 / 0 shall be 0.
+        torch._foreach_div_(curve, root)
+    torch._foreach_add_(root, rule.eps)
+    if "alpha" in rule.tuned_names:
+        torch._foreach_div_(curve, root)
+    direction = batch.write("direction", "div", grads, root)
+    torch._foreach_add_(batch.params, direction, alpha=-lr)
+    if "alpha" not in rule.tuned_names:
+        return DESCENT
+    torch._foreach_mul_(curve, direction)
+    return Derivative({**DESCENT.weights, "curve": {"alpha": lr / (2 * alpha)}}, {})
 
 
 def adagrad_inplace(rule: AdagradRule, batch: ParamBatch, values: Values) -> Derivative:
     """One step of `AdagradRule`."""
-    grads = batch.decayed_grads(values["weight_decay"])
-    torch._foreach_addcmul_(batch.slots("v"), grads, grads)
-    return _step_by_root(batch, grads, values["lr"], rule.eps)
-
-
-def _step_by_root(batch: ParamBatch, grads: Tensors, lr: float, eps: float) -> Derivative:
-    """``w ← w - η g / (√v + ε)``, where the direction is kept."""
-    root = batch.write("direction", "sqrt", batch.slots("v"))  # Overwritten below.
-    torch._foreach_add_(root, eps)
+    grads, v = batch.decayed_grads(values["weight_decay"]), batch.slots("v")
+    torch._foreach_addcmul_(v, grads, grads)
+    root = batch.write("direction", "sqrt", v)  # Overwritten below; this takes no more memory.
+    torch._foreach_add_(root, rule.eps)
     direction = batch.write("direction", "div", grads, root)
-    torch._foreach_add_(batch.params, direction, alpha=-lr)
+    torch._foreach_add_(batch.params, direction, alpha=-values["lr"])
     return DESCENT

@@ -37,17 +37,17 @@ def runs(tensors: Tensors) -> list[slice]:
     return [*found, slice(start, len(tensors))]
 
 
-def joined_copies(tensors: Tensors) -> Tensors:
+def joined_copies(tensors: Tensors) -> list[Tensor]:
     """Copies of tensors of one type and device, one after another in memory.
 
     Example:
         >>> joined(joined_copies([torch.zeros(2), torch.ones(1, 1)]))
         tensor([0., 0., 1.])
     """
-    copies: Tensors = torch._C._nn.unflatten_dense_tensors(
-        torch.cat([x.reshape(-1) for x in tensors]), list(tensors)
-    )
-    return copies
+    vector = _flattened(tensors)
+    if len(tensors) == 1:
+        vector = vector.clone()
+    return torch._C._nn.unflatten_dense_tensors(vector, list(tensors))
 
 
 def joined(tensors: Tensors) -> Tensor:
@@ -64,11 +64,11 @@ def joined(tensors: Tensors) -> Tensor:
     start = end = first.data_ptr()
     for x in tensors:
         if x.data_ptr() != end or not x.is_contiguous():
-            return torch.cat([y.reshape(-1) for y in tensors])
+            return _flattened(tensors)
         end += x.nbytes
     storage = first.untyped_storage()  # Neighbours by chance have one each.
     if end > storage.data_ptr() + storage.nbytes():
-        return torch.cat([y.reshape(-1) for y in tensors])
+        return _flattened(tensors)
     return first.as_strided(((end - start) // first.itemsize,), (1,))
 
 
@@ -89,3 +89,8 @@ def blocks(*lists: Tensors) -> Iterator[tuple[Tensor, ...]]:
             yield tuple(vectors)
         else:
             yield from zip(*[torch.split(x, limit) for x in vectors], strict=True)
+
+
+def _flattened(tensors: Tensors) -> Tensor:
+    """The tensors as one vector; a copy, unless it is one tensor alone."""
+    return torch._C._nn.flatten_dense_tensors(list(tensors))

@@ -16,6 +16,15 @@ Number: TypeAlias = Any
 """A Python float or a tensor. The type system has no name for what has arithmetic operators."""
 
 HALVES = frozenset({torch.float16, torch.bfloat16})
+LEAST = {
+    **{dtype: torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64, torch.bfloat16)},
+    torch.float16: 2.0**-24,
+}
+"""The least divisors, in place of ``√v = 0`` where the numerator is 0 too.
+
+Other roots stay as they are: that of the least number above 0 is far greater. In float16 the least
+divisor is no normal number: the least of these is 6e-5.
+"""
 Form: TypeAlias = Literal["additive", "log", "tanh"]
 
 

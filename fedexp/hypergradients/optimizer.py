@@ -65,8 +65,9 @@ class HypergradientOptimizer(torch.optim.Optimizer):
     of Baydin et al. 2018, arXiv:1703.04782.
 
     Beyond the memory of the rule, tuning takes one copy of the parameters for the learning rate
-    (none with heavy-ball momentum), and one or two for each further hyperparameter. A parameter
-    that the last step did not move has no hypergradient.
+    (none with heavy-ball momentum), and one or two for each further hyperparameter. The betas of
+    Adam take one in all (those of AdamW two), and another one during the step. A parameter that
+    the last step did not move has no hypergradient.
 
     Args:
         params: Parameters or groups. A group may set any hyperparameter of ``rule``.

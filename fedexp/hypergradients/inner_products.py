@@ -50,9 +50,9 @@ def quotient_dots(batch: ParamBatch) -> dict[str, list[Tensor]]:
     """The inner products of ``g'`` with ``m/R``, ``g/R`` and ``(v - g²/κ) m / (√v R²)``.
 
     Here ``R = √v + ε``, ``m`` and ``v`` are Adam's moments, and ``g`` is the gradient of the last
-    step. The names are ``m``, ``grad`` and ``curve``.
-    Made only now, and block by block, these vectors take no memory between the steps. And ``g'/R``
-    takes one division where ``m/R`` and ``g/R`` take two.
+    step. The names are ``m``, ``grad`` and ``curve``; `fedexp.hypergradients.inplace_adam` has the
+    formulas. Made only now, and block by block, the vectors take no memory between the steps. And
+    ``⟨g', m/R⟩ = ⟨g'/R, m⟩``, so all three have one division in common.
 
     Example:
         >>> slots = {"m": torch.tensor([3.0]), "v": torch.tensor([4.0])}

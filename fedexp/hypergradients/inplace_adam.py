@@ -25,13 +25,15 @@ def adam_inplace(rule: AdamRule, batch: ParamBatch, values: Values) -> Derivativ
     lr, b1, b2, decay = (values[name] for name in rule.names)
     if rule.tuned_names == ("lr",):
         return _step_along_direction(rule, batch, values)
+    if rule.tuned_names:
+        batch.own_grads()  # Since these are kept, and the next backward pass writes into others.
+    grads = batch.grads if rule.decoupled else batch.decayed_grads(decay)
     made = NOTHING
     if rule.tuned_names:
         if not batch.root:  # The first step of this kind.
             batch.join_slots("m", "v")
-        batch.keep("grad", batch.own_grads())
+        batch.keep("grad", grads)
         made = _derivative(rule, batch.states[0]["slots"]["step"], values)
-    grads = batch.grads if rule.decoupled else batch.decayed_grads(decay)
     if rule.decoupled and decay:
         if "lr" in rule.tuned_names:  # It scales the decay too.
             batch.copy("param", batch.params)

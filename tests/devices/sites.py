@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import time
@@ -92,3 +93,22 @@ def until(condition: Callable[[], T], seconds: float = 90.0) -> T:
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)
     return found
+
+
+def processes_with(text: object) -> list[tuple[int, str]]:
+    """Living processes whose command lines hold ``text``, but for the tests' own: ids and lines."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes().decode().replace("\0", " ")
+            if str(text) in line and int(path.parent.name) != os.getpid():
+                found.append((int(path.parent.name), line))
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False

@@ -1,4 +1,8 @@
-"""`fedexp run` on a served site: real processes, sockets and certificates on loopback."""
+"""Devices and `fedexp run` on a served site: real processes, sockets and certificates on loopback.
+
+One server has all runs of this file. A device that is ``paced`` trains in no round that its test
+has not reached, so nothing here depends on how fast the machine is.
+"""
 
 import contextlib
 import json
@@ -7,88 +11,103 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from sites import free_port, new_site, until
+from sites import alive, free_port, new_site, processes_with, until
 
 import fedexp
 from fedexp.cli import main
 from fedexp.config import Config
-from fedexp.devices import serving, submit
+from fedexp.devices import Link, limits, serving, submit
 from fedexp.factories import dataset_of, partition_of
 
 pytestmark = [pytest.mark.deploy, pytest.mark.slow]
-NAMES = ("anna", "bob", "clinic")
+NAMES = ("anna", "bob", "clinic", "zoe")
+LIGHT = ("--app", "fedexp.devices.linear:client")
 FEDEXP = [sys.executable, "-m", "fedexp"]
 HERE = Path(__file__).parent
+PATIENCE = 300  # seconds, of a busy machine
 ENVIRONMENT = {
     **os.environ,
-    "OMP_NUM_THREADS": "1",
+    **dict.fromkeys(limits.THREADS, "1"),
     "PYTHONPATH": f"{HERE}:{HERE.parents[1]}",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",  # seconds; an answer takes a SuperLink 9 ms
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 }
-DATA = {"partitioner": "iid", "num-clients": 3, "local-steps": 10, "seed": 4}
-FLAGS = ["--local-steps", "10", "--seed", "4", "--min-nodes", "3"]
+DATA = {"partitioner": "iid", "num-clients": 4, "local-steps": 10, "seed": 4}
+FLAGS = ["--local-steps", "10", "--seed", "4", "--timeout", str(PATIENCE)]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A site of three devices that nobody has started, each with a third of digits."""
+    """A site of devices that nobody has started, and four parts of digits."""
     folder = tmp_path_factory.mktemp("devices")
     config = Config.of(DATA)
     data, parts = dataset_of(config), partition_of(config)
-    for name, rows in zip(NAMES, parts, strict=True):
+    for p, rows in enumerate(parts):
         x, y = (part[rows].numpy() for part in data.train)
-        np.savez(folder / f"{name}.npz", x=x, y=y)
+        np.savez(folder / f"{p}.npz", x=x, y=y)
+    np.savez(folder / "wide.npz", x=np.zeros((3, 7)), y=np.zeros(3))
     with serving(new_site(folder / "site", *NAMES), environment=ENVIRONMENT) as server:
         yield server
 
 
+@pytest.fixture
+def link(served):
+    return Link.to(served.site)
+
+
 class Processes(contextlib.ExitStack):
-    """Processes that end with the block."""
+    """Processes that end with the block, and what they say."""
 
     def __init__(self, served):
         super().__init__()
         self.site, self.folder = served.site, served.site.folder.parent
+        self._logs = {}
 
-    def start(self, *command, log):
-        with (self.folder / f"{log}.log").open("ab") as out:
+    def start(self, *command):
+        log = self.folder / f"{id(self)}-{len(self._logs)}.log"
+        with log.open("wb") as out:
             process = subprocess.Popen(command, stdout=out, stderr=out, env=ENVIRONMENT)
+        self._logs[process] = log
         self.callback(_end, process)
         return process
 
-    def device(self, name, *flags):
-        data = str(self.folder / f"{name}.npz")
-        node = str(self.site.node_folder(name))
-        return self.start(*FEDEXP, "device", node, "--data", data, *flags, log=name)
+    def said(self, process):
+        return self._logs[process].read_text(errors="replace")
 
-    def supernode(self, name):
-        node, data = self.site.node_folder(name), self.folder / f"{name}.npz"
+    def data(self, part):
+        return str(self.folder / f"{part}.npz")
+
+    def device(self, name, *flags):
+        return self.start(*FEDEXP, "device", str(self.site.node_folder(name)), *flags)
+
+    def are_there(self, *devices):
+        for device in devices:
+            until(lambda device=device: " is node " in self.said(device), PATIENCE)
+
+    def supernode(self, name, part):
+        node = self.site.node_folder(name)
         return self.start(
             *("flower-supernode", "--superlink", self.site.server),
             *("--root-certificates", str(node / "ca.crt")),
             *("--auth-supernode-private-key", str(node / "node.key")),
             *("--port", str(free_port())),
-            *("--node-config", f"data='{data}' name='{name}'"),
-            log=f"{name}-supernode",
+            *("--node-config", f"data='{self.data(part)}' name='{name}'"),
         )
 
-    def run(self, *flags):
-        """`fedexp run` in the background; what it prints is in run.log."""
-        return self.start(*FEDEXP, "run", str(self.site.folder), *map(str, flags), log="run")
-
-
-@pytest.fixture(scope="module")
-def anna(served):
-    """A device that stays through all runs, whatever becomes of the others."""
-    with Processes(served) as made:
-        yield made.device("anna")
+    def stopped(self, *devices):
+        """Their exit codes."""
+        for device in devices:
+            device.terminate()
+        return [device.wait(60) for device in devices]
 
 
 def _end(process):
@@ -103,8 +122,23 @@ def _end(process):
 @pytest.fixture
 def processes(served):
     with Processes(served) as made:
-        (made.folder / "run.log").unlink(missing_ok=True)
         yield made
+
+
+@pytest.fixture
+def run_here(served):
+    """`fedexp run` in this process, which has imported all: its exit code."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def ended(*flags, site=served.site):
+        try:
+            main(["run", str(site.folder), *map(str, flags)])
+        except SystemExit as error:
+            return error.code
+        return 0
+
+    yield ended
+    signal.signal(signal.SIGTERM, handler)
 
 
 def rows(out):
@@ -112,102 +146,19 @@ def rows(out):
     return [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
 
 
-def said(processes):
-    return (processes.folder / "run.log").read_text()
+def status_of(link, name):
+    return {node.name: node.status for node in submit.registered_nodes(link)}[name]
 
 
-def without_devices(num_rounds, out=None):
-    """The same federation as a simulation."""
-    return fedexp.simulate(
-        strategy="fedexp",
-        robust=True,
-        fraction_train=1.0,
-        num_server_rounds=num_rounds,
-        engine="serial",
-        vectorize="off",
-        out=out,
-        **{key.replace("-", "_"): value for key, value in DATA.items()},
-    )
+def memory(process, what="VmRSS"):
+    """MiB that a process has in memory; with ``VmHWM``, that it has had at most."""
+    text = Path(f"/proc/{process}/status").read_text()
+    return int(re.findall(rf"{what}:\s+(\d+)", text)[0]) >> 10
 
 
-def test_devices_and_a_supernode_give_the_bits_of_a_simulation(anna, processes, tmp_path):
-    out = tmp_path / "out"
-    started = [anna, processes.device("bob"), processes.supernode("clinic")]
-    run = processes.run(*FLAGS, "--rounds", 1, "--out", out)  # test_device_processes has five
-    assert run.wait(150) == 0, said(processes)
-    plain = without_devices(1, tmp_path / "simulated")
-    ours, theirs = (
-        load_file(x / "fedexp" / "model.safetensors") for x in (out, tmp_path / "simulated")
-    )
-    assert ours.keys() == theirs.keys()
-    assert all(ours[k].tobytes() == theirs[k].tobytes() for k in ours)
-    lines = said(processes).splitlines()
-    assert sum(line.startswith("round ") for line in lines) == 1
-    assert re.match(r"round 1/1: 3 clients, accuracy 0\.\d+, step ", lines[-3])
-    for name in ("report.html", "config.toml", "fedexp/checkpoint.safetensors", "curves.png"):
-        assert (out / name).stat().st_size
-    assert [x["num-clients"] for x in rows(out)] == [x["num-clients"] for x in plain.metrics]
-    assert all(process.poll() is None for process in started)
-
-
-def test_what_dies_comes_back_and_the_run_ends_where_it_would_have(
-    served, anna, processes, tmp_path
-):
-    out = tmp_path / "out"
-    devices = {name: processes.device(name) for name in NAMES[1:]}
-    first = processes.run(*FLAGS, "--rounds", 10, "--deadline", 4, "--out", out)
-    until(lambda: len(rows(out)) >= 1)
-    devices["bob"].kill()
-    devices["bob"].wait()
-    until(lambda: any(x["num-clients"] == 2 for x in rows(out)))
-    processes.device("bob")
-    os.kill(served.superlink_pid, signal.SIGKILL)
-    assert first.wait(240) == 1, said(processes)
-    assert "the server was started again. Go on with: fedexp run" in said(processes)
-    second = processes.run("--resume", "--out", out)
-    assert second.wait(200) == 0, said(processes)
-    found = rows(out)
-    assert [x["round"] for x in found] == list(range(1, 11))
-    apart = found[-1]["mean-test-accuracy"] - without_devices(10).metrics[-1]["mean-test-accuracy"]
-    assert abs(apart) <= 0.02  # of 360 images; how many rounds bob misses depends on the machine
-    counts = [x["num-clients"] for x in found]
-    assert 3 in counts[counts.index(2) :], "bob is back"
-
-
-def test_a_slow_device_is_late_and_a_bomb_does_no_harm(anna, processes, tmp_path):
-    out = tmp_path / "out"
-    processes.device("bob", "--app", "slow_app:slow")
-    processes.device("clinic", "--app", "slow_app:bomb")
-    run = processes.run(*FLAGS, "--rounds", 1, "--deadline", 8, "--out", out)
-    peak = 0
-    while run.poll() is None:
-        peak = max([peak, *map(_peak, _serverapps(processes.site))])
-        time.sleep(0.3)
-    assert run.returncode == 0, said(processes)
-    assert 100 < peak < 600
-    (row,) = rows(out)
-    assert (row["num-clients"], row["num-late"], row["num-failures"]) == (1, 1, 1)
-    assert row["round-seconds"] < 18
-    (reason,) = row["failures"]
-    assert re.search(r"its arrays need|more than [\d,]+ bytes", reason)
-    assert "1 failed, 1 late" in said(processes)
-    assert "missing when the round ended" in (out / "report.html").read_text()
-    assert "train, round 1: done" in (processes.folder / "anna.log").read_text()
-
-
-def test_a_run_can_be_stopped(anna, processes, tmp_path):
-    run = processes.run("--local-steps", 10, "--rounds", 500, "--out", tmp_path / "out")
-    until(lambda: rows(tmp_path / "out"))
-    run.send_signal(signal.SIGINT)
-    assert run.wait(60) == 3
-    assert "stopped. Go on with: fedexp run" in said(processes)
-    until(lambda: not list(_serverapps(processes.site)))
-
-
-def test_a_run_without_devices_ends_with_code_4(processes, tmp_path):
-    run = processes.run("--min-nodes", 9, "--rounds", 1, "--timeout", 3, "--out", tmp_path / "out")
-    assert run.wait(90) == 4
-    assert "of 9 devices came within 3 s" in said(processes)
+def serverapps(site):
+    """Ids of the processes that run the ServerApp of a site."""
+    return [pid for pid, x in processes_with(site.inner) if "flwr-serverapp" in x]
 
 
 @pytest.mark.parametrize(
@@ -222,46 +173,144 @@ def test_a_run_without_devices_ends_with_code_4(processes, tmp_path):
         (("--resume", "--edges", "anna"), "and no other flag"),
     ],
 )
-def test_wrong_input_is_one_line_and_code_2(served, flags, line, tmp_path, capsys):
+def test_wrong_input_is_one_line_and_code_2(run_here, flags, line, tmp_path, capsys):
     if flags != ("--resume",):  # which lacks it
         flags = (*flags, "--out", str(tmp_path / "out"))
-    assert _refused(served.site, *flags) == 2
+    assert run_here(*flags) == 2
     said = capsys.readouterr().err
     assert line in said
     assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_site_that_is_not_served_is_code_2(tmp_path, capsys):
+def test_a_site_that_is_not_served_is_code_2(run_here, tmp_path, capsys):
     site = new_site(tmp_path / "site", "anna")
-    assert _refused(site, "--out", str(tmp_path / "out")) == 2
+    assert run_here("--out", tmp_path / "out", site=site) == 2
     assert "no SuperLink answers" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def _refused(site, *flags):
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(site.folder), *flags])
-    return ended.value.code
+def test_a_run_without_devices_ends_with_code_4(run_here, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run_here("--min-nodes", 9, "--rounds", 1, "--timeout", 1, "--out", out) == 4
+    assert "of 9 devices came within 1 s" in capsys.readouterr().err
 
 
-def _serverapps(site):
-    """Ids of the processes that run the ServerApp of a site."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            line = path.read_bytes().decode()
-            if "flwr-serverapp" in line and str(site.inner_port) in line:
-                yield int(path.parent.name)
+def test_a_run_survives_its_devices_and_they_survive_it_until_it_is_stopped(processes, tmp_path):
+    out, pace = tmp_path / "out", processes.folder / "1.pace"
+    good, slow, _, misfit = started = [
+        processes.device("anna", "--data", processes.data(0), *LIGHT),
+        processes.device("bob", "--data", processes.data(1), "--app", "slow_app:slow"),
+        processes.device(
+            *("clinic", "--data", processes.data(2), "--app", "slow_app:troubled"),
+            *("--max-memory", "1G"),
+        ),
+        processes.device("zoe", "--data", processes.data("wide"), *LIGHT),
+    ]
+    run = processes.start(
+        *(*FEDEXP, "run", str(processes.site.folder), *FLAGS, "--model", "linear"),
+        *("--rounds", "500", "--min-nodes", "4", "--deadline", "12", "--out", str(out)),
+    )
+    until(lambda: rows(out) or run.poll() is not None, PATIENCE)
+    assert run.poll() is None, processes.said(run)
+    pace.write_text("3")  # in the fourth round it waits
+    until(lambda: len(rows(out)) >= 3, PATIENCE)
+    first, *others = rows(out)
+    assert (first["num-clients"], first["num-late"], first["num-failures"]) == (1, 1, 2)
+    assert 12 <= first["round-seconds"] < 60
+    reasons = [" | ".join(row["failures"]) for row in rows(out)]
+    assert re.search(r"its arrays need|more than [\d,]+ bytes", reasons[0])
+    (serverapp,) = serverapps(processes.site)
+    assert 100 < memory(serverapp, "VmHWM") < 600
+    assert "SystemExit: 3" in reasons[1]
+    assert "MemoryError" in reasons[2]
+    assert all("the model takes [1, 8, 8]" in text for text in reasons)
+    assert processes.said(misfit).count("the model takes [1, 8, 8]") == 1, "said once"
+    assert [(x["num-clients"], x["num-failures"]) for x in others] == [(2, 2)] * 2
+    assert memory(slow.pid) < 110
+    assert "libtorch" not in Path(f"/proc/{slow.pid}/maps").read_text()
+    until(lambda: "round 3/500: 2 clients, 2 failed" in processes.said(run))
+    run.send_signal(signal.SIGINT)
+    assert run.wait(60) == 3
+    assert "1 client, 2 failed, 1 late" in processes.said(run)
+    assert "stopped. Go on with: fedexp run" in processes.said(run)
+    until(lambda: not serverapps(processes.site))
+    assert "missing when the round ended" in (out / "report.html").read_text()
+    assert "train, round 1: done" in processes.said(good)
+    assert processes.stopped(*started) == [0] * 4
 
 
-def _peak(pid):
-    """MiB that a process has had in memory at most."""
-    with contextlib.suppress(OSError, IndexError):
-        text = Path(f"/proc/{pid}/status").read_text()
-        return int(re.findall(r"VmHWM:\s+(\d+)", text)[0]) >> 10
-    return 0
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """Two rounds of the same federation without devices: the folder and the result."""
+    out = tmp_path_factory.mktemp("simulated")
+    return out, fedexp.simulate(
+        strategy="fedexp",
+        robust=True,
+        fraction_train=1.0,
+        num_server_rounds=2,
+        engine="serial",
+        vectorize="off",
+        out=out,
+        **{key.replace("-", "_"): value for key, value in DATA.items()},
+    )
 
 
-def test_the_status_of_a_run_that_does_not_exist_is_an_error(served):
-    with pytest.raises(RuntimeError):
-        submit.run_status(12345, submit.Link.to(served.site))
+def test_what_dies_comes_back_and_the_run_ends_with_the_bits_of_a_simulation(
+    served, link, processes, run_here, simulated, tmp_path, capsys
+):
+    """Four clients: a device, two of an edge, and one that a SuperNode of Flower's takes over."""
+    out, pace = tmp_path / "out", processes.folder / "3.pace"
+    pace.write_text("1")  # in the second round it waits
+    anna = processes.device("anna", "--data", processes.data(0))
+    edge = processes.device("bob", "--edge", processes.data(1), processes.data(2))
+    zoe = processes.device("zoe", "--data", processes.data(3), "--app", "paced_app:client")
+    processes.are_there(anna, edge, zoe)  # all, so that clients have the order of their names
+    ids = {node.name: node.node_id for node in submit.registered_nodes(link)}
+    dead = []
+
+    def kill():
+        try:
+            until(lambda: rows(out), PATIENCE)
+            dead.extend([served.superlink_pid, *serverapps(served.site)])
+            os.kill(dead[0], signal.SIGKILL)
+        except BaseException:
+            os.kill(os.getpid(), signal.SIGINT)  # the run would wait for ever
+            raise
+
+    given = ("--rounds", 2, "--min-nodes", 4, "--edges", "bob", "--out", out)
+    with ThreadPoolExecutor(1) as beside:
+        killing = beside.submit(kill)
+        assert run_here(*FLAGS, *given) == 1
+        killing.result()
+    assert "the server was started again. Go on with: fedexp run" in capsys.readouterr().err
+    assert len(dead) == 2
+    assert served.superlink_pid not in (0, dead[0])
+    assert not any(map(alive, dead))
+    assert {node.name: node.node_id for node in submit.registered_nodes(link)} == ids
+    until(lambda: "The server is back." in processes.said(anna), PATIENCE)
+    assert "with this key" not in processes.said(anna)
+    anna.kill()
+    assert processes.stopped(zoe) == [0]
+    until(lambda: status_of(link, "zoe") == "offline")
+    anna, clinic = (
+        processes.device("anna", "--data", processes.data(0)),
+        processes.supernode("zoe", 3),
+    )
+    processes.are_there(anna)
+    until(lambda: status_of(link, "zoe") == "online", PATIENCE)
+    assert run_here("--resume", "--out", out) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"round 2/2: 4 clients, accuracy 0\.\d+, step ", lines[-3])
+    there, plain = simulated
+    ours, theirs = (load_file(x / "fedexp" / "model.safetensors") for x in (out, there))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[k].tobytes() == theirs[k].tobytes() for k in ours)
+    assert [x["round"] for x in rows(out)] == [1, 2]
+    assert [x["num-clients"] for x in rows(out)] == [x["num-clients"] for x in plain.metrics]
+    for name in ("report.html", "config.toml", "fedexp/checkpoint.safetensors", "curves.png"):
+        assert (out / name).stat().st_size
+    assert memory(anna.pid) < 350
+    assert clinic.poll() is None
+    assert processes.stopped(anna, edge) == [0, 0]
+    assert "Stopped." in processes.said(anna)

@@ -44,7 +44,7 @@ def paced(app: ClientApp) -> ClientApp:
     return made
 
 
-slow, troubled = paced(client), _like(client)
+slow, troubled, leaving = paced(client), _like(client), _like(client)
 
 
 class Bomb(Array):
@@ -67,12 +67,18 @@ def _bomb(message: Message) -> Message:
 
 @troubled.train()
 def _trouble(message: Message, context: Context) -> Message:
-    """Fail in a way of its own in each of three rounds."""
+    """Be a client, after a bomb in the first round and more than there is memory in the second."""
     match _round(message):
         case 1:
             return _bomb(message)
         case 2:
-            sys.exit(3)
-        case 3:
             return b"x" * (1 << 34)  # type: ignore[return-value]
+    return client(message, context)
+
+
+@leaving.train()
+def _leave(message: Message, context: Context) -> Message:
+    """Be a client in the first round, and leave in the second."""
+    if _round(message) == 2:
+        sys.exit(3)
     return client(message, context)

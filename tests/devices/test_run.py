@@ -143,7 +143,8 @@ def run_here(served):
 
 def rows(out):
     file = out / "fedexp" / "metrics.jsonl"
-    return [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last is half written
 
 
 def status_of(link, name):
@@ -198,38 +199,37 @@ def test_a_run_without_devices_ends_with_code_4(run_here, tmp_path, capsys):
 
 def test_a_run_survives_its_devices_and_they_survive_it_until_it_is_stopped(processes, tmp_path):
     out, pace = tmp_path / "out", processes.folder / "1.pace"
-    good, slow, _, misfit = started = [
+    good, slow, *_ = started = [
         processes.device("anna", "--data", processes.data(0), *LIGHT),
         processes.device("bob", "--data", processes.data(1), "--app", "slow_app:slow"),
         processes.device(
             *("clinic", "--data", processes.data(2), "--app", "slow_app:troubled"),
             *("--max-memory", "1G"),
         ),
-        processes.device("zoe", "--data", processes.data("wide"), *LIGHT),
+        processes.device("zoe", "--data", processes.data("wide"), "--app", "slow_app:leaving"),
     ]
     run = processes.start(
         *(*FEDEXP, "run", str(processes.site.folder), *FLAGS, "--model", "linear"),
-        *("--rounds", "500", "--min-nodes", "4", "--deadline", "12", "--out", str(out)),
+        *("--rounds", "500", "--min-nodes", "4", "--deadline", "20", "--out", str(out)),
     )
     until(lambda: rows(out) or run.poll() is not None, PATIENCE)
     assert run.poll() is None, processes.said(run)
-    pace.write_text("3")  # in the fourth round it waits
-    until(lambda: len(rows(out)) >= 3, PATIENCE)
-    first, *others = rows(out)
+    pace.write_text("2")  # in the third round it waits
+    until(lambda: len(rows(out)) >= 2, PATIENCE)
+    first, second = rows(out)
     assert (first["num-clients"], first["num-late"], first["num-failures"]) == (1, 1, 2)
-    assert 12 <= first["round-seconds"] < 60
+    assert 20 <= first["round-seconds"] < 60
+    assert (second["num-clients"], second["num-failures"]) == (2, 2)
     reasons = [" | ".join(row["failures"]) for row in rows(out)]
     assert re.search(r"its arrays need|more than [\d,]+ bytes", reasons[0])
+    assert "the model takes [1, 8, 8]" in reasons[0]
+    assert "MemoryError" in reasons[1]
+    assert "SystemExit: 3" in reasons[1]
     (serverapp,) = serverapps(processes.site)
     assert 100 < memory(serverapp, "VmHWM") < 600
-    assert "SystemExit: 3" in reasons[1]
-    assert "MemoryError" in reasons[2]
-    assert all("the model takes [1, 8, 8]" in text for text in reasons)
-    assert processes.said(misfit).count("the model takes [1, 8, 8]") == 1, "said once"
-    assert [(x["num-clients"], x["num-failures"]) for x in others] == [(2, 2)] * 2
     assert memory(slow.pid) < 110
     assert "libtorch" not in Path(f"/proc/{slow.pid}/maps").read_text()
-    until(lambda: "round 3/500: 2 clients, 2 failed" in processes.said(run))
+    until(lambda: "round 2/500: 2 clients, 2 failed" in processes.said(run))
     run.send_signal(signal.SIGINT)
     assert run.wait(60) == 3
     assert "1 client, 2 failed, 1 late" in processes.said(run)
@@ -240,24 +240,22 @@ def test_a_run_survives_its_devices_and_they_survive_it_until_it_is_stopped(proc
     assert processes.stopped(*started) == [0] * 4
 
 
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
-    """Two rounds of the same federation without devices: the folder and the result."""
-    out = tmp_path_factory.mktemp("simulated")
-    return out, fedexp.simulate(
+def without_devices(num_rounds):
+    """The same federation as a simulation: its model and its rounds."""
+    done = fedexp.simulate(
         strategy="fedexp",
         robust=True,
         fraction_train=1.0,
-        num_server_rounds=2,
+        num_server_rounds=num_rounds,
         engine="serial",
         vectorize="off",
-        out=out,
         **{key.replace("-", "_"): value for key, value in DATA.items()},
     )
+    return {k: x.numpy() for k, x in done.model().state_dict().items()}, done.metrics
 
 
 def test_what_dies_comes_back_and_the_run_ends_with_the_bits_of_a_simulation(
-    served, link, processes, run_here, simulated, tmp_path, capsys
+    served, link, processes, run_here, tmp_path, capsys
 ):
     """Four clients: a device, two of an edge, and one that a SuperNode of Flower's takes over."""
     out, pace = tmp_path / "out", processes.folder / "3.pace"
@@ -291,26 +289,35 @@ def test_what_dies_comes_back_and_the_run_ends_with_the_bits_of_a_simulation(
     until(lambda: "The server is back." in processes.said(anna), PATIENCE)
     assert "with this key" not in processes.said(anna)
     anna.kill()
+    anna.wait()
     assert processes.stopped(zoe) == [0]
     until(lambda: status_of(link, "zoe") == "offline")
-    anna, clinic = (
-        processes.device("anna", "--data", processes.data(0)),
-        processes.supernode("zoe", 3),
-    )
+    anna = processes.device("anna", "--data", processes.data(0))
+    supernode = processes.supernode("zoe", 3)
     processes.are_there(anna)
     until(lambda: status_of(link, "zoe") == "online", PATIENCE)
     assert run_here("--resume", "--out", out) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"round 2/2: 4 clients, accuracy 0\.\d+, step ", lines[-3])
-    there, plain = simulated
-    ours, theirs = (load_file(x / "fedexp" / "model.safetensors") for x in (out, there))
-    assert ours.keys() == theirs.keys()
-    assert all(ours[k].tobytes() == theirs[k].tobytes() for k in ours)
+    model, metrics = without_devices(2)
+    ours = load_file(out / "fedexp" / "model.safetensors")
+    assert ours.keys() == model.keys()
+    assert all(ours[k].tobytes() == model[k].tobytes() for k in ours)
     assert [x["round"] for x in rows(out)] == [1, 2]
-    assert [x["num-clients"] for x in rows(out)] == [x["num-clients"] for x in plain.metrics]
+    assert [x["num-clients"] for x in rows(out)] == [x["num-clients"] for x in metrics] == [4, 4]
     for name in ("report.html", "config.toml", "fedexp/checkpoint.safetensors", "curves.png"):
         assert (out / name).stat().st_size
     assert memory(anna.pid) < 350
-    assert clinic.poll() is None
+    assert supernode.poll() is None
     assert processes.stopped(anna, edge) == [0, 0]
     assert "Stopped." in processes.said(anna)
+
+
+def test_a_server_that_is_killed_leaves_no_process(served):
+    """The last test of this server."""
+    folder = served.site.folder
+    found = " ".join(line for _, line in processes_with(folder))
+    assert all(x in found for x in ("fedexp serve", "flower-superlink", "flower-superexec"))
+    served.process.kill()
+    served.process.wait(30)
+    until(lambda: not processes_with(folder))

@@ -3,18 +3,21 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import ssl
-import subprocess
-import sysconfig
+import threading
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
-from sites import exchange, free_port, new_site, request, trusting, until
+from sites import alive, exchange, free_port, new_site, processes_with, request, trusting, until
+from superlinks import TestSite
 
 from fedexp import cli
 from fedexp.devices import Link, provision, serving, submit
@@ -22,7 +25,6 @@ from fedexp.devices.flower.control import Control
 from fedexp.devices.registration import synchronise
 
 pytestmark = pytest.mark.deploy
-BIN = Path(sysconfig.get_path("scripts"))
 LIST_NODES = "/v1/control/list-nodes"
 
 
@@ -32,31 +34,14 @@ SLEEP = "pathlib.Path(config['out']).write_text(str(os.getpid())); time.sleep(10
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     site = new_site(tmp_path_factory.mktemp("served") / "site", "anna", "bob")
-    with serving(site, environment={"OMP_NUM_THREADS": "1"}) as server:
+    quiet = {"OMP_NUM_THREADS": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5"}
+    with serving(site, environment=quiet) as server:
         yield server
 
 
 @pytest.fixture
 def link(served):
     return Link.to(served.site)
-
-
-def processes_with(text):
-    """Command lines of living processes that hold ``text``, but for the tests' own."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            line = path.read_bytes().decode().replace("\0", " ")
-            if str(text) in line and int(path.parent.name) != os.getpid():
-                found.append(line)
-    return found
-
-
-def alive(pid):
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 def outsider(site, certificate=None):
@@ -154,64 +139,6 @@ def test_what_is_written_is_for_the_owner_alone(served):
     assert (served.site.state / "state.db").is_file()
 
 
-@contextlib.contextmanager
-def supernode(site, folder, log, *words):
-    """A real ``flower-supernode``; ended with its SuperExec."""
-    port = free_port()
-    command = [BIN / "flower-supernode", "--superlink", site.server, "--port", str(port)]
-    command += ["--root-certificates", folder / "ca.crt", *words]
-    environment = os.environ | {
-        "FLWR_HOME": str(log.parent / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-    }
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command, env=environment, stdout=file, stderr=file, start_new_session=True
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        until(lambda: not processes_with(f"127.0.0.1:{port}"))  # its SuperExec
-
-
-def key_of(folder):
-    return ("--auth-supernode-private-key", folder / "node.key")
-
-
-def status_of_node(link, name):
-    return {node.name: node.status for node in submit.registered_nodes(link)}.get(name)
-
-
-def test_a_real_supernode_comes_online_through_the_gate(served, link, tmp_path):
-    folder = served.site.node_folder("anna")
-    assert status_of_node(link, "anna") == "registered"
-    with supernode(served.site, folder, tmp_path / "log", *key_of(folder)):
-        until(lambda: status_of_node(link, "anna") == "online")
-    until(lambda: status_of_node(link, "anna") == "offline")
-
-
-def test_a_supernode_of_an_unknown_key_or_none_is_refused(served, link, tmp_path):
-    stranger = new_site(tmp_path / "other", "anna").node_folder("anna")
-    (stranger / "ca.crt").write_bytes(served.site.ca_certificate.read_bytes())
-    before = submit.registered_nodes(link)
-    first, second = tmp_path / "first.log", tmp_path / "second.log"
-    with (
-        supernode(served.site, stranger, first, *key_of(stranger)) as unknown,
-        supernode(served.site, stranger, second) as keyless,
-    ):
-        assert unknown.wait(60) == 1, first.read_text()
-        assert keyless.wait(60) == 1, second.read_text()
-    assert submit.registered_nodes(link) == before
-
-
 def test_nodes_come_and_go_while_the_server_runs(served, link):
     def names():
         return {node.name for node in submit.registered_nodes(link)}
@@ -289,10 +216,71 @@ def test_a_run_is_submitted_watched_and_stopped(served, link, tmp_path):
     until(lambda: not alive(pid))
 
 
-def test_a_run_that_fails_says_why(served, link, tmp_path):
-    run = submit.start_run(app(tmp_path / "app", "raise ValueError('no such luck')"), link, {})
-    done = finished(link, run)
-    assert (done.sub_status, "no such luck" in done.details) == ("failed", True)
+REFUSALS = {
+    "stranger": "does not accept this node's key",
+    "misled": "a certificate that ca.crt does not vouch for",
+    "elsewhere": "does not vouch for: .*127.0.0.1",
+    "late": "certificate has expired",
+    "plain": "does not speak TLS",
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_device_that_is_refused_ends_with_one_line(served, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fedexp.devices.limits.set_threads", lambda number: None)
+    other = TestSite(tmp_path)
+    np.savez(tmp_path / "data.npz", x=np.zeros((3, 2), "f"), y=np.zeros(3))
+    files = {
+        "elsewhere": lambda: other.server_files(host="fl.example.org"),
+        "late": lambda: other.server_files(lasts=timedelta(days=-1)),
+        "plain": tuple,
+    }
+    with contextlib.ExitStack() as held:
+        if name in files:
+            node = other.node(name, port=held.enter_context(answering(*files[name]())))
+        else:
+            node = other.node(name, host="localhost", port=served.site.port)
+        if name == "stranger":
+            (node / "ca.crt").write_bytes(served.site.ca_certificate.read_bytes())
+        words = ["device", str(node), "--data", str(tmp_path / "data.npz")]
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words, "--app", "fedexp.devices.linear:client"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    (error,) = [x for x in said.splitlines() if x.startswith("fedexp: error:")]
+    assert re.search(REFUSALS[name], error)
+    assert "Traceback" not in said
+
+
+@contextlib.contextmanager
+def answering(*files):
+    """A port that answers with these files of a certificate and its key; without TLS if none."""
+    server, context = socket.create_server(("127.0.0.1", 0)), None
+    if files:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*files)
+
+    def serve():
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                answer(server.accept()[0])
+
+    def answer(connection):
+        with contextlib.suppress(OSError), connection:
+            if context:
+                context.wrap_socket(connection, server_side=True).close()
+            else:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield server.getsockname()[1]
+    finally:
+        server.shutdown(socket.SHUT_RDWR)  # which ends accept()
+        server.close()
+        thread.join(30)
 
 
 def test_what_cannot_be_submitted_is_one_line(served, link, tmp_path):
@@ -327,33 +315,14 @@ def test_a_taken_port_is_one_line(served, tmp_path, capsys, name):
     assert f"port {taken}: Address already in use" in serve_fails(capsys, site)
 
 
-def test_a_killed_superlink_is_started_again_and_its_apps_end(served, link, tmp_path):
-    _, pid, _ = started(link, tmp_path)
-    ids = {node.name: node.node_id for node in submit.registered_nodes(link)}
-    before = served.superlink_pid
-    os.kill(before, signal.SIGKILL)
-    until(lambda: served.superlink_pid != before, 90)
-    assert {node.name: node.node_id for node in submit.registered_nodes(link)} == ids
-    assert not alive(pid)  # Flower finds its run failed 50 s later
-
-
 def test_ctrl_c_leaves_no_process(served, link, tmp_path):
     """The last test of this server."""
     _, pid, _ = started(link, tmp_path)
     folder = served.site.folder
-    found = " ".join(processes_with(folder))
+    found = " ".join(line for _, line in processes_with(folder))
     assert all(x in found for x in ("serve", "flower-superlink", "flower-superexec", "serverapp"))
     served.process.send_signal(signal.SIGINT)
-    assert served.process.wait(30) == 0
+    assert served.process.wait(60) == 0
     assert not processes_with(folder)
     assert not alive(pid)
     assert not (served.site.state / "serve.json").exists()
-
-
-def test_a_server_that_is_killed_leaves_no_process_either(tmp_path):
-    site = new_site(tmp_path / "site")
-    with serving(site) as server:
-        assert len(processes_with(site.folder)) >= 3
-        server.process.kill()
-        server.process.wait(30)
-        until(lambda: not processes_with(site.folder), 20)

@@ -41,8 +41,8 @@ ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 }
-DATA = {"partitioner": "iid", "num-clients": 4, "local-steps": 10, "seed": 4}
-FLAGS = ["--local-steps", "10", "--seed", "4", "--timeout", str(PATIENCE)]
+DATA = {"partitioner": "iid", "num-clients": 4, "local-steps": 10, "seed": 4, "model": "linear"}
+FLAGS = ["--local-steps", "10", "--seed", "4", "--model", "linear", "--timeout", str(PATIENCE)]
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_a_run_survives_its_devices_and_they_survive_it_until_it_is_stopped(proc
         processes.device("zoe", "--data", processes.data("wide"), "--app", "slow_app:leaving"),
     ]
     run = processes.start(
-        *(*FEDEXP, "run", str(processes.site.folder), *FLAGS, "--model", "linear"),
+        *(*FEDEXP, "run", str(processes.site.folder), *FLAGS),
         *("--rounds", "500", "--min-nodes", "4", "--deadline", "20", "--out", str(out)),
     )
     until(lambda: rows(out) or run.poll() is not None, PATIENCE)

@@ -166,7 +166,6 @@ def _environment(site: Site) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # an app must not install packages
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
     }
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     own = {"FLWR_HOME": str(site.state / "flwr"), "PATH": path}  # it calls flower-superexec

@@ -35,7 +35,6 @@ ENVIRONMENT = {
     **os.environ,
     **dict.fromkeys(limits.THREADS, "1"),
     "PYTHONPATH": f"{HERE}:{HERE.parents[1]}",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",  # seconds; an answer takes a SuperLink 9 ms
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -255,7 +254,7 @@ def without_devices(num_rounds):
 
 
 def test_what_dies_comes_back_and_the_run_ends_with_the_bits_of_a_simulation(
-    served, link, processes, run_here, tmp_path, capsys
+    served, link, processes, run_here, tmp_path, capsys, undrawn, monkeypatch
 ):
     """Three clients: two of an edge, and a device, whose place a SuperNode of Flower's takes."""
     out, pace = tmp_path / "out", processes.folder / "2.pace"
@@ -297,6 +296,7 @@ def test_what_dies_comes_back_and_the_run_ends_with_the_bits_of_a_simulation(
     processes.are_there(edge)
     until(lambda: status_of(link, "zoe") == "online", PATIENCE)
 
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", undrawn)
     assert run_here("--resume", "--out", out) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"round 2/2: 3 clients, accuracy 0\.\d+, step ", lines[-3])

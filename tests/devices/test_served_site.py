@@ -34,8 +34,7 @@ SLEEP = "pathlib.Path(config['out']).write_text(str(os.getpid())); time.sleep(10
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     site = new_site(tmp_path_factory.mktemp("served") / "site", "anna", "bob")
-    quiet = {"OMP_NUM_THREADS": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5"}
-    with serving(site, environment=quiet) as server:
+    with serving(site, environment={"OMP_NUM_THREADS": "1"}) as server:
         yield server
 
 

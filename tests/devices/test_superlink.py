@@ -14,7 +14,7 @@ from fedexp.devices import superlink
 from fedexp.devices.gate_server import listen
 from fedexp.devices.registration import Registered
 from fedexp.devices.serve import _Serving
-from fedexp.devices.superlink import SuperLink
+from fedexp.devices.superlink import SuperLink, _environment
 
 
 @pytest.fixture
@@ -176,3 +176,9 @@ def test_a_superlink_that_is_away_keeps_the_list_for_later(site, capfd):
         asyncio.run(run())
     assert capfd.readouterr().out == ""
     assert serving._listed == 0
+
+
+def test_it_looks_for_runs_no_more_often_than_flower_does(site, monkeypatch):
+    """Five looks a second take a twentieth of a core of a server that has nothing to do."""
+    monkeypatch.delenv("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", raising=False)
+    assert float(_environment(site).get("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "1")) >= 1

@@ -78,8 +78,8 @@ class Meter:
 
 
 def app_of(path: Path) -> Path:
-    """The app of the tests, with a ClientApp that a SuperNode can run."""
-    shutil.copytree(ROOT / "tests" / "devices" / "deployed_app", path)
+    """The app whose server runs FedExP over devices, with a ClientApp that a SuperNode can run."""
+    shutil.copytree(ROOT / "benchmarks" / "deployed_app", path)
     file = path / "pyproject.toml"
     file.write_text(file.read_text().replace("deployed.nothing:app", "fedexp.devices.app:client"))
     return path

@@ -1,8 +1,9 @@
 """Every test may make Flower messages and read what was logged."""
 
+import gc
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ settings.register_profile("tests", deadline=None, max_examples=25, derandomize=T
 settings.load_profile("tests")
 identify(RUN_ID)
 os.environ.pop("COLUMNS", None)  # what runs the tests side by side sets a width
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """What is imported here stays to the end: no search for garbage looks at it, now or later."""
+    gc.disable()
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from safetensors.torch import load_file
-from sklearn.metrics import f1_score
 from torch import nn
 
 import fedexp
@@ -135,6 +134,8 @@ def test_bad_input_is_one_line_and_exit_code_2_before_round_1(name, tmp_path, ca
 
 
 def test_metrics_of_the_server_and_of_the_clients_are_in_every_row(tmp_path):
+    from sklearn.metrics import f1_score  # here, because it takes a second
+
     flags = ["--fraction-evaluate", 0.5, "--metrics", "f1, balanced-accuracy"]
     run(tmp_path, "--strategy", "fedexp", *flags)
     names = [
@@ -229,6 +230,8 @@ SMALL = {"dataset": "digits", "num_clients": 4, "num_server_rounds": 4, "local_s
 
 
 def test_objects_do_in_python_what_text_does():
+    from sklearn.metrics import f1_score
+
     text = fedexp.Simulation(
         optimizer="adamw(weight-decay=0.1, lr=0.02)",
         scheduler="step(step-size=2)",

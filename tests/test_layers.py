@@ -1,6 +1,7 @@
 """Imports point one way. Read from the source; nothing of it is imported."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ from private_names import PRIVATE_MODULES, private_names
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fedexp"
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 TOOLS = {"keys", "arrays", "extras", "files", "logs", "specs", "threads", "terminal"}
 RECORDS = TOOLS | {"simulation.flower", "records", "sums"}
@@ -119,6 +119,11 @@ KEYED = ("wire.py", "merged.py", "rounds.py", "clients/", "strategies/", "simula
 HEAVY = {"sklearn", "matplotlib", "pandas", "flwr_datasets", "datasets", "ray"}
 
 
+@cache
+def tree(file: str) -> ast.Module:
+    return ast.parse(FILES[file].read_text(encoding="utf-8"))
+
+
 def imports(node: ast.AST) -> set[str]:
     """Full names of all that is imported anywhere below ``node``, lazily or not."""
     found = set()
@@ -184,25 +189,27 @@ def test_imports_point_downwards():
         if room(file) != "__init__":
             waiting = {"extras"} if file.endswith("__init__.py") else set()  # names that load later
             allowed = MAY_IMPORT[room(file)] | {room(file)} | waiting
-            assert ours(imports(TREES[file])) <= allowed, file
+            assert ours(imports(tree(file))) <= allowed, file
 
 
 @pytest.mark.parametrize("module", MATHEMATICS)
 def test_the_mathematics_needs_numpy_alone(module):
-    names = imports(TREES[f"fedexp/{module.replace('.', '/')}.py"])
+    names = imports(tree(f"fedexp/{module.replace('.', '/')}.py"))
     assert not {name.split(".")[0] for name in names} & {"flwr", "ray", "torch"}
     own = {name.removeprefix("fedexp.") for name in names if name.startswith("fedexp.")}
     assert all(any(f"{x}.".startswith(f"{pure}.") for pure in MATHEMATICS) for x in own)
 
 
-FENCED = {name for file, tree in TREES.items() if in_fence(file) for name in private_names(tree)}
+@cache
+def fenced() -> set[str]:
+    return {name for file in FILES if in_fence(file) for name in private_names(tree(file))}
 
 
 def test_private_names_of_flower_and_ray_are_in_the_fence_alone():
     for file in FILES:
         if not in_fence(file):
-            used = private_names(TREES[file])
-            assert not used & FENCED, file
+            used = private_names(tree(file))
+            assert not used & fenced(), file
             assert not {name for name in used if PRIVATE_MODULES.match(name)}, file
 
 
@@ -210,25 +217,25 @@ def test_the_fence_is_light():
     """A device that only wants records imports neither PyTorch nor Ray, nor an engine."""
     for file in FILES:
         if in_fence(file) and not file.endswith(("profiler_marks.py", "private.py")):
-            assert not {name.split(".")[0] for name in imports(TREES[file])} & {"torch", "ray"}
-    assert not ours(at_import(TREES["fedexp/simulation/__init__.py"])) - {"extras", "simulation"}
+            assert not {name.split(".")[0] for name in imports(tree(file))} & {"torch", "ray"}
+    assert not ours(at_import(tree("fedexp/simulation/__init__.py"))) - {"extras", "simulation"}
 
 
 def test_ray_is_imported_by_the_ray_engine_alone():
     for file in FILES:
         if not file.startswith("fedexp/simulation/ray"):
-            assert "ray" not in {name.split(".")[0] for name in imports(TREES[file])}, file
+            assert "ray" not in {name.split(".")[0] for name in imports(tree(file))}, file
 
 
 def test_heavy_optional_libraries_wait_until_they_are_used():
     for file in FILES:
         if not file.startswith("fedexp/simulation/ray"):
-            assert not {name.split(".")[0] for name in at_import(TREES[file])} & HEAVY, file
+            assert not {name.split(".")[0] for name in at_import(tree(file))} & HEAVY, file
 
 
 def test_package_files_hold_names_and_no_logic():
     for file in (x for x in FILES if x.endswith("__init__.py")):
-        docstring, *rest = TREES[file].body
+        docstring, *rest = tree(file).body
         assert isinstance(docstring, ast.Expr), file
         allowed = ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign
         for x in rest:
@@ -252,8 +259,8 @@ def test_nothing_draws_from_a_global_generator():
 
 
 def test_the_keys_of_records_are_written_in_one_module_alone():
-    known = {x.value for x in ast.walk(TREES["fedexp/keys.py"]) if isinstance(x, ast.Constant)}
+    known = {x.value for x in ast.walk(tree("fedexp/keys.py")) if isinstance(x, ast.Constant)}
     for file in FILES:
         if file.removeprefix("fedexp/").startswith(KEYED):
-            texts = {x.value for x in ast.walk(TREES[file]) if isinstance(x, ast.Constant)}
+            texts = {x.value for x in ast.walk(tree(file)) if isinstance(x, ast.Constant)}
             assert not texts & known, file

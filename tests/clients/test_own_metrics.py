@@ -8,7 +8,6 @@ import pytest
 import torch
 from builders import record
 from flwr.app import ConfigRecord, Message, RecordDict
-from sklearn import metrics as scores
 from torch import nn
 
 from fedexp.clients import Examples, client_app, default_loss, evaluate, module_arrays
@@ -26,6 +25,14 @@ def sums(outputs, targets):
 
 
 @pytest.fixture
+def scores():
+    """Imported late: it takes more than a second."""
+    from sklearn import metrics
+
+    return metrics
+
+
+@pytest.fixture
 def own(monkeypatch):
     module = ModuleType("own_metrics")
     module.sum_of_all = sums
@@ -38,22 +45,22 @@ def chances(outputs):
 
 
 SCORERS = {
-    "f1": lambda x, y: scores.f1_score(y, x.argmax(1), average="macro"),
-    "f1-micro": lambda x, y: scores.f1_score(y, x.argmax(1), average="micro"),
-    "recall": lambda x, y: scores.recall_score(y, x.argmax(1), average="macro"),
-    "balanced-accuracy": lambda x, y: scores.balanced_accuracy_score(y, x.argmax(1)),
-    "roc-auc": lambda x, y: scores.roc_auc_score(y, chances(x), multi_class="ovr"),
-    "log-loss": lambda x, y: scores.log_loss(y, chances(x)),
-    "matthews-corrcoef": lambda x, y: scores.matthews_corrcoef(y, x.argmax(1)),
+    "f1": lambda scores, x, y: scores.f1_score(y, x.argmax(1), average="macro"),
+    "f1-micro": lambda scores, x, y: scores.f1_score(y, x.argmax(1), average="micro"),
+    "recall": lambda scores, x, y: scores.recall_score(y, x.argmax(1), average="macro"),
+    "balanced-accuracy": lambda scores, x, y: scores.balanced_accuracy_score(y, x.argmax(1)),
+    "roc-auc": lambda scores, x, y: scores.roc_auc_score(y, chances(x), multi_class="ovr"),
+    "log-loss": lambda scores, x, y: scores.log_loss(y, chances(x)),
+    "matthews-corrcoef": lambda scores, x, y: scores.matthews_corrcoef(y, x.argmax(1)),
 }
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_scorers_of_scikit_learn_over_many_classes(name):
-    assert Metrics.of(name).check(*MANY) == pytest.approx({name: SCORERS[name](*MANY)})
+def test_scorers_of_scikit_learn_over_many_classes(name, scores):
+    assert Metrics.of(name).check(*MANY) == pytest.approx({name: SCORERS[name](scores, *MANY)})
 
 
-def test_of_two_classes_the_second_is_the_positive_one():
+def test_of_two_classes_the_second_is_the_positive_one(scores):
     x, y = TWO
     found = Metrics.of("f1, precision, roc-auc").check(x, y)
     predicted = x.argmax(1)
@@ -67,7 +74,7 @@ def test_of_two_classes_the_second_is_the_positive_one():
 
 
 @pytest.mark.parametrize("column", [False, True])
-def test_scorers_of_a_regression(column):
+def test_scorers_of_a_regression(column, scores):
     x, y = VALUES
     found = Metrics.of("r2, mae, rmse").check(x[:, None] if column else x, y)
     assert found == pytest.approx(
@@ -205,7 +212,7 @@ def client(metrics=None, odd=lambda partition: False, run=None):
 
 
 @pytest.mark.parametrize("way", ["python", "text", "run config"])
-def test_a_client_reports_its_metrics_of_its_test_set(way):
+def test_a_client_reports_its_metrics_of_its_test_set(way, scores):
     own = {"f1": lambda x, y: scores.f1_score(y, x.argmax(1), average="macro")}
     given = {"python": {"metrics": own}, "text": {"metrics": "f1"}}
     found, model, data = client(**given.get(way, {"run": {"metrics": "f1"}}))

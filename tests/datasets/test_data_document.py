@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from fedexp.datasets import Dataset, data
 
 pd = pytest.importorskip("pandas")
 Image = pytest.importorskip("PIL.Image")
-hf = pytest.importorskip("datasets")
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = [
+    pytest.mark.usefixtures("undrawn"),
+    pytest.mark.skipif(find_spec("datasets") is None, reason="datasets is not installed"),
+]
 TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = re.findall(r"^\$ fedexp (.*)$", TEXT, re.MULTILINE)
@@ -61,6 +64,8 @@ def write(folder):
 
 
 def table():
+    import datasets as hf  # here, because it takes a second
+
     columns = {"x": X.tolist(), "label": Y, "writer": WRITERS}
     return hf.Dataset.from_dict(columns)
 

@@ -1,6 +1,7 @@
 """The digits are read and split here as scikit-learn, which is not imported for it, would do."""
 
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from fedexp.datasets import load
 from fedexp.datasets.digits import digits, split_as_scikit_learn
 
-pytest.importorskip("sklearn")
+pytestmark = pytest.mark.skipif(
+    find_spec("sklearn") is None, reason="scikit-learn is not installed"
+)
 
 
 def test_the_digits_are_read_without_importing_scikit_learn(monkeypatch):

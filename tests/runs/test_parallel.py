@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+from importlib.util import find_spec
 
 import pytest
 from kept import timeless
@@ -16,7 +17,9 @@ from fedexp.runs.parallel import run_in_processes
 from fedexp.runs.study import Study
 from fedexp.strategies import FedAvg, FedExP
 
-pytest.importorskip("ray")  # or cloudpickle: objects travel by value
+pytestmark = pytest.mark.skipif(
+    find_spec("ray") is None, reason="objects travel by value: with Ray, or cloudpickle"
+)
 SMALL = {"num_server_rounds": 2, "num_clients": 4, "local_steps": 2, "fraction_train": 0.5}
 
 

@@ -16,8 +16,13 @@ BIN = Path(sys.executable).parent
 
 
 @contextlib.contextmanager
-def simulation_superlink(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment in which ``flwr`` finds it; ended with all it started."""
+def simulation_superlink(folder: Path, **environment: str) -> Iterator[dict[str, str]]:
+    """The environment in which ``flwr`` finds it; ended with all it started.
+
+    Args:
+        folder: of its own.
+        environment: variables that its runs see.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -27,13 +32,17 @@ def simulation_superlink(folder: Path) -> Iterator[dict[str, str]]:
         f'[superlink]\ndefault = "test"\n[superlink.test]\n'
         f'address = "127.0.0.1:{port}"\ninsecure = true\n'
     )
-    env = os.environ | {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-    }
+    env = (
+        os.environ
+        | environment
+        | {
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        }
+    )
     command = [BIN / "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
     with open(folder / "superlink.log", "w") as log:
         process = subprocess.Popen(

@@ -1,4 +1,8 @@
-"""Existing Flower apps in which one import makes FedExP of FedAvg, under ``flwr run``."""
+"""Flower apps in which one import makes FedExP of FedAvg; these and our own under ``flwr run``.
+
+A run takes a dozen seconds of processor time, nearly all of it imports in six processes. So there
+are three, on one SuperLink and one Ray: our own app, one of the newer and one of the older API.
+"""
 
 import re
 import shutil
@@ -13,16 +17,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
+from flwr.cli.build import build_fab_from_disk
+from safetensors.numpy import load_file
 from simulation_superlink import flwr, simulation_superlink, statuses
 
+from fedexp.config import Config
+from fedexp.runs.folder import begin
+from fedexp.runs.study import Study
 from fedexp.simulation import SerialGrid
+from fedexp.simulation.faults import Faults
 from fedexp.simulation.grid import RUN_ID
+from fedexp.strategies.sampling import sample
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 APPS = ("pytorch_app", "numpyclient_app", "sklearn_app")
 NODES = 4
-SIZE = "num-supernodes={} client-resources-num-cpus=1 init-args-num-cpus=1"
+SIZE = "num-supernodes={} client-resources-num-cpus=1"
 LINE = re.compile(r"round (\d+): server step ([\d.]+), accuracy ([\d.]+)")
 CHANGED = re.compile(r"^# was: (from flwr.* import FedAvg)\n(from fedexp.* import FedExP.*)$", re.M)
 
@@ -82,25 +93,51 @@ def secure_app(folder, secure=True):
     return folder
 
 
+ORDERED = "drop=0.29, nan=0.05, garbage=0.16, scale=0.14, crash=0.07"
+DEVICES = "local-steps=uniform(5, 9)"
+FAULTS = f"faults='{ORDERED}' client-profiles='{DEVICES}'"
+
+
 @pytest.fixture(scope="module")
-def under_flwr(tmp_path_factory):
+def ray_address():
+    """One Ray for all runs: each would start one of its own, in eight processes."""
+    ray = pytest.importorskip("ray")
+    from fedexp.simulation.ray import cluster  # noqa: F401  it sets what Ray reads
+    from fedexp.simulation.ray.private import without_idle_processes
+
+    with without_idle_processes(False):
+        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def under_flwr(tmp_path_factory, ray_address):
     """What each app printed under ``flwr run``, and how its run ended."""
-    before = contents()
-    folders = {name: EXAMPLES / name for name in APPS}
-    folders["secure"] = secure_app(tmp_path_factory.mktemp("secure") / "app")
-    with simulation_superlink(tmp_path_factory.mktemp("flower")) as env:
+    before, out = contents(), tmp_path_factory.mktemp("out")
+    own = f"num-server-rounds=3 fraction-train=0.5 out='{out}'"
+    runs = {
+        "sklearn_app": (EXAMPLES / "sklearn_app", NODES, ""),
+        "secure": (secure_app(tmp_path_factory.mktemp("secure") / "app"), SECURE_NODES, ""),
+        "own": (ROOT / "flower_app", NODES, f"{own} {FAULTS}"),
+    }
+    folder = tmp_path_factory.mktemp("flower")
+    with simulation_superlink(folder, RAY_ADDRESS=ray_address) as env:
 
-        def answer(name):
-            size = SIZE.format(SECURE_NODES if name == "secure" else NODES)
-            run = flwr(env, "run", folders[name], "--stream", "--federation-config", size)
-            return run.stdout + run.stderr
+        def answer(run):
+            app, nodes, config = run
+            given = ["--federation-config", SIZE.format(nodes), *(["-c", config] if config else [])]
+            ended = flwr(env, "run", app, "--stream", *given)
+            return ended.stdout + ended.stderr
 
-        with ThreadPoolExecutor(2) as pool:  # half of a run is waiting for Ray
-            printed = dict(zip(folders, pool.map(answer, folders), strict=True))
+        with ThreadPoolExecutor(2) as pool:  # one waits while the other starts
+            printed = dict(zip(runs, pool.map(answer, runs.values()), strict=True))
         ended = statuses(env)
     assert contents() == before  # a run leaves nothing in the examples
-    titles = {name: description(folder)["project"]["name"] for name, folder in folders.items()}
-    return {name: (printed[name], ended.get(title)) for name, title in titles.items()}
+    titles = {name: description(app)["project"]["name"] for name, (app, *_) in runs.items()}
+    return {name: (printed[name], ended.get(title)) for name, title in titles.items()} | {
+        "out": out
+    }
 
 
 @pytest.fixture
@@ -147,24 +184,53 @@ def test_one_import_is_all_that_changed(name):
     assert sum(text.lower().count("fedexp") for text in source.values()) == 2  # both in that line
 
 
-@pytest.mark.deploy
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's own
 @pytest.mark.parametrize("name", APPS)
-def test_an_app_trains_under_flwr_run(under_flwr, name):
-    printed, status = under_flwr[name]
-    assert status == "finished:completed", printed[-3000:]
-    found = rounds(printed)
+def test_an_app_is_packed_and_trains(app, name, capsys):
+    assert build_fab_from_disk(EXAMPLES / name)
+    run(app(name), name)
+    found = rounds(capsys.readouterr().out)
     assert [number for number, _, _ in found] == [1, 2, 3]
     assert all(step >= 1 for _, step, _ in found)
     assert found[-1][2] > 0.3  # three times what guessing one of ten digits gives
 
 
 @pytest.mark.deploy
-@pytest.mark.parametrize("name", ["numpyclient_app", "sklearn_app"])  # neither draws anything
-def test_flwr_run_gives_what_the_serial_grid_gives(under_flwr, app, name, capsys):
-    run(app(name), name)
+def test_flwr_run_gives_what_the_serial_grid_gives(under_flwr, app, capsys):
+    printed, status = under_flwr["sklearn_app"]  # which draws nothing
+    assert status == "finished:completed", printed[-3000:]
+    run(app("sklearn_app"), "sklearn_app")
     ours = rounds(capsys.readouterr().out)
     assert max(step for _, step, _ in ours) > 1
-    assert np.asarray(rounds(under_flwr[name][0])) == pytest.approx(np.asarray(ours), abs=0.01)
+    assert np.asarray(rounds(printed)) == pytest.approx(np.asarray(ours), abs=0.01)
+
+
+@pytest.mark.deploy
+def test_flwr_run_trains_our_own_app_to_the_model_of_the_serial_grid(under_flwr, tmp_path):
+    printed, status = under_flwr["own"]
+    assert status == "finished:completed", printed[-3000:]
+    theirs = load_file(under_flwr["out"] / "fedexp" / "model.safetensors")
+
+    config = Config(
+        strategy="fedexp",
+        num_clients=NODES,
+        num_server_rounds=3,
+        fraction_train=0.5,
+        engine="serial",
+        robust=True,
+        faults=ORDERED,
+        client_profiles=DEVICES,
+    )
+    faults = Faults.of(ORDERED)
+    cohorts = {r: sample(range(NODES), 2, seed=0, server_round=r, use="train") for r in (1, 2, 3)}
+    ordered = {faults.at(0, r, client) for r, cohort in cohorts.items() for client in cohort}
+    assert ordered == {"", "nan", "scale", "crash"}
+    begin(config, tmp_path / "serial")
+    Study(config, {"fedexp": "fedexp"}, root=tmp_path / "serial").run()
+    ours = load_file(tmp_path / "serial" / "fedexp" / "model.safetensors")
+    assert theirs.keys() == ours.keys()
+    for name in ours:
+        np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture

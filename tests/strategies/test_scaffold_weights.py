@@ -21,12 +21,13 @@ from fedexp.strategies import FedAvg, FixedClip, MedianBounds, QuantileClip, Sca
 SIZES, D = [10, 20, 40, 10, 20, 40], 3
 SPANS = [range(sum(SIZES[:i]), sum(SIZES[: i + 1])) for i in range(len(SIZES))]
 RNG = np.random.default_rng(0)
-X, Y = RNG.normal(size=(sum(SIZES), D)), np.zeros(sum(SIZES))
-for span in SPANS:
-    X[span] *= 0.5 + RNG.random(D)
+X, Y = np.zeros((sum(SIZES), D)), np.zeros(sum(SIZES))
+for span in SPANS:  # curvatures between 1.3 and 2.9, so that a few rounds are enough
+    directions, _ = np.linalg.qr(RNG.normal(size=(len(span), D)))
+    X[span] = len(span) ** 0.5 * directions * RNG.uniform(0.8, 1.2, D)
     Y[span] = X[span] @ RNG.normal(size=D) * 2
 INPUTS, TARGETS = torch.from_numpy(X), torch.from_numpy(Y[:, None])
-SETTINGS = {"local-steps": 5, "batch-size": 40, "learning-rate": 0.05}
+SETTINGS = {"local-steps": 3, "batch-size": 40, "learning-rate": 0.12}
 
 
 def examples(context):
@@ -94,15 +95,15 @@ def distance(arrays, weights=SIZES):
     return np.linalg.norm(from_record(arrays)["weight"][0] - best) / np.linalg.norm(best)
 
 
-CLOSE = 1e-9  # of the optimum; FedAvg stays a hundredth away
+CLOSE = 1e-6  # of the optimum; FedAvg stays a tenth away
 
 
 @pytest.mark.parametrize(
     ("make", "fraction", "num_rounds"),
     [
-        *((Scaffold, 0.17, 250), (Scaffold, 0.5, 70), (Scaffold, 0.84, 45), (Scaffold, 1.0, 45)),
+        *((Scaffold, 0.17, 240), (Scaffold, 0.5, 45), (Scaffold, 0.84, 28), (Scaffold, 1.0, 25)),
         # One client alone leaves nothing to extrapolate.
-        *((ScaffoldExP, 0.5, 70), (ScaffoldExP, 0.84, 45), (ScaffoldExP, 1.0, 45)),
+        *((ScaffoldExP, 0.5, 45), (ScaffoldExP, 0.84, 28), (ScaffoldExP, 1.0, 28)),
     ],
 )
 def test_it_converges_to_the_optimum_whoever_takes_part(make, fraction, num_rounds):
@@ -112,24 +113,24 @@ def test_it_converges_to_the_optimum_whoever_takes_part(make, fraction, num_roun
 @pytest.mark.parametrize("weights", [SIZES, [1] * len(SIZES)])
 def test_so_do_replies_one_by_one_and_to_the_optimum_that_is_asked_for(weights):
     strategy = made(weighted=weights == SIZES)
-    assert distance(run(strategy, Grid(), 80), weights) < CLOSE
+    assert distance(run(strategy, Grid(), 45), weights) < CLOSE
 
 
 def test_bounded_weights_lead_to_the_optimum_of_the_bounded_weights():
     strategy = made(robust=MedianBounds(norm=1e6, weight=1.0))
-    arrays = run(strategy, Grid(), 80)
+    arrays = run(strategy, Grid(), 45)
     median = float(strategy.state["medians"]["weight"])
     assert median in (10, 20)  # of the first cohort, so that some weigh less than they claim
     assert distance(arrays, [min(size, median) for size in SIZES]) < CLOSE
 
 
 def test_fedavg_does_not():
-    assert distance(run(made(FedAvg), Grid(), 80)) > 1e-2
+    assert distance(run(made(FedAvg, 1.0), Grid(), 25)) > 1e-1
 
 
 NOT_ALL_APPLIED = {
-    "clipped": (lambda **kw: made(clip=FixedClip(0.2), **kw), merging),
-    "clipped alone": (lambda **kw: made(clip=FixedClip(0.2), **kw), lambda: Grid()),
+    "clipped": (lambda **kw: made(clip=FixedClip(0.5), **kw), merging),
+    "clipped alone": (lambda **kw: made(clip=FixedClip(0.5), **kw), lambda: Grid()),
     "adaptively": (lambda **kw: made(clip=QuantileClip(0.3, 0.9), **kw), merging),
     "lost": (made, lambda: Grid(lost=True)),
     "dropped": (lambda **kw: made(drop_beyond=1e3, **kw), lambda: Grid(scaled=6)),
@@ -140,17 +141,17 @@ NOT_ALL_APPLIED = {
 }
 
 
-@pytest.mark.parametrize(("fraction", "num_rounds"), [(0.5, 90), (1.0, 35)])
+@pytest.mark.parametrize(("fraction", "num_rounds"), [(0.5, 55), (1.0, 30)])
 @pytest.mark.parametrize("kind", NOT_ALL_APPLIED)
 def test_the_variates_follow_what_was_applied(kind, fraction, num_rounds):
     make, grid_of = NOT_ALL_APPLIED[kind]
     strategy, grid = make(fraction=fraction), grid_of()
-    early = run(strategy, grid, 30)
+    early = run(strategy, grid, 15)
     # The server's is the mean of those that the clients will go on from.
     variates = [own_variate(strategy, grid, node) for node in grid.get_node_ids()]
     expected = np.average(variates, axis=0, weights=SIZES)
     np.testing.assert_allclose(strategy.state["control-variate"]["weight"], expected, atol=1e-12)
-    assert distance(run(strategy, grid, 30 + num_rounds, 31, early)) < CLOSE
+    assert distance(run(strategy, grid, 15 + num_rounds, 16, early)) < CLOSE
 
 
 def own_variate(strategy, grid, node):
@@ -175,7 +176,7 @@ def test_a_weight_that_changes_with_the_round_leaves_no_trace(fraction):
     # Robust bounds follow the sizes of whoever takes part, so that 40 counts as 30 in some rounds.
     strategy, grid, seen = made(fraction=fraction, robust=True), Grid(), set()
     arrays = to_record({"weight": np.zeros((1, D))})
-    for _ in rounds(strategy, grid, arrays, num_rounds=30):
+    for _ in rounds(strategy, grid, arrays, num_rounds=20):
         weights = column(strategy, "weight")
         seen |= {round(p) for p in weights.values()}
         sums = sum(p * own_variate(strategy, grid, node) for node, p in weights.items())
@@ -189,14 +190,14 @@ def test_a_weight_that_changes_with_the_round_leaves_no_trace(fraction):
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(lost, tmp_path):
     grid_of = partial(Grid, lost=True) if lost else merging
-    whole = run(made(), grid_of(), 40)
+    whole = run(made(), grid_of(), 20)
     first, grid = made(), grid_of()
-    arrays = run(first, grid, 20)
-    Checkpoint(20, from_record(arrays), first.state, clients=grid.states).save(tmp_path / "c")
+    arrays = run(first, grid, 10)
+    Checkpoint(10, from_record(arrays), first.state, clients=grid.states).save(tmp_path / "c")
     saved, second, grid = Checkpoint.load(tmp_path / "c"), made(), grid_of()
-    second.state, grid.round = dict(saved.state), 20
+    second.state, grid.round = dict(saved.state), 10
     grid.states.update(saved.clients)
-    resumed = run(second, grid, 40, 21, to_record(saved.params))
+    resumed = run(second, grid, 20, 11, to_record(saved.params))
     np.testing.assert_array_equal(from_record(resumed)["weight"], from_record(whole)["weight"])
 
 

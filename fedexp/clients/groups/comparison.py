@@ -114,8 +114,8 @@ class _PlainEmbeddings(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _numbers() -> tuple[Any, ...]:
-    numpy = repr(np.random.get_state())  # noqa: NPY002
-    return torch.get_rng_state().tolist(), getstate(), numpy
+    kind, key, *position = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().numpy().tobytes(), getstate(), kind, key.tobytes(), position
 
 
 @contextmanager

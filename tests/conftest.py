@@ -31,7 +31,7 @@ def pytest_collection() -> Generator[None, Any, Any]:
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
-    """Lines of Flower's logger, which does not reach pytest's own capture."""
+    """Lines of Flower's logger, ours among them."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]

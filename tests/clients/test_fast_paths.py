@@ -17,7 +17,7 @@ from fedexp.clients.known import is_torchs
 from fedexp.simulation.grid import FIRST_NODE_ID, context_of
 from fedexp.simulation.worker import Worker
 
-CLIENTS = 3
+CLIENTS = 2
 RUN = {"seed": 3, "local-steps": 3, "batch-size": 5, "learning-rate": 0.1}
 PLAIN = {"local-steps": 3}, {"local-steps": 1}
 TUNED = {"hyper-learning-rate": 1e-12, "learning-rate": 0.01}

@@ -1,8 +1,9 @@
-"""One faulty client of six: the round goes on, and it counts once as a failure or not at all."""
+"""One faulty client of four: the round goes on, and it counts once as a failure or not at all."""
 
 import io
 import pickle
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
@@ -154,7 +155,7 @@ LEFT_OUT = {
     "empty metrics": lambda: body(metrics={}),
     "final-loss NaN": lambda: reports(final_loss=float("nan")),
     "final-loss list": lambda: reports(final_loss=[1.0]),
-    "ten thousand metrics": lambda: reports(**{f"k{i}": 1.0 for i in range(10_000)}),
+    "ten thousand metrics": cache(lambda: reports(**{f"k{i}": 1.0 for i in range(10_000)})),
 }
 STEPS = {
     "no control-step": lambda: body(metrics={"num-examples": 10, "train-loss": 1.0}),
@@ -213,8 +214,9 @@ def app_of(fault, bad):
 
 
 # What a reply has to hold depends on the strategy only where it is merged, and for Scaffold.
+# There FedAvg and FedAdam ask for the same, and FedAdam's state would keep what a fault brings.
 PATHS = {
-    "merged": (SerialGrid, {}, (FedExP, FedAvg, Scaffold, FedAdam)),
+    "merged": (SerialGrid, {}, (FedExP, Scaffold, FedAdam)),
     "dropping": (SerialGrid, {"drop_beyond": 1e3}, (FedExP, Scaffold)),
     "network": (Network, {}, (FedExP, Scaffold)),
 }
@@ -226,8 +228,8 @@ def outcomes(path, fault, tmp_path):
     grid, kwargs, strategies = PATHS[path]
     for make in strategies:
         strategy = make(fraction_evaluate=0.0, seed=0, **kwargs)
-        app = app_of(fault, bad=3 if make is FedExP else 0)
-        result = strategy.start(grid(app, 6), to_record(MODEL), num_rounds=2)
+        app = app_of(fault, bad=2 if make is FedExP else 0)
+        result = strategy.start(grid(app, 4), to_record(MODEL), num_rounds=2)
         assert not list(tmp_path.iterdir())
         assert all(np.isfinite(x).all() for x in from_record(result.arrays).values())
         assert len(result.train_metrics_clientapp) == 2
@@ -242,7 +244,7 @@ every_path = pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("fault", LEFT_OUT)
 def test_a_reply_of_no_use_is_one_failure(fault, path, tmp_path):
     for _, metrics, counts in outcomes(path, LEFT_OUT[fault], tmp_path):
-        assert counts == (5, 1)
+        assert counts == (3, 1)
         assert metrics["train-loss"] == pytest.approx(1.0)
 
 
@@ -250,14 +252,14 @@ def test_a_reply_of_no_use_is_one_failure(fault, path, tmp_path):
 @pytest.mark.parametrize("fault", STEPS)
 def test_so_is_one_whose_step_does_not_go_with_the_others(fault, path, tmp_path):
     for make, _, counts in outcomes(path, STEPS[fault], tmp_path):
-        assert counts == ((5, 1) if make is Scaffold else (6, 0))
+        assert counts == ((3, 1) if make is Scaffold else (4, 0))
 
 
 @every_path
 @pytest.mark.parametrize("fault", COUNTED)
 def test_an_odd_but_usable_reply_harms_nobody(fault, path, tmp_path):
     for _, metrics, counts in outcomes(path, COUNTED[fault], tmp_path):
-        assert counts == (6, 0)
+        assert counts == (4, 0)
         assert metrics["train-loss"] == pytest.approx(1.0)
         assert metrics["server-step-size"] != 7.0
         assert metrics.get("learning-rate-std", 0.0) < 1e-12
@@ -274,7 +276,7 @@ LONG = {
 @pytest.mark.parametrize("content", LONG.values(), ids=LONG)
 def test_an_integer_that_no_network_would_bring_is_one_failure(content, path, tmp_path):
     for _, metrics, counts in outcomes(path, lambda: content, tmp_path):
-        assert counts == (5, 1)
+        assert counts == (3, 1)
         assert metrics["train-loss"] == pytest.approx(1.0)
 
 
@@ -282,10 +284,10 @@ def test_an_integer_that_no_network_would_bring_is_one_failure(content, path, tm
 @pytest.mark.parametrize("size", [1e155, 1e200])
 def test_an_update_whose_square_overflows_float64_is_one_failure(size, grid):
     model = {"w": np.zeros((3, 2)), "b": np.zeros(2)}
-    app = app_of(lambda: body(np.full((3, 2), size)), bad=3)
-    result = FedExP(fraction_evaluate=0.0).start(grid(app, 6), to_record(model), num_rounds=1)
+    app = app_of(lambda: body(np.full((3, 2), size)), bad=2)
+    result = FedExP(fraction_evaluate=0.0).start(grid(app, 4), to_record(model), num_rounds=1)
     metrics = result.train_metrics_clientapp[1]
-    assert (metrics["num-clients"], metrics["num-failures"]) == (5, 1)
+    assert (metrics["num-clients"], metrics["num-failures"]) == (3, 1)
     assert np.abs(result.arrays["w"].numpy()).max() < 1
 
 

@@ -108,7 +108,8 @@ def _standardized(
 
 def check_finite(owner: str, x: torch.Tensor, columns: Sequence[str] = ()) -> None:
     """Raise ``ValueError`` that names the first column with NaN or infinity, if there is one."""
-    if not x.is_floating_point() or bool(x.isfinite().all()):
+    # If a term is not finite, nor is the sum, which is faster. A sum may also overflow.
+    if not x.is_floating_point() or bool(x.sum().isfinite()) or bool(x.isfinite().all()):
         return
     bad = ~x.flatten(1).isfinite()
     found = bad.any(0).nonzero().flatten().tolist()

@@ -23,6 +23,7 @@ _LEAF_LETTERS = (  # LEAF's alphabet, in its order
     "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
 )
 _BEGIN = re.compile(r"<A NAME=(?:(?P<role>speech\d+><b>)|[\d.]+>)", re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]*>")
 _END_OF_ROLE, _END_OF_LINE = (re.compile(tag, re.IGNORECASE) for tag in ("</b></a>", "</a>"))
 
 Speech = tuple[str, list[str]]  # role, lines
@@ -186,4 +187,4 @@ def _tokens(text: str, alphabet: str) -> Array:
 
 
 def _plain(markup: str) -> str:
-    return html.unescape(re.sub(r"<[^<>]*>", "", markup)).strip()
+    return html.unescape(_TAG.sub("", markup) if "<" in markup else markup).strip()

@@ -107,6 +107,13 @@ class Slope(nn.Module):
         return self.line(x)[:, 0]
 
 
+def plain_slope():
+    """The same of PyTorch's own layers, whose second derivatives are several times as fast."""
+    model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Flatten(0)).double()
+    nn.init.zeros_(model[0].weight)
+    return model
+
+
 def linear(count=40):
     rng = np.random.default_rng(1)
     x = torch.from_numpy(rng.normal(size=(count, 4)).astype(np.float32))
@@ -119,7 +126,7 @@ def test_on_linear_regression_it_is_what_the_closed_form_learns():
     settings = ClientSettings(num_steps=10, batch_size=40, lr=0.001)
     tuning = StepTuning(steps=60, by="training")
     found = tuning.tune(
-        *(Slope().double(), Examples(x, y), settings, default_loss),
+        *(plain_slope(), Examples(x, y), settings, default_loss),
         rng=np.random.default_rng(0),
         split=np.random.default_rng(0),
     )
@@ -265,8 +272,8 @@ def test_weight_decay_and_a_proximal_term_are_part_of_the_steps_that_are_tuned()
     x, y = (part.double().numpy() for part in (examples.inputs, examples.targets))
 
     def found(decay, mu):
-        model = Slope().double()
-        nn.init.ones_(model.line.weight)
+        model = plain_slope()
+        nn.init.ones_(model[0].weight)
         settings = ClientSettings(10, 40, 0.02, weight_decay=decay, proximal_mu=mu)
         rngs = {key: np.random.default_rng(0) for key in ("rng", "split")}
         own = Examples(examples.inputs.double(), examples.targets.double())

@@ -45,7 +45,7 @@ def test_it_is_the_finite_difference(name, by):
         assert found.log_loss == pytest.approx(value(*rates))
         assert float(found.log_slope) == pytest.approx(difference / (2 * step), rel=1e-6)
         each = model_meta_gradient(loss, end, weights, batches, rates).log_slope
-        for k in range(7):
+        for k in (0, 3, 6):
             up, down = ([*rates[:k], eta + d, *rates[k + 1 :]] for d in (step, -step))
             difference = (value(*up) - value(*down)) / (2 * step)
             assert float(each[k]) == pytest.approx(difference, rel=1e-5, abs=1e-8)
@@ -162,11 +162,11 @@ def test_the_memory_does_not_depend_on_the_number_of_steps():
         run = log_end(loss, end, weights, batches * t, eta)
         torch.autograd.grad(run, eta)
 
-    assert tangent(30) <= tangent(3)
-    # A weight for every √t-th step and as many between: 2 · (8 - 4) more at 64 than at 16.
-    assert adjoint(64) - adjoint(16) <= 2 * 4 * size + 64 * 16
-    grown = most_alive(lambda: backward(20)) - most_alive(lambda: backward(4))
-    assert grown > 16 * size  # What is measured does see what back-propagation keeps.
+    assert tangent(12) <= tangent(3)
+    # A weight for every √t-th step and as many between: 2 · (5 - 2) more at 25 than at 4.
+    assert adjoint(25) - adjoint(4) <= 2 * 3 * size + 25 * 16
+    grown = most_alive(lambda: backward(12)) - most_alive(lambda: backward(4))
+    assert grown > 8 * size  # What is measured does see what back-propagation keeps.
 
 
 @pytest.mark.parametrize("each", [False, True])

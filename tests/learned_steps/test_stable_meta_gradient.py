@@ -11,8 +11,8 @@ from problems_and_models import published
 
 from fedexp.learned_steps import LeastSquares, Quadratic, closed_form, meta_gradient
 
-STEP_SIZES = [1e-4, 1e-3, 0.01, 0.03, 0.0319, 0.032, 0.1, 0.3, 1.0, 3.0, 10.0]
-NUM_STEPS = [1, 2, 10, 40, 80, 160, 640]
+STEP_SIZES = [1e-4, 0.01, 0.0319, 0.032, 0.1, 1.0, 10.0]
+NUM_STEPS = [1, 2, 40, 640]
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 BOTH = pytest.mark.parametrize("dtype", TOLERANCE)
 
@@ -64,7 +64,7 @@ def test_it_is_the_closed_form_for_every_step_size_and_number_of_steps(problem, 
 @EACH
 def test_the_closed_form_is_right_to_many_digits(problem):
     given = PROBLEMS[problem]()
-    for eta, t in [(0.01, 7), (0.1, 80), (10.0, 200)]:
+    for eta, t in [(0.01, 7), (0.1, 40), (10.0, 60)]:
         log_loss, slope = in_60_digits(given, eta, t)
         found = closed_form(given, eta, t)
         assert found.log_loss == pytest.approx(log_loss, rel=1e-9)

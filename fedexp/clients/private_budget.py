@@ -61,13 +61,13 @@ class Budget:
         ValueError: earlier rounds had another plan, so that neither bound would hold.
 
     Example:
-        >>> state, plan = RecordDict(), Plan(1.0, 1e-5, 2, 0.1)
+        >>> state, plan = RecordDict(), Plan(2.0, 1e-5, 100, 0.1)
         >>> budget = Budget(plan, "mine", state)
         >>> while step := budget.next_step():
         ...     budget.pay(step)
         >>> budget.save(state)
-        >>> budget.steps, 0.99 < budget.epsilon <= 1, Budget(plan, "mine", state).next_step()
-        (2, True, None)
+        >>> budget.steps, 1.99 < budget.epsilon <= 2, Budget(plan, "mine", state).next_step()
+        (100, True, None)
     """
 
     def __init__(self, plan: Plan, owner: str, state: RecordDict) -> None:

@@ -127,7 +127,7 @@ def descend(tasks: Tasks, first: Tensor, settings: MetaDescent) -> LearnedStepSi
     Example:
         >>> from fedexp.learned_steps import Quadratic, meta_gradient
         >>> bowl = Quadratic(torch.diag(torch.tensor([1.0, 3.0])), torch.ones(2))
-        >>> settings = MetaDescent(num_meta_steps=400)
+        >>> settings = MetaDescent(num_meta_steps=100)
         >>> found = descend(lambda eta: [meta_gradient(bowl, eta, 80)], torch.tensor(0.1), settings)
         >>> round(float(found.best()), 2)  # Near 2 / (1 + 3), the best for many steps.
         0.5

@@ -115,7 +115,13 @@ class _PlainEmbeddings(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _numbers() -> tuple[Any, ...]:
     kind, key, *position = np.random.get_state(legacy=True)  # noqa: NPY002
-    return torch.get_rng_state().numpy().tobytes(), getstate(), kind, np.asarray(key).tobytes(), position
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        getstate(),
+        kind,
+        np.asarray(key).tobytes(),
+        position,
+    )
 
 
 @contextmanager

@@ -143,14 +143,14 @@ def add_flags(
         defaults: where they are not those of ``Config``; see ``config_of``.
         **lines: other words for some.
     """
-    group = parser.add_argument_group(title)
+    group, fields = parser.add_argument_group(title), Config.keys()
     for key in keys:
-        field = Config.keys()[key]
+        field = fields[key]
         value = defaults.get(key, field.default)
         default = "" if value == "" else f" (default: {_shown(value)})"
         text = f"{lines.get(key, field.description)}{default}".replace("%", "%%")
         names = [f"--{key}", *(f"--{name}" for name in [SHORT.get(key)] if name)]
-        own: dict[str, Any] = {"action": Once, "metavar": _metavar(key)}
+        own: dict[str, Any] = {"action": Once, "metavar": _metavar(key, field.annotation)}
         if kind := _CHOSEN.get(key):
             own |= {"action": Named, "names": partial(_names, kind)}
         if key == "sweep":
@@ -161,8 +161,7 @@ def add_flags(
         group.add_argument(*names, dest=key, help=text, **own)
 
 
-def _metavar(key: str) -> str:
-    kind = Config.keys()[key].annotation
+def _metavar(key: str, kind: Any) -> str:
     if key in _METAVARS:
         return _METAVARS[key]
     if choices := [str(x) for x in get_args(kind) if x]:

@@ -54,7 +54,7 @@ def build(name: ModelChoice, dataset: Dataset | None, *, seed: int = 0) -> nn.Mo
     if name == "char-lstm":
         _check_alphabet(dataset)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        _seed(seed)
         return of_shape(name, tuple(inputs.shape[1:]), dataset.num_classes)
 
 
@@ -139,8 +139,16 @@ def _own(make: Callable[..., nn.Module], dataset: Dataset | None, seed: int) -> 
     if needed and dataset:
         args = tuple(dataset.train[0].shape[1:]), dataset.num_classes
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        _seed(seed)
         return _called(name, make, *args)
+
+
+def _seed(seed: int) -> None:
+    """As ``torch.manual_seed``, which notes its caller three times for devices that may come."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 _COLLECTING = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD

@@ -26,7 +26,7 @@ from fedexp.clients import Examples, client_app
 from fedexp.datasets import Dataset
 from fedexp.simulation.grid import context_of
 
-CLIENTS, RUNS = 3, 100
+CLIENTS, RUNS = 3, 60
 DRAW = np.random.default_rng(0)
 X, W = DRAW.normal(size=(6, 3)), DRAW.normal(size=(1, 6))  # a column is an example
 Y, START = W @ X, DRAW.normal(size=(1, 6))

@@ -1,16 +1,17 @@
-import contextlib
 import io
-import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Context, RecordDict
+from flwr.client import ClientApp, NumPyClient
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.server import Server, SimpleClientManager
+from flwr.server import (
+    Server,
+    ServerApp,
+    ServerAppComponents,
+    ServerConfig,
+    SimpleClientManager,
+)
 from flwr.server import strategy as flower
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import DifferentialPrivacyServerSideFixedClipping
@@ -18,6 +19,8 @@ from test_extensions import FedDyn
 from test_presets import grid_of, run
 
 from fedexp.records import from_record
+from fedexp.simulation import SerialGrid
+from fedexp.simulation.grid import RUN_ID
 from fedexp.strategies import STRATEGIES, FixedClip, legacy
 from fedexp.strategies.extensions import Extension, Sent
 
@@ -358,68 +361,34 @@ def test_flowers_noise_on_a_long_step_is_refused_before_the_model_is_shown():
     assert shown == [0, 0, 1, 2, 3, 4]
 
 
-APP = """
-import json, sys, warnings
-warnings.simplefilter("ignore")
-import numpy as np
-from flwr.client import ClientApp, NumPyClient
-from flwr.common import ndarrays_to_parameters
-from flwr.server import ServerApp, ServerAppComponents, ServerConfig
-from flwr.simulation import run_simulation
-from fedexp.strategies import legacy
+class HalfTheWay(NumPyClient):
+    """Client ``i`` goes half the way to ``e_i``."""
 
-class Client(NumPyClient):
     def __init__(self, p):
-        self.p = p
+        self.target = np.eye(4)[p]
+
     def fit(self, parameters, config):
-        target = np.eye(4)[self.p]
-        return [0.5 * (parameters[0] + target)], 1, {}
-
-def client_fn(context):
-    return Client(int(context.node_config["partition-id"])).to_client()
-
-def server_fn(context):
-    def evaluate_fn(server_round, arrays, config):
-        with open(sys.argv[1], "a") as file:
-            print(json.dumps(arrays[0].tolist()), file=file)
-    strategy = legacy.FedExP(
-        fraction_fit=1.0, fraction_evaluate=0.0, min_fit_clients=4, min_available_clients=4,
-        initial_parameters=ndarrays_to_parameters([np.zeros(4)]), epsilon=0.0,
-        evaluate_fn=evaluate_fn,
-    )
-    return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=2))
-
-run_simulation(
-    ServerApp(server_fn=server_fn),
-    ClientApp(client_fn=client_fn),
-    num_supernodes=4,
-    backend_config={"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 1}},
-)
-"""
+        return [0.5 * (parameters[0] + self.target)], 1, {}
 
 
-@pytest.mark.deploy
-def test_a_numpy_client_app_runs_under_flowers_simulation(tmp_path):
+def test_a_numpy_client_app_and_a_server_app_of_the_older_api_run():
+    """Under `flwr run` too: see the app of the older API in `test_flower_examples`."""
     # Clients go half the way to e_i from 0: D_i = -e_i/2, so eta = M/2 = 2 and w = 2 mean(e_i/2).
-    (tmp_path / "app.py").write_text(APP)
-    env = os.environ | {
-        "FLWR_HOME": str(tmp_path / "home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    with open(tmp_path / "log.txt", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "app.py", "models.jsonl"],
-            cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        assert process.wait(240) == 0, (tmp_path / "log.txt").read_text()[-2000:]
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-    lines = (tmp_path / "models.jsonl").read_text().splitlines()
-    models = [np.array(json.loads(line)) for line in lines]
+    models = []
+
+    def server_fn(context):
+        strategy = legacy.FedExP(
+            **{"fraction_fit": 1.0, "fraction_evaluate": 0.0},
+            **{"min_fit_clients": 4, "min_available_clients": 4, "epsilon": 0.0},
+            initial_parameters=ndarrays_to_parameters([np.zeros(4)]),
+            evaluate_fn=lambda server_round, arrays, config: models.append(arrays[0]),
+        )
+        return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=2))
+
+    def client_fn(context):
+        return HalfTheWay(int(context.node_config["partition-id"])).to_client()
+
+    with SerialGrid(ClientApp(client_fn=client_fn), 4) as grid:
+        ServerApp(server_fn=server_fn)(grid=grid, context=Context(RUN_ID, 1, {}, RecordDict(), {}))
     assert len(models) == 3
     np.testing.assert_allclose(models[1], np.full(4, 0.25))

@@ -29,6 +29,12 @@ def pytest_collection() -> Generator[None, Any, Any]:
     return result
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that start servers come first: they take long, and the last one is waited for."""
+    first = {item.path for item in items if item.get_closest_marker("deploy")}
+    items.sort(key=lambda item: item.path not in first)
+
+
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
     """Lines of Flower's logger, ours among them."""

@@ -1,5 +1,6 @@
+import io
 import json
-import subprocess
+import logging
 import sys
 import tomllib
 
@@ -184,13 +185,15 @@ def test_a_partition_is_printed_and_drawn(tmp_path, capsys, drawn):
     assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_a_partition_says_of_own_data_has_no_escape_codes(tmp_path):
+def test_what_a_partition_says_of_own_data_has_no_escape_codes(tmp_path, monkeypatch, capsys):
+    (handler,) = logging.getLogger("flwr").handlers
+    monkeypatch.setattr(handler, "stream", io.StringIO())
+    monkeypatch.setattr(handler, "colored", True)  # as Flower makes it
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").write_text("age,sick\n" + "1,no\n2,yes\n" * 5)
-    flags = ["--data", "a.csv", "--target", "sick", "--clients", "2"]
-    command = [sys.executable, "-m", "fedexp", "partition", *flags]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "in sorted order no, yes" in done.stderr
-    assert "\x1b" not in done.stdout + done.stderr
+    cli.main(["partition", "--data", "a.csv", "--target", "sick", "--clients", "2"])
+    assert "in sorted order no, yes" in handler.stream.getvalue()
+    assert "\x1b" not in handler.stream.getvalue() + capsys.readouterr().out
 
 
 def test_a_run_keeps_the_picture_of_its_partition_and_evaluates_clients(tmp_path, capsys):

@@ -1,7 +1,6 @@
 """Whole runs in which clients are told an optimizer, a schedule and metrics."""
 
 import json
-import sys
 from functools import partial
 
 import numpy as np
@@ -13,10 +12,10 @@ from torch import nn
 
 import fedexp
 from fedexp import app, cli
-from fedexp.clients import Examples, client_app, module_arrays
+from fedexp.clients import module_arrays
 from fedexp.clients.schedules import schedule
 from fedexp.config import Config
-from fedexp.records import from_record, to_record
+from fedexp.records import to_record
 from fedexp.rounds import rounds
 from fedexp.simulation import SerialGrid
 from fedexp.strategies import FedExP
@@ -163,67 +162,6 @@ def test_any_strategy_of_flower_hands_on_the_train_config():
         rates = schedule("step(step-size=1, gamma=0.5)", 3, 0.4)
         found = rounds(strategy, grid, start, num_rounds=3, train_config=rates.settings)
         assert [r.train["learning-rate"] for r in found] == pytest.approx([0.4, 0.2, 0.1])
-
-
-class OwnNet(nn.Linear):
-    """Sent to Ray by value, as a class of a notebook cell is."""
-
-
-class OwnAdam(torch.optim.Adam):
-    """The same."""
-
-
-def worst(outputs, targets):
-    return float((outputs.argmax(1) == targets).float().min())
-
-
-def own_app():
-    def model(context):
-        return OwnNet(4, 3)
-
-    def data(context):
-        rng = np.random.default_rng(int(context.node_config["partition-id"]))
-        x = torch.from_numpy(rng.normal(size=(30, 4)).astype(np.float32))
-        return (Examples(x, torch.from_numpy(rng.integers(0, 3, 30))),) * 2
-
-    return client_app(model, data, OwnAdam, metrics={"worst": worst})
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own files and processes
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(
-    ("optimizer", "num_workers"), [("own", 2), ("adamw(weight-decay=0.01)", 1)]
-)
-def test_ray_gives_the_bits_of_the_serial_grid(optimizer, num_workers, one_ray):
-    ray = pytest.importorskip("ray")
-    from fedexp.simulation.ray.grid import RayGrid
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    config = {"local-steps": 3, "batch-size": 8, "seed": 1}
-    client = own_app()
-    if optimizer != "own":
-        client.trainer.optimizer = None
-        config["local-optimizer"] = optimizer
-    rates = schedule("cosine", 2, 0.1)
-    weights = {"weight": np.ones((3, 4), np.float32), "bias": np.zeros(3, np.float32)}
-    found = []
-    for make in (SerialGrid, partial(RayGrid, num_workers=num_workers, vectorize="auto")):
-        with make(client, 4, run_config=config) as grid:
-            *_, last = rounds(
-                FedExP(fraction_evaluate=1.0, seed=1),
-                grid,
-                to_record(weights),
-                num_rounds=2,
-                train_config=rates.settings,
-            )
-            found.append((from_record(last.arrays), dict(last.train), dict(last.evaluate)))
-    serial, on_ray = found
-    assert serial[1] == on_ray[1]
-    assert serial[2] == on_ray[2]
-    assert "eval-worst" in serial[2]
-    for name, x in serial[0].items():
-        np.testing.assert_array_equal(on_ray[0][name], x)
 
 
 SMALL = {"dataset": "digits", "num_clients": 4, "num_server_rounds": 4, "local_steps": 2}

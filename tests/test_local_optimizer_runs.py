@@ -107,21 +107,6 @@ def test_an_interrupted_run_goes_on_with_what_clients_carried(tmp_path, monkeypa
     assert whole == cut
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray's own files and processes
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("policy", ["carry", "average"])
-def test_rays_groups_of_clients_agree_with_clients_one_by_one(tmp_path, policy, one_ray):
-    flags = [*QUICK, "--strategy", "fedexp+hypersgd", "--hyper-between-rounds", policy]
-    on_ray = ("--engine", "ray", "--num-workers", 1, "--vectorize", "on")
-    run(*flags, *on_ray, "--out", tmp_path / "ray")
-    run(*flags, *SERIAL, "--vectorize", "off", "--out", tmp_path / "serial")
-    ours, expected = (rows(tmp_path / name / "fedexp+hypersgd") for name in ("ray", "serial"))
-    for a, b in zip(ours, expected, strict=True):
-        for key in ("learning-rate", "learning-rate-std", "train-loss", "test-loss"):
-            assert a[key] == pytest.approx(b[key], rel=1e-3)
-
-
 def test_delta_sgd_grows_where_noise_between_minibatches_once_stopped_it():
     config = Config(
         engine="serial",

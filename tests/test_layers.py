@@ -138,14 +138,21 @@ def imports(node: ast.AST) -> set[str]:
 
 def at_import(tree: ast.Module) -> set[str]:
     """What the module imports before any function is called."""
-    inside = {
-        id(x)
-        for f in ast.walk(tree)
-        if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)
-        for x in ast.walk(f)
-    }
-    statements = [x for x in ast.walk(tree) if isinstance(x, ast.Import | ast.ImportFrom)]
-    return {name for x in statements if id(x) not in inside for name in imports(x)}
+    found: set[str] = set()
+    todo: list[ast.AST] = [tree]
+    while todo:
+        x = todo.pop()
+        if isinstance(x, ast.Import | ast.ImportFrom):
+            found |= imports(x)
+        elif not isinstance(x, ast.FunctionDef | ast.AsyncFunctionDef):
+            todo += ast.iter_child_nodes(x)
+    return found
+
+
+@cache
+def imported_in(file: str) -> set[str]:
+    """Full names of all that a module imports, lazily or not."""
+    return imports(tree(file))
 
 
 def room_of(name: str) -> str:
@@ -189,7 +196,7 @@ def test_imports_point_downwards():
         if room(file) != "__init__":
             waiting = {"extras"} if file.endswith("__init__.py") else set()  # names that load later
             allowed = MAY_IMPORT[room(file)] | {room(file)} | waiting
-            assert ours(imports(tree(file))) <= allowed, file
+            assert ours(imported_in(file)) <= allowed, file
 
 
 @pytest.mark.parametrize("module", MATHEMATICS)
@@ -217,14 +224,14 @@ def test_the_fence_is_light():
     """A device that only wants records imports neither PyTorch nor Ray, nor an engine."""
     for file in FILES:
         if in_fence(file) and not file.endswith(("profiler_marks.py", "private.py")):
-            assert not {name.split(".")[0] for name in imports(tree(file))} & {"torch", "ray"}
+            assert not {name.split(".")[0] for name in imported_in(file)} & {"torch", "ray"}
     assert not ours(at_import(tree("fedexp/simulation/__init__.py"))) - {"extras", "simulation"}
 
 
 def test_ray_is_imported_by_the_ray_engine_alone():
     for file in FILES:
         if not file.startswith("fedexp/simulation/ray"):
-            assert "ray" not in {name.split(".")[0] for name in imports(tree(file))}, file
+            assert "ray" not in {name.split(".")[0] for name in imported_in(file)}, file
 
 
 def test_heavy_optional_libraries_wait_until_they_are_used():

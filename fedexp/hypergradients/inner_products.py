@@ -69,6 +69,8 @@ def quotient_dots(batch: ParamBatch) -> dict[str, list[Tensor]]:
         new, grad, m, v = map(wide, block) if block[0].dtype in HALVES else block
         root = torch.sqrt(v)
         curve = torch.addcmul(v, grad, grad, value=-1 / kappa)
+        if block[0].dtype in HALVES:  # v can underflow to 0 where g², which is wide here, does not.
+            curve.masked_fill_(v == 0, 0.0)
         # Where √v = 0, v - g²/κ is too, and so shall be their quotient.
         curve.div_(root.clamp_min_(LEAST[root.dtype])).div_(root.add_(eps))
         quotient = torch.div(new, root, out=root)

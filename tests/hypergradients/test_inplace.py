@@ -5,6 +5,7 @@ import torch
 
 from fedexp.hypergradients.adaptive_rules import Adagrad, Adam, RMSprop
 from fedexp.hypergradients.batches import ParamBatch
+from fedexp.hypergradients.inner_products import quotient_dots
 from fedexp.hypergradients.optimizer import Hypergradient
 from fedexp.hypergradients.rules import SGD
 
@@ -277,3 +278,15 @@ def test_a_weight_without_a_gradient_has_no_hypergradient():
         runs.append((optimizer, [w.detach()[:2]]))
     assert_alike(*runs, tolerance=1e-6)
     assert w[2] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_second_moment_that_has_underflowed_has_no_slope(dtype):
+    """Else the square of the gradient, which float32 holds, would be divided by nearly nothing."""
+    slots = {"m": torch.full([3], 0.01, dtype=dtype), "v": torch.tensor([0, 1e-4, 1], dtype=dtype)}
+    grad = torch.tensor([1e-3, 0, 0], dtype=dtype)
+    state = {"slots": slots, "kept": {"grad": grad}, "root": {"eps": 1e-3, "kappa": 10.0}}
+    batch = ParamBatch({}, [torch.ones(3, dtype=dtype)], [torch.ones(3, dtype=dtype)], [state])
+    (found,) = quotient_dots(batch)["curve"]
+    m, v = slots["m"].double()[1:], slots["v"].double()[1:]
+    assert found.item() == pytest.approx((v.sqrt() * m / (v.sqrt() + 1e-3) ** 2).sum().item(), 1e-5)

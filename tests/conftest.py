@@ -76,7 +76,7 @@ def one_ray() -> Iterator[list[Any]]:
     def begin(workers: RayWorkers) -> Any:
         if not idle:
             return start(workers)
-        actor = idle.pop(0)
+        actor = idle.pop()  # that used last: it has imported most
         actor.__ray_call__.remote(
             lambda self, *args: type(self).__init__(self, *args), *workers._args
         )

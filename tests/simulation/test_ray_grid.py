@@ -169,11 +169,12 @@ def test_workers_of_clients_without_pytorch_do_without_it(new_processes):
     def train(message, context):
         import sys
 
-        return content({}, torch=int("torch" in sys.modules))
+        context.state["seen"] = ConfigRecord({"torch": "torch" in sys.modules})
+        return content({"w": np.ones(1)})
 
-    with RayGrid(app_of(train), 1, num_workers=1) as own:
-        (found,) = own.send_and_receive([Message(RecordDict(), own.get_node_ids()[0], "train")])
-    assert not found.content["metrics"]["torch"]
+    with RayGrid(app_of(train), 2, num_workers=1) as own:
+        FedExP(fraction_evaluate=0.0).start(own, record({"w": np.zeros(1)}), num_rounds=1)
+        assert own.states[2]["seen"]["torch"] is False
     command = (
         "import sys, fedexp.simulation; fedexp.simulation.RayGrid; print('torch' in sys.modules)"
     )

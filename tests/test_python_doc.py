@@ -64,8 +64,7 @@ def test_the_examples_run_in_their_order(names, in_this_process, undrawn, capsys
         assert Path(name).exists()
 
 
-def test_the_arrays_of_the_own_client_app_are_those_of_a_hand_written_loop(names):
-    """On Ray, which is what a ClientApp of others goes to."""
+def test_the_arrays_of_the_own_client_app_are_those_of_a_hand_written_loop(names, in_this_process):
     for block in BLOCKS:
         if block.startswith(("import fedexp", "from flwr.app")):
             exec(compile(block, "python.md", "exec"), names)

@@ -123,7 +123,7 @@ def test_values_and_names_of_several_kinds_mean_the_same(settings):
 
 def test_one_after_the_other_and_in_processes_they_have_the_same_bits(monkeypatch, forked):
     pytest.importorskip("cloudpickle")
-    parts = {**HALF, "model": Net, "optimizer": DeltaSGD, "seeds": [0, 1]}
+    parts = {**HALF, "model": Net, "optimizer": DeltaSGD, "vectorize": "off", "seeds": [0, 1]}
     parts.pop("engine")
     rules = {"a": FedExP(fraction_train=0.5, fraction_evaluate=0.0), "b": FedAdam()}
     parts.pop("fraction_train")

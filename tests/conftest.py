@@ -74,15 +74,39 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    """A Ray that our code has started for two workers; the grids of the module share it."""
+def one_ray() -> Iterator[list[Any]]:
+    """A Ray that our code has started for two workers, and whose processes outlive their grids.
+
+    A new process takes two seconds to import PyTorch, many times what the grids of tests do. So the
+    processes of a grid that was closed, which are given here, begin anew in the next grid.
+    """
     pytest.importorskip("ray")
     from fedexp.simulation.ray import cluster
+    from fedexp.simulation.ray.workers import RayWorkers
 
     class Holder:
         """Takes the place of a grid that stays open."""
 
-    holder = Holder()
+    holder, idle = Holder(), list[Any]()
+    start, close = RayWorkers._new, RayWorkers.close
+
+    def begin(workers: RayWorkers) -> Any:
+        if not idle:
+            return start(workers)
+        actor = idle.pop()  # that used last: it has imported most
+        actor.__ray_call__.remote(
+            lambda self, *args: type(self).__init__(self, *args), *workers._args
+        )
+        return actor
+
+    def keep(workers: RayWorkers) -> None:
+        idle.extend(workers._actors)
+        workers._actors = []
+        close(workers)
+
     cluster.connect(holder, 2, 0.0, None)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RayWorkers, "_new", begin)
+        patch.setattr(RayWorkers, "close", keep)
+        yield idle
     cluster.leave(holder)

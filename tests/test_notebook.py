@@ -15,7 +15,8 @@ for package in ("ipykernel", "ray", "matplotlib"):
 ROOT = Path(__file__).parents[1]
 PATH = ROOT / "examples" / "notebook.ipynb"
 COMPARE_IN_PROCESSES = """\
-from fedexp.runs import study as studies
+from fedexp.runs import parallel, study as studies
+parallel.cores = lambda: 1  # one process shows that cells reach it
 studies._WORTH_PROCESSES, ran, run_all = 0.0, [], studies.run_in_processes
 studies.run_in_processes = lambda *args: ran.append(1) or run_all(*args)
 beside = fedexp.compare({"FedExP": "fedexp", "double": double}, seeds=range(2), rounds=10, **parts)

@@ -44,7 +44,7 @@ def names(tmp_path, monkeypatch):
     return {"frame": frame, "x": x, "y": y, "torch_dataset": Pairs(), "hf_dataset": table}
 
 
-def test_the_examples_run_in_their_order(names, in_this_process, capsys):
+def test_the_examples_run_in_their_order(names, in_this_process, undrawn, capsys):
     seen = {}
     for block in BLOCKS:
         exec(compile(block, "python.md", "exec"), names)
@@ -58,12 +58,13 @@ def test_the_examples_run_in_their_order(names, in_this_process, capsys):
     assert {row["client"] for row in by_hospital.clients} == {"north", "east", "west"}
     going_on = next(run for block, run in seen.items() if "run(rounds=2)" in block)
     assert len(going_on.metrics) == 5
-    for name in ("curves.pdf", "runs.csv", "table.tex", "run.svg", "runs/a/report.html"):
+    for name in ("runs.csv", "table.tex", "runs/a/report.html"):
         assert Path(name).stat().st_size
+    for name in ("curves.pdf", "run.svg"):  # what is in them: see test_pictures.py
+        assert Path(name).exists()
 
 
-def test_the_arrays_of_the_own_client_app_are_those_of_a_hand_written_loop(names):
-    """On Ray, which is what a ClientApp of others goes to."""
+def test_the_arrays_of_the_own_client_app_are_those_of_a_hand_written_loop(names, in_this_process):
     for block in BLOCKS:
         if block.startswith(("import fedexp", "from flwr.app")):
             exec(compile(block, "python.md", "exec"), names)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from inspect import unwrap
 from typing import Any, cast
 
 import torch
@@ -223,7 +224,8 @@ class AdaptiveSGD(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; the next step has no past."""
-        super().add_param_group(param_group)
+        # torch's wrapper around it imports PyTorch's compiler, which takes a second.
+        unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
         self.state.clear()
         self.param_groups[-1].setdefault("first_lr", self.param_groups[-1]["lr"])
 

@@ -15,6 +15,7 @@ The same holds for ``group["momentum"]`` and for ``group["betas"]``, the pair of
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import unwrap
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -114,7 +115,9 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: With ``per="all"``, a tuned hyperparameter differs from the first group's.
         """
-        super().add_param_group({**param_group, **_unpacked(param_group)})
+        # torch's wrapper around it imports PyTorch's compiler, which takes a second.
+        add = unwrap(torch.optim.Optimizer.add_param_group)
+        add(self, {**param_group, **_unpacked(param_group)})
         group = self.param_groups[-1]
         group |= betas_of(group)
         rule = self.rule.with_values({k: group[k] for k in self.rule.names})

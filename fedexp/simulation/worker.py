@@ -73,6 +73,8 @@ class Worker:
 
         Also, where groups were tried on this node and are of no use, why.
         """
+        if self.vectorize != "on" and not _client_of(self.client_app):
+            return 1, ""  # clients of others, which may do without PyTorch
         from fedexp.clients.groups.group import ClientGroup
 
         context = context_of(node, self.num_nodes, self.run_config, None)

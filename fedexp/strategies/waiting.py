@@ -91,5 +91,7 @@ class Rests:
 
     def awake(self, nodes: Sequence[int], server_round: int, least: int) -> Sequence[int]:
         """``nodes`` but those that rest now; all of them if fewer than ``least`` would be left."""
+        if max(self._until.values(), default=0) < server_round:
+            return nodes  # as in nearly every round: among a million, to look takes 0.1 s
         left = [node for node in nodes if self._until.get(node, 0) < server_round]
         return left if len(left) >= least else nodes

@@ -239,58 +239,13 @@ def test_an_app_of_others_goes_to_ray():
     assert seconds_of(Federation(Config(), own)) == float("inf")
 
 
-@pytest.fixture(scope="module")
-def printed(tmp_path_factory):
-    """What two clients print on Ray, with and without ``worker-log``."""
+@pytest.mark.parametrize("shown", [False, True])
+def test_what_workers_print_is_shown_on_request(shown, monkeypatch):
+    """What is shown then: see test_ray_processes.py."""
     pytest.importorskip("ray")
-    import os
-    import subprocess
-    from pathlib import Path
-
-    folder = tmp_path_factory.mktemp("prints")
-    (folder / "talkative.py").write_text(
-        "import os, sys\nfrom torch import nn\n"
-        "class Net(nn.Sequential):\n"
-        "    def __init__(self, shape, classes):\n"
-        "        super().__init__(nn.Flatten(), nn.Linear(64, classes))\n"
-        "    def forward(self, x):\n"
-        "        if os.getpid() != int(os.environ['DRIVER']):\n"
-        "            print('hello from a client')\n"
-        "            print('a warning', file=sys.stderr)\n"
-        "        return super().forward(x)\n"
+    given = []
+    monkeypatch.setattr(
+        "fedexp.simulation.ray.grid.RayGrid", lambda *_, **options: given.append(options)
     )
-    program = (
-        "import os, sys; os.environ['DRIVER'] = str(os.getpid())\n"
-        "from fedexp import cli\n"
-        "for more in ([], ['--worker-log']):\n"
-        "    cli.main([*sys.argv[1:], '--out', f'run-{len(more)}', *more])\n"
-        "    for stream in (sys.stdout, sys.stderr):\n"
-        "        print('END OF RUN', file=stream, flush=True)\n"
-    )
-    flags = [
-        *("simulate", "--engine", "ray", "--num-workers", "1", "--vectorize", "off"),
-        *("--model", "talkative:Net", "--rounds", "1", "--local-steps", "1", "--clients", "2"),
-        *("--fraction-train", "1", "--strategy", "fedavg"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{Path(__file__).parents[2]}"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *flags],
-        **{"capture_output": True, "text": True, "env": environment, "timeout": 300},
-        cwd=folder,
-        check=True,
-    )
-    outs, errs = done.stdout.split("END OF RUN\n"), done.stderr.split("END OF RUN\n")
-    return list(zip(outs, errs, strict=True))[:2]
-
-
-def test_what_workers_print_is_shown_on_request_with_the_worker(printed):
-    (out, error), (shown, errors) = printed
-    assert "client" not in out.partition("strategy")[0]
-    assert "warning" not in error
-    lines = [line for line in shown.splitlines() if "hello" in line]
-    assert len(lines) == 2
-    assert all(
-        line.startswith("worker ") and line.endswith(": hello from a client") for line in lines
-    )
-    assert len([line for line in errors.splitlines() if line.endswith(": a warning")]) == 2
-    assert "\x1b" not in shown + errors
+    grid_of(Config(**SMALL, engine="ray", worker_log=shown))
+    assert [options["worker_log"] for options in given] == [shown]

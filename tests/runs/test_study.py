@@ -102,14 +102,15 @@ def test_between_the_stages_and_in_the_report_too(whole, tmp_path, monkeypatch):
 
 
 IN_PROCESSES = (
-    "import sys; from fedexp import cli; from fedexp.runs import study\n"
+    "import sys; from fedexp import cli; from fedexp.runs import parallel, study\n"
     "study._WORTH_PROCESSES, study.cores = 0, lambda: 2\n"
-    "cli.main(sys.argv[1:])\n"
+    "parallel.cores = lambda: int(sys.argv[1])\n"
+    "cli.main(sys.argv[2:])\n"
 )
 
 
-def started(*args):
-    command = [sys.executable, "-c", IN_PROCESSES, *map(str, args)]
+def started(processes, *args):
+    command = [sys.executable, "-c", IN_PROCESSES, str(processes), *map(str, args)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, **pipes, start_new_session=True)
 
@@ -124,7 +125,7 @@ def wait_for(process, condition, seconds=120):
 
 def test_ctrl_c_ends_all_processes_and_keeps_the_rounds(tmp_path):
     folder, children = tmp_path / "cut", {}
-    process = started(*FLAGS[:4], "400", *FLAGS[5:], "--out", folder)
+    process = started(2, *FLAGS[:4], "400", *FLAGS[5:], "--out", folder)
     try:
         wait_for(process, lambda: len(list(folder.rglob("checkpoint.safetensors"))) >= 2)
         children = descendants(process.pid)
@@ -146,7 +147,7 @@ def test_ctrl_c_ends_all_processes_and_keeps_the_rounds(tmp_path):
 
 def test_processes_end_with_their_parent_and_leave_what_goes_on_to_the_same_bits(whole, tmp_path):
     folder = tmp_path / "cut"
-    process = started(*FLAGS, "--out", folder)
+    process = started(1, *FLAGS, "--out", folder)
     try:
         wait_for(process, lambda: any(folder.rglob("checkpoint.safetensors")))
         children = descendants(process.pid)

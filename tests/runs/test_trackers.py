@@ -13,9 +13,9 @@ ROWS = unit_of("fedexp", [0.1, 0.5, None], failures={"timed out": [1]}).rows
 SUMMARY = {"best-accuracy": 0.5, "problem": None, "ended": "failed", "settings": {}}
 
 
-def track(log, folder, *, break_after=None):
+def track(log, folder, *, name="seed-3", break_after=None):
     """A unit as a run records it; an interrupted one is resumed with trackers of its own."""
-    own = folder / "fedexp" / "seed-3"
+    own = folder / "fedexp" / name
     own.mkdir(parents=True)
     trackers = trackers_of(log, folder)
     trackers.begin(UNIT, own)
@@ -44,24 +44,27 @@ def test_tensorboard_has_a_scalar_for_every_number(tmp_path, break_after):
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow and of what it stands on
-@pytest.mark.parametrize("break_after", [None, 2])
-def test_mlflow_has_a_run_for_every_unit(tmp_path, monkeypatch, break_after):
+def test_mlflow_has_a_run_for_every_unit(tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     from mlflow import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / "my run"
-    track("mlflow", folder, break_after=break_after)
+    for name, break_after in ("whole", None), ("interrupted", 2):
+        track("mlflow", folder, name=name, break_after=break_after)
     client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("my run")
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert (run.info.run_name, run.info.status) == ("fedexp/seed-3", "FAILED")
-    assert run.data.params["settings"] == "learning-rate=0.1"
-    assert run.data.metrics["summary/best-accuracy"] == 0.5
-    for key in ("test-accuracy", "server-step-size"):
-        found = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
-        assert found == [(row["round"], row[key]) for row in ROWS if row[key] is not None]
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.run_name for run in runs} == {"fedexp/whole", "fedexp/interrupted"}
+    assert len(runs) == 2
+    for run in runs:
+        assert run.info.status == "FAILED"
+        assert run.data.params["settings"] == "learning-rate=0.1"
+        assert run.data.metrics["summary/best-accuracy"] == 0.5
+        for key in ("test-accuracy", "server-step-size"):
+            found = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
+            assert found == [(row["round"], row[key]) for row in ROWS if row[key] is not None]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -36,7 +36,6 @@ from fedexp.strategies.sampling import sample
 
 ray = pytest.importorskip("ray")
 from fedexp.simulation.jobs import ClientJob  # noqa: E402
-from fedexp.simulation.ray import cluster as ray_cluster  # noqa: E402
 from fedexp.simulation.ray import grid as ray_grid  # noqa: E402
 from fedexp.simulation.ray import workers as ray_workers  # noqa: E402
 from fedexp.simulation.ray.grid import RayGrid  # noqa: E402
@@ -49,14 +48,22 @@ CONFIG = {"seed": 3, "local-steps": 3, "batch-size": 4, "learning-rate": 0.1}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """A Ray of our own; every grid of this module joins it."""
+def idle(one_ray):
+    """Workers without work; they know what this module defines."""
     for module in sys.modules[__name__], builders:
         ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import tests
-    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": 30}
-    ray.init(address="local", num_cpus=4, **options)
+    yield one_ray
+    for module in sys.modules[__name__], builders:
+        ray.cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.fixture
+def new_processes(idle):
+    """None that an earlier grid has used is there."""
+    used = idle.copy()
+    idle.clear()
     yield
-    ray.shutdown()
+    idle.extend(used)
 
 
 def drift(message, context):
@@ -90,7 +97,7 @@ def app_of(train):
 
 
 @pytest.fixture(scope="module")
-def grid(cluster):
+def grid(idle):
     """A million clients on two workers."""
     with RayGrid(app_of(drift), NUM_NODES, num_workers=2) as grid:
         yield grid
@@ -144,9 +151,9 @@ def test_our_merged_rounds_have_the_bits_of_the_serial_grid(grid, robust):
 
 
 def test_robust_rounds_have_the_same_bits_for_another_number_of_workers():
-    with RayGrid(app_of(drift), NUM_NODES, num_workers=1) as few:
+    with RayGrid(app_of(drift), NUM_NODES, num_workers=3) as more:
         strategy = FedExP(robust=True, **OURS)
-        results = [start(strategy, few), start(FedExP(robust=True, **OURS), serial())]
+        results = [start(strategy, more), start(FedExP(robust=True, **OURS), serial())]
     assert strategy._merge_by() is not None
     same_bits(*results)
 
@@ -158,15 +165,16 @@ def test_replies_come_in_the_order_of_the_messages(grid):
     assert [reply.content["metrics"]["node"] for reply in replies] == [n - 2 for n in nodes]
 
 
-def test_workers_of_clients_without_pytorch_do_without_it():
+def test_workers_of_clients_without_pytorch_do_without_it(new_processes):
     def train(message, context):
         import sys
 
-        return content({}, torch=int("torch" in sys.modules))
+        context.state["seen"] = ConfigRecord({"torch": "torch" in sys.modules})
+        return content({"w": np.ones(1)})
 
-    with RayGrid(app_of(train), 1, num_workers=1) as own:
-        (found,) = own.send_and_receive([Message(RecordDict(), own.get_node_ids()[0], "train")])
-    assert not found.content["metrics"]["torch"]
+    with RayGrid(app_of(train), 2, num_workers=1) as own:
+        FedExP(fraction_evaluate=0.0).start(own, record({"w": np.zeros(1)}), num_rounds=1)
+        assert own.states[2]["seen"]["torch"] is False
     command = (
         "import sys, fedexp.simulation; fedexp.simulation.RayGrid; print('torch' in sys.modules)"
     )
@@ -274,35 +282,15 @@ def test_rounds_of_a_thousand_among_a_million_clients_keep_memory_flat(grid):
     assert grid.num_nodes == NUM_NODES
     levels = []
     for _ in range(5):
-        start(strategy, grid, rounds=2)
+        start(strategy, grid, rounds=1)
         grid.forget()
         levels.append(resident_mb([os.getpid(), *descendants(os.getpid())]))
-    assert levels[-1] - levels[1] < 40
+    assert levels[-1] - levels[1] < 30, levels
 
 
 def test_a_grid_refuses_a_node_that_it_does_not_have(grid):
     with pytest.raises(ValueError, match="this grid's nodes are 2 to 1000001"):
         ask(grid, [1])
-
-
-def test_a_grid_for_which_no_cpu_is_free_says_so(grid, monkeypatch):
-    class Other:
-        def is_there(self):
-            return True
-
-    monkeypatch.setattr(ray_cluster, "_FREE_SECONDS", 0.3)
-    other = ray.remote(num_cpus=1)(Other).remote()
-    ray.get(other.is_there.remote())
-    with pytest.raises(ValueError, match=r"num_workers=4, num_gpus=0\): only 1 CPUs .* are free"):
-        RayGrid(app_of(drift), 4, num_workers=4)
-    ray.kill(other)
-
-
-def test_grids_of_one_process_share_the_clusters_cpus(grid):
-    with RayGrid(app_of(drift), 4, num_workers=3) as second:
-        assert [r.content["metrics"]["count"] for r in ask(second, [2, 3, 4])] == [1, 1, 1]
-        assert not any(r.has_error() for r in ask(grid, [2, 3, 4]))
-    assert ray.is_initialized()  # whoever started Ray ends it
 
 
 def test_large_contents_go_through_the_object_store_and_change_no_bit(grid, monkeypatch):
@@ -317,7 +305,7 @@ class Doubler(NumPyClient):
         return [x * 2 for x in parameters], 1, {}
 
 
-def test_a_legacy_server_app_and_client_run_from_their_many_threads(cluster):
+def test_a_legacy_server_app_and_client_run_from_their_many_threads():
     def server_fn(context):
         strategy = LegacyFedAvg(
             fraction_evaluate=0.0,
@@ -346,7 +334,7 @@ class OneOf(NumPyClient):
         return [x + 2 * np.eye(4)[self.p] for x in parameters], 1 + self.p, {}
 
 
-def test_fedexp_under_secure_aggregation_steps_as_without_when_a_client_drops_out(cluster):
+def test_fedexp_under_secure_aggregation_steps_as_without_when_a_client_drops_out():
     steps, models = [], []
     for mods, secure in [([secaggplus_mod, squared_norm_mod], True), ([], False)]:
         app = ClientApp(
@@ -408,9 +396,9 @@ def on_workers(num_workers, vectorize, **kwargs):
         return trained(grid)
 
 
-def test_one_worker_and_three_give_the_bits_of_the_serial_grid():
+def test_one_worker_and_two_give_the_bits_of_the_serial_grid():
     expected, metrics = trained(SerialGrid(stock(), 80, run_config=CONFIG))
-    for num_workers in (1, 3):
+    for num_workers in (1, 2):
         arrays, theirs = on_workers(num_workers, "off")
         assert dict(theirs) == dict(metrics)
         for name in expected:
@@ -443,7 +431,8 @@ def test_vectorised_clients_give_the_same_bits_on_any_number_of_workers_and_the_
         np.testing.assert_allclose(one[name], loop[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_client_that_kills_every_worker_is_found_in_its_group():
+def test_a_client_that_kills_every_worker_is_found_in_its_group(monkeypatch):
+    monkeypatch.setattr(ray_grid, "_ONE_BY_ONE", 2)  # each attempt takes a process with PyTorch
     kill = _sampled(3, num_nodes=80, fraction=0.9, seed=2)
     without, expected = trained(SerialGrid(stock(fail=kill), 80, run_config=CONFIG))
     arrays, metrics = on_workers(1, "on", kill=kill)

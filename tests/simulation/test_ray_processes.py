@@ -18,33 +18,42 @@ ray = pytest.importorskip("ray")
 from fedexp.simulation.ray.grid import RayGrid  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-ENV = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+ENV = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": PATHS}
 SCRIPT = """
-import sys
-import numpy as np, torch
-from torch import nn
-from fedexp.clients import Examples, client_app, module_arrays
-from fedexp.records import from_record, to_record
-from fedexp.simulation import SerialGrid
-from fedexp.simulation.ray.grid import RayGrid
+import os, sys
+import numpy as np
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+from builders import content, record
+from fedexp.records import from_record
+from fedexp.simulation import RayGrid, SerialGrid
 from fedexp.strategies import FedExP
 
 end, address, num_workers = sys.argv[1], sys.argv[2] or None, int(sys.argv[3]) or None
-rng = torch.Generator().manual_seed(0)
-examples = Examples(torch.randn(40, 4, generator=rng), torch.arange(40) % 3)
-app = client_app(lambda context: nn.Linear(4, 3), lambda context: (examples, examples))
-config = {"local-steps": 2, "batch-size": 4}
+driver = os.getpid()
+app = ClientApp()
+
+@app.train()
+def train(message, context):
+    server_round = message.content["config"]["server-round"]
+    if server_round == 2 and os.getpid() != driver:
+        print("hello from a client")
+        print("a warning", file=sys.stderr)
+    rng = np.random.default_rng([context.node_id, server_round])
+    sent = from_record(message.content["arrays"])
+    arrays = {name: x + rng.normal(size=x.shape) for name, x in sent.items()}
+    return Message(content(arrays, num_examples=1 + context.node_id), reply_to=message)
 
 def rounds(grid, num_rounds):
-    torch.manual_seed(0)
-    arrays = to_record(module_arrays(nn.Linear(4, 3)))
     strategy = FedExP(fraction_train=0.5, fraction_evaluate=0.0, seed=0)
-    return from_record(strategy.start(grid, arrays, num_rounds=num_rounds).arrays)
+    start = record({"w": np.linspace(-1, 1, 12)})
+    return from_record(strategy.start(grid, start, num_rounds=num_rounds).arrays)
 
-options = {"run_config": config, "vectorize": "off", "ray_address": address}
-with RayGrid(app, 12, num_workers=num_workers, **options) as grid:
+options = {"num_workers": num_workers, "ray_address": address, "worker_log": end == "interrupt"}
+with RayGrid(app, 12, **options) as grid:
     got = rounds(grid, 2)
-    expected = rounds(SerialGrid(app, 12, run_config=config), 2)
+    expected = rounds(SerialGrid(app, 12), 2)
     same = all(np.array_equal(got[name], expected[name]) for name in expected)
     print("ready", grid._workers.count, same, flush=True)
     if end == "interrupt":
@@ -53,13 +62,15 @@ with RayGrid(app, 12, num_workers=num_workers, **options) as grid:
 
 
 @contextmanager
-def simulation(end="success", address="", num_workers=1, **env):
-    """A process that has taken two rounds; the words of its line."""
-    with program(SCRIPT, end, address, str(num_workers), **env) as process:
-        line = next((x for x in process.stdout if x.startswith("ready")), "")
+def simulation(end="success", address="", num_workers=1, **options):
+    """A process that has taken two rounds, and its lines up to the one that says so."""
+    with program(SCRIPT, end, address, str(num_workers), **options) as process:
+        lines = []
+        while not lines or (lines[-1] and not lines[-1].startswith("ready")):
+            lines.append(process.stdout.readline())
         found = descendants(process.pid)
         try:
-            yield process, line.split(), found
+            yield process, lines, found
         finally:
             kill(found)
 
@@ -83,25 +94,57 @@ def program(code, *words, stderr=subprocess.DEVNULL, **env):
             kill([process.pid, *descendants(process.pid)])
 
 
-@pytest.mark.deploy
-def test_no_process_is_left_behind_by_an_interrupt():
-    # An address in the environment is somebody else's cluster: a grid starts its own.
-    with simulation("interrupt", RAY_ADDRESS="127.0.0.1:1") as (process, words, found):
-        assert words == ["ready", "1", "True"]
-        assert any("raylet" in command for command in found.values())
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run that shows what its workers print: its output, errors, processes, and those left."""
+    log = tmp_path_factory.mktemp("interrupted") / "log"
+    with (
+        log.open("w") as file,
+        # An address in the environment is somebody else's cluster: a grid starts its own.
+        simulation("interrupt", stderr=file, RAY_ADDRESS="127.0.0.1:1") as (process, lines, found),
+    ):
         process.send_signal(signal.SIGINT)
+        lines += process.stdout
         assert process.wait(60) != 0
-        assert left_of(found) == {}
+        yield lines, log.read_text().splitlines(), found, left_of(found)
+
+
+@pytest.mark.deploy
+def test_no_process_is_left_behind_by_an_interrupt(interrupted):
+    lines, _, found, left = interrupted
+    assert "ready 1 True\n" in lines
+    assert any("raylet" in command for command in found.values())
+    assert left == {}
+
+
+@pytest.mark.deploy
+def test_what_workers_print_is_shown_on_request_with_the_worker(interrupted):
+    lines, errors, found, _ = interrupted
+    (worker,) = [pid for pid, command in found.items() if command.startswith("ray::_Act")]
+    said = [line for line in lines if "hello" in line]
+    assert said == [f"worker {worker}: hello from a client\n"] * len(said)
+    warned = [line for line in errors if "a warning" in line]
+    assert warned == [f"worker {worker}: a warning"] * len(warned)
+    assert len(said) == len(warned) >= 6  # of the clients of round 2
+    assert "\x1b[" not in "".join(said + warned)
 
 
 CELLS = """
+import faulthandler, sys
 import ray
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from fedexp.simulation import RayGrid
+from fedexp.simulation.ray import cluster
 
+faulthandler.dump_traceback_later(300, exit=True)
 app = ClientApp()
-app.train()(lambda message, context: Message(RecordDict(), reply_to=message))
+
+@app.train()
+def train(message, context):
+    print("hello from a client")
+    print("a warning", file=sys.stderr)
+    return Message(RecordDict(), reply_to=message)
 
 def usable(grid):
     messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
@@ -113,18 +156,25 @@ print(usable(first), usable(second))
 first.close()
 print(usable(second), ray.is_initialized())
 second = RayGrid(app, 3, num_workers=1)  # the cell again: nothing closes the one before
-second = RayGrid(app, 3)
 print(usable(second))
 second.close()
 second.close()
 print(ray.is_initialized())
-with RayGrid(app, 3, num_workers=1) as third:
-    print(usable(third))
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-with RayGrid(app, 3, num_workers=1) as joined:
-    print(usable(joined))
+
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+with RayGrid(app, 3) as joined:
+    with RayGrid(app, 3, num_workers=2) as other:  # grids of one process share the CPUs
+        print(usable(joined), usable(other))
 print(ray.is_initialized())
+held = ray.remote(num_cpus=1)(type("Holder", (), {"is_there": lambda self: True})).remote()
+ray.get(held.is_there.remote())
+cluster._FREE_SECONDS = 0.3
+try:
+    RayGrid(app, 3, num_workers=2)
+except ValueError as error:
+    print(str(error).replace(" ", "_"))
 ray.shutdown()
+
 last = RayGrid(app, 3, num_workers=1)
 print(usable(last), flush=True)
 print("open", flush=True)
@@ -146,13 +196,21 @@ def cells(tmp_path_factory):
         left = left_of(found)
         kill(left)
     assert "SystemError: as a test wants it" in log.read_text(), log.read_text()[-2000:]
+    assert "a warning" not in log.read_text()  # which nobody has asked for
     return "".join(lines).split(), found, left
 
 
 @pytest.mark.deploy
 def test_several_grids_live_in_one_process_and_the_last_one_ends_ray(cells):
-    expected = [True] * 5 + [False] + [True] * 4
-    assert cells[0] == [str(x) for x in expected]
+    assert cells[0][:6] == ["True"] * 5 + ["False"]
+
+
+@pytest.mark.deploy
+def test_grids_share_the_cpus_of_the_callers_ray_which_goes_on(cells):
+    assert cells[0][6:9] == ["True"] * 3
+    refused = cells[0][9].replace("_", " ")
+    assert "num workers=2, num gpus=0): only 1 CPUs and 0 GPUs of the cluster are free" in refused
+    assert cells[0][10:] == ["True"]  # and a Ray of our own after it
 
 
 @pytest.mark.deploy
@@ -177,6 +235,9 @@ except ModuleNotFoundError as error:
     assert done.stdout.strip() == "ray is not installed. Run: pip install 'fedexp[simulation]'"
 
 
+HEAD = ["--head", "--include-dashboard", "false", "--no-monitor"]
+
+
 def _free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -187,8 +248,9 @@ def _free_port():
 def node(*args):
     """A Ray node, ended with all that it started."""
     command = [Path(sys.executable).parent / "ray", "start", "--block", "--num-cpus", "1"]
+    command += ["--include-log-monitor", "false", "--disable-usage-stats"]
     process = subprocess.Popen(
-        [*command, "--disable-usage-stats", "--node-ip-address", "127.0.0.1", *args],
+        [*command, "--node-ip-address", "127.0.0.1", *args],
         env=ENV,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -206,20 +268,17 @@ def test_two_nodes_on_loopback_are_one_grid_with_the_bits_of_the_serial_grid():
     address = f"127.0.0.1:{_free_port()}"
     port = address.split(":")[1]
     with (
-        tempfile.TemporaryDirectory(
-            dir="/tmp", prefix="ray-"
-        ) as folder,  # sockets want short paths
-        node(
-            "--head", "--port", port, "--include-dashboard", "false", "--temp-dir", folder
-        ) as head,
+        # Sockets want short paths.
+        tempfile.TemporaryDirectory(dir="/tmp", prefix="ray-") as folder,
+        node(*HEAD, "--port", port, "--temp-dir", folder) as head,
     ):
         _until_it_listens(int(port))
         with node("--address", address) as second:
             _until_there_are(2, address)
             assert head.poll() is None
             assert second.poll() is None
-            with simulation("success", address, num_workers=0) as (process, words, _):
-                assert words == ["ready", "2", "True"]
+            with simulation("success", address, num_workers=0) as (process, lines, _):
+                assert lines == ["ready 2 True\n"]
                 assert process.wait(60) == 0
             assert head.poll() is None  # a cluster that was joined goes on
 

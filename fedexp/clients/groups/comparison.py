@@ -107,6 +107,11 @@ class _PlainEmbeddings(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Of padding and the like ``torch.func.vmap`` knows nothing, and not every batch has it.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to skip PyTorch's compiler, torch imports it, which takes a second."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "embedding" in str(func) and "backward" not in str(func) and args[2:]:
             raise ValueError("an embedding with padding_idx, max_norm, sparse or the like")

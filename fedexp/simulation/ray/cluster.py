@@ -162,7 +162,8 @@ def claim(user: object, num_workers: int | None, num_gpus: float) -> tuple[int, 
                 "free. Close the grid that holds them, or ask for less."
             )
         time.sleep(0.1)
-    each = 0 if _Session.local else int(_is_room(count, 0))
+    # Workers of another grid may have claimed CPUs that Ray still calls free: they are starting.
+    each = 0 if _Session.local else int(count + own <= cpus and _is_room(count, 0))
     _Session.users[user] = count * each
     return count, each
 

@@ -23,6 +23,7 @@ from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, context_of
 from fedexp.simulation.serial import SerialGrid
 
 SMALL_SECONDS = 20.0
+_MOST_STEPS, _ENOUGH_SECONDS = 6, 0.2  # that a model is tried for
 """A run whose clients take less than this one by one is over before Ray pays off."""
 
 
@@ -75,7 +76,7 @@ def engine_of(config: Config, seconds: Callable[[], float]) -> str:
 
 
 def seconds_of(federation: Federation) -> float:
-    """About how long the clients of a run of one strategy take one by one, from two steps.
+    """About how long the clients of a run of one strategy take one by one, from a few steps.
 
     Infinite for a ClientApp that is not ours, and for a model that fails: the run will say why.
     """
@@ -91,22 +92,27 @@ def seconds_of(federation: Federation) -> float:
 
 
 def _seconds_of_a_step(federation: Federation) -> float:
-    """Of one minibatch, forward and backward; the second of two, as the first one warms up."""
+    """Of one minibatch, forward and backward.
+
+    The first step warms up. Of those that follow the shortest counts: whatever else the machine
+    does makes a step longer, never shorter. A slow model takes two steps.
+    """
     module, data = federation.model(), Examples(*federation.dataset.train)
     size = min(federation.config.batch_size, len(data))
     inputs, targets = data.take(torch.arange(size))
     inputs, loss_fn = layout_of(module)(inputs), federation.own.loss or default_loss
-    threads = torch.get_num_threads()
+    threads, taken = torch.get_num_threads(), list[float]()
     torch.set_num_threads(1)  # as clients have
     try:
         with torch.random.fork_rng(devices=[]), seeded(0, 0):
-            for _ in range(2):
+            while len(taken) < 2 or (len(taken) < _MOST_STEPS and sum(taken) < _ENOUGH_SECONDS):
                 start = time.perf_counter()
                 _, loss = loss_at(module, loss_fn, inputs, targets)
                 loss.backward()  # type: ignore[no-untyped-call]
+                taken.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
-    return time.perf_counter() - start
+    return min(taken[1:])
 
 
 def grid_of(config: Config, federation: Federation | None = None, engine: str = "") -> LocalGrid:

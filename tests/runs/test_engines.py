@@ -176,6 +176,21 @@ def test_a_slow_model_takes_long():
     assert seconds_of(Federation(Config(**SMALL), Own(model=Slow))) >= 18 * 0.02
 
 
+class SlowOnce(Net):
+    calls = 0
+
+    def forward(self, x):
+        SlowOnce.calls += 1
+        time.sleep(0.1 * (SlowOnce.calls == 2))
+        return super().forward(x)
+
+
+def test_a_busy_machine_does_not_make_a_model_slow():
+    """The 18 steps of the test above, of which the second takes 0.1 s."""
+    assert seconds_of(Federation(Config(**SMALL), Own(model=SlowOnce))) < 18 * 0.05
+    assert SlowOnce.calls > 2
+
+
 class Draws(Net):
     def forward(self, x):
         random.random()

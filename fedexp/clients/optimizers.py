@@ -308,9 +308,12 @@ def _grads_at(there: Tensors, params: list[Tensor], evaluate: Callable[[], Any])
     """
     here, present = [p.clone() for p in params], [p.grad for p in params]
     torch._foreach_copy_(params, list(there.values()))
-    evaluate()
-    grads = _grads(params)
-    torch._foreach_copy_(params, here)
-    for p, g in zip(params, present, strict=True):
-        p.grad = g
-    return grads
+    for p in params:
+        p.grad = None  # A closure that sets gradients to 0, or adds to them, writes to others.
+    try:
+        evaluate()
+        return _grads(params)
+    finally:
+        torch._foreach_copy_(params, here)
+        for p, g in zip(params, present, strict=True):
+            p.grad = g

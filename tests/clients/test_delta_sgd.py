@@ -57,7 +57,8 @@ def test_a_round_starts_afresh():
     assert quadratic(5.0, w, optimizer, 4) == first
 
 
-def test_one_batch_for_both_gradients_sees_through_the_noise_between_batches():
+@pytest.mark.parametrize("to_none", [True, False])
+def test_one_batch_for_both_gradients_sees_through_the_noise_between_batches(to_none):
     """With ``f_k = (w - c_k)²/2`` the smoothness is 1 whatever the ``c_k``."""
     generator = torch.Generator().manual_seed(0)
     w = weight(1.0, -1.0)
@@ -65,7 +66,7 @@ def test_one_batch_for_both_gradients_sees_through_the_noise_between_batches():
     for step, c in enumerate(torch.randn(5, 2, generator=generator, dtype=torch.float64)):
 
         def closure(c=c):
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=to_none)
             loss = ((w - c) ** 2).sum() / 2
             loss.backward()
             return loss
@@ -76,6 +77,24 @@ def test_one_batch_for_both_gradients_sees_through_the_noise_between_batches():
         assert rate == pytest.approx(0.9 if step == 0 else 1.0)
         torch.testing.assert_close(w.detach(), before - rate * (before - c))
         torch.testing.assert_close(w.grad, before - c)
+
+
+def test_a_closure_that_fails_at_the_last_iterate_leaves_weights_and_gradients():
+    w = weight(1.0)
+    optimizer = DeltaSGD([w], lr=0.1)
+    places = []
+
+    def closure():
+        places.append(w.item())
+        if len(places) == 3:
+            raise RuntimeError("no memory")
+        w.grad = w.detach().clone()
+
+    optimizer.step(closure)
+    with pytest.raises(RuntimeError, match="no memory"):
+        optimizer.step(closure)
+    assert places == [1.0, 0.9, 1.0]
+    assert (w.item(), w.grad.item()) == (0.9, 0.9)
 
 
 @settings(deadline=None)

@@ -4,6 +4,7 @@ from math import sqrt
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from fedexp.hypergradients.adaptive_rules import AdamRule
 from fedexp.hypergradients.batches import NOTHING, Derivative, ParamBatch
@@ -116,6 +117,9 @@ def add_adam_step(
             amsgrad=False,
             maximize=False,
         )
+        # Unlike others, this operation does not tell autograd that it has written to the weights:
+        # a backward pass through a graph of before the step would be wrong, and not fail.
+        increment_version(params)
         return
     torch._foreach_lerp_(m, grads, 1 - b1)
     torch._foreach_mul_(v, b2)

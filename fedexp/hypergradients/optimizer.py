@@ -269,6 +269,8 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         """Write the hyperparameters into the group, for schedulers and for the user."""
         group["steps"] += 1
         towers = group["towers"] if self.per != "all" else self.param_groups[0]["towers"]
+        if not towers:
+            return  # A group without parameters, with per="tensor".
         for h in group["shown"]:
             group[h] = group["shown"][h] = sum([t["values"][h] for t in towers]) / len(towers)
         group |= betas_of(group)

@@ -95,6 +95,16 @@ def test_adam_runs_torchs_kernel(monkeypatch):
 
 
 @pytest.mark.parametrize("name", RULES)
+def test_a_graph_of_before_the_step_fails_rather_than_be_wrong(name):
+    params = parameters()
+    optimizer = Hypergradient(params, RULES[name])
+    loss = sum((p * p).sum() for p in params)
+    run(optimizer, params, [0])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", RULES)
 def test_gradients_and_parameters_may_lie_in_memory_in_any_order(name):
     plain, odd = parameters(), parameters()
     for p in odd:

@@ -126,6 +126,17 @@ def test_a_group_of_its_own_joins_later():
     assert optimizer.param_groups[1]["lr"] > 0.05
 
 
+@pytest.mark.parametrize("per", PERS)
+def test_a_group_may_be_empty(per):
+    w = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = Hypergradient([{"params": []}, {"params": [w]}], SGD(0.1, hyper=SGD(0.01)), per=per)
+    for _ in range(2):
+        w.grad = w.detach().clone()
+        optimizer.step()
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.1 + 0.01 * 1.8)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.118 if per == "all" else 0.1)
+
+
 def test_groups_that_share_a_rate_must_agree_on_it():
     params = parameters()
     optimizer = HyperSGD(params[:1], 0.1, hyper=UP, per="all")

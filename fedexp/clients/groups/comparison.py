@@ -6,6 +6,7 @@ reach parameters past ``torch.func.functional_call``, draw random numbers, remem
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -119,20 +120,18 @@ class _PlainEmbeddings(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _numbers() -> tuple[Any, ...]:
-    kind, key, *position = np.random.get_state(legacy=True)  # noqa: NPY002
-    return (
-        torch.get_rng_state().numpy().tobytes(),
-        getstate(),
-        kind,
-        np.asarray(key).tobytes(),
-        position,
-    )
+    return torch.get_rng_state().numpy().tobytes(), getstate(), pickle.dumps(_numpy_state())
+
+
+def _numpy_state() -> Any:
+    """The state of NumPy's global generator, whichever kind a program has set."""
+    return np.random.get_state(legacy=False)  # noqa: NPY002
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Put back the states of all global generators, and the filters of warnings."""
-    python, numpy = getstate(), np.random.get_state()  # noqa: NPY002
+    python, numpy = getstate(), _numpy_state()
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             yield

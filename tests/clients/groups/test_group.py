@@ -7,9 +7,11 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 from fedexp.clients import Examples, client_app, module_arrays
 from fedexp.clients.client import model_in
+from fedexp.clients.groups.comparison import what_differs
 from fedexp.clients.groups.group import ClientGroup
 from fedexp.records import from_record, to_record
 from fedexp.simulation import SerialGrid
@@ -168,6 +170,22 @@ def test_models_that_cannot_be_vectorised_say_why(layer, reason):
     assert ClientGroup.of(app, "auto", contexts[0]) is None
     with pytest.raises(ValueError, match=rf"vectorize='on': {reason}. Use auto\."):
         ClientGroup.of(app, "on", contexts[0])
+
+
+@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.PCG64])
+def test_a_loss_that_draws_from_any_generator_of_numpy_is_noticed(kind):
+    def noisy(outputs, targets):
+        return functional.cross_entropy(outputs * np.random.normal(), targets)  # noqa: NPY002
+
+    usual = np.random.get_bit_generator()
+    np.random.set_bit_generator(kind(0))
+    try:
+        reason = what_differs(linear(), noisy, [(INPUTS[:4], TARGETS[:4])] * 2)
+        after = np.random.normal()  # noqa: NPY002
+    finally:
+        np.random.set_bit_generator(usual)
+    assert reason == "forward or loss draw random numbers"
+    assert after == np.random.RandomState(kind(0)).normal()
 
 
 def test_frozen_parameters_and_foreign_apps_and_optimizers_run_one_by_one():

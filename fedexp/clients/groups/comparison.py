@@ -7,6 +7,7 @@ reach parameters past ``torch.func.functional_call``, draw random numbers, remem
 from __future__ import annotations
 
 import pickle
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,7 +55,7 @@ def _first_difference(
     alone = []
     for params, batch in zip(clients, batches, strict=True):
         _put(module, {name: w.clone() for name, w in params.items()})
-        with _PlainEmbeddings():  # type: ignore[no-untyped-call]
+        with _only_plain_embeddings():
             value = Objective(module, loss, ClientSettings())(*batch)
         own: dict[str, Tensor] = {}
         for name, p in module.named_parameters():
@@ -110,13 +111,30 @@ class _PlainEmbeddings(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: to skip PyTorch's compiler, torch imports it, which takes a second."""
+        """No: to hide this from PyTorch's compiler, torch imports it, which takes a second."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "embedding" in str(func) and "backward" not in str(func) and args[2:]:
             raise ValueError("an embedding with padding_idx, max_norm, sparse or the like")
         return func(*args, **(kwargs or {}))
+
+
+class _HiddenFromCompiler(_PlainEmbeddings):  # type: ignore[no-untyped-call]
+    """For models that are compiled: else the method would be compiled too, operator by operator."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _only_plain_embeddings() -> _PlainEmbeddings:
+    is_loaded = "torch._dynamo" in sys.modules  # as it is once something has been compiled
+    mode = _HiddenFromCompiler if is_loaded else _PlainEmbeddings
+    return mode()  # type: ignore[no-untyped-call]
 
 
 def _numbers() -> tuple[Any, ...]:

@@ -224,8 +224,9 @@ class AdaptiveSGD(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; the next step has no past."""
-        # torch's wrapper around it imports PyTorch's compiler, which takes a second.
-        unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+        # torch's wrapper around its own imports PyTorch's compiler, which takes a second.
+        above: Any = super().add_param_group
+        unwrap(above.__func__)(self, param_group)
         self.state.clear()
         self.param_groups[-1].setdefault("first_lr", self.param_groups[-1]["lr"])
 

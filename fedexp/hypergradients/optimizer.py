@@ -115,9 +115,9 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: With ``per="all"``, a tuned hyperparameter differs from the first group's.
         """
-        # torch's wrapper around it imports PyTorch's compiler, which takes a second.
-        add = unwrap(torch.optim.Optimizer.add_param_group)
-        add(self, {**param_group, **_unpacked(param_group)})
+        # torch's wrapper around its own imports PyTorch's compiler, which takes a second.
+        above: Any = super().add_param_group
+        unwrap(above.__func__)(self, {**param_group, **_unpacked(param_group)})
         group = self.param_groups[-1]
         group |= betas_of(group)
         rule = self.rule.with_values({k: group[k] for k in self.rule.names})

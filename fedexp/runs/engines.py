@@ -23,8 +23,8 @@ from fedexp.simulation.grid import FIRST_NODE_ID, LocalGrid, context_of
 from fedexp.simulation.serial import SerialGrid
 
 SMALL_SECONDS = 20.0
-_MOST_STEPS, _ENOUGH_SECONDS = 6, 0.2  # that a model is tried for
 """A run whose clients take less than this one by one is over before Ray pays off."""
+_MOST_STEPS, _ENOUGH_SECONDS = 6, 0.2  # that a model is tried for
 
 
 def check_engine(federation: Federation, engine: str) -> None:

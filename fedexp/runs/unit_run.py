@@ -103,9 +103,7 @@ class UnitRun:
             self._recorder.save_rows(self.rows, self.clients)
         self._went_back = False
         if not self._end:
-            self._take_rounds(
-                grid, num_rounds, on_row, stop, until or time_of_end(self.unit.config)
-            )
+            self._take_rounds(grid, num_rounds, on_row, stop, until)
         self._catch_up()
         if not self.goes_on:
             self._ask_everyone(grid)

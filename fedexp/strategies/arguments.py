@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 from fedexp.strategies.extensions import Extension, check_extensions
@@ -26,6 +27,7 @@ def check_kinds(
         raise ValueError(f"FedOpt(buffers={buffers!r}): unknown. Use 'average' or 'keep'.")
     if isinstance(trainable, str):  # which is an iterable of names as well, of one letter each
         raise ValueError(f"FedOpt(trainable={trainable!r}): must be a list. Give [{trainable!r}].")
+    _check("trainable", trainable, Iterable | None, "['head.weight']")
 
 
 def check_replies(min_replies: int, waiting: Waiting, *, is_secret: bool) -> None:
@@ -36,6 +38,7 @@ def check_replies(min_replies: int, waiting: Waiting, *, is_secret: bool) -> Non
         waiting: when a round ends.
         is_secret: whether privacy hides who takes part, and so how many do.
     """
+    _check("min_replies", min_replies, Real, "2")
     if not min_replies >= 1:
         raise ValueError(f"FedOpt(min_replies={min_replies!r}): must be at least 1.")
     if min_replies > waiting.enough:

@@ -171,3 +171,16 @@ def test_a_beta_given_twice_is_refused(kind):
         kind(net().parameters(), betas=(0.8, 0.9), beta1=0.8)
     with pytest.raises(ValueError, match=r"beta2=1\.5"):
         kind(net().parameters(), betas=(0.8, 1.5))
+
+
+@pytest.mark.parametrize("kind", [HyperSGD, FedHyperSGD])
+def test_a_class_that_is_mixed_in_sees_every_group(kind):
+    class Counted(torch.optim.Optimizer):
+        def add_param_group(self, param_group):
+            super().add_param_group(param_group)
+            self.seen = len(self.param_groups)
+
+    class Both(kind, Counted):
+        pass
+
+    assert Both([nn.Parameter(torch.ones(2))]).seen == 1

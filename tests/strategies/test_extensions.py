@@ -324,6 +324,7 @@ def test_replies_are_held_only_where_an_extension_drops_some(merges):
         ({"extensions": [FixedClip(1.0), FixedClip]}, r"extensions\[1\]=FixedClip\): must be"),
         ({"extensions": FixedClip}, r"extensions\[0\]=FixedClip\): must be"),
         ({"clip": 1.0}, r"clip=1.0\): cannot be that. Use clip=FixedClip\(1.0\)"),
+        ({"trainable": 3}, r"trainable=3\): cannot be that. Use trainable=\['head.weight'\]"),
         ({"robust": "yes"}, "robust='yes'"),
         ({"optimizer": 3}, "optimizer=3"),
         ({"trainable": "w"}, r"trainable='w'\): must be a list. Give \['w'\]"),

@@ -64,6 +64,7 @@ def test_as_many_as_that_are_enough():
     ("settings", "words"),
     [
         ({"min_replies": 0}, "min_replies=0.: must be at least 1"),
+        ({"min_replies": None}, "min_replies=None.: cannot be that. Use min_replies=2"),
         ({"min_replies": 9, "waiting": Waiting(sample=10, enough=8)}, "ends with enough=8"),
         ({"min_replies": 2, "extensions": [CentralPrivacy()]}, "a secret"),
     ],

@@ -84,8 +84,9 @@ def _help(words: Sequence[str]) -> None:
         parser_of(words[0]).print_help()
         return
     print(f"Federated learning with an adaptive server step size.\n\n{_EXAMPLES}\nCommands:")
+    width = max(map(len, COMMANDS))
     for name, entry in COMMANDS.items():
-        print(f"  {name:<10} {entry.line}")
+        print(f"  {name:<{width}} {entry.line}")
     print("\n`fedexp help COMMAND` shows its flags, `fedexp --version` the version.")
 
 

@@ -350,3 +350,10 @@ def test_a_module_of_the_working_directory_is_found_by_the_installed_command(tmp
     del sys.modules["mine"]
     (summary,) = (tmp_path / "run").glob("*half/summary.json")
     assert json.loads(summary.read_text())["mean-server-step-size"] == 0.5
+
+
+def test_the_commands_are_in_one_column(capsys):
+    cli.main(["help"])
+    told = capsys.readouterr().out.partition("Commands:\n")[2].splitlines()[: len(cli.COMMANDS)]
+    starts = {line.index(x.line) for line, x in zip(told, cli.COMMANDS.values(), strict=True)}
+    assert len(starts) == 1

@@ -78,6 +78,11 @@ def check_told(config: Config, key: str, strategy: Strategy, optimizer: str) -> 
     told = _told_by(strategy)
     if made.private:
         _check_private_steps(config, key, strategy, made.private(), told)
+    elif made.tuning and keys.DYNAMIC_ALPHA in told:
+        raise ValueError(
+            f"Config(strategy={key!r}): control variates need one learning rate at all clients, "
+            f"fixed throughout; {optimizer} tunes it. Use +sgd."
+        )
     elif told and getattr(made, "needs_loss", False):
         try:
             ClientSettings.of({**config.values(), **told}).check_optimizer(made)
@@ -89,7 +94,7 @@ def _told_by(strategy: Strategy) -> dict[str, Any]:
     """The settings that the strategy sends to its clients in every round."""
     told = dict(getattr(strategy, "client_config", None) or {})
     if isinstance(strategy, FedOpt) and (own := strategy.extensions.find(DynamicRegularization)):
-        told["proximal-mu"] = own.alpha
+        told |= {keys.DYNAMIC_ALPHA: own.alpha, "proximal-mu": own.alpha}
     return told
 
 

@@ -62,6 +62,7 @@ def test_entries_are_cut_at_commas_outside_brackets_and_written_one_way():
         ("feddyn+polyak", {}, "polyak needs the gradient of its loss"),
         ("fedprox+polyak", {}, "polyak needs the gradient of its loss"),
         ("feddyn+dp-sgd", {}, "proximal-mu=0.1"),
+        ("feddyn+learned-step", {}, "one learning rate at all clients"),
         ("fedavg(private-layers=3.*)+dp-sgd", {}, "private layers do not go with dp-sgd"),
         ("fedavg+private-line-search", {"private_layers": "3.*"}, "private layers do not go"),
         ("fedschedulefree(eta=3)", {}, "Did you mean 'server-learning-rate'"),

@@ -170,9 +170,6 @@ class Net(nn.Module):
     def forward(self, x):
         return self.layer(x.flatten(1))
 
-deep = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
-fedexp.simulate(model=deep, rounds=1, clients=4, local_steps=2, engine="serial")
-print("sympy" in sys.modules)
 study._WORTH_PROCESSES, study.cores = 0.0, lambda: 2
 parallel.cores = lambda: 1  # more of them: see test_parallel.py
 ran, run = [], study.run_in_processes
@@ -192,10 +189,10 @@ def test_a_script_without_a_guard_and_with_classes_of_its_own_runs_in_processes(
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    algebra, beside, alone, compiler = done.stdout.splitlines()
+    beside, alone, compiler = done.stdout.splitlines()
     assert beside.startswith("1 ")  # and the second did not go there
     assert beside == alone
-    assert (algebra, compiler) == ("False", "False")  # they take a second to import
+    assert compiler == "False"  # it takes a second to import
 
 
 # Objects

@@ -146,11 +146,7 @@ class Chain:
         # layers, and stops at each z: that is δ. It makes no gradient of a weight.
         losses, slope = each_slope(self.loss, outputs.detach(), targets)
         zs = [z for _, _, z in taps]
-        deltas: Sequence[Tensor] = [slope]
-        if outputs is not zs[0]:
-            with torch.enable_grad():  # given ``slope`` itself, torch imports SymPy to check it
-                along = (outputs * slope).sum()
-            deltas = torch.autograd.grad(along, zs)
+        deltas = [slope] if outputs is zs[0] else torch.autograd.grad(outputs, zs, slope)
         found = zip(taps, deltas, strict=True)
         return losses, [(name, rows, _flat(delta)) for (name, rows, _), delta in found]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import TypeVar
 
-from fedexp.devices.flower.failures import Away, Refused
+from fedexp.devices.flower.failures import Away, Refused, Rejected, RunEnded
 
 R = TypeVar("R")
 _FIRST, _GROWTH, _LONGEST = 0.5, 1.7, 60.0  # seconds, factor, seconds
@@ -97,7 +97,7 @@ class Patience:
         handshakes = 0
         for attempt, wait in enumerate(waits(), 1):
             try:
-                result = call()
+                return self._answer(call, again=attempt > 1)
             except Away as error:
                 handshakes += error.in_handshake
                 if not self.reached and handshakes >= _HANDSHAKES:
@@ -108,9 +108,18 @@ class Patience:
                     self.say(f"{error}. Trying again.")
                 if self.stop.wait(max(wait, error.wait)):
                     raise Stopped from error
-            else:
-                self.reached = True
-                if attempt > 1:
-                    self.say("The server is back.")
-                return result
         raise AssertionError("waits() never ends")
+
+    def _answer(self, call: Callable[[], R], *, again: bool) -> R:
+        try:
+            result = call()
+        except (Refused, Rejected, RunEnded):  # This is an answer too.
+            self._is_there(again)
+            raise
+        self._is_there(again)
+        return result
+
+    def _is_there(self, again: bool) -> None:
+        self.reached = True
+        if again:
+            self.say("The server is back.")

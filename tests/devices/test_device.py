@@ -5,6 +5,7 @@ import signal
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -202,17 +203,33 @@ def test_any_app_is_introduced(folder, monkeypatch):
     assert server.sent[0].content["device"]["names"] == ["anna"]
 
 
-def test_waits_grow_and_a_call_is_made_again():
-    calls, said = iter([Away("gone"), Away("gone"), 3]), []
+def call_for(*answers: object) -> Callable[[], object]:
+    """A call that returns its answers, or raises them, one after another."""
+    left = iter(answers)
 
-    def call() -> int:
-        found = next(calls)
+    def call() -> object:
+        found = next(left)
         if isinstance(found, Exception):
             raise found
         return found
 
-    assert Patience(StopSign(), said.append)(call) == 3
+    return call
+
+
+def test_waits_grow_and_a_call_is_made_again():
+    said: list[str] = []
+    assert Patience(StopSign(), said.append)(call_for(Away("gone"), Away("gone"), 3)) == 3
     assert said == ["gone. Trying again.", "The server is back."]
+
+
+@pytest.mark.parametrize("answer", [RunEnded(), Rejected(), UnknownNode(), Refused()])
+def test_a_server_that_answers_with_a_refusal_is_back(answer):
+    said: list[str] = []
+    patiently = Patience(StopSign(), said.append)
+    with pytest.raises(type(answer)):
+        patiently(call_for(Away("gone"), answer))
+    assert said == ["gone. Trying again.", "The server is back."]
+    assert patiently.reached
 
 
 def test_patience_ends_with_the_last_try_or_the_stop():

@@ -176,7 +176,8 @@ def contenders(build: Callable[[], nn.Module], kind: str, size: int) -> dict[str
 def peak_copies(height: int | None) -> float:
     """Peak memory of three SGD steps on 64 MB of parameters, in copies of these; own process."""
     weights = [nn.Parameter(torch.zeros(2**21)) for _ in range(8)]
-    grads = [torch.ones(2**21) for _ in weights]
+    for weight in weights:
+        weight.grad = torch.ones(2**21)
     rule = SGD(1e-3, hyper=tower(height or 0))
 
     def build(params: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -194,8 +195,9 @@ def peak_copies(height: int | None) -> float:
     optimizer = build(weights)
     before = _peak_kilobytes()
     for _ in range(3):
-        for weight, grad in zip(weights, grads, strict=True):
-            weight.grad = grad
+        optimizer.zero_grad()
+        for weight in weights:  # As a backward pass does.
+            weight.grad = torch.ones(2**21)
         optimizer.step()
     gc.collect()
     return (_peak_kilobytes() - before) / 2**16

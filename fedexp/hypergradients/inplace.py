@@ -38,8 +38,9 @@ def can_step_inplace(rule: Rule, values: Values) -> bool:
         >>> [can_step_inplace(rule, {**rule.values(), "beta1": beta}) for beta in (0.0, 0.9)]
         [False, True]
     """
-    decays = [values[h] for h in rule.tuned_names if h in ("beta1", "beta2", "alpha")]
-    return type(rule) in STEPS and all([decay >= 0.1 for decay in decays])
+    if type(rule) not in STEPS:
+        return False
+    return not any([values[h] < 0.1 for h in rule.tuned_names if h in ("beta1", "beta2", "alpha")])
 
 
 def step_inplace(rule: Rule, batch: ParamBatch, values: Values) -> None:
@@ -63,11 +64,11 @@ def step_inplace(rule: Rule, batch: ParamBatch, values: Values) -> None:
     made = STEPS[type(rule)](rule, batch, values)
     # Without a rule above, nothing asks for it.
     weights, root = made if rule.hyper else NOTHING
-    if weights.keys() != batch.weights.keys():  # else the last step kept what this one keeps
-        for state in batch.states:
+    changed = weights.keys() != batch.weights.keys()
+    for state in batch.states:
+        if changed:  # Else the last step kept what this one keeps.
             kept = state.get("kept", {})
             state["kept"] = {name: x for name, x in kept.items() if name in weights}
-    for state in batch.states:
         state["weights"], state["root"] = weights, root
 
 

@@ -10,7 +10,7 @@ from fedexp.hypergradients.scales import LEAST
 
 def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Values) -> Derivative:
     """One step of `SGDRule`."""
-    lr, mu, decay = (values[name] for name in rule.names)
+    lr, mu, decay = values["lr"], values["momentum"], values["weight_decay"]
     params, tuned = batch.params, rule.tuned_names
     with_momentum = "momentum" in batch.states[0]["slots"]
     weights: dict[str, dict[str, float]] = {}
@@ -20,10 +20,10 @@ def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Values) -> Derivative:
         weights["param"] = {"weight_decay": -lr * ahead}
     if not with_momentum:
         direction = batch.decayed_grads(decay)
-        if rule.hyper:  # A copy: the next backward pass may write into the gradients.
-            direction = batch.copy("direction", direction)
+        if rule.hyper:  # The next backward pass may write into the gradients.
+            batch.hold("direction", direction if decay else batch.flat_grads())
         torch._foreach_add_(params, direction, alpha=-lr)
-        return Derivative({**DESCENT.weights, **weights}, {})
+        return Derivative({**DESCENT.weights, **weights}, {}) if weights else DESCENT
     grads, buffer = batch.decayed_grads(decay), batch.slots("momentum")
     if "momentum" in tuned:
         batch.copy("old", buffer)

@@ -145,11 +145,11 @@ class HypergradientOptimizer(torch.optim.Optimizer):
     def _step(self, closure: Callable[[], float] | None) -> float | None:
         loss = None if closure is None else torch.enable_grad()(closure)()
         was_on = torch.is_grad_enabled()
-        torch.set_grad_enabled(False)  # `torch.no_grad` takes twice as long.
+        torch._C._set_grad_enabled(False)  # `torch.no_grad` takes six times as long.
         try:
             self._move_all()
         finally:
-            torch.set_grad_enabled(was_on)
+            torch._C._set_grad_enabled(was_on)
         return loss
 
     def _move_all(self) -> None:

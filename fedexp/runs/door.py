@@ -148,7 +148,7 @@ class Simulation:
         """Run more rounds; what has come of all so far.
 
         Args:
-            rounds: how many more; by default as many as ``num_server_rounds`` has left.
+            rounds: how many more; by default as many as ``num_server_rounds`` has left, even none.
             on_round: is called with the row of every round.
             stop: is asked after every round whether to end there.
 
@@ -156,7 +156,7 @@ class Simulation:
         whole round.
 
         Raises:
-            ValueError: ``rounds`` is not positive, or none are left.
+            ValueError: ``rounds`` is not positive.
             RuntimeError: no round succeeded.
 
         Warns:
@@ -166,6 +166,8 @@ class Simulation:
         grid = self._ready()
         done = len(self._going.rows)
         more = self.config.num_server_rounds - done if rounds is None else rounds
+        if rounds is None and more < 1:
+            return self.result
         if more < 1:
             raise ValueError(f"run(rounds={more}): must be at least 1. {done} rounds are done.")
         try:

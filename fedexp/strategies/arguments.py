@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from numbers import Real
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from fedexp.strategies.extensions import Extension, check_extensions
 from fedexp.strategies.medians import MedianBounds
@@ -14,20 +16,44 @@ from fedexp.strategies.private_layers import PrivateLayers
 from fedexp.strategies.robustness import Clip, DropBeyond
 from fedexp.strategies.waiting import Waiting
 
+_SENT = (int, float, str, bytes, list)  # what Flower's config records hold
+_KINDS: dict[str, tuple[Any, str]] = {
+    "optimizer": (ServerOptimizer | None, "ServerOptimizer(step_size=...)"),
+    "weighted": (bool | np.bool_, "False"),
+    "trainable": (Iterable | None, "['head.weight']"),
+    "seed": (Integral | None, "0"),
+    "max_step_size": (Real | None, "1.5"),
+    "relaxation": (Real, "0.5"),
+    "clip": (Clip | None, "FixedClip(1.0)"),
+    "drop_beyond": (Real | None, "5.0"),
+    "robust": (bool | MedianBounds, "True"),
+    "client_config": (Mapping | None, "{'proximal-mu': 0.1}"),
+    "control_variates": (bool | np.bool_, "True"),
+    "min_replies": (Real, "2"),
+    "waiting": (Waiting | None, "Waiting(deadline=60)"),
+}
 
-def check_kinds(
-    optimizer: Any, waiting: Any, clip: Any, robust: Any, trainable: Any, buffers: Any
-) -> None:
-    """Raise ``ValueError`` for an argument that is not of its kind."""
-    _check("optimizer", optimizer, ServerOptimizer | None, "ServerOptimizer(step_size=...)")
-    _check("waiting", waiting, Waiting | None, "Waiting(deadline=60)")
-    _check("clip", clip, Clip | None, "FixedClip(1.0)")
-    _check("robust", robust, bool | MedianBounds, "True")
-    if buffers not in ("average", "keep"):
-        raise ValueError(f"FedOpt(buffers={buffers!r}): unknown. Use 'average' or 'keep'.")
+
+def check_kinds(**given: Any) -> None:
+    """Raise ``ValueError`` for an argument of `FedOpt` that is not of its kind."""
+    for name, (kinds, example) in _KINDS.items():
+        if not isinstance(given[name], kinds):
+            raise ValueError(
+                f"FedOpt({name}={given[name]!r}): cannot be that. Use {name}={example}."
+            )
+    trainable, seed, config = given["trainable"], given["seed"], given["client_config"]
+    if given["buffers"] not in ("average", "keep"):
+        raise ValueError(f"FedOpt(buffers={given['buffers']!r}): unknown. Use 'average' or 'keep'.")
     if isinstance(trainable, str):  # which is an iterable of names as well, of one letter each
         raise ValueError(f"FedOpt(trainable={trainable!r}): must be a list. Give [{trainable!r}].")
-    _check("trainable", trainable, Iterable | None, "['head.weight']")
+    if seed is not None and seed < 0:
+        raise ValueError(f"FedOpt(seed={seed}): must be at least 0.")
+    for key, value in (config or {}).items():
+        if not (isinstance(key, str) and isinstance(value, _SENT)):
+            raise ValueError(
+                f"FedOpt(client_config={{{key!r}: {value!r}}}): cannot be sent. "
+                "A key is text; a value is a number, text or bytes, or a list of these."
+            )
 
 
 def check_replies(min_replies: int, waiting: Waiting, *, is_secret: bool) -> None:
@@ -38,7 +64,6 @@ def check_replies(min_replies: int, waiting: Waiting, *, is_secret: bool) -> Non
         waiting: when a round ends.
         is_secret: whether privacy hides who takes part, and so how many do.
     """
-    _check("min_replies", min_replies, Real, "2")
     if not min_replies >= 1:
         raise ValueError(f"FedOpt(min_replies={min_replies!r}): must be at least 1.")
     if min_replies > waiting.enough:
@@ -71,8 +96,3 @@ def extensions_of(
     layers = PrivateLayers(private_layers) if private_layers else None
     own = check_extensions(extensions)
     return [*filter(None, (clip, bounds, dropping, layers)), *own]
-
-
-def _check(name: str, value: Any, kinds: Any, example: str) -> None:
-    if not isinstance(value, kinds):
-        raise ValueError(f"FedOpt({name}={value!r}): cannot be that. Use {name}={example}.")

@@ -10,7 +10,7 @@ arXiv:2404.06430), which work at the clients too.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -318,7 +318,7 @@ def check_extensions(given: Any) -> list[Extension]:
     Raises:
         ValueError: it holds something that is no extension.
     """
-    found: list[Any] = [given] if isinstance(given, Extension | type) else list(given or ())
+    found: list[Any] = list(given or ()) if isinstance(given, Iterable | None) else [given]
     for i, one in enumerate(found):
         if not isinstance(one, Extension):
             what = one.__name__ if isinstance(one, type) else repr(one)

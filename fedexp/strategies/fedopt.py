@@ -118,7 +118,13 @@ class FedOpt(Aggregation):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_kinds(optimizer, waiting, clip, robust, trainable, buffers)
+        check_kinds(
+            **{"optimizer": optimizer, "weighted": weighted, "trainable": trainable, "seed": seed},
+            **{"buffers": buffers, "max_step_size": max_step_size, "relaxation": relaxation},
+            **{"clip": clip, "drop_beyond": drop_beyond, "robust": robust, "waiting": waiting},
+            **{"client_config": client_config, "control_variates": control_variates},
+            **{"min_replies": min_replies},
+        )
         self.optimizer = limited(optimizer or ServerOptimizer(), relaxation, max_step_size)
         self.weighted, self.seed, self.buffers = weighted, seed, buffers
         self.trainable = None if trainable is None else frozenset(trainable)

@@ -412,6 +412,9 @@ def test_a_run_on_disk_goes_on_and_is_read_back(tmp_path):
         fedexp.simulate(**parts)
     more = fedexp.simulate(**{**parts, "num_server_rounds": 5, "resume": True})
     assert len(more.metrics) == 5
+    done = fedexp.simulate(**{**parts, "num_server_rounds": 5, "resume": True})
+    assert untimed(done.metrics) == untimed(more.metrics)
+    assert same(done.arrays[0], more.arrays[0])
     read = fedexp.load_run(tmp_path / "r")
     assert untimed(read.metrics) == untimed(more.metrics)
     with pytest.raises(ValueError, match=r"model\(Net\(\)\)"):
@@ -563,7 +566,8 @@ def test_going_on_has_its_mistakes_too():
         _ = sim.result
     sim.run()
     with pytest.raises(ValueError, match=r"must be at least 1. 3 rounds are done"):
-        sim.run()
+        sim.run(rounds=0)
+    assert len(sim.run().metrics) == 3  # as many as are left
     with pytest.raises(ValueError, match=r"belongs to run. Write run\(stop=...\)"):
         fedexp.Simulation(stop=len)
 

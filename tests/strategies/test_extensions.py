@@ -328,9 +328,20 @@ def test_replies_are_held_only_where_an_extension_drops_some(merges):
         ({"robust": "yes"}, "robust='yes'"),
         ({"optimizer": 3}, "optimizer=3"),
         ({"trainable": "w"}, r"trainable='w'\): must be a list. Give \['w'\]"),
+        ({"extensions": 3}, r"extensions\[0\]=3\): must be"),
+        ({"weighted": "no"}, r"weighted='no'\): cannot be that. Use weighted=False"),
+        ({"seed": 1.5}, r"seed=1.5\): cannot be that. Use seed=0"),
+        ({"seed": -1}, r"seed=-1\): must be at least 0"),
+        ({"max_step_size": "1"}, r"max_step_size='1'\): cannot be that"),
+        ({"relaxation": None}, r"relaxation=None\): cannot be that"),
+        ({"drop_beyond": [5]}, r"drop_beyond=\[5\]\): cannot be that"),
+        ({"control_variates": None}, r"control_variates=None\): cannot be that"),
+        ({"client_config": 3}, r"client_config=3\): cannot be that"),
+        ({"client_config": {1: 2}}, r"client_config=\{1: 2\}\): cannot be sent"),
+        ({"client_config": {"lr": None}}, r"client_config=\{'lr': None\}\): cannot be sent"),
     ],
 )
-def test_what_is_no_extension_is_said_at_once(arguments, words):
+def test_what_cannot_be_an_argument_is_said_at_once(arguments, words):
     with pytest.raises(ValueError, match=words):
         FedOpt(**arguments)
 

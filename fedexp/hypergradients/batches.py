@@ -38,28 +38,6 @@ NOTHING, DESCENT = Derivative({}, {}), Derivative({"direction": {"lr": -1.0}}, {
 """No derivative; and ``∂u/∂η = -d``, where the direction ``d`` is kept."""
 
 
-def as_now(x: Tensor) -> Tensor:
-    """A copy of a tensor that takes time and memory only once one of the two is written to.
-
-    An ordinary one is made of memory that is not PyTorch's, for which it has no such copies, and of
-    a part of a larger tensor, all of which the copy would hold.
-
-    Example:
-        >>> x = torch.ones(2)
-        >>> y = as_now(x)
-        >>> x.zero_()
-        tensor([0., 0.])
-        >>> y
-        tensor([1., 1.])
-    """
-    if x.nbytes != x.untyped_storage().nbytes():
-        return x.clone()
-    try:
-        return x._lazy_clone()
-    except (AttributeError, RuntimeError):
-        return x.clone()
-
-
 @dataclass(slots=True)
 class ParamBatch:
     """Parameters of one group that step together: equally old, and last moved in the same step.
@@ -84,13 +62,6 @@ class ParamBatch:
     grads: list[Tensor] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     owns_grads: bool = False
-    _vectors: list[Tensor] | None = None
-
-    def flat_grads(self) -> list[Tensor]:
-        """The gradients as vectors, made once."""
-        if self._vectors is None:
-            self._vectors = [x if x.ndim == 1 else x.reshape(-1) for x in self.grads]
-        return self._vectors
 
     def slots(self, name: str) -> list[Tensor]:
         """The tensors of the rule's state under a name."""
@@ -110,10 +81,6 @@ class ParamBatch:
         """Keep the tensors themselves under a name."""
         for state, tensor in zip(self.states, tensors, strict=True):
             state.setdefault("kept", {})[name] = tensor
-
-    def hold(self, name: str, tensors: Tensors) -> None:
-        """Keep tensors as they are now under a name, whatever is written to them later."""
-        self.keep(name, list(map(as_now, tensors)))
 
     def copy(self, name: str, tensors: Tensors) -> list[Tensor]:
         """Keep copies of tensors under a name."""

@@ -36,7 +36,7 @@ def inner_products(rule: Rule, batches: Sequence[ParamBatch]) -> dict[str, float
             terms.append(weights)
             dots.append(
                 quotients.get(name)
-                or list(map(torch.dot, _wide(batch.flat_grads()), _flat(batch.vectors(name))))
+                or list(map(torch.dot, _flat(batch.grads), _flat(batch.vectors(name))))
             )
     sums = dict.fromkeys(rule.tuned, 0.0)
     for weights, number in zip(terms, _sums(dots), strict=True):
@@ -105,11 +105,8 @@ def norm_product(batches: Sequence[ParamBatch]) -> float:
 
 def _flat(tensors: Tensors) -> list[Tensor]:
     """The tensors as vectors, at least in single precision."""
-    return _wide([x if x.dim() == 1 else x.reshape(-1) for x in tensors])
-
-
-def _wide(tensors: Tensors) -> list[Tensor]:
-    return [x.float() if x.dtype in HALVES else x for x in tensors]
+    flat = [x if x.dim() == 1 else x.reshape(-1) for x in tensors]
+    return [x.float() if x.dtype in HALVES else x for x in flat]
 
 
 def _sums(lists: list[list[Tensor]]) -> list[float]:

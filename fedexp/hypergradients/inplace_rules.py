@@ -20,8 +20,8 @@ def sgd_inplace(rule: SGDRule, batch: ParamBatch, values: Values) -> Derivative:
         weights["param"] = {"weight_decay": -lr * ahead}
     if not with_momentum:
         direction = batch.decayed_grads(decay)
-        if rule.hyper:  # The next backward pass may write into the gradients.
-            batch.hold("direction", direction if decay else batch.flat_grads())
+        if rule.hyper:  # A copy: the next backward pass may write into the gradients.
+            direction = batch.copy("direction", direction)
         torch._foreach_add_(params, direction, alpha=-lr)
         return Derivative({**DESCENT.weights, **weights}, {}) if weights else DESCENT
     grads, buffer = batch.decayed_grads(decay), batch.slots("momentum")

@@ -84,10 +84,6 @@ class Rule:
 
     def values(self) -> dict[str, float]:
         """The value of each hyperparameter, by name."""
-        return dict(self._values)
-
-    @cached_property
-    def _values(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in self.names}
 
     def scale(self, name: str) -> Scale:

@@ -55,10 +55,10 @@ def test_what_contributors_are_shown_works():
     (own,) = (x for x in damped.extensions if isinstance(x, names["Damped"]))
     halved = own.aggregate(None, stats_of([1.0, 3.0]), {}).stats
     assert halved.update["w"].tolist() == [0.5, 1.5]
-    sizes, state = [], {}
-    for _ in range(4):
-        eta, state = rule.optimizer.step_size(None, None, state)
-        sizes.append(eta)
+    rule.fraction_evaluate = 0.0
+    grid = SerialGrid(scaffold_app(), 3, run_config={"local-steps": 2})
+    metrics = rule.start(grid, ArrayRecord(FIRST), num_rounds=4).train_metrics_clientapp
+    sizes = [metrics[t]["server-step-size"] for t in (1, 2, 3, 4)]
     assert sizes == pytest.approx([2.0, 2 / 2**0.5, 2 / 3**0.5, 1.0])
     weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
     step = names["make"]([weight], ClientSettings(lr=0.5))

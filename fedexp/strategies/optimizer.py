@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from fedexp.arrays import Arrays, cast_like
 from fedexp.stats import PseudoGradientStats
@@ -93,6 +96,9 @@ class ServerOptimizer:
                 ``stats`` holds are returned as they are.
             stats: the sums of the round, over at least one client.
             state: what the last call returned, ``{}`` in round 1.
+
+        Raises:
+            ValueError: a rule wants to remember something else than arrays and numbers.
         """
         buffers = {name: cast_like(b, params[name]) for name, b in stats.mean_buffers.items()}
         # The rules see w, of which they keep what they need. It is no part of a checkpoint, and a
@@ -102,8 +108,21 @@ class ServerOptimizer:
         direction, state = self.direction(stats.mean_update, state | seen)
         seen = seen | {SHIFT: state.get(SHIFT, {})}
         eta, state = self.step_size(stats, direction, state | seen)
-        kept = {owner: arrays for owner, arrays in state.items() if owner not in seen}
+        kept = {owner: _arrays(owner, x) for owner, x in state.items() if owner not in seen}
         return after_step(direction, eta, seen), kept, eta
+
+
+def _arrays(owner: str, entry: Any) -> Arrays:
+    """What a rule remembers, where numbers become arrays; the entry itself if there are none."""
+    if isinstance(entry, dict) and all([isinstance(x, np.ndarray) for x in entry.values()]):
+        return entry
+    found = {k: np.asarray(x) for k, x in entry.items()} if isinstance(entry, Mapping) else None
+    if found is None or any(x.dtype.kind not in "biuf" for x in found.values()):
+        raise ValueError(
+            f"state[{owner!r}]={repr(entry)[:80]}: a server rule can remember a dict of arrays and "
+            "numbers only, since a checkpoint holds nothing else."
+        )
+    return found
 
 
 def limited(

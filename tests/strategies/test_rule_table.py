@@ -203,3 +203,29 @@ def test_a_rule_of_ones_own_may_keep_nothing_of_the_state(direction):
     assert state == {}
     for name in NAMES:
         np.testing.assert_allclose(new[name], params[name] - 0.5 * stats.mean_update[name])
+
+
+def test_a_rule_of_ones_own_may_remember_numbers():
+    params = model(np.random.default_rng(11))
+    stats = round_of(params, [params] * 2)
+    arrays = {"x": np.ones(2)}
+
+    def step_size(stats, direction, state):
+        t = 1 + float(state.get("own", {"t": 0})["t"])
+        return 1 / t, {**state, "own": {"t": t}, "other": arrays}
+
+    rule, state, sizes = ServerOptimizer(step_size=step_size), {}, []
+    for _ in range(3):
+        _, state, eta = rule.step(params, stats, state)
+        sizes.append(eta)
+    assert sizes == [1, 1 / 2, 1 / 3]
+    assert isinstance(state["own"]["t"], np.ndarray)
+    assert state["other"] is arrays
+
+
+@pytest.mark.parametrize("entry", [3.0, None, {"t": "now"}, {"t": None}, [1.0]])
+def test_what_no_checkpoint_could_hold_is_refused(entry):
+    params = model(np.random.default_rng(11))
+    rule = ServerOptimizer(step_size=lambda stats, d, state: (1.0, {"own": entry}))
+    with pytest.raises(ValueError, match=r"state\['own'\]=.*can remember a dict of arrays"):
+        rule.step(params, round_of(params, [params] * 2), {})

@@ -92,7 +92,7 @@ class Run:
         if isinstance(self.strategy, FedOpt):
             self.strategy.check_num_nodes(num_nodes)
         start = start or start_of(config)
-        if isinstance(self.strategy, FedOpt) and start.trainable is not None:
+        if isinstance(self.strategy, FedOpt) and self.strategy.trainable is None:
             self.strategy.trainable = start.trainable  # no need to go by names, or clients' word
         self.evaluation = BothIterates(
             evaluate_fn or test_evaluation(config), average_named(config.average), start.trainable

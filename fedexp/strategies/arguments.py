@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -29,18 +29,14 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "robust": (bool | MedianBounds, "True"),
     "client_config": (Mapping | None, "{'proximal-mu': 0.1}"),
     "control_variates": (bool | np.bool_, "True"),
-    "min_replies": (Real, "2"),
+    "min_replies": (Integral, "2"),
     "waiting": (Waiting | None, "Waiting(deadline=60)"),
 }
 
 
 def check_kinds(**given: Any) -> None:
     """Raise ``ValueError`` for an argument of `FedOpt` that is not of its kind."""
-    for name, (kinds, example) in _KINDS.items():
-        if not isinstance(given[name], kinds):
-            raise ValueError(
-                f"FedOpt({name}={given[name]!r}): cannot be that. Use {name}={example}."
-            )
+    _check(given, _KINDS)
     trainable, seed, config = given["trainable"], given["seed"], given["client_config"]
     if given["buffers"] not in ("average", "keep"):
         raise ValueError(f"FedOpt(buffers={given['buffers']!r}): unknown. Use 'average' or 'keep'.")
@@ -54,6 +50,31 @@ def check_kinds(**given: Any) -> None:
                 f"FedOpt(client_config={{{key!r}: {value!r}}}): cannot be sent. "
                 "A key is text; a value is a number, text or bytes, or a list of these."
             )
+
+
+_FLOWERS: dict[str, tuple[Any, str]] = {
+    "fraction_train": (Real, "0.5"),
+    "fraction_evaluate": (Real, "0.5"),
+    "min_train_nodes": (Integral, "2"),
+    "min_evaluate_nodes": (Integral, "2"),
+    "min_available_nodes": (Integral, "2"),
+    "weighted_by_key": (str, "'num-examples'"),
+    "arrayrecord_key": (str, "'arrays'"),
+    "configrecord_key": (str, "'config'"),
+    "train_metrics_aggr_fn": (Callable | None, "None"),
+    "evaluate_metrics_aggr_fn": (Callable | None, "None"),
+}
+
+
+def check_flowers(strategy: Any) -> None:
+    """Raise ``ValueError`` for an argument of Flower's ``FedAvg`` that cannot be meant."""
+    given = {name: getattr(strategy, name) for name in _FLOWERS}
+    _check(given, _FLOWERS)
+    for name, value in given.items():
+        if name.startswith("fraction") and not 0 <= value <= 1:
+            raise ValueError(f"FedOpt({name}={value!r}): must lie between 0 and 1.")
+        if name.startswith("min") and value < 0:
+            raise ValueError(f"FedOpt({name}={value!r}): must be at least 0.")
 
 
 def check_replies(min_replies: int, waiting: Waiting, *, is_secret: bool) -> None:
@@ -96,3 +117,10 @@ def extensions_of(
     layers = PrivateLayers(private_layers) if private_layers else None
     own = check_extensions(extensions)
     return [*filter(None, (clip, bounds, dropping, layers)), *own]
+
+
+def _check(given: Mapping[str, Any], table: Mapping[str, tuple[Any, str]]) -> None:
+    for name, (kinds, example) in table.items():
+        value = given[name]
+        if not isinstance(value, kinds):
+            raise ValueError(f"FedOpt({name}={value!r}): cannot be that. Use {name}={example}.")

@@ -16,7 +16,7 @@ from fedexp import keys, wire
 from fedexp.merged import Merged
 from fedexp.records import from_record, to_record
 from fedexp.strategies.aggregation import Aggregation, completed
-from fedexp.strategies.arguments import check_kinds, check_replies, extensions_of
+from fedexp.strategies.arguments import check_flowers, check_kinds, check_replies, extensions_of
 from fedexp.strategies.attributes import Current
 from fedexp.strategies.client_metrics import largest_spent
 from fedexp.strategies.extensions import Extension, run_number
@@ -125,6 +125,7 @@ class FedOpt(Aggregation):
             **{"client_config": client_config, "control_variates": control_variates},
             **{"min_replies": min_replies},
         )
+        check_flowers(self)
         self.optimizer = limited(optimizer or ServerOptimizer(), relaxation, max_step_size)
         self.weighted, self.seed, self.buffers = weighted, seed, buffers
         self.trainable = None if trainable is None else frozenset(trainable)

@@ -20,7 +20,7 @@ from fedexp.clients import DeltaSGD
 from fedexp.files import read_model
 from fedexp.runs import study as studies
 from fedexp.simulation import SerialGrid
-from fedexp.strategies import Extrapolation, FedAvg, FedExP, ServerOptimizer
+from fedexp.strategies import Extrapolation, FedAvg, FedExP, FedOpt, ServerOptimizer
 
 pytestmark = pytest.mark.usefixtures("undrawn", "in_this_process")
 SMALL = {"num_server_rounds": 3, "num_clients": 6, "local_steps": 2, "engine": "serial"}
@@ -576,3 +576,14 @@ def test_importing_takes_none_of_the_heavy_libraries():
     code = "import fedexp, sys; print({'torch', 'flwr', 'pandas', 'ray'} & sys.modules.keys())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def test_a_strategy_moves_the_arrays_that_it_names_and_no_others():
+    names = ["3.weight", "3.bias"]
+    parts = {"num_clients": 4, "engine": "serial"}
+    frozen = FedOpt(fraction_train=1.0, trainable=names, buffers="keep")
+    ends = [fedexp.simulate(strategy=frozen, **parts, num_server_rounds=n) for n in (1, 2)]
+    one, two = (end.model().state_dict() for end in ends)
+    assert [name for name in one if not one[name].equal(two[name])] == names
+    with pytest.raises(ValueError, match=r"trainable=\['nope'\]\): the model has no such arrays"):
+        fedexp.simulate(strategy=FedOpt(fraction_train=1.0, trainable=["nope"]), **parts)

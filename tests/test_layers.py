@@ -98,7 +98,7 @@ MATHEMATICS = ["keys", "arrays", "sums", "stats"] + [
         *("robustness", "medians", "proximal", "barzilai_borwein"),
         *("distance_over_gradients", "schedule_free", "anderson", "line_search"),
         *("trust_region", "normalized_averaging", "dynamic_regularization"),
-        "private_layers",
+        *("private_layers", "kinds"),
     )
 ]
 MATHEMATICS += [

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedexp.arrays import Float64s
 from fedexp.strategies.directions import SHIFT, State
+from fedexp.strategies.kinds import with_kinds
 from fedexp.strategies.step_sizes import ITERATE
 
 _MAX_CONDITION = 1e6  # the updates of models in float32 are known to about 1e-7
@@ -17,6 +18,7 @@ Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+@with_kinds
 class Anderson:
     """Anderson acceleration over the last ``m`` rounds, for rounds of all clients.
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from fedexp.arrays import Arrays
+from fedexp.strategies.kinds import with_kinds
 
 Memory = dict[str, Arrays]
 """What an average remembers between rounds: ``{}`` at the start, models by name after."""
@@ -31,6 +32,7 @@ class Average(Protocol):
 
 
 @dataclass(frozen=True)
+@with_kinds
 class MeanOfLast:
     """The mean of the last iterates, ``(w_{t-k+1} + … + w_t)/k``.
 
@@ -79,6 +81,7 @@ class MeanOfLast:
 
 
 @dataclass(frozen=True)
+@with_kinds
 class MovingAverage:
     """An exponential moving average, ``x̄ ← b x̄ + (1 - b) w_t``, which starts at ``w_1``.
 
@@ -130,6 +133,7 @@ class MovingAverage:
 
 
 @dataclass(frozen=True)
+@with_kinds
 class PolynomialAverage(MovingAverage):
     """An average that forgets the start: ``x̄ ← (1 - a) x̄ + a w_t``, ``a = (1 + γ)/(t + γ)``.
 

@@ -10,12 +10,14 @@ from fedexp.arrays import Float64s
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import Direction, State
 from fedexp.strategies.extrapolation import only_identity, ratio
+from fedexp.strategies.kinds import with_kinds
 from fedexp.strategies.step_sizes import ITERATE
 
 _OWN = "barzilai-borwein-"
 
 
 @dataclass(frozen=True)
+@with_kinds
 class BarzilaiBorwein:
     """The short step of Barzilai and Borwein, ``η = ⟨s, y⟩/‖y‖²``, for rounds of all clients.
 

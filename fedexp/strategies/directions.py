@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedexp.arrays import Float64s
+from fedexp.strategies.kinds import with_kinds
 
 State = dict[str, Float64s]
 """What rules remember between rounds: ``{}`` at the start, arrays by owner and name after."""
@@ -54,6 +55,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
+@with_kinds
 class Momentum:
     """Server momentum: ``m ← Δ̄ + β m`` with ``m₀ = 0``, and ``d = m``.
 
@@ -95,6 +97,7 @@ class Momentum:
 
 
 @dataclass(frozen=True)
+@with_kinds
 class AdaptiveDirection:
     """``m ← β₁ m + (1 - β₁) Δ̄``, ``v`` by the subclass, ``d = m/(√v + τ)``; elementwise.
 
@@ -143,6 +146,7 @@ class AdaptiveDirection:
 
 
 @dataclass(frozen=True)
+@with_kinds
 class Adagrad(AdaptiveDirection):
     """FedAdagrad: ``v ← v + Δ̄²``, ``d = m/(√v + τ)``; with ``β₁ = 0``, ``m = Δ̄``.
 

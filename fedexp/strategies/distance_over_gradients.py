@@ -11,12 +11,14 @@ from fedexp.arrays import Float64s, sq_norm
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import Direction, State
 from fedexp.strategies.extrapolation import only_identity
+from fedexp.strategies.kinds import with_kinds
 from fedexp.strategies.step_sizes import ITERATE
 
 _START = "distance-start"
 
 
 @dataclass(frozen=True)
+@with_kinds
 class DistanceOverGradients:
     """DoG: the distance travelled over the root of the updates' squares, ``η = r/√G``.
 

@@ -22,6 +22,7 @@ from fedexp.strategies.extensions import (
     Sent,
     run_number,
 )
+from fedexp.strategies.kinds import with_kinds
 from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.scaffold import Clients, limits
 
@@ -29,6 +30,7 @@ _SUM = "dynamic-regularization"
 
 
 @dataclass(frozen=True)
+@with_kinds
 class DynamicRegularization(Extension):
     """Step along ``Δ̄ + h/α`` with ``h = Σ pᵢλᵢ/Σ pᵢ`` over all clients, of this round or not.
 

@@ -14,9 +14,11 @@ from fedexp.arrays import Float64s, sq_norm
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.anderson import Anderson
 from fedexp.strategies.directions import Adagrad, Adam, Direction, Identity, Momentum, State, Yogi
+from fedexp.strategies.kinds import with_kinds
 
 
 @dataclass(frozen=True)
+@with_kinds
 class _Regularised:
     """``εₜ = ε · decay^(2t)``, times ``M`` with ``epsilon_per_client``; rounds ``t = 1, 2, …``."""
 
@@ -44,6 +46,7 @@ class _Regularised:
 
 
 @dataclass(frozen=True)
+@with_kinds
 class Extrapolation(_Regularised):
     """FedExP: step further the more the clients disagree.
 
@@ -104,6 +107,7 @@ class Extrapolation(_Regularised):
 
 
 @dataclass(frozen=True)
+@with_kinds
 class RunningExtrapolation(_Regularised):
     """FedExP with server momentum: ``η = ½ rₜ / (‖mₜ‖² + εₜ)``, not bounded below.
 

@@ -16,11 +16,13 @@ from fedexp import keys
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
 from fedexp.strategies.extensions import Adapted, Extension, Received, Report
+from fedexp.strategies.kinds import with_kinds
 
 _SHORT = 2.0**-100  # shorter than any update that matters; a power of two rounds nothing
 
 
 @dataclass(frozen=True)
+@with_kinds
 class MedianBounds(Extension):
     """Bounds ``‖Δᵢ‖ ≤ k m``, ``pᵢ ≤ l n`` and ``η ≤ s``, with running medians ``m`` and ``n``.
 

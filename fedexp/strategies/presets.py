@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from logging import WARNING
+from numbers import Real
 from typing import Any
 
 from flwr.common.logger import log
@@ -330,6 +331,6 @@ def sending(kwargs: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, An
 
 def proximal(mu: float) -> dict[str, float]:
     """The clients' setting for ``μ``, none for 0."""
-    if not 0 <= mu < float("inf"):
-        raise ValueError(f"FedProx(proximal_mu={mu}): must be >= 0 and finite. Use 0.0 for none.")
+    if not (isinstance(mu, Real) and 0 <= mu < float("inf")):
+        raise ValueError(f"FedProx(proximal_mu={mu!r}): must be >= 0 and finite. Use 0.0 for none.")
     return {"proximal-mu": mu} if mu else {}

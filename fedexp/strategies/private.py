@@ -23,6 +23,7 @@ from fedexp.strategies.directions import State
 from fedexp.strategies.dynamic_regularization import DynamicRegularization
 from fedexp.strategies.extensions import Adapted, Extension, Received, RoundInProgress, Sent
 from fedexp.strategies.extrapolation import RunningExtrapolation
+from fedexp.strategies.kinds import with_kinds
 from fedexp.strategies.medians import MedianBounds
 from fedexp.strategies.normalized_averaging import NormalizedAveraging
 from fedexp.strategies.privacy import needs_norms
@@ -116,6 +117,7 @@ class Private(Extension):
 
 
 @dataclass(frozen=True)
+@with_kinds
 class CentralPrivacy(Private):
     """Differential privacy of each client against whoever sees the models, not the server.
 

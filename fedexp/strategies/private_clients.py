@@ -15,12 +15,14 @@ from fedexp.privacy.noise import noise_of
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
 from fedexp.strategies.extensions import Adapted, Received, RoundInProgress, Sent
+from fedexp.strategies.kinds import with_kinds
 from fedexp.strategies.private import Private
 
 _STATE = "local-privacy"
 
 
 @dataclass(frozen=True)
+@with_kinds
 class LocalPrivacy(Private):
     """Differential privacy of each client against everybody, the server too.
 

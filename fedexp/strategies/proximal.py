@@ -8,6 +8,7 @@ from fedexp.arrays import Float64s
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import Direction, State
 from fedexp.strategies.extrapolation import only_identity, ratio
+from fedexp.strategies.kinds import with_kinds
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class GradientDiversity:
 
 
 @dataclass(frozen=True)
+@with_kinds
 class StochasticPolyak:
     """FedExProx-StoPS: a Polyak step on the mean Moreau envelope.
 

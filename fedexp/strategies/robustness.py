@@ -13,6 +13,7 @@ from fedexp import keys
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
 from fedexp.strategies.extensions import Adapted, Extension, Received
+from fedexp.strategies.kinds import with_kinds
 
 
 class Clip(Extension):
@@ -44,6 +45,7 @@ class Clip(Extension):
 
 
 @dataclass(frozen=True)
+@with_kinds
 class FixedClip(Clip):
     """The same bound every round: ``sᵢ = min(1, C/‖Δᵢ‖)``.
 
@@ -71,6 +73,7 @@ class FixedClip(Clip):
 
 
 @dataclass(frozen=True)
+@with_kinds
 class QuantileClip(Clip):
     """A bound that follows a quantile of the norms: ``C ← C exp(-κ (b - q))``.
 
@@ -120,6 +123,7 @@ class QuantileClip(Clip):
 
 
 @dataclass(frozen=True)
+@with_kinds
 class DropBeyond(Extension):
     """Drop updates that are longer than ``k`` times the round's median norm.
 

@@ -10,9 +10,11 @@ from fedexp.arrays import Float64s, sq_norm
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import Adagrad, Adam, Direction, State, Yogi
 from fedexp.strategies.extrapolation import check_factor
+from fedexp.strategies.kinds import with_kinds
 
 
 @dataclass(frozen=True)
+@with_kinds
 class RunningRatio:
     """FedExP's ratio, with both means taken over the past rounds too: ``η = max(1, c N/Q)``.
 

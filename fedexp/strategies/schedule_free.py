@@ -8,10 +8,12 @@ import numpy as np
 
 from fedexp.arrays import Float64s
 from fedexp.strategies.directions import State
+from fedexp.strategies.kinds import with_kinds
 from fedexp.strategies.step_sizes import Capped, Constant, Relaxed, StepSize
 
 
 @dataclass(frozen=True)
+@with_kinds
 class ScheduleFree:
     """Schedule-free descent: the clients start between the plain iterate ``z`` and its mean ``x``.
 

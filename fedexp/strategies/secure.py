@@ -21,9 +21,11 @@ from fedexp.arrays import Arrays, sq_norm
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
 from fedexp.strategies.extensions import Adapted, Extension, Received, RoundInProgress, Sent
+from fedexp.strategies.kinds import with_kinds
 
 
 @dataclass(frozen=True)
+@with_kinds
 class SecureNorms(Extension):
     """Take the mean squared norm from an array that the clients add to their model.
 

@@ -12,6 +12,7 @@ from fedexp import keys
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import State
 from fedexp.strategies.extensions import Adapted, Extension, Received, RoundInProgress, Sent
+from fedexp.strategies.kinds import with_kinds
 from fedexp.strategies.medians import MedianBounds, lower_median
 from fedexp.strategies.rate_sharing import spread
 
@@ -40,6 +41,7 @@ def log_mean(
 
 
 @dataclass(frozen=True)
+@with_kinds
 class StepSharing(Extension):
     """Send the clients' learned step sizes back as one: their weighted mean on the log scale.
 

@@ -15,6 +15,7 @@ import numpy as np
 from fedexp.arrays import Arrays, Float64s, moved
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import SHIFT, Direction, State
+from fedexp.strategies.kinds import with_kinds
 
 
 class StepSize(Protocol):
@@ -77,6 +78,7 @@ def with_innermost(step_size: StepSize, chosen: StepSize) -> StepSize:
 
 
 @dataclass(frozen=True)
+@with_kinds
 class Constant:
     """The same step every round, ``η = value``; 1 is FedAvg.
 
@@ -110,6 +112,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
+@with_kinds
 class HypergradientStep:
     """FedHyper: gradient descent on the step size itself, ``ηₜ = 1 + aₜ``.
 
@@ -190,6 +193,7 @@ class HypergradientStep:
 
 
 @dataclass(frozen=True)
+@with_kinds
 class Capped:
     """An upper bound on another step size: ``η = min(η', max_step_size)``.
 
@@ -230,6 +234,7 @@ class Capped:
 
 
 @dataclass(frozen=True)
+@with_kinds
 class Relaxed:
     """A fixed multiple of another step: ``η = λ η'``.
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from fedexp.arrays import Float64s, sq_norm
 from fedexp.stats import PseudoGradientStats
 from fedexp.strategies.directions import Direction, State
+from fedexp.strategies.kinds import with_kinds
 from fedexp.strategies.step_sizes import ITERATE, StepSize, check_direction
 
 
 @dataclass(frozen=True)
+@with_kinds
 class TrustRegion:
     """No step is longer than a share of the model: ``η = min(η', ρ ‖w‖/‖d‖)``.
 

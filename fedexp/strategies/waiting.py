@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import inf
 
+from fedexp.strategies.kinds import with_kinds
+
 
 @dataclass(frozen=True)
+@with_kinds
 class Waiting:
     """When a round on real devices ends, and when a device that fails is not asked for a while.
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def test_every_named_strategy_has_a_row_under_its_lower_case_name():
 def test_a_row_is_complete_and_its_source_is_in_the_docstring(key):
     row = STRATEGIES[key]
     assert all((row.line, row.formula, row.source, row.use))
-    number = row.source.rsplit("arXiv:", 1)[1]
+    number = re.split(r"arXiv:|doi:|https?://", row.source)[-1]
+    assert number != row.source, "a source has a number of arXiv, a DOI or an address"
     assert number in (row.strategy.__doc__ or "")
 
 

@@ -85,7 +85,8 @@ class HypergradientOptimizer(torch.optim.Optimizer):
             `step` raises it for a sparse gradient.
 
     Example:
-        >>> from fedexp.hypergradients import SGD
+        >>> import torch
+        >>> from fedexp.hypergradients import SGD, HypergradientOptimizer
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
         >>> optimizer = HypergradientOptimizer([w], SGD(0.1, hyper=SGD(0.01)))
         >>> for _ in range(2):
@@ -286,6 +287,7 @@ def betas_of(values: Mapping[str, Any]) -> dict[str, Any]:
     The pair is there twice. Schedulers set ``betas``; then it differs from ``shown_betas``.
 
     Example:
+        >>> from fedexp.hypergradients.optimizer import betas_of
         >>> betas_of({"lr": 0.1, "beta1": 0.9, "beta2": 0.99})
         {'betas': (0.9, 0.99), 'shown_betas': (0.9, 0.99)}
         >>> betas_of({"lr": 0.1})

@@ -20,7 +20,7 @@ class HyperSGD(HypergradientOptimizer):
 
     Example:
         >>> import torch
-        >>> from fedexp.hypergradients import SGD
+        >>> from fedexp.hypergradients import SGD, HyperSGD
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = HyperSGD([w], 0.1, momentum=0.9, hyper=SGD(1e-3))
         >>> (w @ w).backward()
@@ -55,7 +55,7 @@ class HyperAdam(HypergradientOptimizer):
 
     Example:
         >>> import torch
-        >>> from fedexp.hypergradients import SGD
+        >>> from fedexp.hypergradients import SGD, HyperAdam
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = HyperAdam([w], 0.1, (0.9, 0.99), tuned=("lr", "beta1"), hyper=SGD(1e-3))
         >>> (w @ w).backward()
@@ -84,7 +84,7 @@ class HyperAdamW(HypergradientOptimizer):
 
     Example:
         >>> import torch
-        >>> from fedexp.hypergradients import SGD
+        >>> from fedexp.hypergradients import SGD, HyperAdamW
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = HyperAdamW([w], 0.1, hyper=SGD(1e-3))
         >>> (w @ w).backward()
@@ -115,7 +115,7 @@ class HyperRMSprop(HypergradientOptimizer):
 
     Example:
         >>> import torch
-        >>> from fedexp.hypergradients import SGD
+        >>> from fedexp.hypergradients import SGD, HyperRMSprop
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = HyperRMSprop([w], 0.1, alpha=0.75, hyper=SGD(1e-3))
         >>> (w @ w).backward()
@@ -143,7 +143,7 @@ class HyperAdagrad(HypergradientOptimizer):
 
     Example:
         >>> import torch
-        >>> from fedexp.hypergradients import SGD
+        >>> from fedexp.hypergradients import SGD, HyperAdagrad
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = HyperAdagrad([w], 0.1, hyper=SGD(1e-3))
         >>> (w @ w).backward()

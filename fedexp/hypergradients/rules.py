@@ -47,6 +47,7 @@ class Rule:
 
     Example:
         >>> from dataclasses import dataclass
+        >>> from fedexp.hypergradients import Rule
         >>> @dataclass(frozen=True)
         ... class SignRule(Rule):
         ...     lr: float = 0.1
@@ -184,6 +185,7 @@ class SGDRule(Rule):
         nesterov: Whether to look ahead along the momentum.
 
     Example:
+        >>> from fedexp.hypergradients import SGDRule
         >>> rule = SGDRule(0.1, momentum=0.5)
         >>> w, slots = rule.update(1.0, 2.0, rule.init(1.0), rule.values())
         >>> w, slots
@@ -244,6 +246,8 @@ def zero(param: Number) -> Number:
     """Zero, of the kind and shape of the parameter.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.rules import zero
         >>> zero(3.0), zero(torch.ones(2))
         (0.0, tensor([0., 0.]))
     """
@@ -259,6 +263,7 @@ def decayed(grad: Number, param: Number, weight_decay: Number) -> Number:
         weight_decay: ``λ``. The float 0.0 costs nothing.
 
     Example:
+        >>> from fedexp.hypergradients.rules import decayed
         >>> decayed(1.0, 4.0, 0.5)
         3.0
     """

@@ -30,6 +30,9 @@ class AdamRule(Rule):
         decoupled: Whether this is AdamW.
         first_v: The initial ``v``, in squared units of the gradient.
 
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+
     Example:
         >>> from fedexp.hypergradients import AdamRule
         >>> rule = AdamRule(0.1, eps=0.0)
@@ -111,6 +114,9 @@ class RMSpropRule(Rule):
         weight_decay: ``λ``. The gradient is ``g + λw``.
         eps: ``ε``, in units of the gradient.
 
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+
     Example:
         >>> from fedexp.hypergradients import RMSpropRule
         >>> rule = RMSpropRule(0.1, alpha=0.75, eps=0.0)
@@ -163,6 +169,9 @@ class AdagradRule(Rule):
         weight_decay: ``λ``. The gradient is ``g + λw``.
         eps: ``ε``, in units of the gradient.
         first_v: The initial ``v``, in squared units of the gradient.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
 
     Example:
         >>> from fedexp.hypergradients import AdagradRule

@@ -81,8 +81,8 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         maximize: Whether to ascend.
 
     Raises:
-        ValueError: A hyperparameter is out of its range, or differs between groups that share it.
-            `step` raises it for a sparse gradient.
+        ValueError: A hyperparameter is out of its range, or differs between groups that share it;
+            there are no parameters. `step` raises it for a sparse gradient.
 
     Example:
         >>> import torch
@@ -135,7 +135,17 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         group["steps"] = 0
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move the hyperparameters, from the top of the tower down, and then the weights."""
+        """Move the hyperparameters, from the top of the tower down, and then the weights.
+
+        Args:
+            closure: Computes the loss and its gradients anew; it is called first.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            ValueError: A gradient is sparse.
+        """
         hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
         if hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
             return self._recorded_step(closure)

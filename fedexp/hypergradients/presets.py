@@ -18,6 +18,19 @@ from fedexp.hypergradients.rules import SGDRule
 class HyperSGD(HypergradientOptimizer):
     """`SGDRule`, tuned by the rules above it.
 
+    ``b ← μb + g``, ``d = b``, ``w ← w - ηd``; with Nesterov's form ``d = g + μb``.
+    With ``hyper=SGD(κ)``, ``η ← η + κ⟨g, d⟩`` comes first, with ``d`` of the step before:
+    Baydin et al. 2018, arXiv:1703.04782; towers of rules: Chandra et al. 2022, arXiv:1909.13371.
+
+    Args:
+        params, per, foreach, maximize: As of `HypergradientOptimizer`.
+        lr: ``η``, the learning rate.
+        **rule: The other attributes of `SGDRule`, of which ``hyper`` is the rule one level up.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+        TypeError: A keyword is no attribute of the rule.
+
     Example:
         >>> import torch
         >>> from fedexp.hypergradients import SGD, HyperSGD
@@ -45,13 +58,21 @@ class HyperSGD(HypergradientOptimizer):
 class HyperAdam(HypergradientOptimizer):
     """`AdamRule`, tuned by the rules above it.
 
+    ``m ← β₁m + (1-β₁)g``, ``v ← β₂v + (1-β₂)g²``, ``d = (m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε)``,
+    ``w ← w - ηd``. Kingma & Ba 2015, arXiv:1412.6980.
+    With ``hyper=SGD(κ)``, ``η ← η + κ⟨g, d⟩`` comes first, with ``d`` of the step before:
+    Baydin et al. 2018, arXiv:1703.04782; towers of rules: Chandra et al. 2022, arXiv:1909.13371.
+
     Args:
-        params: As of `HypergradientOptimizer`.
+        params, per, foreach, maximize: As of `HypergradientOptimizer`.
         lr: ``η``, the learning rate.
-        betas: ``beta1`` and ``beta2`` in one argument, as in `torch.optim`.
+        betas: ``β₁`` and ``β₂`` in one argument, as in `torch.optim`.
+        **rule: The other attributes of `AdamRule`, of which ``hyper`` is the rule one level up.
 
     Raises:
-        ValueError: Both ``betas`` and one of these are given.
+        ValueError: A hyperparameter is out of its range, a name in ``tuned`` cannot be tuned, or
+            ``betas`` and one of the two are given.
+        TypeError: A keyword is no attribute of the rule.
 
     Example:
         >>> import torch
@@ -81,6 +102,23 @@ class HyperAdam(HypergradientOptimizer):
 
 class HyperAdamW(HypergradientOptimizer):
     """AdamW: `HyperAdam` with decoupled weight decay, by default 0.01.
+
+    ``d = (m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε) + λw``, ``w ← w - ηd``, with ``m`` and ``v`` as there.
+    Loshchilov & Hutter 2019, arXiv:1711.05101.
+    With ``hyper=SGD(κ)``, ``η ← η + κ⟨g, d⟩`` comes first, with ``d`` of the step before:
+    Baydin et al. 2018, arXiv:1703.04782; towers of rules: Chandra et al. 2022, arXiv:1909.13371.
+
+    Args:
+        params, per, foreach, maximize: As of `HypergradientOptimizer`.
+        lr: ``η``, the learning rate.
+        betas: ``β₁`` and ``β₂`` in one argument, as in `torch.optim`.
+        weight_decay: ``λ``.
+        **rule: The other attributes of `AdamRule`, of which ``hyper`` is the rule one level up.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, a name in ``tuned`` cannot be tuned, or
+            ``betas`` and one of the two are given.
+        TypeError: A keyword is no attribute of the rule.
 
     Example:
         >>> import torch
@@ -113,6 +151,20 @@ class HyperAdamW(HypergradientOptimizer):
 class HyperRMSprop(HypergradientOptimizer):
     """`RMSpropRule`, tuned by the rules above it.
 
+    ``v ← αv + (1-α)g²``, ``d = g / (√v + ε)``, ``w ← w - ηd``. Tieleman & Hinton 2012, Coursera:
+    Neural Networks for Machine Learning, lecture 6.5.
+    With ``hyper=SGD(κ)``, ``η ← η + κ⟨g, d⟩`` comes first, with ``d`` of the step before:
+    Baydin et al. 2018, arXiv:1703.04782; towers of rules: Chandra et al. 2022, arXiv:1909.13371.
+
+    Args:
+        params, per, foreach, maximize: As of `HypergradientOptimizer`.
+        lr: ``η``, the learning rate.
+        **rule: The other attributes of `RMSpropRule`, of which ``hyper`` is the rule one level up.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+        TypeError: A keyword is no attribute of the rule.
+
     Example:
         >>> import torch
         >>> from fedexp.hypergradients import SGD, HyperRMSprop
@@ -140,6 +192,19 @@ class HyperRMSprop(HypergradientOptimizer):
 
 class HyperAdagrad(HypergradientOptimizer):
     """`AdagradRule`, tuned by the rules above it.
+
+    ``v ← v + g²``, ``d = g / (√v + ε)``, ``w ← w - ηd``. Duchi, Hazan & Singer 2011, JMLR 12.
+    With ``hyper=SGD(κ)``, ``η ← η + κ⟨g, d⟩`` comes first, with ``d`` of the step before:
+    Baydin et al. 2018, arXiv:1703.04782; towers of rules: Chandra et al. 2022, arXiv:1909.13371.
+
+    Args:
+        params, per, foreach, maximize: As of `HypergradientOptimizer`.
+        lr: ``η``, the learning rate.
+        **rule: The other attributes of `AdagradRule`, of which ``hyper`` is the rule one level up.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+        TypeError: A keyword is no attribute of the rule.
 
     Example:
         >>> import torch

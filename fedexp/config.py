@@ -59,6 +59,7 @@ def robust_by_default(values: Mapping[str, Any]) -> bool:
     Not where privacy is asked for, which cannot be had with it.
 
     Example:
+        >>> from fedexp.config import robust_by_default
         >>> robust_by_default({}), robust_by_default({"strategy": "fedavg(privacy=central)"})
         (True, False)
     """

@@ -53,6 +53,7 @@ def later(
         modules: the module that defines each name; ``module:other`` where it calls it otherwise.
 
     Example:
+        >>> from fedexp.extras import later
         >>> getattr_, dir_ = later("fedexp", "torch", Fraction="fractions")
         >>> getattr_("Fraction")(1, 2)
         Fraction(1, 2)

@@ -51,6 +51,7 @@ class Merged:
         failures: node and reason of each client that is in no sum, in cohort order.
 
     Example:
+        >>> from fedexp.merged import Merged
         >>> both = Merged(failures=((2, "it came too late"),)) + Merged(failures=((5, "NaN"),))
         >>> [node for node, _ in both.failures]
         [2, 5]

@@ -36,6 +36,8 @@ def to_record(arrays: Arrays) -> ArrayRecord:
     """``arrays`` as a record that shares their memory; do not change them afterwards.
 
     Example:
+        >>> import numpy as np
+        >>> from fedexp.records import from_record, to_record
         >>> record = to_record({"bias": np.zeros(3, np.float32)})
         >>> record["bias"].shape, record["bias"].dtype
         ((3,), 'float32')

@@ -37,6 +37,8 @@ class Factored:
         right: ``r``, ``[rank, columns]``, of at most ``MAX_RIGHT_ENTRIES``.
 
     Example:
+        >>> import numpy as np
+        >>> from fedexp.sums import Factored
         >>> ones = np.ones((2, 3))
         >>> left, right = np.array([[1.0], [2.0]]), np.array([[0.0, 1.0, 2.0]])
         >>> np.asarray(Factored(ones, left, right))
@@ -106,6 +108,7 @@ def tree_sum(parts: Sequence[_T]) -> _T:
         IndexError: ``parts`` is empty; there is no zero of an unknown type.
 
     Example:
+        >>> from fedexp.sums import tree_sum
         >>> tree_sum(["a", "b", "c", "d"])
         'abcd'
     """
@@ -135,6 +138,8 @@ def add_updates(
         out: float64, of the shape of ``w``; None counts as zero.
 
     Example:
+        >>> import numpy as np
+        >>> from fedexp.sums import add_updates
         >>> norms = np.zeros(2)
         >>> add_updates(np.zeros(2), [np.ones(2), np.full(2, -3.0)], [1.0, 2.0], norms, None)
         array([5., 5.])

@@ -65,6 +65,7 @@ class ClientResult:
         refused: why it is not used; empty if it is.
 
     Example:
+        >>> from fedexp.wire import ClientResult
         >>> ClientResult(7, metrics={"num-examples": 3}).refuse("it came too late").refused
         'it came too late'
     """

@@ -102,6 +102,7 @@ def augmentations_of(text: str) -> tuple[Augmentation, ...]:
         ValueError: one of them cannot be read.
 
     Example:
+        >>> from fedexp.augmentation import augmentations_of
         >>> [a.strength(0) for a in augmentations_of("flip, crop(scale=0.2, exponent=1)")]
         [1.0, 0.2]
     """
@@ -121,6 +122,7 @@ def augmented(
 
     Example:
         >>> import torch
+        >>> from fedexp.augmentation import augmented
         >>> batch = torch.ones(4, 2)
         >>> augmented(batch, (), 0, torch.Generator()) is batch
         True

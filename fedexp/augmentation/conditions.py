@@ -32,6 +32,7 @@ def check_schedule(eta: PowerLaw, sigma: PowerLaw) -> ScheduleCheck:
         ValueError: one of them is not a `PowerLaw`, or the learning rate is 0.
 
     Example:
+        >>> from fedexp.augmentation import PowerLaw, check_schedule
         >>> print(check_schedule(PowerLaw(0.25, 0.6), PowerLaw(1.0, 0.15)))
         Guaranteed: the weights go to the minimum-norm solution (theorem)...
         >>> check_schedule(PowerLaw(0.25, 0.75), PowerLaw(0.5)).ridge
@@ -75,6 +76,7 @@ def schedule_report(
         ValueError: a value is not a number or lies outside its range.
 
     Example:
+        >>> from fedexp.augmentation import schedule_report
         >>> print(schedule_report(0.75, 0.0))
         Guaranteed: the weights go to the ridge solution with coefficient 1 N...
     """

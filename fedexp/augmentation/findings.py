@@ -29,7 +29,7 @@ class ScheduleCheck:
             They are sufficient only: False does not mean that it goes elsewhere.
 
     Example:
-        >>> from fedexp.augmentation import check_schedule
+        >>> from fedexp.augmentation import PowerLaw, check_schedule
         >>> check = check_schedule(PowerLaw(0.25, 0.6), PowerLaw(1.0, 0.3))
         >>> check.noise_lasts, check.noise_averages_out, check.destination
         (False, True, 'depends on the start')

@@ -37,6 +37,7 @@ def random_crop(batch: Tensor, strength: Strength, generator: Generators) -> Ten
 
     Example:
         >>> import torch
+        >>> from fedexp.augmentation import random_crop
         >>> image = torch.ones(1, 1, 4, 4)
         >>> moved = random_crop(image, 0.5, torch.Generator().manual_seed(3))
         >>> moved.shape, bool(moved.sum() <= 16)
@@ -74,6 +75,7 @@ def random_flip(batch: Tensor, strength: Strength, generator: Generators) -> Ten
 
     Example:
         >>> import torch
+        >>> from fedexp.augmentation import random_flip
         >>> image = torch.tensor([[[[1.0, 2.0]]]]).expand(100, 1, 1, 2)
         >>> flipped = random_flip(image, 1.0, torch.Generator().manual_seed(0))
         >>> sorted(set(flipped[:, 0, 0, 0].tolist()))
@@ -103,6 +105,7 @@ def color_jitter(batch: Tensor, strength: Strength, generator: Generators) -> Te
 
     Example:
         >>> import torch
+        >>> from fedexp.augmentation import color_jitter
         >>> grey = torch.full((2, 3, 4, 4), 0.5)
         >>> brighter = color_jitter(grey, 0.2, torch.Generator().manual_seed(0))
         >>> bool(((brighter - 0.5).abs() <= 0.1 + 1e-6).all())

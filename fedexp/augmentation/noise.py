@@ -37,6 +37,7 @@ def noise_step(moments: Moments, x: Matrix, y: Matrix, eta: float, sigma: float)
 
     Example:
         >>> import numpy as np
+        >>> from fedexp.augmentation import Moments, noise_step
         >>> start = Moments.certain(np.array([[1.0]]))
         >>> after = noise_step(start, np.array([[1.0]]), np.array([[1.0]]), eta=0.25, sigma=1.0)
         >>> after.mean  # pulled towards 0, as by weight decay
@@ -92,6 +93,7 @@ def batch_noise_step(
 
     Example:
         >>> import numpy as np
+        >>> from fedexp.augmentation import Moments, batch_noise_step
         >>> start, x = Moments.certain(np.zeros((1, 1))), np.array([[1.0, 1.0]])
         >>> after = batch_noise_step(start, x, np.array([[0.0, 2.0]]), 0.5, 0.0, batch_size=1)
         >>> after.mean, after.second  # the weight is 0 or 2

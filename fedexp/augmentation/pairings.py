@@ -32,6 +32,7 @@ def projected(rank: int, *matrices: Matrix) -> Matrix:
 
     Example:
         >>> import numpy as np
+        >>> from fedexp.augmentation import projected
         >>> projected(1, np.diag([1.0, 0.0])).round(3)  # 3/8 and 1/8: moments of cos⁴, cos² sin²
         array([[0.375, 0.   ],
                [0.   , 0.125]])

@@ -34,6 +34,7 @@ def projection_fixed_point(x: Matrix, y: Matrix, rank: int) -> Matrix:
 
     Example:
         >>> import numpy as np
+        >>> from fedexp.augmentation import projection_fixed_point
         >>> projection_fixed_point(np.eye(2), np.array([[1.0, 2.0]]), rank=1).round(6)
         array([[1., 2.]])
     """
@@ -63,6 +64,7 @@ class ProjectionMoments:
 
     Example:
         >>> import numpy as np
+        >>> from fedexp.augmentation import ProjectionMoments
         >>> x = np.array([[1.0], [0.0]])
         >>> ProjectionMoments.of(x, rank=1).gram
         array([[0.375, 0.   ],
@@ -146,6 +148,7 @@ def projection_step(
 
     Example:
         >>> import numpy as np
+        >>> from fedexp.augmentation import Moments, ProjectionMoments, projection_step
         >>> x, y = np.eye(2), np.array([[1.0, 1.0]])
         >>> start = Moments.certain(np.zeros((1, 2)))
         >>> projection_step(start, ProjectionMoments.of(x, rank=1), x, y, eta=0.5).mean

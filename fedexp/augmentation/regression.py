@@ -31,6 +31,7 @@ class Moments:
 
     Example:
         >>> import numpy as np
+        >>> from fedexp.augmentation import Moments
         >>> Moments.certain(np.array([[3.0, 4.0]])).sq_distance(np.zeros((1, 2)))
         25.0
     """
@@ -60,6 +61,7 @@ def min_norm(x: Matrix, y: Matrix) -> Matrix:
 
     Example:
         >>> import numpy as np
+        >>> from fedexp.augmentation import min_norm
         >>> min_norm(np.array([[1.0], [1.0]]), np.array([[2.0]]))
         array([[1., 1.]])
     """
@@ -82,6 +84,7 @@ def ridge(x: Matrix, y: Matrix, coefficient: float) -> Matrix:
 
     Example:
         >>> import numpy as np
+        >>> from fedexp.augmentation import ridge
         >>> ridge(np.array([[1.0]]), np.array([[3.0]]), coefficient=2.0).round(9)
         array([[1.]])
     """
@@ -105,6 +108,7 @@ def unseen_component(w: Matrix, x: Matrix) -> Matrix:
 
     Example:
         >>> import numpy as np
+        >>> from fedexp.augmentation import unseen_component
         >>> unseen_component(np.array([[3.0, 4.0]]), np.array([[1.0], [0.0]]))
         array([[0., 4.]])
     """

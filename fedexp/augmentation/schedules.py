@@ -29,6 +29,7 @@ class PowerLaw:
         ValueError: one of them is not a finite number or lies outside its range.
 
     Example:
+        >>> from fedexp.augmentation import PowerLaw
         >>> eta = PowerLaw(0.5, exponent=1.0)
         >>> eta(0), eta(1), eta(4)
         (0.5, 0.25, 0.1)
@@ -69,6 +70,7 @@ def constant(value: float) -> PowerLaw:
         ValueError: the value is negative or not a number.
 
     Example:
+        >>> from fedexp.augmentation import constant
         >>> constant(0.1)(0) == constant(0.1)(1000)
         True
     """

@@ -34,6 +34,7 @@ def gaussian_noise(batch: Tensor, strength: Strength, generator: Generators) -> 
 
     Example:
         >>> import torch
+        >>> from fedexp.augmentation import gaussian_noise
         >>> noisy = gaussian_noise(torch.zeros(2, 3), 0.1, torch.Generator().manual_seed(0))
         >>> noisy.shape, bool(noisy.abs().max() < 1)
         (torch.Size([2, 3]), True)
@@ -62,6 +63,7 @@ def random_projection(batch: Tensor, strength: Strength, generator: Generators) 
 
     Example:
         >>> import torch
+        >>> from fedexp.augmentation import random_projection
         >>> x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
         >>> half = random_projection(x, 0.5, torch.Generator().manual_seed(1))
         >>> int(torch.linalg.matrix_rank(half))
@@ -90,6 +92,7 @@ def rank_projection(batch: Tensor, strength: Strength, generator: Generators) ->
 
     Example:
         >>> import torch
+        >>> from fedexp.augmentation import rank_projection
         >>> x = torch.eye(4)
         >>> flat = rank_projection(x, 3, torch.Generator().manual_seed(0))
         >>> round(float(flat.trace()), 5)

@@ -33,7 +33,7 @@ def unseen_factor(eta: Schedule, sigma: Schedule, num_steps: int | None = None) 
             huge.
 
     Example:
-        >>> from fedexp.augmentation import PowerLaw, constant
+        >>> from fedexp.augmentation import PowerLaw, constant, unseen_factor
         >>> unseen_factor(constant(0.25), constant(1.0), num_steps=3)
         0.125
         >>> unseen_factor(constant(0.25), constant(1.0))

@@ -26,6 +26,10 @@ class BatchChanges:
         generators: one, or one for each client of a group.
 
     Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from fedexp.clients import ClientSettings
+        >>> from fedexp.clients.augmented import BatchChanges
         >>> noisy = ClientSettings(augmentation="noise(scale=0.1)")
         >>> changes = BatchChanges.of(noisy, np.random.default_rng(0))
         >>> changes(torch.zeros(2, 3), 0).shape

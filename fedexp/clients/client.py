@@ -53,7 +53,11 @@ class Client:
         metrics: reported by ``evaluate`` besides; by default what the setting ``metrics`` names.
 
     Example:
+        >>> import numpy as np
         >>> import torch
+        >>> from flwr.app import Context, RecordDict
+        >>> from torch import nn
+        >>> from fedexp.clients import Client, Examples
         >>> mine = Examples(torch.eye(3), torch.arange(3))
         >>> client = Client(lambda context: nn.Linear(3, 3), lambda context: (mine, mine))
         >>> context = Context(1, 2, {"partition-id": 0}, RecordDict(), {})
@@ -275,10 +279,12 @@ def client_app(
 
     Example:
         >>> import torch
+        >>> from torch import nn
+        >>> from fedexp.clients import Examples, client_app
+        >>> from fedexp.simulation import SerialGrid
         >>> x = torch.eye(3)
         >>> mine = Examples(x, torch.arange(3))
         >>> app = client_app(lambda context: nn.Linear(3, 3), lambda context: (mine, mine))
-        >>> from fedexp.simulation import SerialGrid
         >>> len(list(SerialGrid(app, num_nodes=2).get_node_ids()))
         2
     """

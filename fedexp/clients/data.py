@@ -27,6 +27,8 @@ class Examples:
         ValueError: inputs and targets are not tensors of one length.
 
     Example:
+        >>> import torch
+        >>> from fedexp.clients import Examples
         >>> x, y = torch.arange(8.0).view(4, 2), torch.arange(4)
         >>> mine = Examples(x, y, rows=torch.tensor([1, 3]))
         >>> len(mine), mine.take(torch.tensor([1]))

@@ -70,6 +70,8 @@ class DeltaSGD(AdaptiveSGD):
             closure; for a sparse gradient.
 
     Example:
+        >>> import torch
+        >>> from fedexp.clients import DeltaSGD
         >>> w = torch.nn.Parameter(torch.tensor([1.0]))
         >>> optimizer = DeltaSGD([w], lr=0.2, same_batch=False)
         >>> for _ in range(2):

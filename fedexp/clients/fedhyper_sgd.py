@@ -88,6 +88,8 @@ class FedHyperSGD(AdaptiveSGD):
             sparse gradients.
 
     Example:
+        >>> import torch
+        >>> from fedexp.clients import FedHyperSGD
         >>> w = torch.nn.Parameter(torch.zeros(1))
         >>> optimizer = FedHyperSGD([w], lr=0.01)
         >>> for _ in range(3):

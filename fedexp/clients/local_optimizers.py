@@ -58,6 +58,9 @@ class LocalOptimizer:
             loop and of the optimizer that ``make`` makes; None if they are not private.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from fedexp.clients import LOCAL_OPTIMIZERS, ClientSettings
         >>> w = nn.Parameter(torch.tensor([1.0]))
         >>> optimizer = LOCAL_OPTIMIZERS["sgd"]([w], ClientSettings(lr=0.1))
         >>> w.grad = torch.tensor([2.0])

@@ -32,6 +32,9 @@ def hidden(
         partition: of the client, for such a seed.
 
     Example:
+        >>> import numpy as np
+        >>> from fedexp.clients.local_privacy import hidden
+        >>> from fedexp.wire import ClientResult
         >>> result = ClientResult(7, {"w": np.zeros(2)}, {"num-examples": 3, "train-loss": 0.5})
         >>> told = {"local-noise": 0.1, "local-clip": 1.0}
         >>> dict(hidden(result, {"w": np.ones(2)}, told, 0).metrics)

@@ -61,6 +61,10 @@ def train(
             augmentation that cannot change these inputs.
 
     Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from torch import nn
+        >>> from fedexp.clients import ClientSettings, Examples, train
         >>> model, settings = nn.Linear(2, 1), ClientSettings(num_steps=50, lr=0.1)
         >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
         >>> sgd = torch.optim.SGD(model.parameters(), settings.lr)
@@ -152,6 +156,9 @@ def evaluate(
         ValueError: there are no examples.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from fedexp.clients import Examples, evaluate
         >>> scores = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
         >>> model = nn.Linear(2, 2, bias=False)
         >>> _ = nn.init.eye_(model.weight)

@@ -26,6 +26,8 @@ def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         ValueError: outputs that are no tensor, or of another shape: nothing is broadcast.
 
     Example:
+        >>> import torch
+        >>> from fedexp.clients import default_loss
         >>> float(default_loss(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0])))
         2.0
     """

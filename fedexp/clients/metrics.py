@@ -42,6 +42,8 @@ class Metrics:
         ValueError: a name that is taken, or something that is no function.
 
     Example:
+        >>> import torch
+        >>> from fedexp.clients import Metrics
         >>> metrics = Metrics({"worst": lambda outputs, targets: (outputs - targets).abs().max()})
         >>> metrics(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 5.0]))
         {'worst': 3.0}

@@ -20,6 +20,8 @@ def module_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
     A tied parameter appears once, under its first name, so that no norm counts it twice.
 
     Example:
+        >>> from torch import nn
+        >>> from fedexp.clients import module_arrays
         >>> {name: x.shape for name, x in module_arrays(nn.Linear(3, 2)).items()}
         {'weight': (2, 3), 'bias': (2,)}
     """
@@ -51,6 +53,10 @@ def load_arrays(module: nn.Module, arrays: Arrays) -> None:
         ValueError: names or shapes do not fit.
 
     Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from torch import nn
+        >>> from fedexp.clients import load_arrays
         >>> layer = nn.Linear(1, 1)
         >>> load_arrays(layer, {"weight": np.ones((1, 1)), "bias": np.zeros(1)})
         >>> layer(torch.tensor([3.0])).item()

@@ -37,6 +37,8 @@ class MuonAdamW:
         ValueError: no parameter is a matrix, or whatever torch's optimizers raise.
 
     Example:
+        >>> from torch import nn
+        >>> from fedexp.clients.muon_adamw import MuonAdamW
         >>> layer = nn.Linear(3, 2, bias=False)
         >>> len(MuonAdamW(layer.parameters(), lr=0.1).param_groups)
         1

@@ -81,6 +81,7 @@ def as_optimizer(choice: Any) -> OptimizerFn | None:
         ValueError: none of these.
 
     Example:
+        >>> from fedexp.clients import as_optimizer
         >>> as_optimizer("adamw(weight-decay=0.01)").line
         'torch.optim.AdamW'
     """

@@ -63,6 +63,8 @@ class PolyakSGD(AdaptiveSGD):
             closure that returns the loss; for a sparse gradient.
 
     Example:
+        >>> import torch
+        >>> from fedexp.clients.polyak_sgd import PolyakSGD
         >>> w = torch.nn.Parameter(torch.tensor([1.0]))
         >>> optimizer = PolyakSGD([w], lr=10.0)
         >>> def loss():

@@ -61,6 +61,8 @@ class Budget:
         ValueError: earlier rounds had another plan, so that neither bound would hold.
 
     Example:
+        >>> from flwr.app import RecordDict
+        >>> from fedexp.clients.private_budget import Budget, Plan
         >>> state, plan = RecordDict(), Plan(2.0, 1e-5, 100, 0.1)
         >>> budget = Budget(plan, "mine", state)
         >>> while step := budget.next_step():

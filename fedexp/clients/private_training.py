@@ -82,6 +82,7 @@ class PrivateSGD:
         ValueError: one of them is out of its range.
 
     Example:
+        >>> from fedexp.clients import PrivateSGD
         >>> PrivateSGD(epsilon=0.8, steps=100).plan(sampling_rate=0.1).epsilon
         0.8
     """
@@ -241,6 +242,7 @@ class PrivateLineSearch(PrivateSGD):
         tries: how many are tried at most.
 
     Example:
+        >>> from fedexp.clients import PrivateLineSearch
         >>> PrivateLineSearch(epsilon=0.8, growth=1.0).search.first
         2.0
     """

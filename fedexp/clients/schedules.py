@@ -52,6 +52,9 @@ class Schedule:
         owner: what named the scheduler, for messages.
 
     Example:
+        >>> from functools import partial
+        >>> from torch.optim import lr_scheduler
+        >>> from fedexp.clients import Schedule
         >>> halved = Schedule(partial(lr_scheduler.ExponentialLR, gamma=0.5), 0.4, "halved")
         >>> [halved(t) for t in (1, 2, 3)]
         [0.4, 0.2, 0.1]
@@ -118,6 +121,7 @@ def schedule(choice: Any, num_rounds: int, learning_rate: float) -> Schedule:
         ValueError: an unknown name or setting, one that is missing, or a rate that cannot be.
 
     Example:
+        >>> from fedexp.clients import schedule
         >>> schedule("step(step-size=2, gamma=0.1)", num_rounds=4, learning_rate=1.0).settings(3)
         {'learning-rate': 0.1}
     """
@@ -156,6 +160,7 @@ def step_rates(choice: str, num_steps: int, learning_rate: float) -> tuple[float
         ValueError: as of ``schedule``.
 
     Example:
+        >>> from fedexp.clients.schedules import step_rates
         >>> step_rates("exponential(gamma=0.5)", 3, 0.4)
         (0.4, 0.2, 0.1)
     """

@@ -51,6 +51,7 @@ class ClientSettings:
         first_step: ``t`` of the first local step, see ``of``. It is no setting of its own.
 
     Example:
+        >>> from fedexp.clients import ClientSettings
         >>> ClientSettings.of({"local-steps": 5, "learning-rate": 0.5}).num_steps
         5
         >>> second = {"local-steps": 2, "learning-rate": 1.0, "server-round": 2}

@@ -73,6 +73,7 @@ class StepTuning:
         ValueError: one of them cannot be.
 
     Example:
+        >>> from fedexp.clients.step_tuning import StepTuning
         >>> tuning = StepTuning(every=5)
         >>> [t for t in range(1, 12) if tuning.is_due({"server-round": t})]
         [1, 6, 11]

@@ -35,6 +35,7 @@ class DataDescription:
         ValueError: it contradicts itself.
 
     Example:
+        >>> from fedexp.devices.data_description import DataDescription
         >>> DataDescription((2,), "float32", 2, class_names=("no", "yes")).class_names
         ('no', 'yes')
     """
@@ -78,6 +79,7 @@ class DataDescription:
             ValueError: it is no description.
 
         Example:
+            >>> from fedexp.devices.data_description import DataDescription
             >>> described = DataDescription((3,), num_classes=2)
             >>> DataDescription.of_text(described.text()) == described
             True

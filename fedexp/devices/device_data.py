@@ -54,6 +54,10 @@ def read_device_data(path: Path, described: DataDescription) -> DeviceData:
         ValueError: there is no such data, or it does not fit.
 
     Example:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from fedexp.devices.data_description import DataDescription
+        >>> from fedexp.devices.device_data import read_device_data
         >>> np.savez("mine.npz", x=np.zeros((4, 2)), y=np.array([0, 1, 1, 0]))
         >>> data = read_device_data(Path("mine.npz"), DataDescription((2,), num_classes=2))
         >>> data.train[0].dtype, data.train[1].tolist(), data.has_test

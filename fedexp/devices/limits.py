@@ -34,6 +34,7 @@ def size_of(text: str) -> int:
         ValueError: it is no size.
 
     Example:
+        >>> from fedexp.devices.limits import size_of
         >>> size_of("1.5G") == 3 << 29
         True
     """

@@ -91,6 +91,9 @@ def local_sgd(
         ValueError: the model is no linear one for these inputs.
 
     Example:
+        >>> import numpy as np
+        >>> from fedexp.clients import ClientSettings
+        >>> from fedexp.devices.linear import local_sgd
         >>> start = {"weight": np.zeros((2, 1), "f"), "bias": np.zeros(2, "f")}
         >>> x, y = np.array([[-1.0], [1.0]], "f"), np.array([0, 1])
         >>> settings = ClientSettings(num_steps=20, batch_size=2, lr=1.0)

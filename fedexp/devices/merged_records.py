@@ -41,6 +41,8 @@ def reading_of(text: str) -> ReplyFormat:
         ValueError: it is none.
 
     Example:
+        >>> from fedexp.devices.merged_records import reading_of, reading_text
+        >>> from fedexp.wire import ReplyFormat
         >>> reading = ReplyFormat("num-examples", False, frozenset("w"), "arrays", max_norm=0.1)
         >>> reading_of(reading_text(reading)) == reading
         True

@@ -25,6 +25,7 @@ class StopSign:
     Not ``threading.Event``: a handler that interrupts its ``wait`` would wait for itself.
 
     Example:
+        >>> from fedexp.devices.patience import StopSign
         >>> sign = StopSign()
         >>> sign.wait(0.0)
         False
@@ -60,6 +61,7 @@ def waits(first: float = _FIRST, longest: float = _LONGEST) -> Iterator[float]:
     """Seconds to wait, growing; a random part keeps many devices from coming back as one.
 
     Example:
+        >>> from fedexp.devices.patience import waits
         >>> growing = waits(1.0, longest=2.0)
         >>> [0.7 <= next(growing) <= 1.3, 1.1 <= next(growing) <= 2.3, next(growing) <= 2.6]
         [True, True, True]

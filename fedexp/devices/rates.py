@@ -19,6 +19,7 @@ class Rates:
         clock: in seconds.
 
     Example:
+        >>> from fedexp.devices.rates import Rates
         >>> rates = Rates(per_second=1, burst=2, clock=lambda: 0.0)
         >>> [rates.admits("192.0.2.1") for _ in range(3)]
         [True, True, False]

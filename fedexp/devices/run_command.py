@@ -121,6 +121,7 @@ def round_line(row: dict[str, Any], num_rounds: int) -> str:
     """A round in one line.
 
     Example:
+        >>> from fedexp.devices.run_command import round_line
         >>> round_line({"round": 3, "failed": False, "num-clients": 8, "num-late": 2,
         ...     "test-accuracy": 0.9, "server-step-size": 1.25, "round-seconds": 2.0}, 50)
         'round 3/50: 8 clients, 2 late, accuracy 0.900, step 1.25, 2.0 s'

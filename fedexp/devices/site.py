@@ -32,6 +32,8 @@ class Site:
         requests_per_second: of one address, on average; devices behind one router share it.
 
     Example:
+        >>> from pathlib import Path
+        >>> from fedexp.devices import Site
         >>> Site(Path("site"), ("fl.example.org", "192.0.2.1")).server
         'fl.example.org:8443'
     """

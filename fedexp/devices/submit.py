@@ -22,6 +22,8 @@ class Link:
         ca_certificate: PEM file of the site's authority.
 
     Example:
+        >>> from pathlib import Path
+        >>> from fedexp.devices import Link, Site
         >>> Link.to(Site(Path("/srv/site"), ("fl.example.org",))).address
         '127.0.0.1:9191'
     """
@@ -47,6 +49,7 @@ class RunStatus:
         bytes_received: from nodes.
 
     Example:
+        >>> from fedexp.devices import RunStatus
         >>> RunStatus("finished", "completed", "", bytes_sent=9, bytes_received=9).sub_status
         'completed'
     """
@@ -68,6 +71,7 @@ class NodeStatus:
         status: ``registered`` (never seen yet), ``online`` or ``offline``.
 
     Example:
+        >>> from fedexp.devices import NodeStatus
         >>> NodeStatus(17, "anna", "online").name
         'anna'
     """

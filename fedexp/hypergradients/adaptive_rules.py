@@ -30,7 +30,11 @@ class AdamRule(Rule):
         decoupled: Whether this is AdamW.
         first_v: The initial ``v``, in squared units of the gradient.
 
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+
     Example:
+        >>> from fedexp.hypergradients import AdamRule
         >>> rule = AdamRule(0.1, eps=0.0)
         >>> w, slots = rule.update(1.0, 5.0, rule.init(1.0), rule.values())
         >>> round(w, 6), slots["step"]  # The first step is η long, whatever the gradient.
@@ -110,7 +114,11 @@ class RMSpropRule(Rule):
         weight_decay: ``λ``. The gradient is ``g + λw``.
         eps: ``ε``, in units of the gradient.
 
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+
     Example:
+        >>> from fedexp.hypergradients import RMSpropRule
         >>> rule = RMSpropRule(0.1, alpha=0.75, eps=0.0)
         >>> rule.update(1.0, 2.0, rule.init(1.0), rule.values())  # √v = 2 · √0.25
         (0.8, {'v': 1.0})
@@ -162,7 +170,11 @@ class AdagradRule(Rule):
         eps: ``ε``, in units of the gradient.
         first_v: The initial ``v``, in squared units of the gradient.
 
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+
     Example:
+        >>> from fedexp.hypergradients import AdagradRule
         >>> rule = AdagradRule(0.1, eps=0.0)
         >>> rule.update(1.0, 2.0, rule.init(1.0), rule.values())
         (0.9, {'v': 4.0})

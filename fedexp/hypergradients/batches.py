@@ -50,6 +50,8 @@ class ParamBatch:
         owns_grads: Whether ``grads`` are copies that no backward pass writes to.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.batches import ParamBatch
         >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
         >>> batch.copy("direction", batch.grads)
         [tensor([1., 1.])]

@@ -20,8 +20,11 @@ def inner_products(rule: Rule, batches: Sequence[ParamBatch]) -> dict[str, float
         batches: The new gradients ``g'``, and in the states the derivatives of the last step.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients import SGDRule
+        >>> from fedexp.hypergradients.batches import ParamBatch
+        >>> from fedexp.hypergradients.inner_products import inner_products
         >>> from fedexp.hypergradients.inplace import step_inplace
-        >>> from fedexp.hypergradients.rules import SGDRule
         >>> rule = SGDRule(0.5, hyper=SGDRule(0.1))
         >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
         >>> step_inplace(rule, batch, rule.values())
@@ -55,6 +58,9 @@ def quotient_dots(batch: ParamBatch) -> dict[str, list[Tensor]]:
     ``⟨g', m/R⟩ = ⟨g'/R, m⟩``, so all three have one division in common.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.batches import ParamBatch
+        >>> from fedexp.hypergradients.inner_products import quotient_dots
         >>> slots = {"m": torch.tensor([3.0]), "v": torch.tensor([4.0])}
         >>> state = {"slots": slots, "kept": {"grad": torch.ones(1)}}
         >>> state["root"] = {"eps": 1.0, "kappa": 1.0}
@@ -84,8 +90,11 @@ def norm_product(batches: Sequence[ParamBatch]) -> float:
     """``‖g'‖ ‖∂u/∂η‖``, where ``∂u/∂η`` is one vector times a number, as in all rules here.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients import SGDRule
+        >>> from fedexp.hypergradients.batches import ParamBatch
+        >>> from fedexp.hypergradients.inner_products import norm_product
         >>> from fedexp.hypergradients.inplace import step_inplace
-        >>> from fedexp.hypergradients.rules import SGDRule
         >>> rule = SGDRule(0.5, normalised=True, hyper=SGDRule(0.1))
         >>> batch = ParamBatch({}, [torch.ones(4)], [torch.ones(4)], [{"slots": {}}])
         >>> step_inplace(rule, batch, rule.values())

@@ -34,6 +34,8 @@ def can_step_inplace(rule: Rule, values: Values) -> bool:
         values: All its hyperparameters for this step, by name.
 
     Example:
+        >>> from fedexp.hypergradients import AdamRule, SGDRule
+        >>> from fedexp.hypergradients.inplace import can_step_inplace
         >>> rule = AdamRule(tuned=("lr", "beta1"), hyper=SGDRule(1e-3))
         >>> [can_step_inplace(rule, {**rule.values(), "beta1": beta}) for beta in (0.0, 0.9)]
         [False, True]
@@ -53,6 +55,9 @@ def step_inplace(rule: Rule, batch: ParamBatch, values: Values) -> None:
 
     Example:
         >>> import torch
+        >>> from fedexp.hypergradients import SGDRule
+        >>> from fedexp.hypergradients.batches import ParamBatch
+        >>> from fedexp.hypergradients.inplace import step_inplace
         >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
         >>> step_inplace(SGDRule(0.5), batch, SGDRule(0.5).values())
         >>> batch.params
@@ -79,6 +84,9 @@ def step_pure(rule: Rule, batch: ParamBatch, values: Values) -> None:
 
     Example:
         >>> import torch
+        >>> from fedexp.hypergradients import SGDRule
+        >>> from fedexp.hypergradients.batches import ParamBatch
+        >>> from fedexp.hypergradients.inplace import step_pure
         >>> batch = ParamBatch({}, [torch.ones(2)], [torch.ones(2)], [{"slots": {}}])
         >>> step_pure(SGDRule(0.5), batch, SGDRule(0.5).values())
         >>> batch.params

@@ -93,6 +93,8 @@ def add_adam_step(
         values: ``η``, ``β₁``, ``β₂`` and ``ε``.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.inplace_adam import add_adam_step
         >>> [w, m, v] = torch.zeros(3, 1)
         >>> add_adam_step([w], [torch.full((1,), 3.0)], (1, [m], [v]), (0.5, 0.5, 0.75, 0.0))
         >>> w, m, v

@@ -24,6 +24,8 @@ def runs(tensors: Tensors) -> list[slice]:
     A larger tensor is a run of its own.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.joined import runs
         >>> runs([torch.ones(3), torch.ones(2, 2), torch.ones(1, dtype=torch.float64)])
         [slice(0, 2, None), slice(2, 3, None)]
     """
@@ -41,6 +43,8 @@ def joined_copies(tensors: Tensors) -> list[Tensor]:
     """Copies of tensors of one type and device, one after another in memory.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.joined import joined, joined_copies
         >>> joined(joined_copies([torch.zeros(2), torch.ones(1, 1)]))
         tensor([0., 0., 1.])
     """
@@ -54,6 +58,8 @@ def joined(tensors: Tensors) -> Tensor:
     """The tensors of a run as one vector; a copy only if they do not lie one after another.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.joined import joined
         >>> x = torch.arange(4.0)
         >>> joined(x.split(2)).data_ptr() == x.data_ptr()
         True
@@ -78,6 +84,8 @@ def blocks(*lists: Tensors) -> Iterator[tuple[Tensor, ...]]:
     The tensors at one place of the lists have one shape, type and device.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.joined import blocks
         >>> x, y = torch.arange(3.0), torch.ones(1, 2)
         >>> list(blocks([x, y], [-x, -y]))
         [(tensor([0., 1., 2., 1., 1.]), tensor([-0., -1., -2., -1., -1.]))]

@@ -81,11 +81,12 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         maximize: Whether to ascend.
 
     Raises:
-        ValueError: A hyperparameter is out of its range, or differs between groups that share it.
-            `step` raises it for a sparse gradient.
+        ValueError: A hyperparameter is out of its range, or differs between groups that share it;
+            there are no parameters. `step` raises it for a sparse gradient.
 
     Example:
-        >>> from fedexp.hypergradients import SGD
+        >>> import torch
+        >>> from fedexp.hypergradients import SGD, HypergradientOptimizer
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
         >>> optimizer = HypergradientOptimizer([w], SGD(0.1, hyper=SGD(0.01)))
         >>> for _ in range(2):
@@ -134,7 +135,17 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         group["steps"] = 0
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move the hyperparameters, from the top of the tower down, and then the weights."""
+        """Move the hyperparameters, from the top of the tower down, and then the weights.
+
+        Args:
+            closure: Computes the loss and its gradients anew; it is called first.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            ValueError: A gradient is sparse.
+        """
         hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
         if hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
             return self._recorded_step(closure)
@@ -286,6 +297,7 @@ def betas_of(values: Mapping[str, Any]) -> dict[str, Any]:
     The pair is there twice. Schedulers set ``betas``; then it differs from ``shown_betas``.
 
     Example:
+        >>> from fedexp.hypergradients.optimizer import betas_of
         >>> betas_of({"lr": 0.1, "beta1": 0.9, "beta2": 0.99})
         {'betas': (0.9, 0.99), 'shown_betas': (0.9, 0.99)}
         >>> betas_of({"lr": 0.1})

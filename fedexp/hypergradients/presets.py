@@ -18,9 +18,22 @@ from fedexp.hypergradients.rules import SGDRule
 class HyperSGD(HypergradientOptimizer):
     """`SGDRule`, tuned by the rules above it.
 
+    ``b ← μb + g``, ``d = b``, ``w ← w - ηd``; with Nesterov's form ``d = g + μb``.
+    With ``hyper=SGD(κ)``, ``η ← η + κ⟨g, d⟩`` comes first, with ``d`` of the step before:
+    Baydin et al. 2018, arXiv:1703.04782; towers of rules: Chandra et al. 2022, arXiv:1909.13371.
+
+    Args:
+        params, per, foreach, maximize: As of `HypergradientOptimizer`.
+        lr: ``η``, the learning rate.
+        **rule: The other attributes of `SGDRule`, of which ``hyper`` is the rule one level up.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+        TypeError: A keyword is no attribute of the rule.
+
     Example:
         >>> import torch
-        >>> from fedexp.hypergradients import SGD
+        >>> from fedexp.hypergradients import SGD, HyperSGD
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = HyperSGD([w], 0.1, momentum=0.9, hyper=SGD(1e-3))
         >>> (w @ w).backward()
@@ -45,17 +58,25 @@ class HyperSGD(HypergradientOptimizer):
 class HyperAdam(HypergradientOptimizer):
     """`AdamRule`, tuned by the rules above it.
 
+    ``m ← β₁m + (1-β₁)g``, ``v ← β₂v + (1-β₂)g²``, ``d = (m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε)``,
+    ``w ← w - ηd``. Kingma & Ba 2015, arXiv:1412.6980.
+    With ``hyper=SGD(κ)``, ``η ← η + κ⟨g, d⟩`` comes first, with ``d`` of the step before:
+    Baydin et al. 2018, arXiv:1703.04782; towers of rules: Chandra et al. 2022, arXiv:1909.13371.
+
     Args:
-        params: As of `HypergradientOptimizer`.
+        params, per, foreach, maximize: As of `HypergradientOptimizer`.
         lr: ``η``, the learning rate.
-        betas: ``beta1`` and ``beta2`` in one argument, as in `torch.optim`.
+        betas: ``β₁`` and ``β₂`` in one argument, as in `torch.optim`.
+        **rule: The other attributes of `AdamRule`, of which ``hyper`` is the rule one level up.
 
     Raises:
-        ValueError: Both ``betas`` and one of these are given.
+        ValueError: A hyperparameter is out of its range, a name in ``tuned`` cannot be tuned, or
+            ``betas`` and one of the two are given.
+        TypeError: A keyword is no attribute of the rule.
 
     Example:
         >>> import torch
-        >>> from fedexp.hypergradients import SGD
+        >>> from fedexp.hypergradients import SGD, HyperAdam
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = HyperAdam([w], 0.1, (0.9, 0.99), tuned=("lr", "beta1"), hyper=SGD(1e-3))
         >>> (w @ w).backward()
@@ -82,9 +103,26 @@ class HyperAdam(HypergradientOptimizer):
 class HyperAdamW(HypergradientOptimizer):
     """AdamW: `HyperAdam` with decoupled weight decay, by default 0.01.
 
+    ``d = (m/(1-β₁ᵗ)) / (√(v/(1-β₂ᵗ)) + ε) + λw``, ``w ← w - ηd``, with ``m`` and ``v`` as there.
+    Loshchilov & Hutter 2019, arXiv:1711.05101.
+    With ``hyper=SGD(κ)``, ``η ← η + κ⟨g, d⟩`` comes first, with ``d`` of the step before:
+    Baydin et al. 2018, arXiv:1703.04782; towers of rules: Chandra et al. 2022, arXiv:1909.13371.
+
+    Args:
+        params, per, foreach, maximize: As of `HypergradientOptimizer`.
+        lr: ``η``, the learning rate.
+        betas: ``β₁`` and ``β₂`` in one argument, as in `torch.optim`.
+        weight_decay: ``λ``.
+        **rule: The other attributes of `AdamRule`, of which ``hyper`` is the rule one level up.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, a name in ``tuned`` cannot be tuned, or
+            ``betas`` and one of the two are given.
+        TypeError: A keyword is no attribute of the rule.
+
     Example:
         >>> import torch
-        >>> from fedexp.hypergradients import SGD
+        >>> from fedexp.hypergradients import SGD, HyperAdamW
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = HyperAdamW([w], 0.1, hyper=SGD(1e-3))
         >>> (w @ w).backward()
@@ -113,9 +151,23 @@ class HyperAdamW(HypergradientOptimizer):
 class HyperRMSprop(HypergradientOptimizer):
     """`RMSpropRule`, tuned by the rules above it.
 
+    ``v ← αv + (1-α)g²``, ``d = g / (√v + ε)``, ``w ← w - ηd``. Tieleman & Hinton 2012, Coursera:
+    Neural Networks for Machine Learning, lecture 6.5.
+    With ``hyper=SGD(κ)``, ``η ← η + κ⟨g, d⟩`` comes first, with ``d`` of the step before:
+    Baydin et al. 2018, arXiv:1703.04782; towers of rules: Chandra et al. 2022, arXiv:1909.13371.
+
+    Args:
+        params, per, foreach, maximize: As of `HypergradientOptimizer`.
+        lr: ``η``, the learning rate.
+        **rule: The other attributes of `RMSpropRule`, of which ``hyper`` is the rule one level up.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+        TypeError: A keyword is no attribute of the rule.
+
     Example:
         >>> import torch
-        >>> from fedexp.hypergradients import SGD
+        >>> from fedexp.hypergradients import SGD, HyperRMSprop
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = HyperRMSprop([w], 0.1, alpha=0.75, hyper=SGD(1e-3))
         >>> (w @ w).backward()
@@ -141,9 +193,22 @@ class HyperRMSprop(HypergradientOptimizer):
 class HyperAdagrad(HypergradientOptimizer):
     """`AdagradRule`, tuned by the rules above it.
 
+    ``v ← v + g²``, ``d = g / (√v + ε)``, ``w ← w - ηd``. Duchi, Hazan & Singer 2011, JMLR 12.
+    With ``hyper=SGD(κ)``, ``η ← η + κ⟨g, d⟩`` comes first, with ``d`` of the step before:
+    Baydin et al. 2018, arXiv:1703.04782; towers of rules: Chandra et al. 2022, arXiv:1909.13371.
+
+    Args:
+        params, per, foreach, maximize: As of `HypergradientOptimizer`.
+        lr: ``η``, the learning rate.
+        **rule: The other attributes of `AdagradRule`, of which ``hyper`` is the rule one level up.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+        TypeError: A keyword is no attribute of the rule.
+
     Example:
         >>> import torch
-        >>> from fedexp.hypergradients import SGD
+        >>> from fedexp.hypergradients import SGD, HyperAdagrad
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = HyperAdagrad([w], 0.1, hyper=SGD(1e-3))
         >>> (w @ w).backward()

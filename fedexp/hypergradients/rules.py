@@ -43,10 +43,12 @@ class Rule:
         scales: Class attribute: the `Scale` of each that can be tuned, but for ``lr``.
 
     Raises:
-        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+        ValueError: A hyperparameter is out of its range, a name in ``tuned`` cannot be tuned, or a
+            rule that is normalised has more than ``lr`` there.
 
     Example:
         >>> from dataclasses import dataclass
+        >>> from fedexp.hypergradients import Rule
         >>> @dataclass(frozen=True)
         ... class SignRule(Rule):
         ...     lr: float = 0.1
@@ -87,7 +89,11 @@ class Rule:
         return {name: getattr(self, name) for name in self.names}
 
     def scale(self, name: str) -> Scale:
-        """The axis on which a hyperparameter is tuned."""
+        """The axis on which a hyperparameter is tuned.
+
+        Raises:
+            KeyError: It cannot be tuned.
+        """
         return self._lr_scale if name == "lr" else self.scales[name]
 
     @cached_property
@@ -100,7 +106,12 @@ class Rule:
         return self.tuned if self.hyper else ()
 
     def with_values(self, values: Mapping[str, float]) -> Self:
-        """The same rule with other values of the hyperparameters named."""
+        """The same rule with other values of the hyperparameters named.
+
+        Raises:
+            ValueError: One of them is out of its range.
+            TypeError: The rule has no such hyperparameter.
+        """
         return replace(self, **dict[str, Any](values))
 
     def init(self, param: Number) -> Slots:
@@ -117,6 +128,9 @@ class Rule:
             grad: ``g``, of the same shape.
             slots: The state, as `init` or the last `update` returned it. It is not modified.
             values: The hyperparameters for this step, by name. Those of `self` are not read.
+
+        Raises:
+            NotImplementedError: The rule does not say how it steps.
         """
         raise NotImplementedError
 
@@ -183,7 +197,11 @@ class SGDRule(Rule):
         weight_decay: ``λ``, in units of the loss per squared parameter; tuned additively.
         nesterov: Whether to look ahead along the momentum.
 
+    Raises:
+        ValueError: A hyperparameter is out of its range, or a name in ``tuned`` cannot be tuned.
+
     Example:
+        >>> from fedexp.hypergradients import SGDRule
         >>> rule = SGDRule(0.1, momentum=0.5)
         >>> w, slots = rule.update(1.0, 2.0, rule.init(1.0), rule.values())
         >>> w, slots
@@ -244,6 +262,8 @@ def zero(param: Number) -> Number:
     """Zero, of the kind and shape of the parameter.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.rules import zero
         >>> zero(3.0), zero(torch.ones(2))
         (0.0, tensor([0., 0.]))
     """
@@ -259,6 +279,7 @@ def decayed(grad: Number, param: Number, weight_decay: Number) -> Number:
         weight_decay: ``λ``. The float 0.0 costs nothing.
 
     Example:
+        >>> from fedexp.hypergradients.rules import decayed
         >>> decayed(1.0, 4.0, 0.5)
         3.0
     """

@@ -41,6 +41,7 @@ class Scale:
         high: The greatest value of ``h``; below 1 for ``tanh``.
 
     Example:
+        >>> from fedexp.hypergradients.scales import Scale
         >>> scale = Scale("log", 1e-12, 1e3)
         >>> scale.raw(1.0), scale.natural(0.0, otherwise=0.5), scale.speed(2.0)
         (0.0, 1.0, 2.0)
@@ -85,6 +86,8 @@ def clip(x: Number, low: float, high: float) -> Number:
     """``x`` clipped to ``[low, high]``; NaN stays NaN.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.scales import clip
         >>> clip(5.0, 0.0, 1.0), clip(torch.tensor(-5.0), 0.0, 1.0)
         (1.0, tensor(0.))
     """
@@ -97,6 +100,7 @@ def finite(x: Number, otherwise: Number) -> Number:
     """``x`` where it is finite, else ``otherwise``.
 
     Example:
+        >>> from fedexp.hypergradients.scales import finite
         >>> finite(2.0, 0.0), finite(float("inf"), 0.0)
         (2.0, 0.0)
     """
@@ -109,6 +113,8 @@ def log(x: Number) -> Number:
     """The natural logarithm of a float or a tensor.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.scales import log
         >>> log(1.0), log(torch.ones(()))
         (0.0, tensor(0.))
     """
@@ -121,6 +127,8 @@ def wide(x: Tensor) -> Tensor:
     Inner products need it: a sum of products of float16 numbers may be too large for float16.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.scales import wide
         >>> wide(torch.ones(1, dtype=torch.float16)).dtype
         torch.float32
     """
@@ -131,6 +139,8 @@ def no_zero(x: Number) -> Number:
     """``x`` with ones in place of zeros: a divisor, where the numerator is 0 too.
 
     Example:
+        >>> import torch
+        >>> from fedexp.hypergradients.scales import no_zero
         >>> 0.0 / no_zero(0.0), no_zero(torch.tensor([0.0, 2.0]))
         (0.0, tensor([1., 2.]))
     """

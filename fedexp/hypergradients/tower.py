@@ -39,6 +39,7 @@ def first_levels(rule: Rule, values: Mapping[str, Number]) -> Levels:
 
     Example:
         >>> from fedexp.hypergradients import SGDRule
+        >>> from fedexp.hypergradients.tower import first_levels
         >>> first_levels(SGDRule(0.1, hyper=SGDRule(0.5)), {"lr": 0.1})["values"]
         {'lr': 0.1}
     """
@@ -65,6 +66,7 @@ def updated(rule: Rule, levels: Levels, grads: Mapping[str, Number]) -> Levels:
 
     Example:
         >>> from fedexp.hypergradients import SGDRule
+        >>> from fedexp.hypergradients.tower import first_levels, updated
         >>> rule = SGDRule(0.1, hyper=SGDRule(0.5))
         >>> levels = first_levels(rule, {"lr": 0.1})
         >>> updated(rule, levels, {"lr": -0.5})["values"]  # 0.1 + 0.5 · 0.5
@@ -98,6 +100,7 @@ def mean_of(rule: Rule, towers: Sequence[Levels]) -> Rule:
 
     Example:
         >>> from fedexp.hypergradients import SGDRule
+        >>> from fedexp.hypergradients.tower import first_levels, mean_of
         >>> rule = SGDRule(0.1, hyper=SGDRule(0.5))
         >>> mean_of(rule, [first_levels(rule, {"lr": lr}) for lr in (0.1, 0.3)]).lr
         0.2
@@ -124,6 +127,7 @@ def hypergradient(rule: Rule, name: str, value: Number, inner: Number, norm: Num
 
     Example:
         >>> from fedexp.hypergradients import SGDRule
+        >>> from fedexp.hypergradients.tower import hypergradient
         >>> hypergradient(SGDRule(0.1), "lr", 0.1, inner=-3.0, norm=0.0)
         -3.0
         >>> hypergradient(SGDRule(0.1, lr_form="log"), "lr", 0.1, inner=-3.0, norm=0.0)
@@ -168,7 +172,8 @@ class Tower:
         per_tensor: Whether each tensor has its own hyperparameters, rather than all the same.
 
     Example:
-        >>> from fedexp.hypergradients import SGDRule
+        >>> import torch
+        >>> from fedexp.hypergradients import SGDRule, Tower
         >>> tower = Tower(SGDRule(0.1, hyper=SGDRule(0.01)))
         >>> params = {"w": torch.tensor([1.0, -2.0])}
         >>> state = tower.init(params)

@@ -49,6 +49,8 @@ class MetaDescent:
         ValueError: One of them is out of its range.
 
     Example:
+        >>> import torch
+        >>> from fedexp.learned_steps import MetaDescent
         >>> MetaDescent(scale="linear", rate=0.01).after(torch.tensor(0.1), torch.tensor(2.0), k=4)
         tensor(0.0900)
     """
@@ -96,6 +98,8 @@ class LearnedStepSize:
         num_truncated: In how many meta-steps all of them were.
 
     Example:
+        >>> import torch
+        >>> from fedexp.learned_steps import LearnedStepSize
         >>> LearnedStepSize(torch.tensor(0.5), [torch.tensor(1.0)], [2.0], 0).best()
         tensor(1.)
     """
@@ -125,7 +129,8 @@ def descend(tasks: Tasks, first: Tensor, settings: MetaDescent) -> LearnedStepSi
             tasks.
 
     Example:
-        >>> from fedexp.learned_steps import Quadratic, meta_gradient
+        >>> import torch
+        >>> from fedexp.learned_steps import MetaDescent, Quadratic, descend, meta_gradient
         >>> bowl = Quadratic(torch.diag(torch.tensor([1.0, 3.0])), torch.ones(2))
         >>> settings = MetaDescent(num_meta_steps=100)
         >>> found = descend(lambda eta: [meta_gradient(bowl, eta, 80)], torch.tensor(0.1), settings)
@@ -180,6 +185,8 @@ def learned_step_size(
         ValueError: As `model_meta_gradient`.
 
     Example:
+        >>> import torch
+        >>> from fedexp.learned_steps import MetaDescent, learned_step_size
         >>> loss = lambda w, x: (w["a"] - x) ** 2 + 1
         >>> found = learned_step_size(
         ...     loss,

@@ -36,7 +36,8 @@ def meta_gradient(problem: LinearProblem, step_size: StepSize, num_steps: int) -
         ValueError: ``num_steps`` is below 1, or a step size is negative or not finite.
 
     Example:
-        >>> from fedexp.learned_steps import Quadratic
+        >>> import torch
+        >>> from fedexp.learned_steps import Quadratic, meta_gradient
         >>> one = Quadratic(torch.ones(1, 1), torch.ones(1))
         >>> meta_gradient(one, 0.5, 80).gradient("log")  # -2 λ / (1 - η λ)
         tensor(-4.)
@@ -112,7 +113,8 @@ def closed_form(problem: LinearProblem, step_size: StepSize, num_steps: int) -> 
         ValueError: As `meta_gradient`.
 
     Example:
-        >>> from fedexp.learned_steps import Quadratic
+        >>> import torch
+        >>> from fedexp.learned_steps import Quadratic, closed_form
         >>> two = Quadratic(torch.diag(torch.tensor([1.0, 3.0])), torch.ones(2))
         >>> round(float(closed_form(two, 1.0, 1).gradient("log")), 5)  # -2 · 9 · (-2) / (3 · 4)
         3.0

@@ -41,6 +41,9 @@ def loss_of(model: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor]) -> 
     training mode, has to be in evaluation mode.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from fedexp.learned_steps import loss_of
         >>> model = nn.Linear(2, 1, bias=False)
         >>> loss = loss_of(model, nn.functional.mse_loss)
         >>> loss({"weight": torch.ones(1, 2)}, (torch.ones(3, 2), torch.zeros(3, 1)))
@@ -63,6 +66,8 @@ def mean_loss(loss: LossOnBatch, batches: Sequence[Batch]) -> MetaLoss:
         ValueError: There are no batches.
 
     Example:
+        >>> import torch
+        >>> from fedexp.learned_steps import mean_loss
         >>> mean_loss(lambda w, x: (w["a"] - x) ** 2, [0.0, 2.0])({"a": torch.tensor(0.0)})
         tensor(2.)
     """
@@ -106,6 +111,8 @@ def model_meta_gradient(
             negative or not finite, or the loss at the end is negative.
 
     Example:
+        >>> import torch
+        >>> from fedexp.learned_steps import model_meta_gradient
         >>> loss = lambda w, x: (w["a"] - x) ** 2
         >>> start = {"a": torch.tensor(1.0)}
         >>> model_meta_gradient(loss, lambda w: loss(w, 0.0), start, [0.0, 0.0], 0.25).log_slope

@@ -37,6 +37,9 @@ class MetaGradient:
             a loss that is not finite. Then no gradient is known: the step size is too large.
 
     Example:
+        >>> import math
+        >>> import torch
+        >>> from fedexp.learned_steps import MetaGradient
         >>> found = MetaGradient(math.log(0.5), torch.tensor(-4.0), num_steps=2)
         >>> found.value("log"), found.gradient("log")
         (-0.34657359027997264, tensor(-2.))
@@ -72,6 +75,8 @@ def truncation(step_size: Tensor, num_steps: int) -> MetaGradient:
     """What is known of a trajectory that was truncated: nothing, and so its gradient is 0.
 
     Example:
+        >>> import torch
+        >>> from fedexp.learned_steps.objectives import truncation
         >>> truncation(torch.tensor(9.0), num_steps=3).truncated
         True
     """
@@ -86,6 +91,8 @@ def checked_step_size(step_size: StepSize, num_steps: int, like: Tensor) -> Tens
             neither one step size nor one for each step.
 
     Example:
+        >>> import torch
+        >>> from fedexp.learned_steps.objectives import checked_step_size
         >>> checked_step_size(0.5, 3, torch.zeros(1))
         tensor(0.5000)
     """

@@ -51,6 +51,7 @@ def marchenko_pastur(dim: int, num_examples: int, num_points: int = 2000) -> Spe
         ValueError: One of them is below 1 or not finite.
 
     Example:
+        >>> from fedexp.learned_steps import marchenko_pastur
         >>> found = marchenko_pastur(dim=100, num_examples=400)
         >>> round(float(found.counts.sum()), 6), round(float(found.counts @ found.values), 6)
         (100.0, 100.0)
@@ -96,6 +97,7 @@ def expected_errors(
             finite.
 
     Example:
+        >>> from fedexp.learned_steps import expected_errors, marchenko_pastur
         >>> spectrum = marchenko_pastur(dim=1000, num_examples=500)
         >>> found = expected_errors(spectrum, noise=1.0, step_size=0.3162, num_steps=40)
         >>> round(found.test_rmse, 2)

@@ -61,6 +61,8 @@ class Quadratic:
         ValueError: The shapes do not fit each other.
 
     Example:
+        >>> import torch
+        >>> from fedexp.learned_steps import Quadratic
         >>> problem = Quadratic(torch.diag(torch.tensor([1.0, 4.0])), torch.ones(2))
         >>> problem.pull(problem.start())
         tensor([1., 4.])
@@ -110,6 +112,8 @@ class LeastSquares:
         ValueError: The shapes do not fit each other, or one of the two parts has no rows.
 
     Example:
+        >>> import torch
+        >>> from fedexp.learned_steps import LeastSquares
         >>> x, y = torch.eye(2), torch.tensor([1.0, 2.0])
         >>> LeastSquares(x, y).start()
         tensor([-1., -2.])

@@ -41,6 +41,7 @@ class PrivateStep:
         ValueError: one of them is out of its range.
 
     Example:
+        >>> from fedexp.privacy.accounting import PrivateStep
         >>> PrivateStep(0.01, 2.0, search_epsilon=0.2).multiplier  # of one Gaussian for both
         1.788...
     """
@@ -69,6 +70,7 @@ class PrivateStep:
             search_share: of ``multiplier^-2`` that goes to the search, in [0, 1).
 
         Example:
+            >>> from fedexp.privacy.accounting import PrivateStep
             >>> round(PrivateStep.shared(0.01, 2.0, search_share=0.2).multiplier, 9)
             2.0
         """
@@ -91,6 +93,7 @@ class PrivateStep:
         tells no less than the search. Mironov, Talwar & Zhang 2019, arXiv:1908.10530, sec. 3.3.
 
         Example:
+            >>> from fedexp.privacy.accounting import PrivateStep
             >>> PrivateStep(0.01, 2.0, search_epsilon=0.2).rdp(2)
             3.355...e-05
         """
@@ -109,6 +112,7 @@ def dominating_mean(epsilon: float) -> float:
     """``mu`` of the Gaussian that tells no less than any ``epsilon``-private mechanism.
 
     Example:
+        >>> from fedexp.privacy.accounting import dominating_mean
         >>> dominating_mean(0.2)
         0.25048...
     """
@@ -144,6 +148,7 @@ def epsilon_of(step: PrivateStep, num_steps: int, delta: float, grid: float = 1e
         ModuleNotFoundError: ``dp-accounting`` is not installed.
 
     Example:
+        >>> from fedexp.privacy.accounting import PrivateStep, epsilon_of
         >>> round(epsilon_of(PrivateStep(256 / 32561, 4.0, 2 / 20), 500, 1e-5), 3)
         0.164
     """
@@ -166,6 +171,7 @@ def planned_multiplier(epsilon: float, delta: float, sampling_rate: float, num_s
         ValueError: a number is out of its range.
 
     Example:
+        >>> from fedexp.privacy.accounting import planned_multiplier
         >>> round(planned_multiplier(0.8, 1e-5, 256 / 32561, 1000), 2)
         1.38
     """
@@ -210,6 +216,7 @@ class PrivacyFilter:
         order: ``a``, a whole number of at least 2.
 
     Example:
+        >>> from fedexp.privacy.accounting import PrivacyFilter
         >>> whole = PrivacyFilter(epsilon=1.0, delta=1e-5, order=32)
         >>> whole.admits(0.0, 0.1), whole.admits(0.7, 0.1), round(whole.epsilon_at(whole.bound), 9)
         (True, False, 1.0)
@@ -295,6 +302,7 @@ def multiplier_of(cost: float, order: int, sampling_rate: float, search_share: f
     Example:
         Where sampling hides less, four times the cost buys little: noise that is 2 % less.
 
+        >>> from fedexp.privacy.accounting import PrivateStep, multiplier_of
         >>> cost = PrivateStep.shared(256 / 32561, 1.58, 0.2).rdp(28)
         >>> round(multiplier_of(cost, 28, 256 / 32561, 0.2), 6)
         1.58

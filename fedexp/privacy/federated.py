@@ -33,6 +33,7 @@ def combined_multiplier(*multipliers: float) -> float:
     Example:
         Noise of 2 on the updates and of 10 on their squared norms:
 
+        >>> from fedexp.privacy import combined_multiplier
         >>> round(combined_multiplier(2.0, 10.0), 4)
         1.9612
     """
@@ -55,6 +56,7 @@ def client_epsilon(
         ValueError: an argument is out of its range.
 
     Example:
+        >>> from fedexp.privacy import client_epsilon
         >>> round(client_epsilon(8.0, 0.1, 100, 1e-5), 2)
         0.45
     """
@@ -73,9 +75,21 @@ def client_epsilon(
 def multiplier_for(epsilon: float, sampling_rate: float, num_rounds: int, delta: float) -> float:
     """The least ``z`` with which so many rounds cost at most ``epsilon``; see ``client_epsilon``.
 
+    Args:
+        epsilon: ``ε``, above 0.
+        sampling_rate: ``q``, in (0, 1], of each client in each round.
+        num_rounds: that are to be released.
+        delta: ``δ``, in (0, 1).
+
     Raises:
         ModuleNotFoundError: ``dp-accounting`` is not installed.
         ValueError: an argument is out of its range.
+
+    Example:
+        >>> from fedexp.privacy import client_epsilon, multiplier_for
+        >>> z = multiplier_for(2.0, 1.0, 1, 1e-5)
+        >>> 1.99 < client_epsilon(z, 1.0, 1, 1e-5) <= 2.0
+        True
     """
     _check("multiplier_for", sampling_rate, delta)
     if not 0 < epsilon < math.inf:

@@ -34,7 +34,9 @@ class ArmijoSearch:
         ValueError: one of them is out of its range.
 
     Example:
-        >>> from fedexp.privacy.noise import SystemNoise
+        >>> import numpy as np
+        >>> from fedexp.privacy import SystemNoise
+        >>> from fedexp.privacy.line_search import ArmijoSearch
         >>> loss = lambda w: np.array([w * w / 2])
         >>> search = ArmijoSearch(first=4.0, decrease=0.25)  # of w^2/2 it takes any step <= 1.5
         >>> search(lambda eta: loss(1.0) - loss(1.0 - eta), 1.0, 1, 1e9, 0.0, SystemNoise())

@@ -24,6 +24,8 @@ def clipped(rows: Floats, max_norm: float) -> Floats:
         max_norm: ``C``.
 
     Example:
+        >>> import numpy as np
+        >>> from fedexp.privacy.mechanisms import clipped
         >>> clipped(np.array([[3.0, 4.0], [0.3, 0.4], [np.inf, 0.0]]), 1.0)
         array([[0.6, 0.8],
                [0.3, 0.4],
@@ -46,7 +48,9 @@ def noisy_sum(total: Floats, max_norm: float, noise_multiplier: float, noise: No
         noise: where it comes from.
 
     Example:
-        >>> from fedexp.privacy.noise import SystemNoise
+        >>> import numpy as np
+        >>> from fedexp.privacy import SystemNoise
+        >>> from fedexp.privacy.mechanisms import noisy_sum
         >>> noisy_sum(np.ones(2), 1.0, 0.0, SystemNoise())
         array([1., 1.])
     """
@@ -67,7 +71,8 @@ def first_above(answers: Iterable[float], scale: float, noise: Noise) -> int | N
         noise: where it comes from.
 
     Example:
-        >>> from fedexp.privacy.noise import SystemNoise
+        >>> from fedexp.privacy import SystemNoise
+        >>> from fedexp.privacy.mechanisms import first_above
         >>> first_above([-3.0, -1.0, 2.0, 5.0], scale=0.0, noise=SystemNoise())
         2
     """

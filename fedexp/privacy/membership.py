@@ -44,6 +44,7 @@ def loss_attack(members: ArrayLike, others: ArrayLike) -> LossAttack:
     Example:
         One of two members stands out, the other cannot be told from the others.
 
+        >>> from fedexp.privacy.membership import loss_attack
         >>> loss_attack([0.0, 1.0], [1.0, 1.0])
         LossAttack(auc=0.75, advantage=0.5)
     """

@@ -13,7 +13,20 @@ Floats = NDArray[np.float64]
 
 
 class Noise(Protocol):
-    """A source of independent draws."""
+    """A source of independent draws.
+
+    Example:
+        A source that hides nothing:
+
+        >>> import numpy as np
+        >>> from fedexp.privacy import Noise
+        >>> from fedexp.privacy.mechanisms import noisy_sum
+        >>> class Silence(Noise):
+        ...     def normal(self, size):
+        ...         return np.zeros(size)
+        >>> noisy_sum(np.ones(2), 1.0, 4.0, Silence())
+        array([1., 1.])
+    """
 
     def uniform(self, size: int) -> Floats:
         """``size`` draws, uniform in (0, 1): neither end is ever drawn."""
@@ -33,6 +46,7 @@ class SystemNoise:
     (Mironov 2012); sums of many values and noise in float32 or wider keep that small, not nil.
 
     Example:
+        >>> from fedexp.privacy import SystemNoise
         >>> draws = SystemNoise().normal(1000)
         >>> draws.shape, bool(abs(draws.mean()) < 0.3)
         ((1000,), True)
@@ -63,6 +77,7 @@ class SeededNoise:
         key: the seed, and what else tells this source from others.
 
     Example:
+        >>> from fedexp.privacy import SeededNoise
         >>> bool((SeededNoise(1, 2).normal(3) == SeededNoise(1, 2).normal(3)).all())
         True
     """
@@ -91,6 +106,7 @@ def noise_of(seed: int | None, *key: int) -> Noise:
         key: tells one source of that seed from another, e.g. the client and the round.
 
     Example:
+        >>> from fedexp.privacy import noise_of
         >>> type(noise_of(None)).__name__
         'SystemNoise'
     """

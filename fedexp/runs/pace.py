@@ -23,6 +23,7 @@ class Pace:
         clock: in seconds.
 
     Example:
+        >>> from fedexp.runs.pace import SMALL, Pace
         >>> pace = Pace(5)
         >>> [number for number in range(1, 12) if pace.is_due(number, 0)]
         [5, 10]

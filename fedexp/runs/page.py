@@ -40,6 +40,7 @@ def report(
     Example:
         >>> from pathlib import Path
         >>> from tempfile import mkdtemp
+        >>> from fedexp.runs import report
         >>> folder = Path(mkdtemp())  # of a run that has taken one round
         >>> _ = (folder / "config.toml").write_text('dataset = "digits"')
         >>> (folder / "fedavg").mkdir()
@@ -79,7 +80,9 @@ class Live:
     Example:
         There is no run to draw, which is told once:
 
+        >>> from pathlib import Path
         >>> from tempfile import mkdtemp
+        >>> from fedexp.runs import Live
         >>> said = []
         >>> page = Live(Path(mkdtemp()), said.append)
         >>> page(), page(), len(said)

@@ -50,6 +50,7 @@ class UnitResult:
         about: what ``unit.json`` says beyond that: ``dataset``, ``target-accuracy``, ``tuning``.
 
     Example:
+        >>> from fedexp.runs import UnitResult
         >>> UnitResult("fedavg", 0, rows=[{"round": 1, "test-accuracy": 0.5}]).rows[-1]["round"]
         1
     """
@@ -82,6 +83,7 @@ class RunData:
             ``sizes`` ``[num_clients]``; empty where the run left none.
 
     Example:
+        >>> from fedexp.runs import RunData, UnitResult
         >>> RunData([UnitResult("fedavg", seed) for seed in (0, 1)], {"dataset": "digits"}).config
         {'dataset': 'digits'}
     """
@@ -102,6 +104,7 @@ def read(folders: Sequence[Path]) -> RunData:
     Example:
         >>> from pathlib import Path
         >>> from tempfile import mkdtemp
+        >>> from fedexp.runs import read
         >>> folder = Path(mkdtemp())  # of a run that has taken one round
         >>> _ = (folder / "config.toml").write_text('dataset = "digits"')
         >>> (folder / "fedavg").mkdir()

@@ -261,6 +261,7 @@ def load_run(folder: str | Path, strategy: str = "", seed: int | None = None) ->
     Example:
         >>> from pathlib import Path
         >>> from tempfile import mkdtemp
+        >>> from fedexp import load_run
         >>> folder = Path(mkdtemp())  # of a run that has taken one round
         >>> _ = (folder / "config.toml").write_text('dataset = "digits"')
         >>> (folder / "fedavg").mkdir()

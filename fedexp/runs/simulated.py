@@ -21,6 +21,7 @@ def simulated_row(
         timed: whether simulated seconds are known.
 
     Example:
+        >>> from fedexp.runs.simulated import simulated_row
         >>> simulated_row(None, None)  # clients that are alike and never fail
         {}
     """

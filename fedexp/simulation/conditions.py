@@ -186,6 +186,8 @@ class Conditions:
             num_bytes: of the arrays of one message.
 
         Example:
+            >>> from fedexp.simulation.conditions import Conditions
+            >>> from fedexp.simulation.profiles import ClientProfiles
             >>> alike = Conditions(profiles=ClientProfiles(step_seconds=0.1), deadline=1.5)
             >>> alike.round_seconds(1, [0, 1, 2], num_bytes=0)  # 20 steps would take 2 seconds
             1.5

@@ -18,6 +18,7 @@ class Costs:
     Costs are powers of two: the noise of a measurement must not unbalance an even cohort.
 
     Example:
+        >>> from fedexp.simulation.division import Costs
         >>> costs = Costs()
         >>> costs.learn({2: 0.1, 3: 0.11, 4: 0.8})
         >>> costs.of([2, 3, 4, 5])
@@ -58,6 +59,7 @@ def split_work(
             and every position may be a border.
 
     Example:
+        >>> from fedexp.simulation.division import split_work
         >>> split_work([8, 1, 1, 1, 1, 1, 1, 1, 1], num_workers=2)
         [(0, 1), (1, 9)]
     """

@@ -32,6 +32,7 @@ class Faults:
         crash: it raises an exception before it trains.
 
     Example:
+        >>> from fedexp.simulation.faults import Faults
         >>> faults = Faults.of("drop=0.5, nan=0.1")
         >>> [faults.at(seed=0, server_round=1, client=client) for client in range(5)]
         ['', '', '', 'drop', '']

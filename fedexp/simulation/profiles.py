@@ -48,6 +48,7 @@ class ClientProfiles:
         bandwidth: of a client, in bytes a simulated second, both ways.
 
     Example:
+        >>> from fedexp.simulation.profiles import ClientProfiles
         >>> profiles = ClientProfiles.of("speed=lognormal(0.5), availability=random(0.8)")
         >>> [round(profiles.speed_of(seed=0, client=client), 2) for client in range(3)]
         [0.76, 0.89, 4.19]
@@ -130,6 +131,7 @@ class ClientProfiles:
             num_bytes: ``B``, of the arrays of one message.
 
         Example:
+            >>> from fedexp.simulation.profiles import ClientProfiles
             >>> ClientProfiles(step_seconds=0.1, bandwidth=1e6).seconds(0, 0, 20, 250_000)
             2.5
         """

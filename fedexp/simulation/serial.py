@@ -53,9 +53,10 @@ class SerialGrid(LocalGrid):
     Example:
         A client that returns the model as it is:
 
+        >>> import numpy as np
         >>> from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
         >>> from flwr.clientapp import ClientApp
-        >>> import numpy as np
+        >>> from fedexp.simulation import SerialGrid
         >>> app = ClientApp()
         >>> @app.train()
         ... def train(message, context):

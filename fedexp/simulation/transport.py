@@ -19,6 +19,9 @@ def pack(content: RecordDict) -> Packed:
 
     Example:
         >>> import numpy as np
+        >>> from flwr.app import RecordDict
+        >>> from fedexp.records import to_record
+        >>> from fedexp.simulation.transport import pack, packed_bytes, unpack
         >>> packed = pack(RecordDict({"model": to_record({"w": np.zeros(2)})}))
         >>> packed["model"]["w"], packed_bytes(packed)
         (array([0., 0.]), 16)

@@ -23,6 +23,7 @@ class FedNova(FedAvg):
 
     Example:
         >>> from fedexp.strategies import FedNova
+        >>> from fedexp.strategies.normalized_averaging import NormalizedAveraging
         >>> FedNova(robust=True).extensions.find(NormalizedAveraging).bounds
         MedianBounds(norm=3.0, weight=3.0, step_norm=1.5, step=3.0)
     """
@@ -49,6 +50,7 @@ class FedDyn(FedAvg):
 
     Example:
         >>> from fedexp.strategies import FedDyn
+        >>> from fedexp.strategies.dynamic_regularization import DynamicRegularization
         >>> FedDyn(proximal_mu=0.01).extensions.find(DynamicRegularization).alpha
         0.01
     """

@@ -107,6 +107,7 @@ def kind_of_failure(reason: str) -> str:
     """What kind of bad reply a reason tells of; ``other`` if it is none of ``BAD_REPLIES``.
 
     Example:
+        >>> from fedexp.strategies.attendance import kind_of_failure
         >>> kind_of_failure("array 'w' holds NaN or infinity.")
         'not-finite'
     """

@@ -74,6 +74,7 @@ def largest_spent(rows: Sequence[Row]) -> dict[str, float]:
     A mean would promise each of them what only some have.
 
     Example:
+        >>> from fedexp.strategies.client_metrics import largest_spent
         >>> largest_spent([{"epsilon-spent": 0.5}, {"epsilon-spent": 2.0}, {}])
         {'largest-epsilon-spent': 2.0}
     """

@@ -47,6 +47,7 @@ class DynamicRegularization(Extension):
         ValueError: ``α`` is not positive and finite.
 
     Example:
+        >>> from fedexp.strategies.dynamic_regularization import DynamicRegularization
         >>> DynamicRegularization(0.1).reading({})
         {'step_key': 'control-step'}
     """

@@ -38,6 +38,7 @@ class RoundInProgress:
             otherwise.
 
     Example:
+        >>> from fedexp.strategies import RoundInProgress
         >>> RoundInProgress({}, None, server_round=3, nodes=[7, 8], num_nodes=50).nodes
         [7, 8]
     """
@@ -80,6 +81,8 @@ class Received:
         without_step: nodes of replies that were dropped because they lack the ``step_key``.
 
     Example:
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import Received, RoundInProgress
         >>> from fedexp.wire import ReplyFormat
         >>> asked = RoundInProgress({}, ReplyFormat("num-examples", False, frozenset(), "arrays"))
         >>> metrics = [{"num-examples": 3}, {"num-examples": 5}]
@@ -123,6 +126,7 @@ class Sent:
         state: new entries of the strategy's state. They stay, whatever becomes of the round.
 
     Example:
+        >>> from fedexp.strategies import Sent
         >>> (Sent({"mu": 0.1}) | Sent({"run-id": 3.0})).settings
         {'mu': 0.1, 'run-id': 3.0}
     """
@@ -148,6 +152,8 @@ class Adapted(NamedTuple):
         metrics: what to report of the round.
 
     Example:
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import Adapted
         >>> Adapted(PseudoGradientStats(count=2), metrics={"num-late": 1.0}).state
         {}
     """
@@ -178,8 +184,8 @@ class Extension:
     Example:
         A server that takes half of every update:
 
-        >>> import numpy as np
         >>> from dataclasses import dataclass, replace
+        >>> from fedexp.strategies import Adapted, Extension, FedAvg
         >>> @dataclass(frozen=True)
         ... class Scaled(Extension):
         ...     factor: float
@@ -187,7 +193,6 @@ class Extension:
         ...     def aggregate(self, received, stats, state):
         ...         update = {k: x * self.factor for k, x in stats.update.items()}
         ...         return Adapted(replace(stats, update=update), {}, {"factor": self.factor})
-        >>> from fedexp.strategies import FedAvg
         >>> strategy = FedAvg(extensions=[Scaled(0.5)])
         >>> strategy.extensions.find(Scaled)
         Scaled(factor=0.5)
@@ -240,7 +245,8 @@ class Extensions(tuple[Extension, ...]):
     """The extensions of a strategy, asked in their order as if they were one.
 
     Example:
-        >>> from fedexp.strategies import FixedClip
+        >>> from fedexp.strategies import Extension, FixedClip
+        >>> from fedexp.strategies.extensions import Extensions
         >>> both = Extensions([FixedClip(0.5), Extension()])
         >>> both.reading({})
         {'max_norm': 0.5}
@@ -335,6 +341,7 @@ def run_number(state: State) -> Sent:
     A client that sees another number forgets what it kept: that was another run's.
 
     Example:
+        >>> from fedexp.strategies.extensions import run_number
         >>> first = run_number({})
         >>> run_number(first.state).settings == first.settings  # a run that goes on keeps it
         True

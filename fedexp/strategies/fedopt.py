@@ -86,7 +86,7 @@ class FedOpt(Aggregation):
     Example:
         FedAdam's direction with a step that is at most 0.1, on clipped updates:
 
-        >>> from fedexp.strategies import Adam, Constant, FixedClip
+        >>> from fedexp.strategies import Adam, Constant, FedOpt, FixedClip, ServerOptimizer
         >>> rule = ServerOptimizer(Adam(), Constant(0.5))
         >>> strategy = FedOpt(0.2, optimizer=rule, max_step_size=0.1, clip=FixedClip(1.0))
         >>> strategy.fraction_train, strategy.clip

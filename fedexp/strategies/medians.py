@@ -51,6 +51,7 @@ class MedianBounds(Extension):
         After a median norm of 2 and a median weight of 10, no update counts as longer than 6:
 
         >>> import numpy as np
+        >>> from fedexp.strategies import MedianBounds
         >>> state = {"medians": {"norm": np.asarray(2.0), "weight": np.asarray(10.0)}}
         >>> MedianBounds(norm=3.0, weight=1.5).reading(state)
         {'max_norm': 6.0, 'max_weight': 15.0}

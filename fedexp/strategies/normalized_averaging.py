@@ -34,6 +34,9 @@ class NormalizedAveraging(Extension):
         A client of one step and one of three count alike for each step, and the mean is two steps:
 
         >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import Received, RoundInProgress
+        >>> from fedexp.strategies.normalized_averaging import NormalizedAveraging
         >>> from fedexp.wire import ReplyFormat
         >>> reading = ReplyFormat("n", True, frozenset("w"), "arrays", divided_by="local-work")
         >>> stats = PseudoGradientStats(2, 4 / 3, {"w": np.array([2.0])})  # 1/1 + 3/3

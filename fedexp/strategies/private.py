@@ -155,7 +155,7 @@ class CentralPrivacy(Private):
         ValueError: an attribute is out of its range.
 
     Example:
-        >>> from fedexp.strategies import FedExP
+        >>> from fedexp.strategies import CentralPrivacy, FedExP
         >>> private = CentralPrivacy(noise_multiplier=2.0, clip=0.5)
         >>> strategy = FedExP(fraction_train=0.1, extensions=[private])
         >>> [round(z, 2) for z in strategy.extensions.find(CentralPrivacy).multipliers]

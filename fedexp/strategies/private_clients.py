@@ -48,6 +48,7 @@ class LocalPrivacy(Private):
         ValueError: an attribute is out of its range.
 
     Example:
+        >>> from fedexp.strategies import LocalPrivacy
         >>> LocalPrivacy(noise_multiplier=1.0, clip=0.5).sigma
         1.0
     """

@@ -28,6 +28,7 @@ class PrivateLayers(Extension):
         ValueError: ``patterns`` is no text.
 
     Example:
+        >>> from fedexp.strategies.private_layers import PrivateLayers
         >>> layers = PrivateLayers("head.*, norm?.bias")
         >>> layers.among(["body.weight", "head.weight", "norm1.bias", "norm1.weight"])
         frozenset({...'head.weight'...})

@@ -29,6 +29,7 @@ def spread(rates: Sequence[float], weights: Sequence[float]) -> tuple[float, flo
     ``x̄ = Σpᵢxᵢ/Σpᵢ``, ``s² = Σpᵢ(xᵢ - x̄)²/Σpᵢ``.
 
     Example:
+        >>> from fedexp.strategies.rate_sharing import spread
         >>> spread([0.25, 0.75], [1.0, 1.0])
         (0.5, 0.25)
     """
@@ -77,7 +78,8 @@ class RateSharing(Extension):
 
     Example:
         >>> import numpy as np
-        >>> from fedexp.strategies.extensions import RoundInProgress
+        >>> from fedexp.strategies import RoundInProgress
+        >>> from fedexp.strategies.rate_sharing import RateSharing
         >>> asked = RoundInProgress({}, None, settings={"hyper-between-rounds": "average"})
         >>> mean = {"mean-learning-rate": {"value": np.asarray(0.25)}}
         >>> RateSharing().send(asked, mean).settings

@@ -56,7 +56,7 @@ class FixedClip(Clip):
         ValueError: the bound is not positive.
 
     Example:
-        >>> from fedexp.strategies import FedExP
+        >>> from fedexp.strategies import FedExP, FixedClip
         >>> FedExP(clip=FixedClip(0.5)).reading().max_norm
         0.5
     """
@@ -91,6 +91,8 @@ class QuantileClip(Clip):
     Example:
         All four updates are longer than the bound, so it grows by ``exp(0.2 · 0.5)``:
 
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies import QuantileClip
         >>> clip = QuantileClip(initial=1.0, quantile=0.5, rate=0.2)
         >>> state = clip.adapt(PseudoGradientStats(count=4, num_clipped=4), {})
         >>> round(clip.bound(state), 4)
@@ -136,6 +138,7 @@ class DropBeyond(Extension):
         ValueError: ``k`` is less than 1, so that half of the clients would be dropped.
 
     Example:
+        >>> from fedexp.strategies.robustness import DropBeyond
         >>> DropBeyond(3.0).drop([1.0, 2.0, 30.0])
         {2: "its update's norm 30 is over 3.0 x the median."}
     """

@@ -201,6 +201,9 @@ def next_control(
         total: ``P⁺``, as this round knows it.
 
     Example:
+        >>> import numpy as np
+        >>> from fedexp.stats import PseudoGradientStats
+        >>> from fedexp.strategies.scaffold import next_control
         >>> stats = PseudoGradientStats(1, 1.0, {"w": np.array([0.5])})
         >>> next_control(stats, {}, step=0.25, before=0.0, total=4.0)  # one of four clients
         {'control-variate': {'w': array([0.5])}}

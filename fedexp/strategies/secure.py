@@ -45,6 +45,7 @@ class SecureNorms(Extension):
 
     Example:
         >>> from fedexp.strategies import legacy
+        >>> from fedexp.strategies.secure import SecureNorms
         >>> legacy.FedExP(secure=SecureNorms(scale=2.0)).strategy.extensions.find(SecureNorms)
         SecureNorms(scale=2.0)
     """

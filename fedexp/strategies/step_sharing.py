@@ -29,6 +29,8 @@ def log_mean(
     sizes give exactly their value and 0.
 
     Example:
+        >>> import math
+        >>> from fedexp.strategies.step_sharing import log_mean
         >>> mean, spread = log_mean([0.01, 1.0], [1.0, 1.0])
         >>> round(mean, 12), round(spread, 12) == round(math.log(10), 12)
         (0.1, True)
@@ -60,6 +62,9 @@ class StepSharing(Extension):
         within: at least 1.
 
     Example:
+        >>> import numpy as np
+        >>> from fedexp.strategies import RoundInProgress
+        >>> from fedexp.strategies.step_sharing import StepSharing
         >>> asked = RoundInProgress({}, None)
         >>> StepSharing().send(asked, {"learned-step-size": {"value": np.asarray(0.25)}}).settings
         {'learned-step-size': 0.25}

@@ -31,6 +31,7 @@ class Waiting:
         ValueError: one of them is out of its range.
 
     Example:
+        >>> from fedexp.strategies import Waiting
         >>> Waiting(sample=10, enough=8, deadline=60).enough
         8
     """
@@ -67,6 +68,8 @@ class Rests:
     """Which devices rest, by their failures in a row.
 
     Example:
+        >>> from fedexp.strategies import Waiting
+        >>> from fedexp.strategies.waiting import Rests
         >>> rests = Rests(Waiting(rest_after=2, rest_rounds=3))
         >>> [rests.note(server_round, sound=[7], failed=[8]) for server_round in (1, 2)]
         [[], [8]]

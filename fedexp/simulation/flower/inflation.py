@@ -32,6 +32,7 @@ def measured(most: int) -> Patch:
         most: bytes of all arrays of one reply together, declared or unpacked.
 
     Example:
+        >>> from fedexp.simulation.flower.inflation import measured
         >>> with measured(most=1 << 20):
         ...     pass  # grid.pull_messages(...)
     """

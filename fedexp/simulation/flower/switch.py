@@ -29,6 +29,7 @@ class Patch:
         methods: replacement by name.
 
     Example:
+        >>> from fedexp.simulation.flower.switch import Patch
         >>> class Greeting:
         ...     def text(self):
         ...         return "hello"

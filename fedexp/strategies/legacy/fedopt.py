@@ -59,6 +59,13 @@ class FedOpt(FlowerFedAvg):
 
     Raises:
         ValueError: an argument is out of its range, or belongs to the other API.
+
+    Example:
+        >>> from fedexp.strategies import Adam, Constant, ServerOptimizer, legacy
+        >>> rule = ServerOptimizer(Adam(), Constant(0.5))
+        >>> strategy = legacy.FedOpt(optimizer=rule, fraction_fit=0.1)
+        >>> strategy.fraction_fit, strategy.strategy.optimizer.step_size
+        (0.1, Constant(value=0.5))
     """
 
     twin: ClassVar[type[fedopt.FedOpt]] = fedopt.FedOpt

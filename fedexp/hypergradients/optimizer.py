@@ -16,7 +16,7 @@ The same holds for ``group["momentum"]`` and for ``group["betas"]``, the pair of
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import unwrap
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -106,6 +106,13 @@ class HypergradientOptimizer(torch.optim.Optimizer):
         foreach: bool = True,
         maximize: bool = False,
     ) -> None:
+        owner, pers = type(self).__name__, get_args(Per)
+        if not isinstance(rule, Rule):
+            raise ValueError(
+                f"{owner}(rule={rule!r}): must be a rule. Use SGD(0.1, hyper=SGD(1e-3))."
+            )
+        if per not in pers:
+            raise ValueError(f"{owner}(per={per!r}): must be one of {pers}.")
         self.rule, self.per = rule, per
         options = {"foreach": foreach, "maximize": maximize, **betas_of(rule.values())}
         super().__init__(params, {**rule.values(), **options})

@@ -6,6 +6,7 @@ The arguments ``per``, ``foreach`` and ``maximize`` are those of `HypergradientO
 keywords are attributes of the rule, of which ``hyper`` is the rule one level up.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.optim.optimizer import ParamsT
@@ -238,5 +239,7 @@ def _with_betas(
         return rule
     if twice := rule.keys() & {"beta1", "beta2"}:
         raise ValueError(f"{owner}(betas={betas}): {min(twice)} is given too. Leave one out.")
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"{owner}(betas={betas!r}): must be a pair. Use (0.9, 0.999).")
     beta1, beta2 = betas
     return {**rule, "beta1": beta1, "beta2": beta2}

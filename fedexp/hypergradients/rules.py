@@ -9,8 +9,9 @@ rate of the second.
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
+from numbers import Real
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
@@ -20,6 +21,10 @@ from fedexp.hypergradients.scales import Number, Scale
 
 Slots: TypeAlias = dict[str, Number]
 Values: TypeAlias = Mapping[str, Number]
+_KINDS: dict[Any, tuple[Any, str]] = {
+    "float": (Real, "a number"),
+    "bool": (bool, "True or False"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
+        self._check_kinds()
         if unknown := [n for n in self.tuned if n not in (*self.scales, "lr")]:
             raise ValueError(
                 f"{owner}(tuned={unknown}): not tunable. Choose from {['lr', *self.scales]}."
@@ -83,6 +89,20 @@ class Rule:
             low, high = self._range(name)
             if not low <= value <= high:
                 raise ValueError(f"{owner}({name}={value}): must lie in [{low:g}, {high:g}].")
+
+    def _check_kinds(self) -> None:
+        owner, forms = type(self).__name__, ("additive", "log")
+        if not isinstance(self.hyper, Rule | None):
+            raise ValueError(f"{owner}(hyper={self.hyper!r}): must be a rule. Use SGD(1e-3), say.")
+        if self.lr_form not in forms:
+            raise ValueError(f"{owner}(lr_form={self.lr_form!r}): must be one of {forms}.")
+        for f in fields(self):
+            kind, said = _KINDS.get(getattr(f.type, "__name__", f.type), (object, ""))
+            value = getattr(self, f.name)
+            if not isinstance(value, kind):
+                raise ValueError(f"{owner}({f.name}={value!r}): must be {said}.")
+            if f.name in ("eps", "first_v", "max_lr") and not value >= 0:
+                raise ValueError(f"{owner}({f.name}={value!r}): must be at least 0.")
 
     def values(self) -> dict[str, float]:
         """The value of each hyperparameter, by name."""

@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import math
+import re
 import resource
 import sys
 import weakref
@@ -324,3 +325,27 @@ def test_an_optimizer_dies_with_its_last_name():
         assert gone() is None
     finally:
         gc.enable()
+
+
+W = [torch.nn.Parameter(torch.ones(1))]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Adam(eps=-1.0), "AdamRule(eps=-1.0): must be at least 0"),
+        (lambda: Adam(first_v=None), "AdamRule(first_v=None): must be a number"),
+        (lambda: Adam(max_lr=-1), "AdamRule(max_lr=-1): must be at least 0"),
+        (lambda: Adam(lr_form="foo"), "AdamRule(lr_form='foo'): must be one of"),
+        (lambda: Adam(hyper=0.1), "AdamRule(hyper=0.1): must be a rule"),
+        (lambda: SGD("x"), "SGDRule(lr='x'): must be a number"),
+        (lambda: SGD(nesterov="no"), "SGDRule(nesterov='no'): must be True or False"),
+        (lambda: Hypergradient(W, 3), "(rule=3): must be a rule"),
+        (lambda: Hypergradient(W, SGD(0.1), per="x"), "(per='x'): must be one of"),
+        (lambda: HyperAdam(W, 0.1, (0.9,)), "HyperAdam(betas=(0.9,)): must be a pair"),
+        (lambda: HyperAdam(W, 0.1, 0.9), "HyperAdam(betas=0.9): must be a pair"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(make, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        make()

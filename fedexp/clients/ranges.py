@@ -40,7 +40,7 @@ class Range:
         below = value < self.most or (value == self.most and self.ends[1] == "]")
         if above and below:
             return ""
-        return "must be a finite number" if value != value or value == inf else f"must be {self}"
+        return f"must be {self}" if isfinite(value) else "must be a finite number"
 
     def __str__(self) -> str:
         low = "at least" if self.ends[0] == "[" else "greater than"

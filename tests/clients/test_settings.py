@@ -21,8 +21,7 @@ SHARED = sorted((KEYS.keys() | ALSO.keys()) & Config.keys().keys() - TEXTS)
 def refuses(of, settings):
     try:
         of(settings)
-    except ValueError as error:
-        assert "\n" not in str(error)
+    except ValueError:
         return True
     return False
 

@@ -89,7 +89,7 @@ EXTRA_OPTIMIZERS: dict[str, ExtraOptimizer] = {
         "prodigy",
         {keys.LEARNING_RATE: 1.0},  # a factor of what it finds itself
         ranges={
-            "d_coef": POSITIVE,
+            **dict.fromkeys(("d_coef", "d0", "eps"), POSITIVE),
             "growth_rate": Range(1, inf, "[]"),  # inf for no bound
             "beta3": SHARE,
             "slice_p": Range(1, whole=True),

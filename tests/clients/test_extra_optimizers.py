@@ -89,6 +89,7 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(name, monkeypat
 OUTSIDE = [
     ("prodigy", "d-coef=-1", "must be greater than 0"),
     ("prodigy", "d-coef=0", "must be greater than 0"),
+    ("prodigy", "d0=inf", "must be a finite number"),
     ("prodigy", "growth-rate=0.5", "must be at least 1"),
     ("prodigy", "beta3=2", "must be at least 0 and less than 1"),
     ("prodigy", "beta3=nan", "must be a number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -36,7 +37,17 @@ def imported(owner: str, name: str) -> Any:
         return getattr(import_module(module), attribute)
     except (Exception, SystemExit) as error:  # of any kind: it is the user's code
         line = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(".: ")
-        raise ValueError(f"{owner}: {line}. Is it on the Python path?") from error
+        raise ValueError(f"{owner}: {line}. {_remedy(error, module, attribute)}") from error
+
+
+def _remedy(error: BaseException, module: str, attribute: str) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return "Is it on the Python path?"
+    if module in sys.modules and isinstance(error, AttributeError) and error.name == attribute:
+        names = get_close_matches(attribute, vars(sys.modules[module]), 1)
+        hint = f" Did you mean {names[0]!r}?" if names else ""
+        return f"Name one that {module} has.{hint}"
+    return f"Correct {module}."
 
 
 def later(

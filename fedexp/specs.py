@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 _OPENING, _CLOSING = "([{", ")]}"
-_CONSTANTS = {"true": True, "false": False, "none": None, "inf": float("inf")}
+_CONSTANTS = {
+    "true": True,
+    "false": False,
+    "none": None,
+    "inf": float("inf"),
+    "-inf": -float("inf"),
+}
 
 
 @dataclass(frozen=True)

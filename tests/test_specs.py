@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,10 @@ def test_a_list_of_choices_is_cut_at_commas_outside_brackets(choices):
 def test_hyphens_and_underscores_mean_the_same():
     spec = Spec.of("adamw( weight-decay=0.01 , use_it = true)")
     assert (spec.name, spec.settings) == ("adamw", {"weight_decay": 0.01, "use_it": True})
+
+
+def test_both_infinities_are_numbers():
+    assert Spec.of("f(a=-inf, b=inf)").settings == {"a": -math.inf, "b": math.inf}
 
 
 def test_what_is_no_number_stays_text():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
+
+from fedexp.clients.ranges import is_number
 
 
 def parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
@@ -35,6 +38,84 @@ def matched(owner: str, settings: Mapping[str, Any], known: Collection[str]) -> 
                 f"{owner}: has no setting {kebab(key)!r}.{hint} Known: {listed or 'none'}."
             )
     return {names[key.lower()]: value for key, value in settings.items()}
+
+
+_ANNOTATED = {
+    frozenset({"bool"}): True,
+    frozenset({"int"}): 1,
+    frozenset({"float"}): 1.0,
+    frozenset({"int", "float"}): 1.0,
+}
+_OTHER_WORDS = {"class", "typing", "Optional", "Union", "None", "NoneType", "torch", "Tensor"}
+_FROM_TEXT: Any = bool, int, float, str, list, tuple, type(None)
+"""What brackets can hold. Other values come from Python, and are the function's to judge."""
+
+
+def example_of(parameter: inspect.Parameter) -> Any:
+    """A value of the kind that an argument takes; None if it does not tell.
+
+    Its annotation says so, else its default; one that is whole may stand for any number.
+    """
+    words = frozenset(re.findall(r"\w+", str(parameter.annotation))) - _OTHER_WORDS
+    if words in _ANNOTATED:
+        return _ANNOTATED[words]
+    return _any_number(None if parameter.default is parameter.empty else parameter.default)
+
+
+def _any_number(default: Any) -> Any:
+    return float(default) if _is_whole(default) else default
+
+
+def of_kinds(
+    owner: str,
+    settings: Mapping[str, Any],
+    examples: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+) -> dict[str, Any]:
+    """``settings``, each of the kind of its example; whole numbers as integers where those are due.
+
+    Raises:
+        ValueError: one is of another kind. None is of any kind where it is the default.
+    """
+    found = dict(settings)
+    for name, value in settings.items():
+        if value is None and defaults.get(name) is None:
+            continue
+        if kind := _other_kind(value, examples.get(name)):
+            raise ValueError(f"{owner}: {kebab(name)}={value!r} must be {kind}.")
+        found[name] = _as_kind(value, examples.get(name))
+    return found
+
+
+def _as_kind(value: Any, example: Any) -> Any:
+    """1000 for 1e3, and [0.0, 0.9] for [0, 0.9], of which torch wants both alike."""
+    if _is_whole(example) and isinstance(value, float):
+        return int(value)
+    if isinstance(example, tuple) and all(isinstance(x, float) for x in example):
+        return type(value)(float(x) if is_number(x) else x for x in value)
+    return value
+
+
+def _other_kind(value: Any, example: Any) -> str:
+    """What ``value`` must be to be of the kind of ``example``; empty if it is."""
+    if not isinstance(value, _FROM_TEXT):
+        return ""
+    if isinstance(example, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if _is_whole(example):
+        return "" if is_number(value) and value % 1 == 0 else "a whole number"
+    if is_number(example):
+        return "" if is_number(value) and value == value else "a number"  # NaN is none
+    if isinstance(example, tuple):
+        listed = isinstance(value, list | tuple)
+        pairs = zip(value, map(_any_number, example), strict=False) if listed else ()
+        wrong = not listed or any(_other_kind(x, like) for x, like in pairs)
+        return f"a list like {list(example)}" if wrong else ""
+    return ""
+
+
+def _is_whole(example: Any) -> bool:
+    return is_number(example, whole=True)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -150,7 +150,7 @@ class Client:
         sent = next(iter(records_of(content, ConfigRecord).values()), ConfigRecord())
         config = {**context.run_config, **sent}
         if profiles := str(config.get("client-profiles") or ""):
-            seed, usual = int(str(config.get("seed", 0))), ClientSettings.of(config).num_steps
+            usual, seed = ClientSettings.of(config).num_steps, int(config.get("seed", ALSO["seed"]))
             own = ClientProfiles.of(profiles).steps_of(seed, client_number(context), usual)
             config["local-steps"] = own
         name = str(config.get("local-optimizer", ""))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fedexp.clients.arguments import one_line, parameters_of, takes_any
+from fedexp.clients.arguments import example_of, one_line, parameters_of, takes_any
 from fedexp.clients.loop import Optimizer
 from fedexp.clients.settings import ClientSettings
 
@@ -97,11 +97,19 @@ class Factory:
     @property
     def own(self) -> dict[str, Any]:
         """Its other arguments: the default by name, None where there is none."""
+        return {p.name: None if p.default is p.empty else p.default for p in self._others}
+
+    @property
+    def examples(self) -> dict[str, Any]:
+        """A value of the kind of each of them, see ``example_of``."""
+        return {p.name: example_of(p) for p in self._others}
+
+    @property
+    def _others(self) -> list[Parameter]:
         varying = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
         plain = [p for p in self._parameters.values() if p.kind not in varying]
         others = plain[2 if self._kind == "settings" else 1 :]
-        defaults = {p.name: None if p.default is p.empty else p.default for p in others}
-        return {name: x for name, x in defaults.items() if name not in self.shared}
+        return [p for p in others if p.name not in self.shared]
 
     @cached_property
     def _kind(self) -> Kind:

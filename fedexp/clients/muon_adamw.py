@@ -11,6 +11,8 @@ import torch
 from flwr.common.logger import log
 from torch import nn
 
+from fedexp.clients.ranges import SHARE, Range
+
 
 class MuonAdamW:
     """Muon for the matrices of a model, AdamW for its other parameters, at one learning rate.
@@ -34,7 +36,8 @@ class MuonAdamW:
         eps: of AdamW.
 
     Raises:
-        ValueError: no parameter is a matrix, or whatever torch's optimizers raise.
+        ValueError: no parameter is a matrix, a momentum or a number of iterations is out of its
+            range, or whatever torch's optimizers raise.
 
     Example:
         >>> from torch import nn
@@ -57,6 +60,8 @@ class MuonAdamW:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
+        _check("momentum", momentum, SHARE)
+        _check("ns_steps", ns_steps, Range(1, 100, "[)", whole=True))  # as torch, at its first step
         given = list(params)
         matrices = [p for p in given if p.dim() == 2]
         others = [p for p in given if p.dim() != 2]
@@ -92,6 +97,11 @@ class MuonAdamW:
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for part in self._parts for group in part.param_groups]
+
+
+def _check(name: str, value: Any, allowed: Range) -> None:
+    if why := allowed.fault(value):
+        raise ValueError(f"MuonAdamW({name}={value!r}): {why}.")
 
 
 @lru_cache(maxsize=64)  # not at every client and round

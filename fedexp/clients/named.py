@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
@@ -14,6 +15,7 @@ from fedexp.clients.arguments import (
     did_you_mean,
     kebab,
     matched,
+    of_kinds,
     one_line,
     parameters_of,
     takes_any,
@@ -23,10 +25,11 @@ from fedexp.clients.extra_optimizers import EXTRA_OPTIMIZERS
 from fedexp.clients.factories import TORCHS, Factory, kind_of, torchs_own
 from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS, LocalOptimizer, OptimizerFn
 from fedexp.clients.private_training import PrivateSGD
-from fedexp.clients.settings import KEYS, ClientSettings
+from fedexp.clients.settings import KEYS, ClientSettings, fault_of
 from fedexp.extras import imported
 from fedexp.specs import Spec
 
+_NAMES_ITS_OWNER = re.compile(r"[\w.-]+\(")
 _KEY_OF = {name: key for key, name in KEYS.items()}
 
 
@@ -126,13 +129,23 @@ def _renamed(owner: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"learning_rate" if key == "lr" else key: value for key, value in settings.items()}
 
 
-def _with(entry: LocalOptimizer, owner: str, settings: Mapping[str, Any]) -> LocalOptimizer:
-    """``entry`` with these settings, those of the clients apart from its own."""
+def _with(
+    entry: LocalOptimizer,
+    owner: str,
+    settings: Mapping[str, Any],
+    examples: Mapping[str, Any] | None = None,
+) -> LocalOptimizer:
+    """``entry`` with these settings, those of the clients apart from its own.
+
+    ``examples`` say of which kind its own are, if its defaults do not.
+    """
     own = {key: value for key, value in settings.items() if key in entry.own}
     given = {kebab(key): value for key, value in settings.items() if key not in own}
     for key, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{owner}: {key}={value!r} must be a number.")
+        if why := "must be a number" if isinstance(value, str) else fault_of(key, value):
+            raise ValueError(f"{owner}: {key}={value!r} {why}.")
+    if not (entry.tuning or entry.private):  # which say more of what they want
+        own = of_kinds(owner, own, entry.own if examples is None else examples, entry.own)
     make = partial(entry.make, **own) if own else entry.make
     functional = partial(entry.functional, **own) if own and entry.functional else entry.functional
     tuning = partial(entry.tuning, **own) if own and entry.tuning else entry.tuning
@@ -148,9 +161,9 @@ def _with(entry: LocalOptimizer, owner: str, settings: Mapping[str, Any]) -> Loc
 def _check(owner: str, optimizer: LocalOptimizer) -> None:
     try:
         optimizer.try_out(ClientSettings())
-    except ValueError:
-        raise
     except Exception as error:  # such as the comparison of a text with a number
+        if isinstance(error, ValueError) and _NAMES_ITS_OWNER.match(str(error)):
+            raise
         raise ValueError(f"{owner}: {one_line(error)}. Choose other settings.") from error
 
 
@@ -165,7 +178,7 @@ def _adapted(function: Any, owner: str, settings: Mapping[str, Any]) -> LocalOpt
     adapts = getattr(function, "adapts_lr", False)
     keeps: Kept = "rate" if adapts else "state"
     entry = LocalOptimizer(factory.name, factory, adapts_lr=adapts, keeps=keeps, own=own)
-    return _with(entry, owner, matched(owner, settings, [*shared, *own]))
+    return _with(entry, owner, matched(owner, settings, [*shared, *own]), factory.examples)
 
 
 def _of_extra(name: str, owner: str, settings: Mapping[str, Any]) -> LocalOptimizer:
@@ -175,6 +188,7 @@ def _of_extra(name: str, owner: str, settings: Mapping[str, Any]) -> LocalOptimi
     lower = {key.lower() for key in settings}
     own = {key: value for key, value in own.items() if key not in lower}
     entry = _adapted(extra.load(), owner, {**own, **settings})
+    extra.check(owner, settings)
     return replace(entry, line=extra.line, keeps=extra.keeps)
 
 

@@ -41,7 +41,10 @@ class FunctionalOptimizer:
     needs_loss: bool = False
 
     def init(self, params: Tensors, lr: Tensor) -> Any:
-        """State before the first step, tensors in any nesting; ``lr`` is the client's own, 0-d."""
+        """State before the first step, tensors in any nesting; ``lr`` is the client's own, 0-d.
+
+        A dict that holds it as ``lr`` has there what a schedule sets before each ``update``.
+        """
         raise NotImplementedError
 
     def update(self, params: Tensors, grads: Tensors, state: Any) -> tuple[Tensors, Any]:
@@ -185,10 +188,12 @@ class PlainSGD:
 
 
 class AdaptiveSGD(torch.optim.Optimizer):
-    """A ``FunctionalAdaptiveSGD`` in torch's form.
+    """The pure functions of a method in torch's form.
 
+    They are those of a ``FunctionalAdaptiveSGD``, or any others whose state is a dict with ``lr``.
     ``group["lr"]`` is the rate of the last step; groups with other rates keep their ratio to the
-    first. A parameter without a gradient counts as one with gradient 0, and stays.
+    first, if the method sets its rate. A parameter without a gradient counts as one with gradient
+    0, and stays.
 
     Args:
         params: parameters or groups.
@@ -200,7 +205,7 @@ class AdaptiveSGD(torch.optim.Optimizer):
             and without a closure if the method needs one.
     """
 
-    def __init__(self, params: ParamsT, lr: float, form: FunctionalAdaptiveSGD) -> None:
+    def __init__(self, params: ParamsT, lr: float, form: FunctionalOptimizer) -> None:
         if not 0 < lr < float("inf"):
             raise ValueError(f"{type(self).__name__}(lr={lr}): must be positive and finite.")
         self.form = form
@@ -242,7 +247,7 @@ class AdaptiveSGD(torch.optim.Optimizer):
             )
         params = [p for group in self.param_groups for p in group["params"]]
         if self._has_gradients(params):
-            self._move(self._adapted(params, evaluate, loss))
+            self._take(params, evaluate, loss)
         return loss
 
     def _check_closure(self, closure: Callable[[], Any] | None) -> None:
@@ -259,10 +264,15 @@ class AdaptiveSGD(torch.optim.Optimizer):
             raise ValueError(f"{owner}: only dense gradients. Use sparse=False.")
         return bool(grads)
 
-    def _adapted(
-        self, params: list[Tensor], evaluate: Callable[[], Any] | None, loss: Any
-    ) -> float:
-        """``η_k`` for this step; the state of the method is kept for the next."""
+    def _check_one_rate(self) -> None:
+        if len({group["lr"] for group in self.param_groups}) > 1:
+            raise ValueError(
+                f"{type(self).__name__}(lr): {type(self.form).__name__} steps at one rate. Give "
+                "all groups the same."
+            )
+
+    def _take(self, params: list[Tensor], evaluate: Callable[[], Any] | None, loss: Any) -> None:
+        """Take a step of the method; its state is kept for the next."""
         grads, here = _grads(params), _named(params)
         rate = torch.tensor(self.param_groups[0]["lr"], dtype=torch.float64)
         memory = cast(dict[str, Any], self.state)  # torch saves and loads what is no parameter's
@@ -275,8 +285,15 @@ class AdaptiveSGD(torch.optim.Optimizer):
             state["grads"] = _grads_at(state["params"], params, evaluate)
         if self.needs_loss:
             state["loss"] = torch.as_tensor(loss, dtype=torch.float64).detach().squeeze()
-        memory["form"] = state = self.form.adapt(here, grads, state)
-        return float(state["lr"])
+        if isinstance(self.form, FunctionalAdaptiveSGD):
+            memory["form"] = state = self.form.adapt(here, grads, state)
+            self._move(float(state["lr"]))
+        else:
+            self._check_one_rate()
+            new, memory["form"] = self.form.update(here, grads, state)
+            for name, p in zip(here, params, strict=True):
+                if p.grad is not None:
+                    p.copy_(new[name])
 
     def _move(self, rate: float) -> None:
         """``w ← w - η_k g_k``; groups keep their ratio to the rate of the first."""

@@ -17,8 +17,10 @@ from torch.optim import lr_scheduler
 from fedexp import keys
 from fedexp.clients.arguments import (
     did_you_mean,
+    example_of,
     kebab,
     matched,
+    of_kinds,
     one_line,
     parameters_of,
     takes_any,
@@ -199,6 +201,9 @@ def _complete(
     known.pop("last_epoch", None)  # the rounds are counted here
     any_name = [x for x in settings if x not in known] if takes_any(parameters) else []
     found = matched(owner, settings, [*known, *any_name])
+    examples = {name: example_of(p) for name, p in known.items()}
+    defaults = {name: p.default for name, p in known.items()}
+    found = of_kinds(owner, found, examples, defaults)
     if isinstance(function, type):
         lengths = () if "epochs" in found else ("T_max", "total_iters", "total_steps")
         wanted = {**dict.fromkeys(lengths, num_rounds), "max_lr": learning_rate}

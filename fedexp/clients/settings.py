@@ -9,20 +9,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from math import ceil, inf
+from math import ceil
 from typing import TYPE_CHECKING, Any, Self
 
 from fedexp import keys
 from fedexp.augmentation.choice import augmentations_of
 from fedexp.augmentation.schedules import PowerLaw
+from fedexp.clients.ranges import POSITIVE, Range
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-def _setting(key: str, default: Any) -> Any:
-    return field(default=default, metadata={"key": key})
+_COUNT, _AT_LEAST_0 = Range(1, whole=True), Range()
+
+
+def _setting(key: str, default: Any, range_: Range | None = None) -> Any:
+    return field(default=default, metadata={"key": key, "range": range_})
 
 
 @dataclass(frozen=True)
@@ -59,20 +63,20 @@ class ClientSettings:
         [0.333..., 0.25]
     """
 
-    num_steps: int = _setting("local-steps", 20)
-    batch_size: int = _setting("batch-size", 20)
-    lr: float = _setting(keys.LEARNING_RATE, 0.1)
-    weight_decay: float = _setting("weight-decay", 0.0)
-    max_grad_norm: float = _setting("max-grad-norm", 0.0)
-    proximal_mu: float = _setting("proximal-mu", 0.0)
+    num_steps: int = _setting("local-steps", 20, _COUNT)
+    batch_size: int = _setting("batch-size", 20, _COUNT)
+    lr: float = _setting(keys.LEARNING_RATE, 0.1, _AT_LEAST_0)
+    weight_decay: float = _setting("weight-decay", 0.0, _AT_LEAST_0)
+    max_grad_norm: float = _setting("max-grad-norm", 0.0, _AT_LEAST_0)
+    proximal_mu: float = _setting("proximal-mu", 0.0, _AT_LEAST_0)
     optimizer: str = _setting("local-optimizer", "sgd")
-    hyper_lr: float = _setting("hyper-learning-rate", 0.1)
-    hyper_height: int = _setting("hyper-height", 1)
+    hyper_lr: float = _setting("hyper-learning-rate", 0.1, POSITIVE)
+    hyper_height: int = _setting("hyper-height", 1, Range(1, 9, "[]", whole=True))
     augmentation: str = _setting("augmentation", "")
-    lr_exponent: float = _setting("learning-rate-exponent", 0.0)
-    lr_offset: float = _setting("learning-rate-offset", 1.0)
+    lr_exponent: float = _setting("learning-rate-exponent", 0.0, _AT_LEAST_0)
+    lr_offset: float = _setting("learning-rate-offset", 1.0, POSITIVE)
     step_scheduler: str = _setting("local-scheduler", "")
-    num_epochs: float = _setting("local-epochs", 0.0)
+    num_epochs: float = _setting("local-epochs", 0.0, _AT_LEAST_0)
     first_step: int = 0
 
     def rates(self) -> list[float]:
@@ -162,19 +166,17 @@ class ClientSettings:
         count too. So ``t`` needs no memory: it is the same in every engine and in a resumed run.
 
         Raises:
-            ValueError: a key is so near to a setting that it must be a slip; a value is no
-                number, a count below 1 or out of its range; or the rate has two schedules.
+            ValueError: a key is so near to a setting that it must be a slip; a value is of
+                another kind or out of its range; or the rate has two schedules.
         """
         _check_keys(frozenset(config))
-        decay = config.get("learning-rate-decay", ALSO["learning-rate-decay"])
-        given = {
-            name: _value(key, config[key], getattr(cls, name))
-            for key, name in KEYS.items()
-            if key in config
-        }
-        server_round = config.get(keys.SERVER_ROUND, 0)
-        lr = given.get("lr", cls.lr) * decay**server_round
-        found = cls(**{**given, "lr": lr})
+        given = {key: _value(key, config[key]) for key in _DEFAULTS if key in config}
+        decay, server_round = (
+            given.get(key, ALSO[key]) for key in ("learning-rate-decay", keys.SERVER_ROUND)
+        )
+        own = {name: given[key] for key, name in KEYS.items() if key in given}
+        lr = own.get("lr", cls.lr) * decay**server_round
+        found = cls(**{**own, "lr": lr})
         if found.step_scheduler and found.lr_exponent:
             raise ValueError(
                 f"ClientSettings(local-scheduler={found.step_scheduler!r}): learning-rate-exponent="
@@ -221,29 +223,56 @@ ALSO: dict[str, Any] = {
 }
 """Keys that clients read besides, and what holds where they are absent."""
 
+_DEFAULTS = {key: getattr(ClientSettings, name) for key, name in KEYS.items()} | ALSO
+_BETWEEN_ROUNDS = "fresh", "carry", "average"
+_RANGES: dict[str, Range | None] = {
+    **{x.metadata["key"]: x.metadata["range"] for x in fields(ClientSettings) if x.metadata},
+    "learning-rate-decay": Range(0, 1, "(]"),
+    "seed": Range(whole=True),
+    keys.SERVER_ROUND: Range(whole=True),
+}
 
-def _value(key: str, value: Any, default: Any) -> Any:
-    """``value`` as the type of ``default``."""
-    try:
-        found = type(default)(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"ClientSettings({key}={value!r}): must be a number.") from None
-    if key == "local-epochs" and not 0 <= found < inf:
-        raise ValueError(f"ClientSettings({key}={value!r}): must be at least 0.")
-    if isinstance(default, int) and found < 1:  # steps, examples or levels
-        raise ValueError(f"ClientSettings({key}={value!r}): must be at least 1.")
-    return found
+
+def fault_of(key: str, value: Any) -> str:
+    """Why a client cannot take ``value`` for ``key``, as the end of a line; empty if it can.
+
+    Example:
+        >>> fault_of("learning-rate", -1), fault_of("local-steps", 2.5)
+        ('must be at least 0', 'must be a whole number')
+    """
+    if allowed := _RANGES.get(key):
+        return allowed.fault(_read(value))
+    if isinstance(_DEFAULTS[key], bool):
+        return "" if value in (True, False) else "must be true or false"
+    if not isinstance(value, str):
+        return "must be text"
+    known = key != keys.BETWEEN_ROUNDS or value in _BETWEEN_ROUNDS
+    return "" if known else f"must be one of {', '.join(_BETWEEN_ROUNDS)}"
+
+
+def _read(value: Any) -> Any:
+    """The number that text holds, as ``Config`` reads it; anything else is what it is."""
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _value(key: str, value: Any) -> Any:
+    """``value`` as the type of the default of ``key``."""
+    if why := fault_of(key, value):
+        raise ValueError(f"ClientSettings({key}={value!r}): {why}.")
+    return type(_DEFAULTS[key])(_read(value) if _RANGES.get(key) else value)
 
 
 def _check_schedules(settings: ClientSettings, decay: float) -> None:
     """Raise ``ValueError`` for schedules of local steps that cannot be."""
     changes_of(settings.augmentation)  # what is wrong with it shows now
     exponent = settings.lr_exponent
-    try:
-        PowerLaw(1.0, exponent, settings.lr_offset)
-    except ValueError as error:  # say whose setting it is
-        line = str(error).replace("PowerLaw(", "ClientSettings(learning-rate-", 1)
-        raise ValueError(line) from None
     if not exponent and settings.lr_offset != 1:
         raise ValueError(
             f"ClientSettings(learning-rate-offset={settings.lr_offset}): a rate without "

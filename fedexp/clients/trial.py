@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedexp.clients.augmented import check_augmentation
 from fedexp.clients.data import Examples
 from fedexp.clients.local_optimizers import LocalOptimizer, OptimizerFn
-from fedexp.clients.loop import evaluate, train
+from fedexp.clients.loop import evaluate
 from fedexp.clients.losses import Loss, classes_for, default_loss
 from fedexp.clients.module import layout_of, load_arrays, module_arrays
 from fedexp.clients.settings import ClientSettings
+from fedexp.clients.trial_step import TrialStep, names_a_setting
 
 _SENT = {torch.float16, torch.float32, torch.float64}
 
@@ -56,31 +56,24 @@ def try_model(
     with _undone(module):
         names = module_arrays(module).keys()
         _check_loss(owner, module, few, loss)
-        params = [p for p in module.parameters() if p.requires_grad]
-        ours = isinstance(optimizer, LocalOptimizer)  # whose own errors are lines already
-        made = optimizer(params, settings) if ours else None
-        what, remedy = _step_of(optimizer)
-        with _named(owner, what, remedy):
-            step = made or optimizer(params, settings)
-            private = optimizer.private if isinstance(optimizer, LocalOptimizer) else None
-            if private:
-                private().try_on(module, few, loss)
-            else:
-                train(module, few, settings, step, loss, np.random.default_rng(0))
-            if isinstance(optimizer, LocalOptimizer) and optimizer.tuning:
-                optimizer.tuning().try_on(module, few, settings, loss)
+        _check_step(owner, TrialStep(module, few, optimizer, settings, loss))
         with _named(owner, "an evaluation"):
             evaluate(module, few, loss)
         if module_arrays(module).keys() != names:
             raise ValueError(f"{owner}: forward makes arrays. Make them in the constructor.")
 
 
-def _step_of(optimizer: OptimizerFn) -> tuple[str, str]:
-    """What is tried, and what to do where it fails."""
-    if isinstance(optimizer, LocalOptimizer) and not optimizer.functional:
-        other = "Correct the model, or choose other settings or another local optimizer"
-        return f"a local step with {optimizer.line}", other
-    return "a local step", "Correct the model"
+def _check_step(owner: str, step: TrialStep) -> None:
+    """Raise if the step fails, in the name of what is the cause."""
+    if isinstance(step.optimizer, LocalOptimizer):  # whose own errors are lines already
+        step.optimizer(step.parameters, step.settings)
+    try:
+        step.take()
+    except Exception as error:  # of any kind: it may be the user's code
+        if names_a_setting(error):
+            raise
+        with _named(*step.cause(owner)):
+            raise
 
 
 def _check_arrays(owner: str, module: nn.Module) -> None:
@@ -161,6 +154,6 @@ def _named(owner: str, what: str, remedy: str = "Correct the model") -> Iterator
         yield
     except Exception as error:  # of any kind: it is the user's code
         line = " ".join(str(error).split())[:300]
-        if not isinstance(error, ValueError):
+        if not (isinstance(error, ValueError) and line.endswith(".")):  # those of this package
             line = f"{type(error).__name__}: {line.rstrip('.')}. {remedy}."
         raise ValueError(f"{owner}: {what} fails: {line}") from error

@@ -249,14 +249,16 @@ class _Merging(_Work):
         if self._differ(fates):
             return self.one_by_one(span)
         contexts = [self.context(self.jobs[p]) for p in range(*span)]
-        config = self.client.config(self.content, contexts[0])
-        if not group.takes(config):
-            return self.one_by_one(span)
         self.worker.begins(None)  # no one of them: whoever hangs is to be found one by one
+        results: list[ClientResult] = []
         try:
             with guarded():
-                results = group.fit(config, self.before, self.content, contexts)
+                config = self.client.config(self.content, contexts[0])
+                if group.takes(config):
+                    results = group.fit(config, self.before, self.content, contexts)
         except ClientRaised:  # one of them; alone, it becomes one error reply
+            return self.one_by_one(span)
+        if not results:
             return self.one_by_one(span)
         for p, context in zip(range(*span), contexts, strict=True):
             self.keep(self.jobs[p], context)

@@ -8,6 +8,7 @@ from torch import nn
 from fedexp import extras
 from fedexp.clients import ClientSettings, Examples, extra_optimizers, train
 from fedexp.clients.extra_optimizers import EXTRA_OPTIMIZERS
+from fedexp.clients.factories import Factory
 from fedexp.clients.muon_adamw import MuonAdamW, _warn
 from fedexp.clients.named import named_optimizer, optimizers, told
 from fedexp.clients.trial import try_model
@@ -83,6 +84,46 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(name, monkeypat
         named_optimizer(name)
     lines = {key: line for key, line, _ in optimizers()}
     assert f"needs fedexp[{extra}]" in lines[name]
+
+
+OUTSIDE = [
+    ("prodigy", "d-coef=-1", "must be greater than 0"),
+    ("prodigy", "d-coef=0", "must be greater than 0"),
+    ("prodigy", "d0=inf", "must be a finite number"),
+    ("prodigy", "growth-rate=0.5", "must be at least 1"),
+    ("prodigy", "beta3=2", "must be at least 0 and less than 1"),
+    ("prodigy", "beta3=nan", "must be a number"),
+    ("prodigy", "slice-p=0", "must be at least 1"),
+    ("prodigy", "slice-p=1.5", "must be a whole number"),
+    ("schedule-free-adamw", "warmup-steps=-5", "must be at least 0"),
+    ("schedule-free-adamw", "warmup-steps=1.5", "must be a whole number"),
+    ("schedule-free-adamw", "betas=[0, 0.9]", "must be greater than 0 and less than 1"),
+    ("schedule-free-adamw", "eps=-1", "must be at least 0"),
+    ("schedule-free-sgd", "weight-lr-power=-1", "must be at least 0"),
+    ("schedule-free-sgd", "r=inf", "must be a finite number"),
+]
+
+
+@pytest.mark.parametrize(("name", "setting", "rule"), OUTSIDE)
+def test_a_setting_that_a_package_takes_without_a_look_has_its_range(name, setting, rule):
+    pytest.importorskip(EXTRA_OPTIMIZERS[name].package)
+    with pytest.raises(ValueError, match=rf"{name}.*: {setting.partition('=')[0]}=.* {rule}"):
+        named_optimizer(f"{name}({setting})")
+
+
+def test_the_ends_of_the_ranges_can_be_had():
+    pytest.importorskip("prodigyopt")
+    named_optimizer("prodigy(growth-rate=inf, beta3=none, slice-p=1, d-coef=0.5)")
+    named_optimizer("prodigy(growth-rate=1, beta3=0)")
+
+
+@pytest.mark.parametrize("name", EXTRA_OPTIMIZERS)
+def test_every_range_is_that_of_a_setting_and_holds_its_default(name):
+    extra = EXTRA_OPTIMIZERS[name]
+    pytest.importorskip(extra.package)
+    defaults = Factory(extra.load(), name).own
+    assert extra.ranges.keys() <= defaults.keys()
+    extra.check(name, defaults)
 
 
 @pytest.fixture

@@ -222,17 +222,3 @@ def test_a_client_that_is_told_nothing_trains_as_a_run_does():
 )
 def test_names_of_earlier_versions_are_the_same_objects(earlier, name):
     assert getattr(clients, earlier) is getattr(clients, name)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "rule"),
-    [
-        ("local-steps", "x", "must be a number"),
-        ("local-steps", -1, "must be at least 1"),
-        ("batch-size", 0, "must be at least 1"),
-        ("learning-rate", [0.1], "must be a number"),
-    ],
-)
-def test_a_setting_that_cannot_be_is_named_with_its_key(key, value, rule):
-    with pytest.raises(ValueError, match=rf"ClientSettings\({key}=.*{rule}"):
-        ClientSettings.of({key: value})

@@ -284,15 +284,25 @@ REFUSED = {
     "adamw(weigt-decay=0.1)": "no setting 'weigt-decay'. Did you mean 'weight-decay'? Known: learn",
     "sgd(momentm=0.9)": "no setting 'momentm'. Did you mean 'momentum'?",
     "hypersgd(hyper-hight=2)": "Did you mean 'hyper-height'?",
-    "adamw(betas=3)": "TypeError",
+    "adamw(betas=3)": "betas=3 must be a list like [0.9, 0.999]",
+    "adamw(betas=[a, b])": "betas='[a, b]' must be a list like",
+    "adam(foreach=maybe)": "foreach='maybe' must be true or false",
+    "adam(eps=nan)": "eps='nan' must be a number",
+    "lbfgs(max-iter=2.5)": "max-iter=2.5 must be a whole number",
+    "muon(momentum=5)": "momentum=5): must be at least 0 and less than 1",
+    "muon(ns-steps=0)": "ns_steps=0): must be at least 1",
+    "muon(adjust-lr-fn=x)": "Config(local-optimizer='muon(adjust-lr-fn=x)'): ValueError: Adjust",
+    "sgd(lr=-1)": "learning-rate=-1 must be at least 0",
+    "polyak(least-loss=-inf)": "least_loss=-inf): must be finite",
     "adamw(betas=[2, 0.9])": "Invalid beta",
-    "hypersgd(momentum=abc)": "TypeError",
+    "hypersgd(momentum=abc)": "momentum='abc' must be a number",
     "sgd(lr=fast)": "learning-rate='fast' must be a number",
     "sgd(lr=true)": "must be a number",
     "adam(lr=1, learning-rate=2)": "Leave one out",
     "adam(lr=1": "bracket is missing",
     "no_such_module:f": "Is it on the Python path?",
-    "own_optimizers:f": "AttributeError",
+    "own_optimizers:haf": "has no attribute 'haf'. Name one that own_optimizers has. Did you mean",
+    "own_optimizers:half(power=fast)": "power='fast' must be a number",
     "own_optimizers:half(speed=2)": "no setting 'speed'. Known: learning-rate, weight-decay, power",
 }
 
@@ -305,6 +315,36 @@ def test_what_cannot_be_is_refused_in_one_line(own, text):
     assert "\n" not in str(caught.value)
 
 
+WRONG = {bool: ["maybe", "1"], int: ["abc", "nan", "true"], float: ["abc", "nan", "true"]}
+WRONG |= {tuple: ["3", "[a, b]", "none"]}
+KINDS = [
+    (f"{name}({key}={value})", key)
+    for name, _, settings in optimizers()
+    if name not in ("dp-sgd", "private-line-search", "learned-step")  # which say more
+    for key, default in settings.items()
+    for value in WRONG.get(type(default), ())
+]
+
+
+@pytest.mark.parametrize(("text", "key"), KINDS)
+def test_a_setting_of_another_kind_than_its_default_is_refused_by_its_name(text, key):
+    with pytest.raises(ValueError, match=rf"[( ]{key}=.*must be (a |true)"):
+        named_optimizer(text)
+
+
+def test_a_setting_may_be_whatever_its_default_or_annotation_allows():
+    named_optimizer("adam(foreach=none, betas=[0, 0.5])")
+    assert named_optimizer("lbfgs(max-iter=1e1)").make.keywords == {"max_iter": 10}
+    as_optimizer(
+        functools.partial(torch.optim.Adam, betas=(torch.tensor(0.9),) * 2, capturable=True)
+    )
+
+
+def test_a_number_whose_default_is_whole_may_be_any(own):
+    sys.modules[own].powered = lambda params, lr, power=1: half(params, lr)
+    named_optimizer(f"{own}:powered(power=0.5)")
+
+
 def test_a_weight_decay_is_refused_where_the_function_has_none(own):
     for name in ("rprop", "lbfgs", "delta-sgd"):
         with pytest.raises(ValueError, match=r"weight_decay=0.1"):
@@ -314,16 +354,19 @@ def test_a_weight_decay_is_refused_where_the_function_has_none(own):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("sparseadam", "torch.optim.SparseAdam fails.*dense gradients.*another local optimizer"),
+        (
+            "sparseadam",
+            r"^Config\(local-optimizer='sparseadam'\): .*torch.optim.SparseAdam fails.*"
+            "dense gradients.*another local optimizer",
+        ),
         ("torch.optim.Muon", "Muon.*Muon only supports 2D parameters"),
         ("own_optimizers:model", "local-optimizer='own_optimizers:model'.*TypeError"),
     ],
 )
 def test_an_optimizer_that_cannot_step_on_the_model_is_refused_by_the_trial(own, text, reason):
+    settings, examples = ClientSettings(optimizer=text), data()[0]
     with pytest.raises(ValueError, match=reason):
-        try_model(
-            "Config(model='own')", model(), data()[0], named_optimizer(text), ClientSettings()
-        )
+        try_model("Config(model='own')", model(), examples, named_optimizer(text), settings)
 
 
 def test_muon_trains_a_model_of_matrices():

@@ -212,7 +212,7 @@ WRONG = [
     ({"augmentation": "noise(scale=-1)"}, "noise(scale=-1): must be >= 0."),
     (
         {"learning-rate-exponent": -1.0},
-        "ClientSettings(learning-rate-exponent=-1.0): must be >= 0.",
+        "ClientSettings(learning-rate-exponent=-1.0): must be at least 0.",
     ),
     (
         {"learning-rate-exponent": "fast"},
@@ -222,7 +222,10 @@ WRONG = [
         {"learning-rate-exponent": float("nan")},
         "ClientSettings(learning-rate-exponent=nan): must be a finite number.",
     ),
-    ({"learning-rate-offset": 0.0}, "ClientSettings(learning-rate-offset=0): must be > 0."),
+    (
+        {"learning-rate-offset": 0.0},
+        "ClientSettings(learning-rate-offset=0.0): must be greater than 0.",
+    ),
     (
         {"learning-rate-offset": 5.0},
         "ClientSettings(learning-rate-offset=5.0): a rate without learning-rate-exponent does not",

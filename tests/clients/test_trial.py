@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedexp.clients import ClientSettings, Examples, sgd
+from fedexp.clients import ClientSettings, Examples, as_optimizer, sgd
+from fedexp.clients.named import named_optimizer
 from fedexp.clients.trial import try_model
 
 IMAGES = Examples(torch.randn(30, 1, 4, 4), torch.arange(30) % 5)
@@ -138,6 +139,52 @@ def test_a_loss_and_an_optimizer_of_ones_own_are_tried_too():
 
     with pytest.raises(ValueError, match="a local step fails: TypeError: no such optimizer"):
         try_model("own", GOOD["linear"](), IMAGES, refused, ClientSettings())
+
+
+class Fussy(torch.optim.SGD):
+    """Fails in its step."""
+
+    def step(self, closure=None):
+        raise RuntimeError("no such step")
+
+
+def tried(make, optimizer, settings):
+    with pytest.raises(ValueError, match="a local step") as error:
+        try_model("Config(model='own')", make(), IMAGES, optimizer, settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_step_that_plain_sgd_can_take_is_the_optimizers_fault():
+    text = f"{__name__}:Fussy(momentum=0.5)"
+    line = tried(GOOD["linear"], named_optimizer(text), ClientSettings(optimizer=text))
+    assert line.startswith(f"Config(local-optimizer={text!r}): a local step with ")
+    assert "fails: RuntimeError: no such step. Choose other settings, or another" in line
+    line = tried(GOOD["linear"], as_optimizer(Fussy), ClientSettings())
+    assert line.startswith(f"optimizer={__name__}.Fussy: ")
+
+
+def test_a_step_that_no_optimizer_can_take_is_the_models_fault():
+    net = flat(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 5))
+    for optimizer in (named_optimizer("adam"), as_optimizer(Fussy)):
+        line = tried(lambda: net, optimizer, ClientSettings(batch_size=1, optimizer="adam"))
+        assert line.startswith("Config(model='own'): a local step fails: ")
+
+
+def test_a_setting_that_is_named_already_is_not_named_again():
+    settings = ClientSettings(optimizer="rprop", step_scheduler="cosine")
+    with pytest.raises(ValueError, match=r"^ClientSettings\(local-scheduler='cosine'\): Rprop"):
+        try_model("own", GOOD["linear"](), IMAGES, named_optimizer("rprop"), settings)
+
+
+def test_a_schedule_with_which_a_step_fails_is_named():
+    def by_rate(params, settings):
+        made = torch.optim.SGD(params, settings.lr)
+        made.param_groups[0]["lr"] = "fast" if settings.step_scheduler else 0.1
+        return made
+
+    line = tried(GOOD["linear"], by_rate, ClientSettings(step_scheduler="cosine"))
+    assert line.startswith("Config(local-scheduler='cosine'): a local step fails: ")
 
 
 def test_one_row_is_enough_for_batch_norm():

@@ -87,6 +87,8 @@ class ClientGroup:
             return False
         if not isinstance(make, LocalOptimizer) or make.functional is None:
             return False
+        if make.keeps == "state" and config.get(keys.BETWEEN_ROUNDS) == "carry":
+            return False  # a group keeps rates alone
         return not (make.tuning and make.tuning().is_due(config))
 
     def fit(
@@ -151,6 +153,8 @@ class ClientGroup:
                 state["loss"] = losses.double()
             if isinstance(optimizer, FunctionalSGD):
                 update = optimizer.at(lr).update
+            elif settings.rate_varies:
+                state["lr"] = torch.full_like(rates, lr)
             params, state = update(params, grads, state)
             total += losses
         if make.adapts_lr:

@@ -264,6 +264,15 @@ def _read(value: Any) -> Any:
 
 def _value(key: str, value: Any) -> Any:
     """``value`` as the type of the default of ``key``."""
+    try:
+        return _looked_at(key, value)
+    except TypeError:  # a list has no hash
+        return _looked_at.__wrapped__(key, value)
+
+
+@lru_cache(maxsize=1024, typed=True)  # 1 and true are not the same here
+def _looked_at(key: str, value: Any) -> Any:
+    """As ``_value``: all clients of a round have the same settings."""
     if why := fault_of(key, value):
         raise ValueError(f"ClientSettings({key}={value!r}): {why}.")
     return type(_DEFAULTS[key])(_read(value) if _RANGES.get(key) else value)

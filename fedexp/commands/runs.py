@@ -106,7 +106,7 @@ def _run(run: Command) -> None:
     for line in early_ends(outcomes):
         print(line)
     if not took:
-        print(_nothing_to_do(run, outcomes))
+        print(_nothing_left(run, outcomes))
     if run.study.is_cut:
         print(f"--max-minutes {config.max_minutes:g} are over. Go on with: {again}")
     print(f"Run folder: {folder}\nReport: {page}")
@@ -114,12 +114,12 @@ def _run(run: Command) -> None:
         fail(*found, code=1)
 
 
-def _nothing_to_do(run: Command, outcomes: Sequence[UnitOutcome]) -> str:
+def _nothing_left(run: Command, outcomes: Sequence[UnitOutcome]) -> str:
     """What a run says that had ended; early ends are refused more rounds."""
     rounds = run.study.config.num_server_rounds
     has_all = all(outcome.summary["num-rounds"] == rounds for outcome in outcomes)
     more = f" For more rounds: {command('fedexp', 'resume', run.folder, '--rounds', 'N')}"
-    return f"There was nothing to do: the run has ended.{more if has_all else ''}"
+    return f"No round was left to run: the run has ended.{more if has_all else ''}"
 
 
 def _prepared(values: dict[str, Any], held: ExitStack) -> Command:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedexp.config import Config
 from fedexp.runs.json_files import MOVE, about_in, environment_in, partition_in, summary_in
-from fedexp.specs import slug, split_list
+from fedexp.specs import slug, split_list, value_of
 
 MetricsRow = dict[str, Any]
 """One line of ``metrics.jsonl`` or of ``clients.csv``."""
@@ -140,7 +140,7 @@ def read_units(folder: Path, config: Mapping[str, Any] | None = None) -> list[Un
     config = _config(folder) if config is None else config
     order = [*_strategies(config), "fedavg"]
     return sorted(
-        (_unit(path, config) for path in _units_in(folder)),
+        (_unit(folder, path, config) for path in _units_in(folder)),
         key=lambda u: (
             u.tuning,
             order.index(u.strategy) if u.strategy in order else len(order),
@@ -163,7 +163,7 @@ def check_others(folder: Path, own: Collection[Path]) -> None:
     config = _config(folder)
     environment_in(folder)
     for path in _units_in(folder) - set(own):
-        _unit(path, config)
+        _unit(folder, path, config)
 
 
 def _units_in(folder: Path) -> set[Path]:
@@ -217,11 +217,11 @@ def read_clients(folder: Path) -> list[MetricsRow]:
         raise ValueError(f"{path}: is damaged, {error}. {MOVE}") from None
 
 
-def _unit(folder: Path, config: Mapping[str, Any]) -> UnitResult:
-    about: MetricsRow = {"settings": {}, "tuning": False}
+def _unit(root: Path, folder: Path, config: Mapping[str, Any]) -> UnitResult:
+    about: MetricsRow = {}
     for key in ("seed", "dataset", "model", "target-accuracy", "average", "num-server-rounds"):
         about |= {key: config[key]} if key in config else {}
-    about |= about_in(folder, config) or _by_names(folder, config)
+    about |= about_in(folder, config) or _by_names(root, folder, config)
     strategy, seed, settings = (about.pop(key, None) for key in ("strategy", "seed", "settings"))
     return UnitResult(
         str(strategy),
@@ -235,13 +235,21 @@ def _unit(folder: Path, config: Mapping[str, Any]) -> UnitResult:
     )
 
 
-def _by_names(folder: Path, config: Mapping[str, Any]) -> MetricsRow:
-    """Strategy and seed by the names of folders."""
+def _by_names(root: Path, folder: Path, config: Mapping[str, Any]) -> MetricsRow:
+    """What the names of folders tell of a unit: ``tuning/fedavg/alpha=0.1/seed-0``."""
+    parts = folder.relative_to(root).parts
+    tuning = parts[:1] == ("tuning",)
     names = {slug(key): key for key in _strategies(config)}
-    around = (names[path.name] for path in (folder, *folder.parents) if path.name in names)
+    around = (names[part] for part in parts if part in names)
+    inside = [part for part in parts[tuning + 1 :] if "=" in part]
+    settings = [pair.partition("=") for part in inside for pair in part.split(",")]
     word, _, number = folder.name.partition("seed-")
-    seed = {"seed": int(number)} if not word and number.isdecimal() else {}
-    return {"strategy": next(around, folder.name), **seed}
+    return {
+        "strategy": next(around, [*parts[tuning:], folder.name][0]),
+        "settings": {key: value_of(value) for key, _, value in settings},
+        "tuning": tuning,
+        **({"seed": int(number)} if not word and number.isdecimal() else {}),
+    }
 
 
 def _told_apart(units: Sequence[UnitResult], folders: Sequence[Path]) -> list[UnitResult]:

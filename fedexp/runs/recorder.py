@@ -220,11 +220,14 @@ def save_about(folder: Path, about: MetricsRow) -> None:
 
     The run of a unit that selected may have got more rounds since.
     """
-    path, rounds = folder / "unit.json", "num-server-rounds"
+    may_differ = {"num-server-rounds"} if about["tuning"] else set[str]()
     with suppress(ValueError):
-        if {**about_in(folder, {}), rounds: about[rounds]} == about:
+        known = about_in(folder, {})
+        if known.keys() == about.keys() and all(
+            known[key] == value for key, value in about.items() if key not in may_differ
+        ):
             return
-    save_json(path, about)
+    save_json(folder / "unit.json", about)
 
 
 def is_finished(folder: Path, num_rounds: int) -> bool:

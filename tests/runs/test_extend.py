@@ -149,10 +149,10 @@ def test_a_unit_that_says_it_has_more_rounds_than_it_has_takes_them(ended):
 def test_a_run_that_has_ended_says_so_and_how_it_gets_more_rounds(ended, capsys):
     resume(ended)
     lines = capsys.readouterr().out.splitlines()
-    (line,) = [line for line in lines if line.startswith("There was nothing to do")]
+    (line,) = [line for line in lines if line.startswith("No round was left to run")]
     assert line.endswith(f"For more rounds: fedexp resume {ended} --rounds N")
     resume(ended, "--rounds", 3)
-    assert "nothing to do" not in capsys.readouterr().out
+    assert "No round was left" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [1, 2])

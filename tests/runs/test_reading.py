@@ -53,10 +53,14 @@ def test_a_folder_of_an_older_run_has_its_strategy_by_name_and_the_rest_from_its
     assert (unit.strategy, unit.seed, unit.about["target-accuracy"]) == ("fedexp", 7, 0.85)
 
 
-def test_without_its_file_a_unit_has_its_strategy_and_seed_from_the_names_of_folders(tmp_path):
-    folder = write_run(tmp_path / "run", [unit_of("fedadam(eta=0.1)", seed=3)])
-    (folder / "fedadam(eta=0.1)/seed-3/unit.json").unlink()
-    assert told(read_units(folder)) == [("fedadam(eta=0.1)", 3, {}, False)]
+def test_without_its_file_a_unit_is_what_the_names_of_folders_tell(tmp_path):
+    units = [unit_of("fedadam(eta=0.1)", seed=3), unit_of("a name", seed=4)]
+    tuning = [unit_of("fedavg", seed=1, settings={"learning-rate": 0.3})]
+    folder = write_run(tmp_path / "run", units, {"strategy": "fedadam(eta=0.1)"}, tuning=tuning)
+    wanted = told(read_units(folder))
+    for path in folder.rglob("unit.json"):
+        path.unlink()
+    assert told(read_units(folder)) == wanted
 
 
 def test_a_unit_before_its_first_round_is_there_without_rows(tmp_path):

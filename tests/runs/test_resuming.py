@@ -383,6 +383,11 @@ def test_a_folder_in_the_place_of_the_checkpoint_before_keeps_what_is_in_it(cut,
     assert len(list((cut / "scaffold").glob("*/thesis"))) == 1
 
 
+def edited(text):
+    """With another seed, and with more rounds."""
+    return text.replace(": 0,", ": 7,"), text.replace('rounds": 3', 'rounds": 9')
+
+
 JUNK = ["", "[]", "null", "{}", "3", '{"strategy": 3, "seed": "x", "settings": [], "sizes": "x"}']
 
 
@@ -391,13 +396,13 @@ JUNK = ["", "[]", "null", "{}", "3", '{"strategy": 3, "seed": "x", "settings": [
 def test_what_the_configuration_tells_is_written_anew(name, ended, folders, tmp_path, capsys):
     whole = folders / "whole"
     wanted = (whole / name).read_bytes()
-    for i, text in enumerate([*JUNK, wanted.decode().replace(": 0,", ": 7,"), "\udcff"]):
+    for i, text in enumerate([*JUNK, *edited(wanted.decode()), "\udcff"]):
         folder = shutil.copytree(whole if ended else folders / "cut", tmp_path / str(i))
         (folder / name).write_bytes(text.encode(errors="surrogateescape"))
         capsys.readouterr()
         run("--resume", folder)
         assert (folder / name).read_bytes() == wanted
-        assert ("There was nothing to do" in capsys.readouterr().out) == ended
+        assert ("No round was left to run" in capsys.readouterr().out) == ended
 
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_only_sound_one(cut, folders):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -34,6 +35,20 @@ def _kebab(name: str) -> str:
 def _named_short(word: str, keys: Iterable[str]) -> list[str]:
     """The keys that end in ``word``, or of which it is the initials: ``lr``, ``rounds``."""
     return [k for k in keys if word in (k.rpartition("-")[2], "".join(x[0] for x in k.split("-")))]
+
+
+_MOST_SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """A value in a message: on one line, and cut where it is long.
+
+    Example:
+        >>> shown("a"), shown(list(range(1000)))[-12:]
+        ("'a'", ' 23, 24, ...')
+    """
+    text = re.sub(r"\s*\n\s*", " ", repr(value))
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _encodable(text: str) -> str:
@@ -344,8 +359,12 @@ class Config(BaseModel):
         """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{path}: there is no such file. Name a TOML file.") from None
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} cannot be read: {error}. Name a TOML file.") from None
+            is_text = not isinstance(error, UnicodeDecodeError)
+            why = getattr(error, "strerror", error) if is_text else "it is not in UTF-8"
+            raise ValueError(f"{path}: cannot be read: {why}. Name a TOML file.") from None
         if tables := [name for name, value in values.items() if isinstance(value, dict)]:
             raise ValueError(f"{path}: holds a table [{tables[0]}]. Write its keys without one.")
         return values
@@ -374,8 +393,8 @@ class Config(BaseModel):
         default = cls.keys()[key].default
         rule = first["msg"][0].lower() + first["msg"][1:].replace("Input", "it")
         if isinstance(first["input"], list):
-            rule = f"it should be text, such as {','.join(map(str, first['input']))!r}"
+            rule = f"it should be text, such as {shown(','.join(map(str, first['input'])))}"
         return (
-            f"Config({key}={first['input']!r}): {rule.replace('input', 'it')}. "
+            f"Config({key}={shown(first['input'])}): {rule.replace('input', 'it')}. "
             f"The default is {default!r}."
         )

@@ -1,5 +1,6 @@
 import tomllib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,8 +65,19 @@ def test_a_short_name_of_the_command_line_suggests_the_key(short, key):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere\.toml"):
+    with pytest.raises(ValueError, match=r"nowhere\.toml: there is no such file\. Name a"):
         Config.read(tmp_path / "nowhere.toml")
+    with pytest.raises(ValueError, match=r"cannot be read: Is a directory\. Name a TOML file"):
+        Config.read(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["seed", "alpha", "weighted", "engine"])
+@pytest.mark.parametrize("value", [["x" * 5000], "x" * 5000, {"a": range(9)}, np.zeros((99, 99))])
+def test_a_value_that_is_long_or_of_another_kind_is_cut_to_one_line(key, value):
+    with pytest.raises(ValueError, match="The default is") as caught:
+        Config.of({key: value})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_lists_and_tables_of_a_toml_file_are_told_how_to_be_text(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from logging import WARNING
 from pathlib import Path
@@ -15,6 +16,7 @@ from fedexp.terminal import command
 
 if TYPE_CHECKING:
     from fedexp.runs.command import Command
+    from fedexp.runs.job import UnitOutcome
 
 
 def add_resume_flags(parser: Parser) -> None:
@@ -78,9 +80,15 @@ def _run(run: Command) -> None:
     config, folder = run.study.config, run.folder
     again = command("fedexp", "resume", folder)
     labels = list(map(label_of, run.study.units()))
+    took: list[Any] = []  # rounds
+
+    def told(unit: Any, row: Any) -> None:
+        took.append(row)
+        progress.advance(label_of(unit), row)
+
     try:
         with level(WARNING), Progress(labels, config.num_server_rounds) as progress:
-            outcomes = run.run(lambda unit, row: progress.advance(label_of(unit), row))
+            outcomes = run.run(told)
         page = report([folder])
     except KeyboardInterrupt:
         print(f"Interrupted. Go on with: {again}", file=sys.stderr, flush=True)
@@ -97,11 +105,21 @@ def _run(run: Command) -> None:
     client_table(clients_of(run, outcomes))
     for line in early_ends(outcomes):
         print(line)
+    if not took:
+        print(_nothing_left(run, outcomes))
     if run.study.is_cut:
         print(f"--max-minutes {config.max_minutes:g} are over. Go on with: {again}")
     print(f"Run folder: {folder}\nReport: {page}")
     if found := problems(summaries_of(outcomes)):
         fail(*found, code=1)
+
+
+def _nothing_left(run: Command, outcomes: Sequence[UnitOutcome]) -> str:
+    """What a run says that had ended; early ends are refused more rounds."""
+    rounds = run.study.config.num_server_rounds
+    has_all = all(outcome.summary["num-rounds"] == rounds for outcome in outcomes)
+    more = f" For more rounds: {command('fedexp', 'resume', run.folder, '--rounds', 'N')}"
+    return f"No round was left to run: the run has ended.{more if has_all else ''}"
 
 
 def _prepared(values: dict[str, Any], held: ExitStack) -> Command:

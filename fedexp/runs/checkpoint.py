@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,20 +96,18 @@ class Checkpoint:
             ValueError: the file is not as it was written.
             OtherFormatError: another version of this library wrote it.
         """
+        if path.is_dir():
+            raise ValueError(f"{path}: is damaged (it is a folder).{_REMEDY}")
         try:
             states = states or ClientStates(path.with_name(FOLDER))
             return cls._of(*_read(path), states)
         except OtherFormatError:
             raise
-        except (
-            OSError,
-            SafetensorError,
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-        ) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             raise ValueError(f"{path}: is damaged ({error}).{_REMEDY}") from None
+        except (TypeError, LookupError, AttributeError):
+            why = "it does not hold what a checkpoint holds"
+            raise ValueError(f"{path}: is damaged ({why}).{_REMEDY}") from None
 
     @classmethod
     def _of(cls, arrays: Arrays, meta: Mapping[str, str], states: ClientStates) -> Checkpoint:
@@ -141,7 +139,7 @@ def newest(
     Raises:
         ValueError: there are some, and all of them are damaged.
     """
-    damage: ValueError | None = None
+    damage: list[str] = []
     for path in (folder / name for name in NAMES):
         if not path.exists():
             continue
@@ -151,17 +149,25 @@ def newest(
         except OtherFormatError:
             raise
         except ValueError as error:
-            damage = damage or error
-            if path.is_dir():  # nothing of ours: no new checkpoint could take its place
-                break
+            damage.append(str(error))
             continue
-        if damage:
-            cause = str(damage).rpartition(" Remove ")[0]  # which need not be done
-            warn(f"{cause} The run goes on from round {found.server_round}.")
+        if damage:  # what it says to remove need not be
+            warn(f"{_cause(damage[0])} The run goes on from round {found.server_round}.")
         return found
     if damage:
-        raise damage
+        raise ValueError(_remedy(folder, damage))
     return None
+
+
+def _cause(line: str) -> str:
+    return line.rpartition(" Remove ")[0]
+
+
+def _remedy(folder: Path, damage: Sequence[str]) -> str:
+    """What is wrong, and how the unit starts again, in one line and one go."""
+    if len(damage) < 2 or not damage[0].endswith(_REMEDY):  # that removes all of the unit
+        return damage[0]
+    return f"{_cause(damage[0])} {_cause(damage[1])} Remove {folder} to run it again."
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -172,6 +178,8 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
                 f"{path}: is of format {meta.get('format', '1')}, not {FORMAT}: another version of "
                 f"fedexp wrote it. Go on with that one.{_REMEDY}"
             )
+        if "checksum" not in meta:
+            raise ValueError("it is no checkpoint")
         checksum = meta.pop("checksum")
         arrays = {name: file.get_tensor(name) for name in json.loads(meta["order"])}
     if _checksum(arrays, meta) != checksum:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedexp import verdict
 from fedexp.choices import strategy_keys
-from fedexp.config import Config
+from fedexp.config import Config, shown
 from fedexp.extras import need
 from fedexp.logs import level
 from fedexp.runs import folder as folders
@@ -23,7 +23,7 @@ from fedexp.runs.page import report
 from fedexp.runs.reading import MetricsRow, UnitResult
 from fedexp.runs.results import Result, Results, load_runs
 from fedexp.runs.resuming import check_units
-from fedexp.runs.said import check_calls, maker_of, name_of, tell
+from fedexp.runs.said import check_calls, check_folder, maker_of, name_of, tell
 from fedexp.runs.study import Study
 
 
@@ -65,13 +65,14 @@ def compare(
         >>> len(found), len(found["fedexp"])
         (4, 2)
     """
-    check_calls(on_round=on_round, stop=stop or on_round)
+    check_calls(on_round=on_round, stop=on_round if stop is None else stop)
     named = _named(strategies)
     texts = {name: x if isinstance(x, str) else "fedavg" for name, x in named.items()}
     rules = {name: x for name, x in named.items() if not isinstance(x, str)}
     text = ",".join(dict.fromkeys(texts.values()))
     several = {"strategy": text, "seeds": _listed(seeds, parts), "out": out}
     config, own = given("compare", {**parts, **several}, rules.values())
+    check_folder("compare", config, resume)
     study = Study(config, texts, rules, own, resume=resume)
     with ExitStack() as held, level(WARNING):
         study.check()
@@ -93,6 +94,8 @@ def _listed(seeds: Iterable[int] | str | None, parts: Mapping[str, Any]) -> Any:
         return seeds
     if isinstance(seeds, int):
         raise ValueError(f"compare(seeds={seeds}): must be several. Give range({seeds}) or [0, 1].")
+    if not isinstance(seeds, Iterable):
+        raise ValueError(f"compare(seeds={shown(seeds)}): must be several. Give [0, 1].")
     if "seed" in parts:
         raise ValueError("compare(seed): seeds are given too. Leave one out.")
     return ",".join(map(str, seeds))
@@ -104,6 +107,7 @@ def _study_folder(study: Study, held: ExitStack) -> Path:
     if study.resume and (root / "config.toml").exists():
         held.enter_context(folders.reopened(root))
         check_units(config, study.strategies, root, lambda own: Federation(own, study.own))
+        folders.show_partition(root, Federation(config, study.own))
         return root
     held.enter_context(folders.claimed(config))
     names = study.own.names() | {label: name_of(x) for label, x in study.objects.items()}

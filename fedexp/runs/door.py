@@ -21,11 +21,12 @@ from fedexp.runs.engines import check_engine, engine_of, grid_of, seconds_of
 from fedexp.runs.federation import Federation
 from fedexp.runs.given import given
 from fedexp.runs.page import report
-from fedexp.runs.plan import Unit
+from fedexp.runs.plan import Unit, first_units
 from fedexp.runs.reading import MetricsRow, UnitResult
 from fedexp.runs.results import Result
-from fedexp.runs.resuming import check_unit
-from fedexp.runs.said import check_calls, maker_of, name_of, tell
+from fedexp.runs.resuming import check_around, check_unit
+from fedexp.runs.said import check_calls, check_folder, maker_of, name_of, tell
+from fedexp.runs.trackers import Trackers, trackers_of
 from fedexp.runs.unit_run import UnitRun
 from fedexp.simulation.grid import LocalGrid
 from fedexp.specs import slug
@@ -123,6 +124,9 @@ class Simulation:
                 f"Simulation(strategy={text!r}): is for one strategy, seed and setting. "
                 "Use fedexp.compare for several."
             )
+        check_folder("Simulation", self.config, resume)
+        first_units(self.config, {label: text})  # there is nothing to select from
+        trackers_of(self.config.log, Path(self.config.out))
         unit = Unit(label, self.config, Path(slug(label)))
         self._federation = Federation(self.config, self._own)
         self._federation.check(self.config)
@@ -132,10 +136,14 @@ class Simulation:
         self._live = _Engine()
         finalize(self, self._live.close)
         self._states: dict[int, Any] = {}
-        root = self._folder(unit, resume) if out else None
-        self._going = UnitRun(
-            unit, self._federation, self._object, root / unit.folder if root else None
-        )
+        try:
+            root = self._folder(unit, resume) if out else None
+            self._going = UnitRun(
+                unit, self._federation, self._object, root / unit.folder if root else None
+            )
+        except BaseException:
+            self._held.close()  # whatever was wrong, the folder is free again
+            raise
         self._root, self._resume, self._began = root, resume, False
 
     def run(
@@ -167,20 +175,30 @@ class Simulation:
         done = len(self._going.rows)
         more = self.config.num_server_rounds - done if rounds is None else rounds
         if rounds is None and more < 1:
-            return self.result
-        if more < 1:
+            if self._root is None:
+                return self.result
+            more = 0  # it ends anew, for going on has removed the end
+        elif more < 1:
             raise ValueError(f"run(rounds={more}): must be at least 1. {done} rounds are done.")
+        trackers = self._trackers(done + 1)
+
+        def told(row: MetricsRow) -> None:
+            trackers.row(row)
+            on_round(row)
+
         try:
             with level(WARNING):
-                self._summary = self._going.advance(grid, done + more, on_round, stop)
+                self._summary = self._going.advance(grid, done + more, told, stop)
         except BaseException:
             self._states = dict(grid.states)
             self.close()  # clients may still be at work
             raise
         self._states = dict(grid.states)
+        trackers.end(self._summary)
         if self._root:
             report([self._root])
-        tell(self._summary["problem"], self._going.rows[done:])
+        if more:
+            tell(self._summary["problem"], self._going.rows[done:])
         return self.result
 
     @property
@@ -217,12 +235,21 @@ class Simulation:
             self._began = True
         return grid
 
+    def _trackers(self, first: int) -> Trackers:
+        """What ``log`` names, from a round on."""
+        trackers = trackers_of(self.config.log, self._root) if self._root else Trackers({})
+        unit = self._going.unit
+        trackers.begin(unit.about(), (self._root or Path()) / unit.folder, first)
+        return trackers
+
     def _folder(self, unit: Unit, resume: bool) -> Path:
         need("matplotlib", "simulation")  # for the pictures of the report, at the end
         root = Path(self.config.out)
         if resume and (root / "config.toml").exists():
             self._held.enter_context(folders.reopened(root))
+            check_around(root, [unit])
             check_unit(unit, root / unit.folder, self._federation)
+            folders.show_partition(root, self._federation)
             return root
         self._held.enter_context(folders.claimed(self.config))
         names = self._own.names()

@@ -84,10 +84,12 @@ class Own:
     def names(self) -> dict[str, str]:
         """What each object that is there is called, for a folder that cannot hold it."""
         given = {x.name: getattr(self, x.name) for x in fields(self)}
-        return {name: _name(value) for name, value in given.items() if value not in (None, 0)}
+        given |= {"num_clients": self.num_clients or None}
+        return {name: _name(value) for name, value in given.items() if value is not None}
 
 
 _KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("model", callable, "a name, a module, or a class or function of one"),
     ("loss", callable, "a function (outputs, targets) -> scalar"),
     ("evaluate", callable, "a function (server_round, arrays) -> metrics"),
     ("metrics", lambda x: isinstance(x, Mapping), "functions by name, such as {'f1': f1}"),

@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fedexp.runs.checkpoint import NAMES
 from fedexp.runs.client_states import forget_states
 from fedexp.runs.federation import Federation
 from fedexp.runs.fingerprint import digests, version_of
+from fedexp.runs.json_files import MOVE, environment_in
 
 try:
     import fcntl
@@ -33,7 +34,7 @@ except ModuleNotFoundError:  # Windows: runs of one second still get folders of 
 
 _PACKAGES = ("fedexp", "flwr", "torch", "numpy", "ray", "scikit-learn", "pandas")
 _LOCK = ".lock"
-_FILES = (
+FILES = (
     *("config.toml", "environment.json", "command.txt", "partition.png", "partition.json"),
     *("curves.png", "curves.svg", "results.csv", "report.html", "summary.json", "deployment.json"),
 )
@@ -68,7 +69,7 @@ def claimed(config: Config, *, overwrite: bool = False) -> Iterator[Path]:
     finally:
         if is_new and not (folder / "config.toml").exists():
             with suppress(OSError):  # the reason that is on its way out says more
-                _remove(folder, (*_FILES, _LOCK))
+                _remove(folder, (*FILES, _LOCK))
                 folder.rmdir()
 
 
@@ -104,7 +105,7 @@ def reopened(folder: Path) -> Iterator[None]:
         ValueError: another run holds it, or the folder cannot be written.
     """
     with locked(folder):
-        remove_leftovers(folder, _FILES.__contains__)
+        remove_leftovers(folder, FILES.__contains__)
         yield
 
 
@@ -174,10 +175,29 @@ def begin(
 
 
 def show_partition(folder: Path, federation: Federation) -> None:
-    """Write how the data is split, where a run folder does not have it, or has it no more."""
-    names = ("partition.json", "partition.png")
-    if federation.deals and not all((folder / name).exists() for name in names):
-        _save_partition(folder, federation)
+    """Write how the data is split, where a run folder does not have it, or says otherwise."""
+    if not federation.deals:
+        return
+    told, path = _told(federation), folder / "partition.json"
+    try:
+        is_there = read_json(path) == told if told else True
+    except (OSError, ValueError):
+        is_there = False
+    if told and not is_there:
+        save_json(path, told)
+    if not is_there or not (folder / "partition.png").exists():
+        _draw(folder / "partition.png", federation)
+
+
+def check_files(folder: Path, names: Iterable[str] = FILES) -> None:
+    """Find out whether the files that a run writes can be written.
+
+    Raises:
+        ValueError: a folder is in the place of one.
+    """
+    for name in names:
+        if (folder / name).is_dir():
+            raise ValueError(f"{folder / name}: is a folder, where the run has a file. {MOVE}")
 
 
 def absolute(config: Config) -> Config:
@@ -193,12 +213,9 @@ def check_inputs(config: Config, folder: Path) -> None:
     """Find out whether the files that the run in ``folder`` reads are what they were.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they are not, or what the folder says of them is damaged.
     """
-    try:
-        began = dict(read_json(folder / "environment.json"))
-    except (OSError, ValueError, TypeError):
-        return  # it is needed for nothing else
+    began = environment_in(folder)
     for name, now in digests(config, Federation(config)).items():
         if began.get(name, now) != now:
             value = config.data or config.dataset if name == "data" else config.initial_model
@@ -208,18 +225,22 @@ def check_inputs(config: Config, folder: Path) -> None:
             )
 
 
-def _save_partition(folder: Path, federation: Federation) -> None:
+def _told(federation: Federation) -> dict[str, Any]:
+    """How the data is split, as ``partition.json`` has it; nothing where clients are too many."""
     data, parts = federation.dataset, federation.parts
-    if len(parts) <= _MOST_CLIENTS:
-        classes = data.class_names or [str(k) for k in range(data.num_classes)]
-        counts = label_counts(data.train[1].numpy(), parts).tolist() if data.num_classes else []
-        sizes = parts.sizes.tolist()
-        clients = list(federation.names) or [str(i) for i in range(len(parts))]
-        told = {"clients": clients, "classes": list(classes), "counts": counts, "sizes": sizes}
-        save_json(folder / "partition.json", told)
+    if len(parts) > _MOST_CLIENTS:
+        return {}
+    classes = data.class_names or [str(k) for k in range(data.num_classes)]
+    counts = label_counts(data.train[1].numpy(), parts).tolist() if data.num_classes else []
+    sizes = parts.sizes.tolist()
+    clients = list(federation.names) or [str(i) for i in range(len(parts))]
+    return {"clients": clients, "classes": list(classes), "counts": counts, "sizes": sizes}
+
+
+def _draw(path: Path, federation: Federation) -> None:
     if importlib.util.find_spec("matplotlib"):
-        names = {"names": federation.names, "class_names": data.class_names}
-        plot(data.train[1].numpy(), parts, folder / "partition.png", **names)
+        names = {"names": federation.names, "class_names": federation.dataset.class_names}
+        plot(federation.dataset.train[1].numpy(), federation.parts, path, **names)
 
 
 def clear(folder: Path) -> None:
@@ -231,7 +252,7 @@ def clear(folder: Path) -> None:
             if inside == folder or any(inside.iterdir()):
                 break
             inside.rmdir()
-    _remove(folder, [name for name in reversed(_FILES)])  # cut short, it is known to be a run
+    _remove(folder, [name for name in reversed(FILES)])  # cut short, it is known to be a run
 
 
 def _unit_folders(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from fedexp import checks, factories
-from fedexp.config import SHORT, Config
+from fedexp.config import SHORT, Config, shown
 from fedexp.datasets import Dataset, data
 from fedexp.readers import readers
 from fedexp.runs.federation import Own, arrays_of
@@ -27,6 +27,12 @@ _OF_DATA = {
     *("target", "client-from", "test-fraction", "drop"),
     *("impute", "standardize", "targets", "image-size"),
 }
+_LISTS = {  # whose text has commas
+    *("strategy", "metrics", "log", "seeds", "tuning-seeds", "sweep", "drop", "augmentation"),
+    *("private-layers", "faults", "client-profiles"),
+}
+_ONE = (str, Path, int, float, np.generic)
+_SEVERAL = (list, tuple, range, set, frozenset, np.ndarray)
 _RUNS = ("on_round", "stop")
 
 
@@ -44,6 +50,7 @@ def given(
         ValueError: a name that nobody knows or a value that cannot be.
     """
     values: dict[str, Any] = {}
+    _check_dataset(owner, parts.get("dataset"))
     own: dict[str, Any] = {}
     for name, value in _by_field(owner, parts).items():
         if name in _OBJECTS_ALONE or (name in PARTS and not _is_text(name, value)):
@@ -55,16 +62,23 @@ def given(
     _check_strategies(owner, strategies, values)
     config = Config.of(values)
     factories.reread_changed(config)
-    if "data" in own:
+    taken = _OF_DATA if "data" in own else set[str]()  # by the data itself
+    if taken:
         config = _with_data(owner, own, config, values)
     if "client_app" in own:
         own |= _of_client_app(owner, own, values)
         if not own.keys() & {"data"} and "dataset" in values:
             own["data"] = factories.loaded(config)  # for the server's evaluation
-    untold = {key: field.default for key, field in Config.keys().items() if key in _OF_DATA}
-    told = config if config.data else Config.of({**config.values(), **untold})
-    checks.check_read(told, values.keys() - _ALWAYS - (set() if config.data else _OF_DATA))
+    untold = {key: field.default for key, field in Config.keys().items() if key in taken}
+    checks.check_read(Config.of({**config.values(), **untold}), values.keys() - _ALWAYS - taken)
     return config, Own(**own)
+
+
+def _check_dataset(owner: str, dataset: Any) -> None:
+    if not isinstance(dataset, str | Path | None):
+        raise ValueError(
+            f"{owner}(dataset={type(dataset).__name__}): must be a name. Give an object as data=."
+        )
 
 
 def _by_field(owner: str, parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,11 +121,17 @@ def _plain(key: str, value: Any) -> Any:
     field = Config.keys().get(key)
     if field is None or field.annotation is not str:
         return value
-    if isinstance(value, Mapping):
+    if key in _LISTS and isinstance(value, Mapping) and all(map(_is_simple, value.values())):
         return "; ".join(f"{_key(k)}={_plain(key, v)}" for k, v in value.items())
-    if isinstance(value, list | tuple | range | set | frozenset | np.ndarray):
+    if key in _LISTS and isinstance(value, _SEVERAL) and all(isinstance(x, _ONE) for x in value):
         return ",".join(map(str, value))
     return value
+
+
+def _is_simple(value: Any) -> bool:
+    return isinstance(value, _ONE) or (
+        isinstance(value, _SEVERAL) and all(isinstance(x, _ONE) for x in value)
+    )
 
 
 def _key(name: str) -> str:
@@ -182,8 +202,8 @@ def _argument(key: str, value: Any) -> str:
         settings = ", ".join(f"{name}={x!r}" for name, x in spec.settings.items())
         return f"extensions=[fedexp.strategies.{kind}({settings})]"
     if key == "clip":
-        return f"clip=fedexp.strategies.FixedClip({value!r})"
-    return f"{key.replace('-', '_')}={value!r}"
+        return f"clip=fedexp.strategies.FixedClip({shown(value)})"
+    return f"{key.replace('-', '_')}={shown(value)}"
 
 
 def _of_strategies() -> set[str]:

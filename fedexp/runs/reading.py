@@ -5,20 +5,19 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fedexp.config import Config
-from fedexp.files import read_json
-from fedexp.specs import split_list
+from fedexp.runs.json_files import MOVE, about_in, environment_in, partition_in, summary_in
+from fedexp.specs import slug, split_list, value_of
 
 MetricsRow = dict[str, Any]
 """One line of ``metrics.jsonl`` or of ``clients.csv``."""
 
-_MOVE = "Move it out of the run's folder."
 # What may differ between runs that are alike.
 _NO_SETTINGS = {
     "strategy",
@@ -126,8 +125,8 @@ def read(folders: Sequence[Path]) -> RunData:
         _told_apart(units, folders),
         shared,
         "\n".join(_text(folder / "command.txt") for folder in folders).strip(),
-        _json(first / "environment.json"),
-        _json(first / "partition.json") if len(folders) == 1 else {},
+        environment_in(first),
+        partition_in(first) if len(folders) == 1 else {},
     )
 
 
@@ -142,12 +141,9 @@ def read_units(folder: Path, config: Mapping[str, Any] | None = None) -> list[Un
         ValueError: a file is damaged.
     """
     config = _config(folder) if config is None else config
-    inner = {path.parent for path in folder.rglob("config.toml")} - {folder}  # other runs
-    found = {p.parent for name in ("unit.json", "metrics.jsonl") for p in folder.rglob(name)}
-    found = {path for path in found if not inner & {path, *path.parents}}
     order = [*_strategies(config), "fedavg"]
     return sorted(
-        (_unit(path, config) for path in found),
+        (_unit(folder, path, config) for path in _units_in(folder)),
         key=lambda u: (
             u.tuning,
             order.index(u.strategy) if u.strategy in order else len(order),
@@ -155,6 +151,28 @@ def read_units(folder: Path, config: Mapping[str, Any] | None = None) -> list[Un
             *([str(x) for x in u.settings.values()], u.seed or 0),
         ),
     )
+
+
+def check_others(folder: Path, own: Collection[Path]) -> None:
+    """Find out whether the page of a run that goes on can be written at its end.
+
+    Args:
+        folder: of the run.
+        own: folders of its units, which are checked, or written anew, when they go on.
+
+    Raises:
+        ValueError: a file that the page would show is damaged.
+    """
+    config = _config(folder)
+    environment_in(folder)
+    for path in _units_in(folder) - set(own):
+        _unit(folder, path, config)
+
+
+def _units_in(folder: Path) -> set[Path]:
+    inner = {path.parent for path in folder.rglob("config.toml")} - {folder}  # other runs
+    found = {p.parent for name in ("unit.json", "metrics.jsonl") for p in folder.rglob(name)}
+    return {path for path in found if not inner & {path, *path.parents}}
 
 
 def read_metrics(folder: Path) -> list[MetricsRow]:
@@ -170,14 +188,14 @@ def read_metrics(folder: Path) -> list[MetricsRow]:
         # A line cut short by a crash has no end; the round is run again.
         rows = [json.loads(line) for line in _whole_lines(path)]
     except ValueError as error:
-        raise ValueError(f"{path}: is damaged, {error}. {_MOVE}") from None
+        raise ValueError(f"{path}: is damaged, {error}. {MOVE}") from None
     if not all(
         isinstance(row, dict)
         and isinstance(row.get("round"), int)
         and isinstance(row.get("failures") or {}, dict)
         for row in rows
     ):
-        raise ValueError(f"{path}: is damaged, not every line is a round's. {_MOVE}")
+        raise ValueError(f"{path}: is damaged, not every line is a round's. {MOVE}")
     return rows
 
 
@@ -199,27 +217,42 @@ def read_clients(folder: Path) -> list[MetricsRow]:
         rows = [dict(zip(names, line, strict=True)) for line in lines]
         return [{key: _cell(key, text) for key, text in row.items()} for row in rows]
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path}: is damaged, {error}. {_MOVE}") from None
+        raise ValueError(f"{path}: is damaged, {error}. {MOVE}") from None
 
 
-def _unit(folder: Path, config: Mapping[str, Any]) -> UnitResult:
-    about: MetricsRow = {"strategy": folder.name, "settings": {}, "tuning": False}
+def _unit(root: Path, folder: Path, config: Mapping[str, Any]) -> UnitResult:
+    about: MetricsRow = {}
     for key in ("seed", "dataset", "model", "target-accuracy", "average", "num-server-rounds"):
         about |= {key: config[key]} if key in config else {}
-    about |= _json(folder / "unit.json")
-    if not isinstance(about["settings"], dict) or not isinstance(about.get("seed"), int | None):
-        raise ValueError(f"{folder / 'unit.json'}: is damaged, it is no unit's. {_MOVE}")
+    about |= about_in(folder, config) or _by_names(root, folder, config)
     strategy, seed, settings = (about.pop(key, None) for key in ("strategy", "seed", "settings"))
     return UnitResult(
         str(strategy),
         seed,
         settings,
         read_metrics(folder),
-        _json(folder / "summary.json"),
+        summary_in(folder),
         read_clients(folder),
         folder,
         about,
     )
+
+
+def _by_names(root: Path, folder: Path, config: Mapping[str, Any]) -> MetricsRow:
+    """What the names of folders tell of a unit: ``tuning/fedavg/alpha=0.1/seed-0``."""
+    parts = folder.relative_to(root).parts
+    tuning = parts[:1] == ("tuning",)
+    names = {slug(key): key for key in _strategies(config)}
+    around = (names[part] for part in parts if part in names)
+    inside = [part for part in parts[tuning + 1 :] if "=" in part]
+    settings = [pair.partition("=") for part in inside for pair in part.split(",")]
+    word, _, number = folder.name.partition("seed-")
+    return {
+        "strategy": next(around, [*parts[tuning:], folder.name][0]),
+        "settings": {key: value_of(value) for key, _, value in settings},
+        "tuning": tuning,
+        **({"seed": int(number)} if not word and number.isdecimal() else {}),
+    }
 
 
 def _told_apart(units: Sequence[UnitResult], folders: Sequence[Path]) -> list[UnitResult]:
@@ -257,26 +290,18 @@ def _strategies(config: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _json(path: Path) -> MetricsRow:
-    """The object in a file; none if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        value = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: is damaged, {error}. {_MOVE}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: is damaged, it is no JSON object. {_MOVE}")
-    return value
-
-
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
 
 def _whole_lines(path: Path) -> list[str]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return [line for line in file if line.endswith("\n")]
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return [line for line in file if line.endswith("\n")]
+    except OSError as error:
+        raise ValueError(f"it cannot be read, {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError("it is not in UTF-8") from None
 
 
 def _cell(key: str, text: str) -> Any:

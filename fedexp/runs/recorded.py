@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from fedexp.arrays import Arrays
-from fedexp.files import read_json
 from fedexp.runs.checkpoint import Checkpoint, newest
 from fedexp.runs.client_states import ClientStates
+from fedexp.runs.json_files import MOVE, summary_in
 from fedexp.runs.reading import read_metrics
 
 EVALUATED = "evaluated"
@@ -50,7 +50,7 @@ def usable(folder: Path, states: ClientStates | None = None, **warn: Any) -> Che
 def summary_of(folder: Path) -> dict[str, Any]:
     """What a unit has written at its end; empty before, and if that is damaged."""
     try:
-        summary = read_json(folder / "summary.json")
+        summary = summary_in(folder)
         ended, problem = summary["ended"], summary["problem"]
         return {
             **summary,
@@ -58,7 +58,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
             "ended": ended,
             "problem": problem,
         }
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return {}
 
 
@@ -73,8 +73,11 @@ def rows_until(folder: Path, last: int, known: Mapping[str, Any] = {}) -> list[d
     Raises:
         ValueError: ``metrics.jsonl`` does not hold each of them once, in their order, as written.
     """
-    rows = [row for row in read_metrics(folder) if row["round"] <= last]
     path, remedy = folder / "metrics.jsonl", f"Remove {folder} to run it again."
+    try:
+        rows = [row for row in read_metrics(folder) if row["round"] <= last]
+    except ValueError as error:  # without the file nothing could go on
+        raise ValueError(str(error).replace(MOVE, remedy)) from None
     if len(rows) != last or [row["round"] for row in rows] != list(range(1, last + 1)):
         raise ValueError(f"{path}: does not hold rounds 1 to {last}, each once. {remedy}")
     if "rounds" in known and chained(b"", rows) != known["rounds"].tobytes():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from logging import WARNING
 from pathlib import Path
@@ -20,6 +22,7 @@ from fedexp.runs.checkpoint import NAMES, Checkpoint
 from fedexp.runs.client_states import FOLDER, ClientStates, forget_states, is_states
 from fedexp.runs.fingerprint import Fingerprint, check_same, warn_of_code
 from fedexp.runs.folder import FILES_OF_A_UNIT
+from fedexp.runs.json_files import about_in
 from fedexp.runs.pace import Pace
 from fedexp.runs.reading import MetricsRow
 from fedexp.runs.recorded import (
@@ -90,6 +93,7 @@ class Recorder:
             restore(run, grid, saved)
             for line in damage:
                 log(WARNING, "%s", line)
+            _clear_way(self.folder)
             if damage:  # else the next one would move the damaged one over the only sound one
                 self._checkpoint.with_name(NAMES[1]).replace(self._checkpoint)
         elif (self.folder / "metrics.jsonl").exists():
@@ -203,6 +207,29 @@ def restore(run: Run, grid: LocalGrid, saved: Checkpoint) -> None:
     grid.states.update(saved.clients)
 
 
+def _clear_way(folder: Path) -> None:
+    """Rename folders that are in the place of checkpoints; what is in them is not ours."""
+    for path in (folder / name for name in NAMES):
+        if path.is_dir():
+            names = (path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
+            path.rename(next(name for name in names if not name.exists()))
+
+
+def save_about(folder: Path, about: MetricsRow) -> None:
+    """Write ``unit.json`` of a unit that has ended, if it does not say this any more.
+
+    The run of a unit that selected may have got more rounds since.
+    """
+    may_differ = {"num-server-rounds"} if about["tuning"] else set[str]()
+    with suppress(ValueError):
+        known = about_in(folder, {})
+        if known.keys() == about.keys() and all(
+            known[key] == value for key, value in about.items() if key not in may_differ
+        ):
+            return
+    save_json(folder / "unit.json", about)
+
+
 def is_finished(folder: Path, num_rounds: int) -> bool:
     """Whether the unit in ``folder`` has ended, of a run of so many rounds."""
     summary = summary_of(folder)
@@ -212,11 +239,18 @@ def is_finished(folder: Path, num_rounds: int) -> bool:
     if saved and saved.server_round < summary["num-rounds"]:
         return False  # what there is of the last round is damaged
     try:
-        return int(read_json(folder / "unit.json")["num-server-rounds"]) >= num_rounds
+        return _rounds_of(folder, saved) >= num_rounds
     except (OSError, ValueError, TypeError, KeyError):
         if any((folder / name).exists() for name in NAMES):
             return False  # it only ends anew
         return bool(summary["num-rounds"] >= num_rounds or summary["problem"])  # of an older run
+
+
+def _rounds_of(folder: Path, saved: Checkpoint | None) -> int:
+    """How many rounds the unit was to have; nobody edits a checkpoint unnoticed."""
+    if saved and saved.fingerprint:
+        return int(saved.fingerprint["config"]["num-server-rounds"])
+    return int(read_json(folder / "unit.json")["num-server-rounds"])
 
 
 def _line(row: MetricsRow) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from fedexp.choices import schedule_of, strategy_keys
 from fedexp.config import Config
-from fedexp.files import read_json, save_json, save_text
+from fedexp.files import save_json, save_text
 from fedexp.runs.checkpoint import NAMES, Checkpoint
 from fedexp.runs.federation import Federation, Own
 from fedexp.runs.fingerprint import Fingerprint, check_same, fingerprint_of, without_paths
-from fedexp.runs.folder import locked
+from fedexp.runs.folder import FILES_OF_A_UNIT, check_files, locked
+from fedexp.runs.json_files import environment_in
 from fedexp.runs.plan import Strategies, Unit, first_units, points_of, reporting_units
+from fedexp.runs.reading import check_others
 from fedexp.runs.recorded import MODELS, rows_until, say_nothing, summary_of, usable
 
 
@@ -52,13 +54,25 @@ def check_units(
     folder: Path,
     federation_of: Callable[[Config], Federation],
 ) -> None:
-    """As ``check_unit``, for all that ``config`` asks for."""
-    for unit in first_units(config, strategies):
+    """As ``check_unit``, for all that ``config`` asks for, and of what is around them."""
+    units = first_units(config, strategies)
+    selected = reporting_units(config, strategies) if config.select else []
+    check_around(folder, [*units, *selected])
+    for unit in units:
         check_unit(unit, folder / unit.folder, federation_of(unit.config))
-    if config.select:
-        swept = {key for point in points_of(config) for key in point}
-        for unit in reporting_units(config, strategies):
-            check_unit(unit, folder / unit.folder, federation_of(unit.config), free=swept)
+    swept = {key for point in points_of(config) for key in point}
+    for unit in selected:
+        check_unit(unit, folder / unit.folder, federation_of(unit.config), free=swept)
+
+
+def check_around(folder: Path, units: Iterable[Unit]) -> None:
+    """Find out now what else would keep the run in ``folder`` from writing its page at the end.
+
+    Raises:
+        ValueError: a file that ``units`` do not write is damaged, or a folder is in its place.
+    """
+    check_files(folder)
+    check_others(folder, [folder / unit.folder for unit in units])
 
 
 def check_unit(
@@ -77,6 +91,7 @@ def check_unit(
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is no folder. Remove it to run it again.")
+    check_files(folder, (name for name in FILES_OF_A_UNIT if name not in NAMES))
     saved = usable(folder, warn=say_nothing) if folder.exists() else None
     if saved:
         _check_began(unit, folder / NAMES[0], federation, saved.fingerprint, free)
@@ -117,11 +132,7 @@ def extend(folder: Path, num_rounds: int) -> Config:
             _check_extensible(own, config, f"--rounds {num_rounds}: {own}")
         _check_schedules(config, extended)
         _check_selected(config, folder, num_rounds)
-        try:
-            environment = read_json(folder / "environment.json")
-        except (OSError, ValueError):
-            environment = None  # it is needed for nothing else
-        if isinstance(environment, dict):
+        if environment := environment_in(folder):
             # This first: cut short, the run is one whose configuration was edited, which says so.
             known = {**environment, "config": extended.values()}
             save_json(folder / "environment.json", known)
@@ -197,13 +208,9 @@ def _unit_folders(config: Config, folder: Path) -> list[Path]:
 
 
 def _check_unedited(config: Config, folder: Path) -> None:
-    try:
-        environment = read_json(folder / "environment.json")
-        began = without_paths(environment["config"])
-        objects = environment.get("objects", {})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return  # it is needed for nothing else
-    if objects:
+    environment = environment_in(folder)
+    began = without_paths(environment.get("config", {}))
+    if objects := environment.get("objects", {}):
         name = next(iter(objects))
         raise ValueError(
             f"{folder}: was run from Python with an object as {name}, which no file holds. Run the "

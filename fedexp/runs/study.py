@@ -16,6 +16,7 @@ from fedexp.runs.federation import Federation, Own
 from fedexp.runs.job import Job, OnUnitRow, UnitOutcome, run_job
 from fedexp.runs.parallel import can_travel, cores, run_in_processes
 from fedexp.runs.plan import Unit, first_units, selected_units
+from fedexp.runs.recorder import save_about
 from fedexp.runs.trackers import trackers_of
 from fedexp.runs.unit_run import Stop
 from fedexp.simulation.grid import LocalGrid
@@ -108,6 +109,10 @@ class Study:
         """Outcomes in the order of ``units``."""
         jobs = [self._job(unit) for unit in units]
         done = {id(j): UnitOutcome(j.unit, s) for j in jobs if (s := j.finished()) is not None}
+        for job in jobs:
+            if id(job) in done and job.folder:
+                federation = Federation(job.unit.config, self.own)
+                save_about(job.folder, job.unit.about() | federation.about())
         left = [job for job in jobs if id(job) not in done]
         runner = run_in_processes if self._several(left, stop) else self._one_by_one
         for job, outcome in zip(left, runner(left, on_row, stop), strict=False):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedexp.config import shown
 from fedexp.extras import need
 from fedexp.runs.reading import MetricsRow
 from fedexp.runs.series import as_number, settings_text
@@ -196,7 +197,9 @@ def trackers_of(log: str, folder: Path, warn: Callable[[str], None] = _warn) -> 
     names = list(dict.fromkeys(split_list(log)))
     for name in names:
         if name not in _KNOWN:
-            raise ValueError(f"Config(log={log!r}): unknown {name!r}. Known: {', '.join(_KNOWN)}.")
+            raise ValueError(
+                f"Config(log={shown(log)}): unknown {shown(name)}. Known: {', '.join(_KNOWN)}."
+            )
         for module in _KNOWN[name]:
             need(module, name)
     return Trackers(

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -412,11 +413,21 @@ def test_a_run_on_disk_goes_on_and_is_read_back(tmp_path):
         fedexp.simulate(**parts)
     more = fedexp.simulate(**{**parts, "num_server_rounds": 5, "resume": True})
     assert len(more.metrics) == 5
+    ended = (more.folder / "summary.json").read_bytes()
+    (tmp_path / "r" / "partition.json").write_text("[]")
     done = fedexp.simulate(**{**parts, "num_server_rounds": 5, "resume": True})
+    assert (more.folder / "summary.json").read_bytes() == ended
     assert untimed(done.metrics) == untimed(more.metrics)
     assert same(done.arrays[0], more.arrays[0])
     read = fedexp.load_run(tmp_path / "r")
     assert untimed(read.metrics) == untimed(more.metrics)
+    for name in ("config.toml", "environment.json"):  # refused at once, and the folder is free
+        sound = (tmp_path / "r" / name).read_bytes()
+        (tmp_path / "r" / name).write_bytes(b"\xff")
+        for _ in range(2):
+            with pytest.raises(ValueError, match=rf"{name}: (is damaged|cannot be read)"):
+                fedexp.simulate(**{**parts, "num_server_rounds": 6, "resume": True})
+        (tmp_path / "r" / name).write_bytes(sound)
     with pytest.raises(ValueError, match=r"model\(Net\(\)\)"):
         read.model()
     state = read.model(Net()).state_dict()
@@ -531,6 +542,28 @@ MISTAKES = [
     ({"on_round": 3}, "run(on_round=3): must be a function."),
     ({"learning_rate": -1}, "should be greater than 0"),
     ({"evaluate": 3}, "evaluate=int: must be a function (server_round, arrays) -> metrics."),
+    ({"log": "wandb"}, "(log='wandb'): nothing is written without a folder. Give out."),
+    ({"log": "wandb", "out": "r"}, "unknown 'wandb'. Known: tensorboard, mlflow."),
+    ({"name": "a"}, "(name='a'): nothing is written without a folder. Give out."),
+    ({"resume": True}, "(resume=True): nothing is written without a folder. Give out."),
+    ({"resume": "base"}, "(resume='base'): must be True or False. Name the folder with out."),
+    ({"resume": "base", "out": "r"}, "(resume='base'): must be True or False."),
+    ({"select": "best-accuracy"}, "there is no sweep"),
+    ({"target": "y"}, "no chosen dataset reads target"),
+    (
+        {"dataset": fedexp.data((X, Y))},
+        "(dataset=Dataset): must be a name. Give an object",
+    ),
+    ({"dataset": X}, "(dataset=ndarray): must be a name. Give an object as data="),
+    ({"average": np.arange(5000)}, "Config(average=array([   0,    1,    2,"),
+    ({"partitioner": {"a": X}}, "Config(partitioner={'a': array([["),
+    ({"seeds": X}, "Config(seeds=array([["),
+    ({"alpha": torch.zeros(99, 99)}, "Config(alpha=tensor([[0., 0.,"),
+    ({"model": X}, "model=ndarray: must be a name, a module, or a class or function of one."),
+    ({"model": [1]}, "model=list: must be a name, a module, or a class or function of one."),
+    ({"scheduler": X}, "scheduler=ndarray: must be text"),
+    ({"optimizer": X}, "optimizer=ndarray): must be text"),
+    ({"stop": X}, "run(stop=array([["),
 ]
 
 
@@ -539,6 +572,8 @@ def test_a_mistake_is_one_line(parts, said):
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         fedexp.simulate(**parts)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert not Path("r").exists()
 
 
 @pytest.mark.parametrize(
@@ -550,6 +585,11 @@ def test_a_mistake_is_one_line(parts, said):
         ({"a": "fedavg,fedexp"}, {}, "is several. Give each a name."),
         ("fedavg", {"seeds": 3}, "compare(seeds=3): must be several. Give range(3) or [0, 1]."),
         ("fedavg", {"seeds": [0], "seed": 1}, "seeds are given too. Leave one out."),
+        ("fedavg", {"seeds": len}, "compare(seeds=<built-in function len>): must be several."),
+        ("fedavg", {"log": "tensorboard"}, "compare(log='tensorboard'): nothing is written"),
+        ("fedavg", {"resume": "base"}, "compare(resume='base'): must be True or False."),
+        ("fedavg", {"resume": True}, "compare(resume=True): nothing is written"),
+        ("fedavg", {"stop": X}, "run(stop=array([["),
         ("fedavg", {"seed_s": 1}, "compare(seed_s): is not known. Did you mean 'seeds'?"),
         ("fedavg", {"sweep": {"lr": [0.1]}, "select": "f1"}, "must be one of best-accuracy"),
         ([FedAvg()], {"fraction_train": 0.5}, "Give it there: FedAvg(fraction_train=0.5)."),

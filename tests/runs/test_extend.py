@@ -138,6 +138,23 @@ def test_an_extension_that_was_cut_short_goes_on(ended, tmp_path, monkeypatch):
     assert kept(ended) == kept(tmp_path / "long")
 
 
+def test_a_unit_that_says_it_has_more_rounds_than_it_has_takes_them(ended):
+    path = ended / "fedexp/unit.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, "num-server-rounds": 3}))
+    resume(ended, "--rounds", 3)
+    assert len((ended / "fedexp/metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_run_that_has_ended_says_so_and_how_it_gets_more_rounds(ended, capsys):
+    resume(ended)
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("No round was left to run")]
+    assert line.endswith(f"For more rounds: fedexp resume {ended} --rounds N")
+    resume(ended, "--rounds", 3)
+    assert "No round was left" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_no_more_rounds_than_it_has_is_a_line(number, ended, capsys):
     before = kept(ended)

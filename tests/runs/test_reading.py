@@ -53,6 +53,16 @@ def test_a_folder_of_an_older_run_has_its_strategy_by_name_and_the_rest_from_its
     assert (unit.strategy, unit.seed, unit.about["target-accuracy"]) == ("fedexp", 7, 0.85)
 
 
+def test_without_its_file_a_unit_is_what_the_names_of_folders_tell(tmp_path):
+    units = [unit_of("fedadam(eta=0.1)", seed=3), unit_of("a name", seed=4)]
+    tuning = [unit_of("fedavg", seed=1, settings={"learning-rate": 0.3})]
+    folder = write_run(tmp_path / "run", units, {"strategy": "fedadam(eta=0.1)"}, tuning=tuning)
+    wanted = told(read_units(folder))
+    for path in folder.rglob("unit.json"):
+        path.unlink()
+    assert told(read_units(folder)) == wanted
+
+
 def test_a_unit_before_its_first_round_is_there_without_rows(tmp_path):
     folder = write_run(tmp_path / "run", [unit_of()], summaries=False)
     (folder / "fedavg" / "seed-0" / "metrics.jsonl").unlink()
@@ -92,12 +102,27 @@ def test_a_table_of_clients_without_a_whole_line_has_no_rows(tmp_path, text):
         ("unit.json", "{"),
         ("unit.json", '{"settings": [1]}'),
         ("unit.json", '{"seed": "zero"}'),
+        ("unit.json", "{}"),
+        ("unit.json", ""),
+        ("unit.json", "null"),
+        ("unit.json", b"\xff"),
+        ("unit.json", '{"strategy": 3, "seed": 0, "settings": {}, "tuning": false}'),
+        ("unit.json", '{"strategy": "fedavg", "seed": 7, "settings": {}, "tuning": false}'),
+        ("summary.json", "{}"),
+        ("summary.json", '{"problem": 3}'),
+        ("summary.json", '{"problem": null, "best-accuracy": "x"}'),
+        ("../../environment.json", "[]"),
+        ("../../environment.json", '{"config": []}'),
+        ("../../partition.json", "{}"),
+        ("../../partition.json", '{"sizes": "x"}'),
+        ("../../partition.json", '{"sizes": [1, 2], "classes": ["a"], "counts": [[1]]}'),
+        ("../../partition.json", '{"sizes": [1], "clients": ["a", "b"]}'),
         ("metrics.jsonl", '{"round": 1, "failures": [3]}\n'),
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(tmp_path, name, text):
     folder = write_run(tmp_path / "run", [unit_of()])
-    path = folder / "fedavg" / "seed-0" / name
+    path = folder.joinpath(*("fedavg", "seed-0")[: 2 - name.count("..")], name.rpartition("/")[2])
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match="is damaged") as caught:
         read([folder])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -153,6 +154,8 @@ DAMAGED = {
     "length": edit(CHECKPOINT, flipped(3)),
     "header": edit(CHECKPOINT, flipped(20)),
     "data": edit(CHECKPOINT, flipped(-5)),
+    "a folder": as_folder,
+    "a model": lambda folder: shutil.copy(folder / "fedexp/model.safetensors", folder / CHECKPOINT),
     "an exponent": edit(CHECKPOINT, flipped(-1001)),
     "not finite": edit(CHECKPOINT, lambda b: b[:-400] + b"\xff\xff\xff\x7f" * 100),
     "of another kind": edit(CHECKPOINT, lambda b: bytes(range(250)) * 4),
@@ -172,7 +175,6 @@ DAMAGED = {
     "the last line of its rounds": edit(METRICS, lambda b: b.split(b"\n")[0] + b"\n{"),
 }
 REFUSED = {
-    "checkpoint a folder": (as_folder, "is damaged"),
     "metrics removed": (removed(METRICS), "does not hold rounds 1 to 2"),
     "metrics twice": (edit(METRICS, lambda b: b + b), "does not hold rounds 1 to 2"),
     "metrics without the first line": (
@@ -191,7 +193,24 @@ REFUSED = {
     ),
     "model, and an environment that cannot be read": (
         after(edit("environment.json", lambda b: b"{"), replaced(b'"mlp"', b'"linear"')),
-        "model was 'mlp' when it was written, now it is 'linear'",
+        "environment.json: is damaged",
+    ),
+    "environment of another kind": (edit("environment.json", lambda b: b"[]"), "is damaged"),
+    "environment with a configuration of another kind": (
+        edit("environment.json", lambda b: b'{"config": 3}'),
+        "environment.json: is damaged, config is 3",
+    ),
+    "a folder in the place of a file of the run": (
+        lambda folder: (folder / "command.txt").unlink() or (folder / "command.txt").mkdir(),
+        "command.txt: is a folder",
+    ),
+    "a folder in the place of a file of a strategy": (
+        lambda folder: (folder / "scaffold/clients.csv").mkdir(),
+        "clients.csv: is a folder",
+    ),
+    "a damaged file of what is no strategy of the run": (
+        lambda folder: (folder / "copy").mkdir() or (folder / "copy/unit.json").write_text("{}"),
+        "copy/unit.json: is damaged, strategy is missing",
     ),
     "another format": (said(format="9"), "is of format 9, not 2"),
     "an older format": (said(format=None), "is of format 1, not 2"),
@@ -310,16 +329,80 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_a_line_says_so(kind
     assert usable(cut / "scaffold").server_round == 1
     (line,) = logged
     assert "is damaged" in line or "does not hold" in line
+    assert "('" not in line  # a reason in words
     assert line.endswith("The run goes on from round 1.")
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("kind", ["data", "states removed", "the last line of its rounds"])
+@pytest.mark.parametrize(
+    "kind", ["data", "a folder", "a model", "states removed", "the last line of its rounds"]
+)
 def test_the_checkpoint_before_a_damaged_one_leads_to_the_same_bits(kind, cut, folders, logged):
     DAMAGED[kind](cut)
     run("--resume", cut)
     assert len([x for x in logged if "goes on from round 1" in x]) == 1
     assert results(cut) == results(folders / "whole")
+
+
+BOTH = after(*(edit(f"scaffold/{name}", lambda b: b"x") for name in NAMES))
+IN_ONE_GO = {
+    "both checkpoints": BOTH,
+    "both checkpoints, and the rounds": after(BOTH, edit(METRICS, lambda b: b"\xff\n")),
+    "one checkpoint, and the rounds": after(DAMAGED["data"], edit(METRICS, lambda b: b"xx\n")),
+    "the rounds": edit(METRICS, lambda b: b"\xff\n" + b),
+    "the only checkpoint": after(removed(f"scaffold/{NAMES[1]}"), DAMAGED["data"]),
+    "the only checkpoint, a folder": after(removed(f"scaffold/{NAMES[1]}"), as_folder),
+    "environment": edit("environment.json", lambda b: b"null"),
+    "a folder": REFUSED["a folder in the place of a file of the run"][0],
+}
+
+
+@pytest.mark.parametrize("kind", IN_ONE_GO)
+def test_what_a_refusal_advises_helps_in_one_go(kind, cut, folders, capsys):
+    IN_ONE_GO[kind](cut)
+    with pytest.raises(SystemExit):
+        run("--resume", cut)
+    (line,) = capsys.readouterr().err.splitlines()
+    first = line.removeprefix("fedexp: error: ").partition(": ")[0]
+    told = re.search(r"Remove (\S+) to run", line)
+    if told and told[1] != "it":
+        shutil.rmtree(told[1])
+    else:
+        assert told or line.endswith("Move it out of the run's folder.")
+        Path(first).rename(cut.parent / "away")
+    run("--resume", cut)
+    assert results(cut) == results(folders / "whole")
+
+
+def test_a_folder_in_the_place_of_the_checkpoint_before_keeps_what_is_in_it(cut, folders):
+    (cut / "scaffold" / NAMES[1]).unlink()
+    (cut / "scaffold" / NAMES[1]).mkdir()
+    (cut / "scaffold" / NAMES[1] / "thesis").write_text("x")
+    run("--resume", cut)
+    assert results(cut) == results(folders / "whole")
+    assert len(list((cut / "scaffold").glob("*/thesis"))) == 1
+
+
+def edited(text):
+    """With another seed, and with more rounds."""
+    return text.replace(": 0,", ": 7,"), text.replace('rounds": 3', 'rounds": 9')
+
+
+JUNK = ["", "[]", "null", "{}", "3", '{"strategy": 3, "seed": "x", "settings": [], "sizes": "x"}']
+
+
+@pytest.mark.parametrize("name", ["partition.json", "fedexp/unit.json", "scaffold/unit.json"])
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_the_configuration_tells_is_written_anew(name, ended, folders, tmp_path, capsys):
+    whole = folders / "whole"
+    wanted = (whole / name).read_bytes()
+    for i, text in enumerate([*JUNK, *edited(wanted.decode()), "\udcff"]):
+        folder = shutil.copytree(whole if ended else folders / "cut", tmp_path / str(i))
+        (folder / name).write_bytes(text.encode(errors="surrogateescape"))
+        capsys.readouterr()
+        run("--resume", folder)
+        assert (folder / name).read_bytes() == wanted
+        assert ("No round was left to run" in capsys.readouterr().out) == ended
 
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_only_sound_one(cut, folders):

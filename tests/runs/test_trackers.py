@@ -6,6 +6,7 @@ import sys
 import pytest
 from folders import unit_of
 
+import fedexp
 from fedexp.runs.trackers import Trackers, trackers_of
 
 UNIT = {"strategy": "fedexp", "seed": 3, "settings": {"learning-rate": 0.1}, "tuning": False}
@@ -84,6 +85,7 @@ _UNITS_OF_PROCESSES = """
 import os, sys
 from pathlib import Path
 import mlflow  # once, before the processes part
+import fedexp
 from fedexp.runs.trackers import trackers_of
 folder = Path(sys.argv[1])
 name = next((name for name in "ab" if os.fork() == 0), "")
@@ -159,3 +161,17 @@ def test_what_is_missing_is_said_with_the_line_that_brings_it(tmp_path, monkeypa
     monkeypatch.setattr("fedexp.extras.find_spec", lambda module: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'fedexp\[mlflow\]'"):
         trackers_of("mlflow", tmp_path)
+
+
+def test_a_run_from_python_is_tracked_over_its_parts(tmp_path, undrawn):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    parts = {"num_clients": 4, "local_steps": 1, "engine": "serial", "strategy": "fedexp"}
+    with fedexp.Simulation(**parts, out=tmp_path / "r", log="tensorboard") as simulation:
+        simulation.run(rounds=1)
+        run = simulation.run(rounds=2)
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("test-accuracy")]
+    assert found == [(row["round"], pytest.approx(row["test-accuracy"])) for row in run.metrics]

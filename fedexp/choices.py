@@ -16,7 +16,7 @@ from fedexp import keys
 from fedexp.clients.local_optimizers import LocalOptimizer
 from fedexp.clients.named import as_optimizer, named_optimizer, told
 from fedexp.clients.schedules import Schedule, schedule
-from fedexp.config import Config, shown
+from fedexp.config import Config, cut
 from fedexp.specs import Spec, split_list
 from fedexp.strategies import STRATEGIES
 
@@ -42,9 +42,9 @@ class Choice:
         """
         strategy, *own = split_list(text, "+") or [""]
         if len(own) > 1:
-            raise ValueError(f"{shown(text)}: names two local optimizers. Leave one out.")
+            raise ValueError(f"{cut(text)}: names two local optimizers. Leave one out.")
         if text.rstrip().endswith("+"):
-            raise ValueError(f"{shown(text)}: names no local optimizer behind its +. Leave it out.")
+            raise ValueError(f"{cut(text)}: names no local optimizer behind its +. Leave it out.")
         return cls(Spec.of(strategy), str(Spec.of(own[0])) if own else "")
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ def strategy_keys(config: Config) -> list[str]:
     Raises:
         ValueError: one of them is unknown, or named twice.
     """
-    owner = f"Config(strategy={shown(config.strategy)})"
+    owner = f"Config(strategy={cut(config.strategy)})"
     try:
         wanted = list(map(Choice.of, split_list(config.strategy)))
     except ValueError as error:
@@ -80,7 +80,7 @@ def strategy_keys(config: Config) -> list[str]:
             close = get_close_matches(name.lower(), STRATEGIES, 1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(
-                f"{owner}: unknown {shown(name)}.{hint} Known: all, {', '.join(STRATEGIES)}, "
+                f"{owner}: unknown {cut(name)}.{hint} Known: all, {', '.join(STRATEGIES)}, "
                 "or module:NAME of your own."
             )
     for text in texts:
@@ -163,7 +163,7 @@ def schedule_of(
     choice = config.scheduler if scheduler is None else scheduler
     if isinstance(choice, str) and not choice:
         return None
-    owner = f"Config(scheduler={shown(choice)})" if isinstance(choice, str) else "scheduler"
+    owner = f"Config(scheduler={cut(choice)})" if isinstance(choice, str) else "scheduler"
     name = getattr(optimizer, "__name__", optimizer_key(config, key))
     made = as_optimizer(optimizer) or named_optimizer(name)
     if config.learning_rate_decay != 1:

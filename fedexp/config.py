@@ -40,12 +40,13 @@ def _named_short(word: str, keys: Iterable[str]) -> list[str]:
 _MOST_SHOWN = 80
 
 
-def shown(value: object) -> str:
+def cut(value: object) -> str:
     """A value in a message: on one line, and cut where it is long.
 
     Example:
-        >>> shown("a"), shown(list(range(1000)))[-12:]
-        ("'a'", ' 23, 24, ...')
+        >>> from fedexp.config import cut
+        >>> cut("a"), cut(list(range(1000)))[-12:]
+        ("'a'", '20, 21, 2...')
     """
     text = re.sub(r"\s*\n\s*", " ", repr(value))
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
@@ -393,8 +394,8 @@ class Config(BaseModel):
         default = cls.keys()[key].default
         rule = first["msg"][0].lower() + first["msg"][1:].replace("Input", "it")
         if isinstance(first["input"], list):
-            rule = f"it should be text, such as {shown(','.join(map(str, first['input'])))}"
+            rule = f"it should be text, such as {cut(','.join(map(str, first['input'])))}"
         return (
-            f"Config({key}={shown(first['input'])}): {rule.replace('input', 'it')}. "
+            f"Config({key}={cut(first['input'])}): {rule.replace('input', 'it')}. "
             f"The default is {default!r}."
         )

@@ -10,7 +10,7 @@ from typing import Any
 from fedexp import keys
 from fedexp.clients.local_optimizers import LOCAL_OPTIMIZERS
 from fedexp.clients.named import named_optimizer
-from fedexp.config import Config, shown
+from fedexp.config import Config, cut
 from fedexp.datasets import PARTITIONERS, SOURCES, from_arrays, from_hub
 from fedexp.datasets.own_files import READS, WITH_TEST
 from fedexp.strategies import STRATEGIES, FedOpt
@@ -110,7 +110,7 @@ def check_has_reader(
         if is_read or not any(would.values()) or (key not in given and value == info.default):
             continue
         instead = [f"no chosen {kind} reads {key}; {_do(x)}" for kind, x in would.items() if x]
-        raise ValueError(f"Config({key}={shown(value)}): {', and '.join(instead)}.")
+        raise ValueError(f"Config({key}={cut(value)}): {', and '.join(instead)}.")
 
 
 def optimizer_fields(text: str) -> Fields:

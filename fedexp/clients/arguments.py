@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from fedexp.clients.ranges import is_number
+from fedexp.clients.ranges import is_real
 
 
 def parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
@@ -92,7 +92,7 @@ def _as_kind(value: Any, example: Any) -> Any:
     if _is_whole(example) and isinstance(value, float):
         return int(value)
     if isinstance(example, tuple) and all(isinstance(x, float) for x in example):
-        return type(value)(float(x) if is_number(x) else x for x in value)
+        return type(value)(float(x) if is_real(x) else x for x in value)
     return value
 
 
@@ -103,9 +103,9 @@ def _other_kind(value: Any, example: Any) -> str:
     if isinstance(example, bool):
         return "" if isinstance(value, bool) else "true or false"
     if _is_whole(example):
-        return "" if is_number(value) and value % 1 == 0 else "a whole number"
-    if is_number(example):
-        return "" if is_number(value) and value == value else "a number"  # NaN is none
+        return "" if is_real(value) and value % 1 == 0 else "a whole number"
+    if is_real(example):
+        return "" if is_real(value) and value == value else "a number"  # NaN is none
     if isinstance(example, tuple):
         listed = isinstance(value, list | tuple)
         pairs = zip(value, map(_any_number, example), strict=False) if listed else ()
@@ -115,7 +115,7 @@ def _other_kind(value: Any, example: Any) -> str:
 
 
 def _is_whole(example: Any) -> bool:
-    return is_number(example, whole=True)
+    return is_real(example, whole=True)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

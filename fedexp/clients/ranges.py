@@ -19,6 +19,7 @@ class Range:
         whole: whether they are integers.
 
     Example:
+        >>> from fedexp.clients.ranges import Range
         >>> Range(0, 1, "[)").fault(1)
         'must be at least 0 and less than 1'
         >>> Range().fault(float("nan")), Range().fault(0.5)
@@ -32,7 +33,7 @@ class Range:
 
     def fault(self, value: Any) -> str:
         """What is wrong with ``value``, as the end of a line; empty if nothing."""
-        if not is_number(value):
+        if not is_real(value):
             return "must be a number"
         if self.whole and not (isfinite(value) and value == int(value)):
             return "must be a whole number"
@@ -53,6 +54,6 @@ POSITIVE = Range(ends="()")
 SHARE = Range(0, 1, "[)")
 
 
-def is_number(value: Any, *, whole: bool = False) -> bool:
+def is_real(value: Any, *, whole: bool = False) -> bool:
     """Whether ``value`` is a number; a truth value, an int for Python, is none."""
     return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)

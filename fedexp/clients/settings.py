@@ -237,6 +237,7 @@ def fault_of(key: str, value: Any) -> str:
     """Why a client cannot take ``value`` for ``key``, as the end of a line; empty if it can.
 
     Example:
+        >>> from fedexp.clients.settings import fault_of
         >>> fault_of("learning-rate", -1), fault_of("local-steps", 2.5)
         ('must be at least 0', 'must be a whole number')
     """

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedexp import verdict
 from fedexp.choices import strategy_keys
-from fedexp.config import Config, shown
+from fedexp.config import Config, cut
 from fedexp.extras import need
 from fedexp.logs import level
 from fedexp.runs import folder as folders
@@ -95,7 +95,7 @@ def _listed(seeds: Iterable[int] | str | None, parts: Mapping[str, Any]) -> Any:
     if isinstance(seeds, int):
         raise ValueError(f"compare(seeds={seeds}): must be several. Give range({seeds}) or [0, 1].")
     if not isinstance(seeds, Iterable):
-        raise ValueError(f"compare(seeds={shown(seeds)}): must be several. Give [0, 1].")
+        raise ValueError(f"compare(seeds={cut(seeds)}): must be several. Give [0, 1].")
     if "seed" in parts:
         raise ValueError("compare(seed): seeds are given too. Leave one out.")
     return ",".join(map(str, seeds))

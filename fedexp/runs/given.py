@@ -11,7 +11,7 @@ import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from fedexp import checks, factories
-from fedexp.config import SHORT, Config, shown
+from fedexp.config import SHORT, Config, cut
 from fedexp.datasets import Dataset, data
 from fedexp.readers import readers
 from fedexp.runs.federation import Own, arrays_of
@@ -202,8 +202,8 @@ def _argument(key: str, value: Any) -> str:
         settings = ", ".join(f"{name}={x!r}" for name, x in spec.settings.items())
         return f"extensions=[fedexp.strategies.{kind}({settings})]"
     if key == "clip":
-        return f"clip=fedexp.strategies.FixedClip({shown(value)})"
-    return f"{key.replace('-', '_')}={shown(value)}"
+        return f"clip=fedexp.strategies.FixedClip({cut(value)})"
+    return f"{key.replace('-', '_')}={cut(value)}"
 
 
 def _of_strategies() -> set[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedexp.config import shown
+from fedexp.config import cut
 from fedexp.files import read_json
 
 MOVE = "Move it out of the run's folder."
@@ -38,7 +38,7 @@ def environment_in(folder: Path) -> dict[str, Any]:
     environment = _object(path, MOVE)
     for key in ("config", "objects"):
         if not isinstance(environment.get(key, {}), dict):
-            raise ValueError(f"{path}: is damaged, {key} is {shown(environment[key])}. {MOVE}")
+            raise ValueError(f"{path}: is damaged, {key} is {cut(environment[key])}. {MOVE}")
     return environment
 
 
@@ -57,7 +57,7 @@ def about_in(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     about = _object(path, _ANEW)
     if odd := [key for key, kinds in _OF_A_UNIT.items() if type(about.get(key)) not in kinds]:
-        value = shown(about[odd[0]]) if odd[0] in about else "missing"
+        value = cut(about[odd[0]]) if odd[0] in about else "missing"
         raise ValueError(f"{path}: is damaged, {odd[0]} is {value}. {_ANEW}")
     seed = about.get("seed")
     if folder.name != f"seed-{seed}" and seed != config.get("seed", seed):
@@ -77,7 +77,7 @@ def summary_in(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: is damaged, problem is missing. {_ANEW}")
     for key, value in summary.items():
         if type(value) not in _OF_AN_END.get(key, _NUMBER):
-            raise ValueError(f"{path}: is damaged, {key} is {shown(value)}. {_ANEW}")
+            raise ValueError(f"{path}: is damaged, {key} is {cut(value)}. {_ANEW}")
     return summary
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedexp.choices import Choice, optimizer_key
-from fedexp.config import Config, shown
+from fedexp.config import Config, cut
 from fedexp.readers import Fields, optimizer_fields, readers, strategy_arguments
 from fedexp.specs import slug, split_list
 from fedexp.strategies import STRATEGIES
@@ -78,19 +78,19 @@ def first_units(config: Config, strategies: Strategies) -> list[Unit]:
         ValueError: seeds, a sweep or a score that cannot be read.
     """
     if config.select and not config.sweep:
-        raise ValueError(f"Config(select={shown(config.select)}): there is no sweep. Add --sweep.")
+        raise ValueError(f"Config(select={cut(config.select)}): there is no sweep. Add --sweep.")
     if config.tuning_seeds and not config.select:
         raise ValueError("Config(tuning-seeds): nothing is selected. Add --select.")
     if config.select not in ("", *SCORES):
         raise ValueError(
-            f"Config(select={shown(config.select)}): must be one of {', '.join(SCORES)}."
+            f"Config(select={cut(config.select)}): must be one of {', '.join(SCORES)}."
         )
     if not config.select:
         return _units(config, strategies, seeds_of(config), {})
     tuning = tuning_seeds_of(config)
     if both := set(tuning) & set(seeds_of(config)):
         raise ValueError(
-            f"Config(tuning-seeds={shown(config.tuning_seeds)}): seed {min(both)} also reports. "
+            f"Config(tuning-seeds={cut(config.tuning_seeds)}): seed {min(both)} also reports. "
             "Seeds that select must be others."
         )
     return _units(config, strategies, tuning, {}, tuning=True)
@@ -141,10 +141,10 @@ def points_of(config: Config) -> list[Point]:
         key, equals, values = part.partition("=")
         key = key.strip().replace("_", "-")
         if not equals or not split_list(values):
-            raise ValueError(f"Config(sweep={shown(part)}): must be KEY=VALUE,VALUE.")
+            raise ValueError(f"Config(sweep={cut(part)}): must be KEY=VALUE,VALUE.")
         if key in _NOT_SWEPT or key in axes:
             why = "is given twice" if key in axes else "cannot be swept"
-            raise ValueError(f"Config(sweep={shown(part)}): {key} {why}. Sweep another key.")
+            raise ValueError(f"Config(sweep={cut(part)}): {key} {why}. Sweep another key.")
         axes[key] = split_list(values)
         for value in axes[key]:
             Config.of({key: value})
@@ -259,8 +259,8 @@ def _numbers(key: str, text: str) -> list[int]:
     for part in split_list(text):
         first, dash, last = part.partition("-")
         if not (first.isdecimal() and (last.isdecimal() if dash else True)):
-            raise ValueError(f"Config({key}={shown(text)}): must be numbers by comma, or 0-9.")
+            raise ValueError(f"Config({key}={cut(text)}): must be numbers by comma, or 0-9.")
         found += range(int(first), int(last or first) + 1)
     if len(set(found)) < len(found) or (text and not found):
-        raise ValueError(f"Config({key}={shown(text)}): must name numbers, each once.")
+        raise ValueError(f"Config({key}={cut(text)}): must name numbers, each once.")
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fedexp.config import Config, shown
+from fedexp.config import Config, cut
 from fedexp.runs.federation import Federation
 from fedexp.runs.reading import MetricsRow
 
@@ -25,12 +25,12 @@ def check_folder(owner: str, config: Config, resume: object) -> None:
     """
     if not isinstance(resume, bool):
         raise ValueError(
-            f"{owner}(resume={shown(resume)}): must be True or False. Name the folder with out."
+            f"{owner}(resume={cut(resume)}): must be True or False. Name the folder with out."
         )
     if config.out:
         return
     given = {"resume": resume} | {key: getattr(config, key) for key in _OF_A_FOLDER}
-    if needs := [f"{key}={shown(value)}" for key, value in given.items() if value]:
+    if needs := [f"{key}={cut(value)}" for key, value in given.items() if value]:
         raise ValueError(f"{owner}({needs[0]}): nothing is written without a folder. Give out.")
 
 
@@ -41,7 +41,7 @@ def check_calls(**calls: Any) -> None:
     """Raise ``ValueError`` for one that is no function."""
     for name, call in calls.items():
         if not callable(call):
-            raise ValueError(f"run({name}={shown(call)}): must be a function.")
+            raise ValueError(f"run({name}={cut(call)}): must be a function.")
 
 
 def tell(problem: str | None, rows: Sequence[MetricsRow]) -> None:

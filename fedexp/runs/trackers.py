@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedexp.config import shown
+from fedexp.config import cut
 from fedexp.extras import need
 from fedexp.runs.reading import MetricsRow
 from fedexp.runs.series import as_number, settings_text
@@ -198,7 +198,7 @@ def trackers_of(log: str, folder: Path, warn: Callable[[str], None] = _warn) -> 
     for name in names:
         if name not in _KNOWN:
             raise ValueError(
-                f"Config(log={shown(log)}): unknown {shown(name)}. Known: {', '.join(_KNOWN)}."
+                f"Config(log={cut(log)}): unknown {cut(name)}. Known: {', '.join(_KNOWN)}."
             )
         for module in _KNOWN[name]:
             need(module, name)

@@ -8,7 +8,7 @@ import pytest
 def data_dir():
     """The folder of published files, by environment variable or beside the checkout."""
     beside = Path(__file__).parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("FEDEXP_DATA_DIR", beside))
+    folder = Path(os.environ.get("FEDEXP_DATA_DIR") or beside)
     if not folder.is_dir():
         pytest.skip("no published data files: set FEDEXP_DATA_DIR")
     return str(folder)

@@ -171,9 +171,8 @@ class ClientSettings:
         """
         _check_keys(frozenset(config))
         given = {key: _value(key, config[key]) for key in _DEFAULTS if key in config}
-        decay, server_round = (
-            given.get(key, ALSO[key]) for key in ("learning-rate-decay", keys.SERVER_ROUND)
-        )
+        decay = given.get("learning-rate-decay", ALSO["learning-rate-decay"])
+        server_round = given.get(keys.SERVER_ROUND, ALSO[keys.SERVER_ROUND])
         own = {name: given[key] for key, name in KEYS.items() if key in given}
         lr = own.get("lr", cls.lr) * decay**server_round
         found = cls(**{**own, "lr": lr})

@@ -22,7 +22,7 @@ from fedexp.hypergradients.scales import Number, Scale
 Slots: TypeAlias = dict[str, Number]
 Values: TypeAlias = Mapping[str, Number]
 _KINDS: dict[Any, tuple[Any, str]] = {
-    "float": (Real, "a number"),
+    "float": ((float, int, Real), "a number"),  # the first two take no search
     "bool": (bool, "True or False"),
 }
 
@@ -96,13 +96,12 @@ class Rule:
             raise ValueError(f"{owner}(hyper={self.hyper!r}): must be a rule. Use SGD(1e-3), say.")
         if self.lr_form not in forms:
             raise ValueError(f"{owner}(lr_form={self.lr_form!r}): must be one of {forms}.")
-        for f in fields(self):
-            kind, said = _KINDS.get(getattr(f.type, "__name__", f.type), (object, ""))
-            value = getattr(self, f.name)
+        for name, kind, said in _kinds_of(type(self)):
+            value = getattr(self, name)
             if not isinstance(value, kind):
-                raise ValueError(f"{owner}({f.name}={value!r}): must be {said}.")
-            if f.name in ("eps", "first_v", "max_lr") and not value >= 0:
-                raise ValueError(f"{owner}({f.name}={value!r}): must be at least 0.")
+                raise ValueError(f"{owner}({name}={value!r}): must be {said}.")
+            if name in ("eps", "first_v", "max_lr") and not value >= 0:
+                raise ValueError(f"{owner}({name}={value!r}): must be at least 0.")
 
     def values(self) -> dict[str, float]:
         """The value of each hyperparameter, by name."""
@@ -190,6 +189,13 @@ class Rule:
         # A fixed one may lie on the end, e.g. beta1 = 0.
         low = self.scales[name].low if name in self.tuned_names else 0.0
         return low, self.scales[name].high
+
+
+@cache
+def _kinds_of(rule: Any) -> list[tuple[str, Any, str]]:
+    """Each field that is a number or a truth value, its kind and how to say it."""
+    kinds = {f.name: _KINDS.get(getattr(f.type, "__name__", f.type)) for f in fields(rule)}
+    return [(name, *kind) for name, kind in kinds.items() if kind]
 
 
 @cache

@@ -91,12 +91,13 @@ class Rule:
                 raise ValueError(f"{owner}({name}={value}): must lie in [{low:g}, {high:g}].")
 
     def _check_kinds(self) -> None:
-        owner, forms = type(self).__name__, ("additive", "log")
+        own: Any = type(self)
+        owner, forms = own.__name__, ("additive", "log")
         if not isinstance(self.hyper, Rule | None):
             raise ValueError(f"{owner}(hyper={self.hyper!r}): must be a rule. Use SGD(1e-3), say.")
         if self.lr_form not in forms:
             raise ValueError(f"{owner}(lr_form={self.lr_form!r}): must be one of {forms}.")
-        for name, kind, said in _kinds_of(type(self)):
+        for name, kind, said in _kinds_of(own):
             value = getattr(self, name)
             if not isinstance(value, kind):
                 raise ValueError(f"{owner}({name}={value!r}): must be {said}.")
